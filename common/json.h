@@ -1,0 +1,26 @@
+/* json.h: the few things riverrun adds to jansson: reading with a clear sentence, writing durably, typed look-ups. */
+#ifndef RIVERRUN_JSON_H
+#define RIVERRUN_JSON_H
+
+#include "common/error.h"
+#include <jansson.h>
+#include <stdint.h>
+
+/* Parse; duplicate keys are refused. `name` stands for the file in messages. The caller json_decref's *out. */
+int json_read(json_t **out, const char *path, error *err);
+int json_read_text(json_t **out, const char *text, size_t size, const char *name, error *err);
+
+/* Typed members of an object. A missing or wrongly typed one is ERROR_INPUT naming `name` and the key; with `fallback`
+ * variants a missing one takes the fallback, a wrongly typed one is still an error. */
+int json_get_int(const json_t *object, const char *key, const char *name, int64_t *out, error *err);
+int json_get_real(const json_t *object, const char *key, const char *name, double *out, error *err); /* accepts integers */
+int json_get_bool(const json_t *object, const char *key, const char *name, bool *out, error *err);
+int json_get_string(const json_t *object, const char *key, const char *name, const char **out, error *err);
+int json_get_int_or(const json_t *object, const char *key, const char *name, int64_t fallback, int64_t *out, error *err);
+int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out, error *err);
+int json_get_bool_or(const json_t *object, const char *key, const char *name, bool fallback, bool *out, error *err);
+
+/* Write `value` (indented, a final newline, keys in insertion order) through common/file.h: created, synced, closed. */
+int json_write(const json_t *value, const char *path, error *err);
+
+#endif
