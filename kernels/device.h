@@ -1,0 +1,37 @@
+/* device.h: where operations run: the table, the memory, and what the device keeps between calls (nothing on the CPU;
+ * stream, library handles and the first error on CUDA). */
+#ifndef RIVERRUN_DEVICE_H
+#define RIVERRUN_DEVICE_H
+
+#include "common/arena.h"
+#include "common/error.h"
+#include "kernels/ops.h"
+
+enum device_kind { DEVICE_CPU = 0, DEVICE_CUDA };
+enum precision { PRECISION_F32 = 0, PRECISION_F64, PRECISION_BF16 };
+
+struct device {
+    const struct ops *ops;
+    enum device_kind kind;
+    enum precision precision;
+    const struct arena_memory *memory; /* for arena_open; NULL = host memory */
+    void *impl;
+};
+
+/* Open a device. Asking for what this build or machine lacks is ERROR_INPUT that says what is there: this version has
+ * CPU tables only, in f32 and f64. */
+int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err);
+void device_close(struct device *dev);
+
+/* Between host and device memory (plain copies on the CPU). Counts are bytes. device_read waits for the work before it. */
+void device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
+void device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+void device_zero(struct device *dev, void *memory, size_t bytes);
+
+/* Wait for everything submitted; 0, or the first failure since the last check. */
+int device_check(struct device *dev, error *err);
+
+/* "2 threads, AVX-512, OpenBLAS 0.3.21", for the log's first line. */
+void device_describe(const struct device *dev, char *out, size_t size);
+
+#endif

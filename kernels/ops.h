@@ -1,0 +1,172 @@
+/* ops.h: the contract of every operation, named once.
+ *
+ * A device is a table of these functions (struct ops). There are three tables: the CPU in float (training), the CPU in
+ * double (the oracle that everything else is compared with), and CUDA. The model is written once against the table.
+ *
+ * Conventions
+ *   Order of arguments: device, outputs, gradients-to-accumulate, inputs, sizes and constants, scratch.
+ *   "=": the output is overwritten. "+=": the result is added to what is there (parameter gradients always).
+ *   "optional": may be tensor_none().
+ *   Activations have the device's activation dtype (act); residual stream, statistics, dt, states, gradients of
+ *   parameters are "real": f32 on the float CPU and on CUDA, f64 in the oracle. Weights have the dtype of the view.
+ *   On the CPU tables everything is the table's own real type.
+ *   Rows are strided views where noted "strided"; all else is contiguous. Inputs and outputs don't overlap unless stated.
+ *   Functions return nothing: on a device that can fail, the first failure is kept in the device and reported by
+ *   device_check(). A broken shape is a programmer error (ASSERT).
+ *   Scratch is caller-owned, uninitialised, at least OP_scratch(...) bytes; those functions are pure and need no device.
+ *   Determinism: the same inputs on the same device with the same number of threads give the same bits.
+ *
+ * Documents: `doc` is (B, T) i32, non-decreasing along a row: the number of the document a token belongs to. State and
+ *   taps never cross from one number to another. A carried-in (initial) state belongs to document 0, so a row whose first
+ *   token starts a document has doc[0] = 1 and ignores the initial state. none = one document, number 0. The final state
+ *   belongs to the row's last document.
+ */
+#ifndef RIVERRUN_OPS_H
+#define RIVERRUN_OPS_H
+
+#include "kernels/tensor.h"
+
+struct device;
+
+/* Shape of an SSD or conv problem, for the size functions. */
+struct ssd_shape {
+    int64_t B, T, H, P, G, N, Q;
+};
+
+/* What head_loss adds up. Lives in device memory, f64 on every device; sums over the valid targets. */
+struct loss_sums {
+    double nll;     /* -log p(target), nats */
+    double z;       /* z_loss * logsumexp^2 */
+    double valid;   /* number of targets >= 0 */
+    double correct; /* valid targets that are the argmax of the logits (lowest index wins a tie) */
+};
+
+/* One run of consecutive elements of the flat parameter arrays that share a treatment. */
+struct adamw_segment {
+    int64_t offset; /* in elements, into p, m, v, g alike */
+    int64_t count;
+    float decay;    /* weight decay coefficient of this run (0 for exempt tensors) */
+    float lr_scale; /* multiplies the step's learning rate */
+};
+
+/* Scalars of one optimizer step; in device memory, so that a captured step can be replayed. */
+struct adamw_step {
+    double lr;
+    double beta1, beta2, eps;
+    double correction1, correction2; /* 1 - beta^t, t counted from 1 over steps that were not skipped */
+    double grad_scale;               /* multiplies every gradient: 1/valid tokens, and clipping */
+    int32_t skip;                    /* non-zero: leave p, m, v untouched */
+    int32_t unused;
+};
+
+struct ops {
+    const char *name; /* "cpu-f32", "cpu-f64" */
+    enum dtype act, real;
+
+    /* --- embedding: out[r] = table[tokens[r]] --------------------------------------------------------------- */
+    /* out (R,D) real =; tokens (R) i32 in [0,V); table (V,D) */
+    void (*embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
+    /* dtable (V,D) real += scatter of dout (R,D) real by token, rows in order */
+    void (*embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens);
+
+    /* --- residual add + RMSNorm ------------------------------------------------------------------------------ */
+    /* r = residual + branch;  rstd = 1/sqrt(mean(r^2) + eps);  y = r * rstd * weight.
+     * out_residual (R,D) real = r, may be the same memory as residual; y (R,D) act =; rstd (R) real =;
+     * residual (R,D) real; branch (R,D) act optional (absent: r = residual); weight (D) */
+    void (*add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
+                                tensor branch, tensor weight, double eps);
+    /* With xh = r*rstd, wdy = weight*dy, c = mean(xh*wdy):  dr = (wdy - xh*c)*rstd + dnext;  dweight += sum dy*xh.
+     * dresidual (R,D) real = dr (may be the memory of dnext); dbranch (R,D) act = dr rounded, optional (where act is real
+     * the caller reads dresidual instead); dnext (R,D) real, the gradient arriving on r from above, optional;
+     * residual = the r that forward put out. */
+    void (*add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
+                                 tensor dnext, tensor residual, tensor rstd, tensor weight, void *scratch);
+    size_t (*add_rmsnorm_backward_scratch)(int64_t R, int64_t D);
+
+    /* --- linear: y = x w^T (+ bias) --------------------------------------------------------------------------- */
+    /* y (R,O) strided =; x (R,I) strided; w (O,I); bias (O) optional */
+    void (*linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
+    /* dx (R,I) strided, optional: = dy w, or += if add_dx; dw (O,I) real += dy^T x, optional; dbias (O) real += sum dy,
+     * optional; dy (R,O) strided; x (R,I) strided */
+    void (*linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy, tensor x,
+                            tensor w);
+
+    /* --- causal depthwise convolution + SiLU ------------------------------------------------------------------ */
+    /* c[t,k] = bias[k] + sum_{w<W} weight[k,w] * x[t-(W-1)+w, k];  y = silu(c). The last tap multiplies the current token;
+     * taps before the row read `initial` (its last row is the token just before), or 0; taps of another document are 0.
+     * y (B,T,C) strided =; final (B,W-1,C) real optional = the last W-1 inputs of the last document (0 where it is
+     * shorter); x (B,T,C) strided; weight (C,W); bias (C); initial (B,W-1,C) optional; doc (B,T) optional. W in 2..8. */
+    void (*conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias, tensor initial,
+                         tensor doc);
+    /* dx (B,T,C) strided =; dinitial (B,W-1,C) optional =; dweight (C,W), dbias (C) real +=; dy strided; dfinal optional */
+    void (*conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias, tensor dy,
+                          tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, void *scratch);
+    size_t (*conv_backward_scratch)(int64_t B, int64_t T, int64_t C, int64_t W);
+    /* One token: y (B,C) strided =; state (B,W-1,C) real is read and shifted; x (B,C) strided */
+    void (*conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias);
+
+    /* --- SSD step sizes: dt = clamp(softplus(raw + bias), dt_min, dt_max);  a = -exp(A_log) * dt ----------------- */
+    /* dt, a (B,T,H) real =; raw (B,T,H) strided; bias, A_log (H). softplus(v) = log1p(exp(v)) for v <= 20, else v. */
+    void (*ssd_dt_forward)(struct device *dev, tensor dt, tensor a, tensor raw, tensor bias, tensor A_log, double dt_min,
+                           double dt_max);
+    /* draw (B,T,H) strided =; dbias, dA_log (H) real +=; ddt, da (B,T,H) real: gradients of dt and a as independent
+     * values. Where dt was clamped its gradient is 0. */
+    void (*ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da, tensor raw,
+                            tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch);
+    size_t (*ssd_dt_backward_scratch)(int64_t B, int64_t T, int64_t H);
+
+    /* --- SSD (Mamba-2, arXiv 2405.21060, chunked algorithm of its section 6) ----------------------------------- */
+    /* Per head: S[t] = exp(a[t]) S[t-1] + dt[t] x[t] (outer) b[t];   y[t] = S[t] c[t] + d x[t].
+     * y (B,T,H,P) strided =; final (B,H,P,N) real optional =; saved: ssd_saved() bytes that backward reads, or NULL when
+     * no backward follows; x (B,T,H,P) strided; dt, a (B,T,H) real, a <= 0; b, c (B,T,G,N) strided, head h uses group
+     * h / (H/G); d (H) optional; initial (B,H,P,N) optional; doc optional; chunk Q >= 1: any value gives the same result
+     * up to rounding. */
+    void (*ssd_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a, tensor b,
+                        tensor c, tensor d, tensor initial, tensor doc, int64_t chunk, void *scratch);
+    /* dx strided =; ddt, da (B,T,H) real =; db, dc strided =; dinitial optional =; dd (H) real +=, optional;
+     * dy strided; dfinal optional */
+    void (*ssd_backward)(struct device *dev, tensor dx, tensor ddt, tensor da, tensor db, tensor dc, tensor dinitial,
+                         tensor dd, tensor dy, tensor dfinal, const void *saved, tensor x, tensor dt, tensor a, tensor b,
+                         tensor c, tensor d, tensor initial, tensor doc, int64_t chunk, void *scratch);
+    size_t (*ssd_saved)(struct ssd_shape shape);
+    size_t (*ssd_forward_scratch)(struct ssd_shape shape);
+    size_t (*ssd_backward_scratch)(struct ssd_shape shape);
+    /* One token: y (B,H,P) strided =; state (B,H,P,N) real updated; x (B,H,P), b, c (B,G,N) strided; dt, a (B,H) */
+    void (*ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d);
+
+    /* --- gated RMSNorm: u = y * silu(z), normalised per group of I/groups channels, times weight ------------------ */
+    /* g (R,I) act =; rstd (R,groups) real =; y (R,I); z (R,I) strided; weight (I) */
+    void (*gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps);
+    /* dy (R,I) =; dz (R,I) strided =; dweight (I) real += */
+    void (*gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
+                                   tensor rstd, tensor weight, void *scratch);
+    size_t (*gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
+
+    /* --- SwiGLU: h = silu(gate) * up, gate_up (R,2F) = [gate | up] ------------------------------------------------- */
+    void (*swiglu_forward)(struct device *dev, tensor h, tensor gate_up);                  /* h (R,F) = */
+    void (*swiglu_backward)(struct device *dev, tensor dgate_up, tensor dh, tensor gate_up); /* dgate_up (R,2F) = */
+
+    /* --- language-model head + cross-entropy, tile by tile: the R x V logits never exist at once -------------------- */
+    /* logits = x w^T;  for each row with target >= 0: loss = lse(logits) - logits[target] + z_loss * lse^2.
+     * sums: += (device memory). losses (R) real optional =: -log p(target) (0 for masked rows; without the z term).
+     * dx (R,D) act optional =: d(scale * sum of losses)/dx; dw (V,D) real optional +=: the same for w (only with dx).
+     * x (R,D); w (V,D); targets (R) i32, negative = masked. */
+    void (*head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
+                      tensor targets, double scale, double z_loss, void *scratch);
+    size_t (*head_loss_scratch)(int64_t R, int64_t D, int64_t V);
+
+    /* --- optimizer ---------------------------------------------------------------------------------------------- */
+    /* *sum (device memory, f64) += sum of x[i]^2 over the flat real array x (n), in a fixed order, accumulated in f64 */
+    void (*sum_squares)(struct device *dev, double *sum, tensor x);
+    /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
+     * p -= lr*lr_scale*decay*p;  p -= lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps).
+     * p, m, v, g: flat real arrays. step in device memory. (Loshchilov & Hutter, arXiv 1711.05101) */
+    void (*adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
+                  int64_t count, const struct adamw_step *step);
+};
+
+/* The CPU tables (OpenMP threads, BLAS). */
+extern const struct ops ops_cpu_f32;
+extern const struct ops ops_cpu_f64;
+
+#endif
