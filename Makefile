@@ -1,0 +1,366 @@
+# Makefile: builds riverrun with the parts this machine has, and says which it found. `make help` lists the targets.
+#
+# Every part can be switched off on the command line (make MPI=0 CUDA=0), every directory is found through wildcards
+# (a new source file needs no edit here), and everything that is built lies under $(BUILD). Changing a switch rebuilds
+# what depends on it: the flags are kept in $(BUILD)/flags, and every object depends on that file.
+
+# ---- switches ------------------------------------------------------------------------------------------------------
+
+BUILD     ?= build
+PREFIX    ?= /usr/local
+CC        := $(if $(filter default,$(origin CC)),$(if $(shell command -v cc 2>/dev/null),cc,gcc),$(CC))
+CLANG     ?= clang
+PYTHON    ?= python3
+CPU_ARCH  ?= native
+OPENBLAS  ?= 1
+OPENMP    ?= 1
+MPI       ?= 1
+CUDA      ?= 1
+NCCL      ?= 1
+CUDNN     ?= 1
+WERROR    ?= 1
+DEBUG     ?= 0
+V         ?= 0
+SAN       ?=
+MPICC     ?= mpicc
+CUDA_HOME ?= $(if $(wildcard /usr/local/cuda/bin/nvcc),/usr/local/cuda,$(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)))
+CUDA_ARCH ?=
+
+comma     := ,
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SUFFIXES:
+Q := $(if $(filter 1,$(V)),,@)
+
+# Goals that need neither compiler nor libraries, and goals that only hand over to a script which calls make again.
+GOALS     := $(or $(MAKECMDGOALS),all)
+BUILDING  := $(filter-out help deps clean test quickstart,$(GOALS))
+REPORTING := $(filter all report tests install,$(GOALS))
+
+# ---- what this machine has -----------------------------------------------------------------------------------------
+# A part is there when the compiler finds its header (and, where it matters, its library). Probing is left out for goals
+# that build nothing.
+
+ifneq ($(BUILDING),)
+
+# has_header HEADER,FLAGS gives 1 or nothing.
+has_header = $(shell printf '\#include <stddef.h>\n\#include <$(1)>\n' | \
+               $(CC) $(CPPFLAGS) $(2) -x c -E - >/dev/null 2>&1 && echo 1)
+version_of = $(or $(shell pkg-config --modversion $(1) 2>/dev/null | head -n 1),found)
+# archive_or_shared NAME gives the path of libNAME.a where there is one (so that the binary can be carried), else -lNAME.
+archive_or_shared = $(if $(findstring /,$(call archive,$(1))),$(call archive,$(1)),-l$(1))
+archive           = $(shell $(CC) $(LDFLAGS) -print-file-name=lib$(1).a)
+linkage           = $(if $(filter %.a,$(1)),static,shared)
+
+CC_VERSION := $(shell $(CC) --version 2>/dev/null | head -n 1)
+ifeq ($(CC_VERSION),)
+$(error There is no C compiler '$(CC)': install the Debian package gcc (`make deps` does it), or name another with CC=)
+endif
+MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
+
+# Required libraries: HEADER:LIBRARY:PKG-CONFIG NAME:DEBIAN PACKAGE
+REQUIRED := zstd.h:zstd:libzstd:libzstd-dev xxhash.h:xxhash:libxxhash:libxxhash-dev \
+            jansson.h:jansson:jansson:libjansson-dev ini.h:inih:inih:libinih-dev zlib.h:z:zlib:zlib1g-dev
+part = $(word $(2),$(subst :, ,$(1)))
+ABSENT := $(foreach r,$(REQUIRED),$(if $(call has_header,$(call part,$r,1)),,$(call part,$r,4)))
+ifneq ($(strip $(ABSENT)),)
+$(error riverrun needs a library whose header is missing here, install the Debian package(s) $(strip $(ABSENT)): `make deps` does it)
+endif
+$(foreach r,$(REQUIRED),$(eval LIB_$(call part,$r,2) := $(call archive_or_shared,$(call part,$r,2))))
+REQUIRED_LIBS := $(foreach r,$(REQUIRED),$(LIB_$(call part,$r,2)))
+
+# OpenBLAS: Debian's OpenMP build where it is installed (with its own run path, because the system's default may point
+# at the pthread build, whose threads and ours would fight), else whatever pkg-config knows.
+ifeq ($(OPENBLAS),1)
+  BLAS_DIR := $(wildcard /usr/lib/$(MULTIARCH)/openblas-openmp)
+  ifneq ($(BLAS_DIR),)
+    BLAS_CFLAGS := -I/usr/include/$(MULTIARCH)/openblas-openmp
+    BLAS_LIBS   := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
+    BLAS_TEXT   := $(shell PKG_CONFIG_PATH=$(BLAS_DIR)/pkgconfig pkg-config --modversion openblas 2>/dev/null) its OpenMP build, shared
+  else
+    BLAS_CFLAGS := $(shell pkg-config --cflags openblas 2>/dev/null)
+    BLAS_LIBS   := $(or $(shell pkg-config --libs openblas 2>/dev/null),-lopenblas)
+    BLAS_TEXT   := $(call version_of,openblas), shared
+  endif
+  HAVE_OPENBLAS := $(call has_header,cblas.h,$(BLAS_CFLAGS) -include openblas_config.h)
+endif
+
+ifeq ($(OPENMP),1)
+  HAVE_OPENMP := $(call has_header,omp.h,-fopenmp)
+endif
+
+# MPI: Open MPI's or MPICH's wrapper is asked for its flags, so that the compiler stays ours.
+ifeq ($(MPI),1)
+  MPI_CFLAGS := $(or $(shell $(MPICC) --showme:compile 2>/dev/null),$(shell pkg-config --cflags ompi-c 2>/dev/null || pkg-config --cflags mpich 2>/dev/null))
+  MPI_LIBS   := $(or $(shell $(MPICC) --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs mpich 2>/dev/null))
+  HAVE_MPI   := $(if $(MPI_LIBS),$(call has_header,mpi.h,$(MPI_CFLAGS)))
+  MPI_TEXT   := $(or $(shell $(MPICC) --showme:version 2>/dev/null | sed -n 's/.*\(Open MPI [0-9.]*\).*/\1/p'),found)
+endif
+
+# CUDA: the toolkit, then the architectures: those asked for, else this machine's GPUs, else Ampere and Hopper plus PTX.
+CUDA_SOURCES := $(sort $(wildcard kernels/cuda/*.cu train/*.cu))
+ifeq ($(CUDA),1)
+  NVCC         := $(wildcard $(CUDA_HOME)/bin/nvcc)
+  CUDA_VERSION := $(if $(NVCC),$(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p'))
+  GPU_CAPS     := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -u))
+  # 9.0 and newer chips have instructions of their own that only the "a" targets reach.
+  GPU_ARCHS    := $(foreach c,$(GPU_CAPS),$(if $(filter 9.0 10.0 10.3 12.0 12.1,$c),$(subst .,,$c)a,$(subst .,,$c)))
+  ifneq ($(CUDA_ARCH),)
+    ARCHS := $(patsubst sm_%,%,$(subst $(comma), ,$(CUDA_ARCH)))
+  else ifneq ($(GPU_ARCHS),)
+    ARCHS := $(GPU_ARCHS)
+  else
+    ARCHS := 80 90a
+    PTX   := -gencode arch=compute_80,code=compute_80
+  endif
+  GENCODE  := $(foreach a,$(ARCHS),-gencode arch=compute_$a,code=sm_$a) $(PTX)
+  CUDA_DIR := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
+  ifneq ($(NVCC),)
+    HAVE_CUDA := $(if $(CUDA_SOURCES),1)
+    ifeq ($(NCCL),1)
+      HAVE_NCCL := $(call has_header,nccl.h,-I$(CUDA_HOME)/include)
+    endif
+    ifeq ($(CUDNN),1)
+      HAVE_CUDNN := $(call has_header,cudnn.h,-I$(CUDA_HOME)/include)
+    endif
+  endif
+endif
+HAVE_CMOCKA := $(call has_header,cmocka.h,-include stdarg.h -include setjmp.h -include stdint.h)
+# libFuzzer comes with clang; its runtime library is what may be missing.
+HAVE_FUZZER := $(wildcard $(shell $(CLANG) -print-file-name=libclang_rt.fuzzer-$(shell uname -m).a 2>/dev/null) \
+                 $(shell $(CLANG) -print-file-name=libclang_rt.fuzzer.a 2>/dev/null) \
+                 $(shell $(CLANG) -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer-$(shell uname -m).a)
+
+# ---- flags ---------------------------------------------------------------------------------------------------------
+
+# Errno and trapping of floating-point operations are given up because nothing here looks at them and loops vectorise
+# without them; neither changes a result, unlike -ffast-math, which is not used.
+ifneq ($(SAN),)
+  OPTIMISE := -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all -DRIVERRUN_DEBUG
+else ifeq ($(DEBUG),1)
+  OPTIMISE := -O0 -g -fno-omit-frame-pointer -DRIVERRUN_DEBUG
+else
+  OPTIMISE := -O3 -g
+endif
+# Messages are cut on purpose where they don't fit, so gcc's guess that a snprintf may cut is no warning here.
+QUIET_GCC := $(if $(findstring clang,$(CC_VERSION)),,-Wno-format-truncation)
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla $(if $(filter 1,$(WERROR)),-Werror)
+MARCH := $(if $(CPU_ARCH),-march=$(CPU_ARCH))
+
+# What the language, the layout of the tree and the required libraries ask of every compiler.
+BASE_CFLAGS := -std=gnu11 -I. -I$(BUILD)/gen -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -fno-math-errno -fno-trapping-math \
+               -pthread $(WARN)
+FEATURES := $(if $(HAVE_OPENBLAS),-DRIVERRUN_OPENBLAS $(BLAS_CFLAGS)) $(if $(HAVE_OPENMP),-DRIVERRUN_OPENMP) \
+            $(if $(HAVE_MPI),-DRIVERRUN_MPI $(MPI_CFLAGS)) \
+            $(if $(HAVE_CUDA),-DRIVERRUN_CUDA -I$(CUDA_HOME)/include \
+              $(if $(HAVE_NCCL),-DRIVERRUN_NCCL) $(if $(HAVE_CUDNN),-DRIVERRUN_CUDNN))
+# Without OpenMP its simd pragmas still count: they let loops that reduce vectorise.
+OMP_FLAG := $(if $(HAVE_OPENMP),-fopenmp,-fopenmp-simd)
+ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
+
+CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcublasLt -lcublas \
+               $(if $(HAVE_NCCL),-lnccl) $(if $(HAVE_CUDNN),-lcudnn) -lcudart -lstdc++)
+LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) -lm -ldl
+LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
+
+NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(DEBUG)),-g -DRIVERRUN_DEBUG) $(GENCODE) \
+                 $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall$(comma)-Wextra \
+                 $(filter-out -fopenmp,$(FEATURES)) $(NVCCFLAGS)
+
+# Fuzzers are built by clang with its sanitizers, from the same sources without the optional parts.
+FUZZ_SAN    := -fsanitize=address,undefined -fno-sanitize-recover=all
+FUZZ_CFLAGS := $(BASE_CFLAGS) -O1 -g -fno-omit-frame-pointer $(FUZZ_SAN) -DRIVERRUN_DEBUG $(CPPFLAGS)
+
+# ---- the flags and the version, kept in files that change only when they do ------------------------------------------
+
+COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
+define VERSION_H
+/* Written by the Makefile. */
+#define RIVERRUN_COMMIT "$(COMMIT)"
+#define RIVERRUN_COMPILER "$(CC_VERSION)"
+#define RIVERRUN_PARTS "$(strip $(if $(HAVE_OPENBLAS),openblas) $(if $(HAVE_OPENMP),openmp) $(if $(HAVE_MPI),mpi) $(if $(HAVE_CUDA),cuda) $(if $(HAVE_NCCL),$(if $(HAVE_CUDA),nccl)) $(if $(HAVE_CUDNN),$(if $(HAVE_CUDA),cudnn)))"
+#define RIVERRUN_FLAGS "$(strip $(OPTIMISE) $(MARCH))"
+endef
+define FLAGS_TEXT
+$(CC) $(CC_VERSION)
+$(ALL_CFLAGS)
+$(NVCC) $(NVCCFLAGS_ALL)
+$(LINK) $(LIBS)
+endef
+# write_if_new FILE,VARIABLE: the file gets the variable's text unless it has it already.
+write_if_new = $(if $(filter-out x,$(if $(wildcard $(1)),$(if $(call same,$(file <$(1)),$($(2))),x,n),n)),$(file >$(1),$($(2))))
+same = $(and $(findstring <$(1)>,<$(2)>),$(findstring <$(2)>,<$(1)>))
+$(shell mkdir -p $(BUILD)/gen)
+$(call write_if_new,$(BUILD)/flags,FLAGS_TEXT)
+$(call write_if_new,$(BUILD)/gen/version.h,VERSION_H)
+
+# ---- sources and objects -------------------------------------------------------------------------------------------
+
+# Layers, lowest last, which is also the order in which the linker wants them.
+LAYERS := train model data kernels common
+SOURCES_common  := $(sort $(wildcard common/*.c))
+SOURCES_kernels := $(sort $(wildcard kernels/*.c))
+SOURCES_model   := $(sort $(wildcard model/*.c))
+SOURCES_data    := $(sort $(wildcard data/*.c))
+SOURCES_train   := $(sort $(filter-out train/main.c,$(wildcard train/*.c)))
+
+# kernels/cpu/ is compiled twice, in float and in double, but for what does not depend on the type: files named
+# *_common.c and those listed here.
+CPU_ONCE    :=
+SOURCES_cpu := $(sort $(wildcard kernels/cpu/*.c))
+CPU_SINGLE  := $(filter %_common.c $(CPU_ONCE),$(SOURCES_cpu))
+CPU_TWICE   := $(filter-out $(CPU_SINGLE),$(SOURCES_cpu))
+
+# objects_of DIRECTORY,LAYER
+objects_of = $(patsubst %.c,$(1)/%.o,$(SOURCES_$(2))) $(if $(filter kernels,$(2)), \
+               $(patsubst %.c,$(1)/%.o,$(CPU_SINGLE)) \
+               $(patsubst %.c,$(1)/%.f32.o,$(CPU_TWICE)) $(patsubst %.c,$(1)/%.f64.o,$(CPU_TWICE)))
+OBJ := $(BUILD)/obj
+CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o,$(CUDA_SOURCES)))
+CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS))
+CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
+LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
+
+TEST_UNITS    := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(wildcard test/test_*.c)))
+TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c))
+OPS_OBJECTS    := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/ops.c test/ops_*.c)))
+GOLDEN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/golden.c test/golden_*.c)))
+SUPPORT        := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/support*.c)))
+FUZZ_TARGETS   := $(patsubst test/fuzz/%.c,$(BUILD)/fuzz/%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
+
+# ---- targets -------------------------------------------------------------------------------------------------------
+
+.PHONY: all report tests fuzzers install help deps clean test quickstart
+
+all: $(BUILD)/riverrun ## Build the program (the default); says first what it found and what it does without
+
+report: ; @: ## Only say what was found
+
+tests: $(TEST_UNITS) $(TEST_TABLES) ## Build the test programs
+
+fuzzers: $(if $(HAVE_FUZZER),$(FUZZ_TARGETS)) ## Build the fuzzers (clang with libFuzzer; left out without it)
+	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: $(CLANG) with libFuzzer is not installed (Debian package clang)")
+
+install: $(BUILD)/riverrun ## Copy the program to PREFIX/bin (PREFIX=/usr/local, DESTDIR=)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(BUILD)/riverrun $(DESTDIR)$(PREFIX)/bin/riverrun
+
+$(BUILD)/riverrun: $(OBJ)/train/main.o $(LIBRARIES)
+	@echo "  LINK $@"
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
+
+# library LAYER,DIRECTORY OF THE ARCHIVE,DIRECTORY OF THE OBJECTS,MORE OBJECTS
+define library
+$(2)/lib$(1).a: $(call objects_of,$(3),$(1)) $(4)
+	@echo "  AR   $$@"
+	$(Q)rm -f $$@ && $(AR) crs $$@ $$^
+endef
+$(foreach l,$(LAYERS),$(eval $(call library,$l,$(BUILD),$(OBJ),$(CUDA_OF_$l))))
+$(foreach l,$(LAYERS),$(eval $(call library,$l,$(BUILD)/fuzz,$(BUILD)/fuzz/obj,)))
+
+# compile COMPILER,FLAGS
+define compile
+	@echo "  CC   $<"
+	@mkdir -p $(@D)
+	$(Q)$(1) $(2) -MMD -MP -c -o $@ $<
+endef
+$(OBJ)/%.f32.o: %.c $(BUILD)/flags
+	$(call compile,$(CC),$(ALL_CFLAGS) -DREAL_IS_FLOAT)
+$(OBJ)/%.f64.o: %.c $(BUILD)/flags
+	$(call compile,$(CC),$(ALL_CFLAGS) -DREAL_IS_DOUBLE)
+$(OBJ)/%.o: %.c $(BUILD)/flags
+	$(call compile,$(CC),$(ALL_CFLAGS))
+$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+	@echo "  NVCC $<"
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) -ccbin $(CC) $(NVCCFLAGS_ALL) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(BUILD)/fuzz/obj/%.f32.o: %.c $(BUILD)/flags
+	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link -DREAL_IS_FLOAT)
+$(BUILD)/fuzz/obj/%.f64.o: %.c $(BUILD)/flags
+	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link -DREAL_IS_DOUBLE)
+$(BUILD)/fuzz/obj/%.o: %.c $(BUILD)/flags
+	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link)
+
+# Test programs. The name says how much of the tree a program needs: test_common_* links common/, test_kernels_* kernels/
+# and common/, and so on; a name without a layer links everything. test/support*.c goes into each that uses it.
+archives = $(1:%=$(BUILD)/lib%.a)
+define link_test
+	@echo "  LINK $@"
+	$(if $(HAVE_CMOCKA),,$(error The unit tests need cmocka, install the Debian package libcmocka-dev: `make deps` does it))
+	@mkdir -p $(@D)
+	$(Q)$(LINK) -o $@ $(filter-out %libsupport.a %/flags $(LIBRARIES),$^) $(filter %libsupport.a,$^) \
+	  $(filter $(LIBRARIES),$^) -lcmocka $(LIBS)
+endef
+define link_table
+	@echo "  LINK $@"
+	@mkdir -p $(@D)
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
+endef
+SUPPORT_LIB := $(if $(SUPPORT),$(BUILD)/test/libsupport.a)
+$(BUILD)/test/libsupport.a: $(SUPPORT)
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) crs $@ $^
+
+$(BUILD)/test/test_common_%: $(OBJ)/test/test_common_%.o $(SUPPORT_LIB) $(call archives,common)
+	$(link_test)
+$(BUILD)/test/test_kernels_%: $(OBJ)/test/test_kernels_%.o $(SUPPORT_LIB) $(call archives,kernels common)
+	$(link_test)
+$(BUILD)/test/test_data_%: $(OBJ)/test/test_data_%.o $(SUPPORT_LIB) $(call archives,data common)
+	$(link_test)
+$(BUILD)/test/test_model_%: $(OBJ)/test/test_model_%.o $(SUPPORT_LIB) $(call archives,model kernels common)
+	$(link_test)
+$(BUILD)/test/test_%: $(OBJ)/test/test_%.o $(SUPPORT_LIB) $(LIBRARIES)
+	$(link_test)
+$(BUILD)/test/ops: $(OPS_OBJECTS) $(SUPPORT_LIB) $(call archives,kernels common)
+	$(link_table)
+$(BUILD)/test/golden: $(GOLDEN_OBJECTS) $(SUPPORT_LIB) $(LIBRARIES)
+	$(link_table)
+
+# Fuzzers link everything, unless a line fuzz_NAME_LAYERS here says that less is enough.
+fuzz_config_LAYERS := common
+define fuzzer
+$(BUILD)/fuzz/$(1): $(BUILD)/fuzz/obj/test/fuzz/$(1).o $(patsubst %,$(BUILD)/fuzz/lib%.a,$(or $($(1)_LAYERS),$(LAYERS)))
+	@echo "  LINK $$@"
+	$(Q)$(CLANG) -fsanitize=fuzzer $(FUZZ_SAN) -pthread $(LDFLAGS) -o $$@ $$^ $(REQUIRED_LIBS) -lm
+endef
+$(foreach t,$(FUZZ_TARGETS),$(eval $(call fuzzer,$(notdir $t))))
+
+.SECONDARY:
+-include $(shell test -d $(BUILD) && find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+ifneq ($(REPORTING),)
+switched = $(if $(filter 1,$($(1))),not found,left out by $(1)=$($(1)))
+$(info riverrun $(COMMIT), building in $(BUILD)/)
+$(info $()  compiler   $(CC_VERSION), -march=$(or $(CPU_ARCH),default)$(if $(SAN), with sanitizers: $(SAN))  [CC=, CPU_ARCH=])
+$(info $()  OpenBLAS   $(if $(HAVE_OPENBLAS),$(BLAS_TEXT),$(call switched,OPENBLAS): riverrun's own loops multiply matrices)  [OPENBLAS=0])
+$(info $()  OpenMP     $(if $(HAVE_OPENMP),found,$(call switched,OPENMP): one thread)  [OPENMP=0])
+$(info $()  MPI        $(if $(HAVE_MPI),$(MPI_TEXT),$(call switched,MPI): one process)  [MPI=0, MPICC=])
+$(info $()  libraries $(foreach r,$(REQUIRED), $(call part,$r,2) $(call version_of,$(call part,$r,3)) ($(call linkage,$(LIB_$(call part,$r,2))))))
+$(info $()  CUDA       $(if $(filter 1,$(CUDA)),$(if $(NVCC),$(CUDA_VERSION) in $(CUDA_HOME)$(if $(HAVE_CUDA),$(comma) for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX),: not used$(comma) this version of riverrun has no CUDA kernels yet),not found: CPU only),left out by CUDA=$(CUDA): CPU only)  [CUDA=0, CUDA_HOME=, CUDA_ARCH=])
+$(info $()  NCCL       $(if $(HAVE_NCCL),found$(if $(HAVE_CUDA),,: not used without CUDA kernels),$(call switched,NCCL): one GPU)  [NCCL=0])
+$(info $()  cuDNN      $(if $(HAVE_CUDNN),found$(if $(HAVE_CUDA),,: not used without CUDA kernels),$(call switched,CUDNN): riverrun's own attention)  [CUDNN=0])
+endif
+
+endif # BUILDING
+
+# ---- targets that hand over to a script ----------------------------------------------------------------------------
+
+deps: ## Install the Debian packages that riverrun and its tests need (root or sudo)
+	@sh scripts/deps.sh test
+
+test: ## Build and run every test; the last line counts them
+	@BUILD=$(BUILD) PYTHON=$(PYTHON) MAKE="$(MAKE)" sh scripts/run-tests.sh
+
+quickstart: ## Text to a trained byte-level model in a few minutes
+	@BUILD=$(BUILD) MAKE="$(MAKE)" sh scripts/quickstart-run.sh
+
+clean: ## Remove what was built
+	rm -rf $(BUILD) $(BUILD)-san
+
+help: ## Print this list
+	@echo "make [target] [SWITCH=value ...]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t h; do printf '  %-11s %s\n' "$$t" "$$h"; done
+	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0 CUDNN=0"
+	@echo "          CUDA_HOME= CUDA_ARCH='80 90a' SAN=address,undefined DEBUG=1 WERROR=0 V=1 (commands shown) PREFIX="
