@@ -1,0 +1,84 @@
+/* params.h: the tensor table: every parameter of a model, once.
+ *
+ * Initialisation, the optimizer, norm clipping, sharding, checkpoints, export and the tests all iterate over this table;
+ * a new tensor is one line in its owner's `declare`. Names and shapes are those of the checkpoint (Hugging Face's, where
+ * transformers has the architecture); kernels see other shapes of the same bytes (conv1d.weight (C,1,W) as (C,W)).
+ *
+ * All parameters live in one flat array; gradients and the optimizer's m and v in arrays of the same layout. The array is
+ * cut into buckets, the unit of communication: embedding, one per block, final norm, head. Each bucket's length is a
+ * multiple of PARAM_ALIGN * ranks, so that rank r owns the r-th equal slice of each (ZeRO-1); the gaps hold zeros. Offsets
+ * therefore depend on the number of ranks, checkpoints don't: they store logical tensors.
+ */
+#ifndef RIVERRUN_PARAMS_H
+#define RIVERRUN_PARAMS_H
+
+#include "common/error.h"
+#include "common/limits.h"
+#include "kernels/tensor.h"
+
+#define PARAM_ALIGN 16 /* elements: 64 bytes of f32 */
+#define PARAM_DIMS 4
+
+enum init_kind {
+    INIT_CONSTANT,    /* a */
+    INIT_NORMAL,      /* mean 0, standard deviation a */
+    INIT_UNIFORM,     /* [a, b) */
+    INIT_LOG_UNIFORM, /* ln of Uniform[a, b): Mamba-2's A_log */
+    INIT_DT_BIAS,     /* inverse softplus of max(exp(Uniform[ln a, ln b)), c) */
+};
+struct init {
+    enum init_kind kind;
+    double a, b, c;
+};
+
+struct param {
+    char name[LIMIT_NAME];
+    int ndim;
+    int64_t dim[PARAM_DIMS];
+    struct init init;
+    bool decay;     /* weight decay applies under the table's policy: 2-D projections and conv weights only */
+    bool keep_real; /* stays f32 where compute weights are bf16: A_log, D, dt_bias, norms, conv */
+    int bucket;
+    int64_t count;  /* elements */
+    int64_t offset; /* elements from the start of the flat array; -1 before params_layout */
+};
+
+struct bucket {
+    int64_t offset, count; /* elements; count includes the padding */
+    int first, params;     /* its entries in the table */
+};
+
+struct params {
+    struct param *list;
+    int count, capacity;
+    struct bucket *buckets;
+    int bucket_count;
+    int64_t elements; /* of the flat array, padding included; after params_layout */
+    int64_t total;    /* logical parameters */
+    int ranks;
+};
+
+void params_open(struct params *p);
+void params_close(struct params *p);
+
+/* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. */
+int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
+               const char *name_format, ...) __attribute__((format(printf, 7, 8)));
+/* Start a new bucket: the tensors added from now on belong to it. */
+void params_next_bucket(struct params *p);
+/* Fix offsets for this many ranks. Called once, after the last params_add. */
+void params_layout(struct params *p, int ranks);
+
+int params_find(const struct params *p, const char *name); /* index, or -1 */
+
+/* View of tensor `index` in a flat array of the given dtype, under its logical shape. */
+tensor params_view(const struct params *p, int index, void *flat, enum dtype dtype);
+
+/* Rank's slice of a bucket: the elements it owns. */
+void params_slice(const struct params *p, int bucket, int rank, int64_t *offset, int64_t *count);
+
+/* Fill host memory `values` (count elements of `dtype`, f32 or f64) with tensor `index`'s initial values: a pure function
+ * of (seed, index in table, element), so it does not depend on ranks, threads or dtype (up to rounding). */
+void params_initial(const struct params *p, int index, uint64_t seed, void *values, enum dtype dtype);
+
+#endif
