@@ -1,0 +1,56 @@
+/* checkpoint.h: checkpoints are model directories. The layout is specified in docs/formats.md.
+ *
+ *   RUN/step-00001000/   config.json model.safetensors generation_config.json    what from_pretrained opens
+ *                        tokenizer.json tokenizer_config.json
+ *                        config.ini             the run's effective config: model and blocks are rebuilt from it
+ *                        optimizer.safetensors  m.NAME and v.NAME for every parameter, f32
+ *                        trainer.json           step, samples, counters, and size and XXH64 of every other file
+ *   RUN/latest           symbolic link to the newest complete one
+ *
+ * Saving: everything goes to RUN/tmp-step-..., is synced, re-read and compared by checksum, renamed; then `latest` moves; then old ones go.
+ * A kill at any moment leaves `latest` pointing to a complete checkpoint, or absent before the first save.
+ */
+#ifndef RIVERRUN_CHECKPOINT_H
+#define RIVERRUN_CHECKPOINT_H
+
+#include "common/config.h"
+#include "data/tokenizer.h"
+#include "model/model.h"
+#include "train/comm.h"
+#include "train/optimizer.h"
+
+/* The trainer's own state: where a run stands. */
+struct trainer_state {
+    int64_t step;            /* steps done, skipped ones included */
+    int64_t optimizer_steps; /* AdamW's t */
+    int64_t skipped;         /* steps skipped as not finite */
+    uint64_t samples;        /* global sample number of the next batch */
+    double tokens;           /* valid targets trained on */
+    double seconds;          /* of training, over all sessions */
+    double best_valid;       /* lowest validation loss so far; NaN: none */
+};
+
+/* Collective. Saves RUN/step-<state.step>/ and moves latest; keeps the newest `keep` (0 = all). optimizer may be NULL (import): no
+ * optimizer.safetensors. Rank 0 writes. */
+int checkpoint_save(const char *run, const struct trainer_state *state, struct model *m, struct optimizer *optimizer,
+                    const config *c, const tokenizer *t, struct comm *comm, int64_t keep, error *err);
+
+/* A model directory, opened for reading: one of ours (config.ini, trainer.json, checksums verified) or any directory that
+ * transformers could open and riverrun has the architecture of (config.json + model.safetensors, sharded or not). `path` may also be a
+ * run directory: then its `latest`. */
+struct checkpoint;
+int checkpoint_open(struct checkpoint **c, const char *path, error *err);
+void checkpoint_close(struct checkpoint *c);
+config *checkpoint_config(struct checkpoint *c);            /* effective config (owned): [model], [block.*], and the run's other sections if ours */
+const char *checkpoint_path(const struct checkpoint *c);    /* the resolved directory */
+bool checkpoint_is_ours(const struct checkpoint *c);
+const struct trainer_state *checkpoint_state(const struct checkpoint *c); /* zeros if not ours */
+int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err); /* the caller closes */
+
+/* Fill the model's parameters: every tensor of the table must be there with its shape, any floating dtype; extra
+ * tensors are refused by name (a tied lm_head.weight equal to the embedding is accepted). */
+int checkpoint_load_model(struct checkpoint *c, struct model *m, error *err);
+/* Collective: m and v; ours only. */
+int checkpoint_load_optimizer(struct checkpoint *c, struct optimizer *o, struct comm *comm, error *err);
+
+#endif

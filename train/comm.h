@@ -1,0 +1,42 @@
+/* comm.h: communication between ranks, one small interface, several implementations: none (one process), MPI (CPU ranks);
+ * NCCL later. All calls are collective: every rank makes them in the same order. Sums are deterministic for a given number of ranks.
+ *
+ * Failure: a rank that fails calls comm_abort, which ends the whole job; errors inside MPI do the same with one line that
+ * names rank and operation. So the calls return nothing.
+ */
+#ifndef RIVERRUN_COMM_H
+#define RIVERRUN_COMM_H
+
+#include "common/error.h"
+#include "kernels/tensor.h"
+
+struct comm {
+    int rank, ranks;
+    const char *name; /* "none", "mpi" */
+    const struct comm_functions *functions;
+    void *impl;
+};
+
+/* Under mpirun (found by the launcher's environment variables) MPI, else none: a plain start never initialises MPI. Under
+ * mpirun with a build without MPI: ERROR_INPUT. */
+int comm_open(struct comm *c, error *err);
+void comm_close(struct comm *c);
+_Noreturn void comm_abort(struct comm *c, int exit_code);
+
+/* Sum over ranks, in place, in rank order; every rank gets the same bits. */
+void comm_sum_f64(struct comm *c, double *values, int count);
+/* Largest of each value over ranks: flags, votes. */
+void comm_max_i64(struct comm *c, int64_t *values, int count);
+void comm_broadcast(struct comm *c, void *bytes, size_t count, int root);
+void comm_barrier(struct comm *c);
+
+/* `buffer` holds ranks * count elements (f32 or f64) on every rank. reduce_scatter: rank r's slice [r*count, (r+1)*count)
+ * becomes the sum of all ranks' slices, added in rank order; other slices are left undefined. all_gather: every rank's own slice
+ * is copied to all. */
+void comm_reduce_scatter(struct comm *c, void *buffer, int64_t count, enum dtype dtype);
+void comm_all_gather(struct comm *c, void *buffer, int64_t count, enum dtype dtype);
+/* Rank 0 receives every rank's `count` elements into `all` (ranks * count; NULL elsewhere), and the reverse. */
+void comm_gather(struct comm *c, void *all, const void *mine, int64_t count, enum dtype dtype);
+void comm_scatter(struct comm *c, void *mine, const void *all, int64_t count, enum dtype dtype);
+
+#endif

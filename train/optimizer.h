@@ -1,0 +1,36 @@
+/* optimizer.h: AdamW over ZeRO-1 shards: each rank holds m and v of, and updates, its slice of every bucket. */
+#ifndef RIVERRUN_OPTIMIZER_H
+#define RIVERRUN_OPTIMIZER_H
+
+#include "common/arena.h"
+#include "model/model.h"
+#include "train/comm.h"
+#include "train/options.h"
+
+struct optimizer;
+
+/* m and v zeroed; segments built from the tensor table and the decay policy. */
+int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, const struct optimizer_options *options, error *err);
+void optimizer_close(struct optimizer *o);
+
+/* Give one bucket's gradients, complete on this rank, to the sum over ranks (called from model_backward's `ready` in the
+ * last micro-batch of a step). */
+void optimizer_reduce(struct optimizer *o, int bucket);
+
+struct optimizer_report {
+    double grad_norm; /* of the mean gradient, before clipping */
+    bool skipped;     /* norm or loss was not finite: weights, m, v and the step count are untouched */
+};
+/* After every bucket was reduced: norm over all ranks, clipping, AdamW on this rank's slices, all-gather of the parameters.
+ * Gradients hold the sum over valid targets times `scale`; `valid` is the number of valid targets of the global batch: the mean's
+ * gradient is g / (scale * valid). `finite`: the global loss was finite. */
+struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite);
+
+int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
+void optimizer_set_steps(struct optimizer *o, int64_t steps);
+
+/* Collective, for checkpoints: bucket's m (which = 0) or v (1) on rank 0 as `count` elements in flat order (host memory, real), and back. */
+void optimizer_gather(struct optimizer *o, int bucket, int which, void *host_all);
+void optimizer_scatter(struct optimizer *o, int bucket, int which, const void *host_all);
+
+#endif

@@ -1,0 +1,69 @@
+/* options.h: every option of a training run beside the model's: sections, structs, tables.
+ *
+ * [data] is data/data_options.h's, [model] and [block.*] are model/'s. One call binds everything and calls config_finish,
+ * so an unknown key anywhere is refused before anything happens. `riverrun help config` prints all tables; docs/config.md
+ * is that output.
+ */
+#ifndef RIVERRUN_OPTIONS_H
+#define RIVERRUN_OPTIONS_H
+
+#include "common/config.h"
+#include "data/data_options.h"
+#include "model/model.h"
+
+enum schedule_kind { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_WSD, SCHEDULE_EXPONENTIAL };
+enum decay_policy { DECAY_TABLE, DECAY_ALL };
+enum eval_mode { EVAL_WINDOW, EVAL_CARRY };
+
+struct train_options { /* [train] */
+    const char *out;     /* run directory: log.jsonl, config.ini, step-NNNNNNNN/, latest */
+    const char *init;    /* a checkpoint whose weights start a fresh run; "" = the papers' initialisation */
+    int64_t steps;       /* optimizer steps in the whole run */
+    int64_t batch;       /* sequences in a global batch, over all ranks */
+    int64_t micro_batch; /* sequences a rank runs at once; 0 = batch / ranks */
+    int64_t seed;        /* of the initial weights; data has its own */
+    int64_t log_every;   /* steps between terminal lines; every step goes to log.jsonl */
+    bool resume;         /* continue from `latest` in out if there is one */
+};
+struct optimizer_options { /* [optimizer] */
+    double lr, beta1, beta2, eps, weight_decay, clip, z_loss;
+    int decay;           /* enum decay_policy */
+};
+struct schedule_options { /* [schedule] */
+    int kind;            /* enum schedule_kind */
+    int64_t warmup;      /* steps of linear warm-up from 0 */
+    double min_lr;       /* floor, absolute */
+    int64_t decay_steps; /* WSD: length of the final decay; cosine, linear, exponential: 0 = to the end of the run */
+    double half_life;    /* exponential: steps in which lr - min_lr halves */
+};
+struct eval_options { /* [eval] */
+    int64_t every;       /* steps between validations; 0 = never; the last step always if there is validation data */
+    int mode;            /* enum eval_mode */
+    int64_t window;      /* tokens in a window or, carrying, in a piece; 0 = data.seq_len */
+    int64_t batch;       /* windows at once */
+    int64_t tokens;      /* predict at most this many tokens; 0 = all */
+};
+struct checkpoint_options { /* [checkpoint] */
+    int64_t every;       /* steps between saves; 0 = only at the end and on a signal */
+    int64_t keep;        /* newest ones kept; 0 = all */
+};
+
+extern const struct option train_options_table[], optimizer_options_table[], schedule_options_table[], eval_options_table[],
+    checkpoint_options_table[];
+
+struct run_options {
+    struct train_options train;
+    struct optimizer_options optimizer;
+    struct schedule_options schedule;
+    struct data_options data;
+    struct eval_options eval;
+    struct checkpoint_options checkpoint;
+};
+
+/* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). */
+int run_options_bind(struct run_options *o, config *c, error *err);
+
+/* Learning rate of optimizer step t, counted from 0: a pure function. */
+double schedule_lr(const struct schedule_options *s, double peak, int64_t steps, int64_t t);
+
+#endif
