@@ -41,7 +41,8 @@ void arena_close(arena *a);
 /* The next `size` bytes (NULL while measuring). Taking more than the capacity is a programmer error. */
 void *arena_take(arena *a, size_t size);
 
-/* Stack discipline for scratch and for regions that are reused: remember `used`, go back to it. */
+/* Stack discipline for scratch and for regions that are reused: remember `used`, go back to it. What is taken again after
+ * a rewind holds whatever was left there (NaN in debug builds), not zeros. */
 size_t arena_mark(const arena *a);
 void arena_rewind(arena *a, size_t mark);
 

@@ -25,6 +25,9 @@ typedef struct rng_key {
     uint32_t stream;
 } rng_key;
 
+/* The generator itself: 128 random bits for a 128-bit counter under a 64-bit key. */
+void rng_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+
 uint64_t rng_bits(rng_key key, uint64_t index);                  /* 64 uniform bits */
 double rng_uniform(rng_key key, uint64_t index);                 /* [0, 1), 53 bits */
 double rng_normal(rng_key key, uint64_t index);                  /* mean 0, variance 1 (Box-Muller) */
