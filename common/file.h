@@ -2,7 +2,7 @@
  *
  * Everything that writes goes through these functions, so that messages are uniform and tests can rehearse failure:
  * with RIVERRUN_TEST_FAULT=kill:N in the environment the process kills itself with SIGKILL in place of the N-th changing
- * operation (open for writing, write, sync, rename, link, remove; counted from 1); with fail:N that operation fails with
+ * operation (open for writing, write, sync, make directory, rename, link, remove; counted from 1); with fail:N it fails with
  * ENOSPC. The variable is read once; unset costs nothing.
  *
  * A durable save is: write files under a temporary directory name, file_close_synced each, file_sync_directory,
