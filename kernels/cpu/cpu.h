@@ -1,0 +1,119 @@
+/* cpu.h: the CPU's operations under their own names, for one real type, and what they share.
+ *
+ * The contract of each is in kernels/ops.h; kernels/cpu/table.c puts them into the two tables. Also here: the checks of
+ * arguments, and the way rows are divided into blocks so that sums come out the same with any number of threads. */
+#ifndef RIVERRUN_CPU_CPU_H
+#define RIVERRUN_CPU_CPU_H
+
+#include "common/error.h"
+#include "kernels/cpu/real.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+/* --- checks of arguments -------------------------------------------------------------------------------------------- */
+
+/* t has these dimensions (-1 matches any) and this dtype, and lies contiguously (`dense`) or at least in contiguous
+ * last dimensions. */
+static inline bool view_is(tensor t, enum dtype dtype, bool dense, int ndim, const int64_t *dim) {
+    if (!tensor_given(t) || t.dtype != dtype || t.ndim != ndim) return false;
+    for (int i = 0; i < ndim; i++)
+        if (dim[i] != -1 && dim[i] != t.dim[i]) return false;
+    return dense ? tensor_contiguous(t) : t.dim[ndim - 1] <= 1 || t.stride[ndim - 1] == 1;
+}
+
+#define VIEW_DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+
+/* CHECK_DENSE(y, R, D): y is a contiguous (R,D) view of the table's real type. CHECK_ROWS: its rows may have gaps.
+ * CHECK_INDEX: contiguous i32. CHECK_OPTIONAL: absent or dense. */
+#define CHECK_DENSE(t, ...) ASSERT(view_is((t), REAL_DTYPE, true, VIEW_DIMS(__VA_ARGS__)))
+#define CHECK_ROWS(t, ...) ASSERT(view_is((t), REAL_DTYPE, false, VIEW_DIMS(__VA_ARGS__)))
+#define CHECK_INDEX(t, ...) ASSERT(view_is((t), DTYPE_I32, true, VIEW_DIMS(__VA_ARGS__)))
+#define CHECK_OPTIONAL(t, ...) ASSERT(!tensor_given(t) || view_is((t), REAL_DTYPE, true, VIEW_DIMS(__VA_ARGS__)))
+#define CHECK_OPTIONAL_ROWS(t, ...) ASSERT(!tensor_given(t) || view_is((t), REAL_DTYPE, false, VIEW_DIMS(__VA_ARGS__)))
+
+/* Row r of a view of two dimensions or more, counted along the first. */
+static inline real *row_of(tensor t, int64_t r) {
+    return (real *)t.data + r * t.stride[0];
+}
+
+/* --- blocks of rows ------------------------------------------------------------------------------------------------- */
+
+/* A sum over rows (the gradient of a norm's weight, of a bias) is made of one partial sum per block of rows, added in
+ * the order of the blocks. The number of blocks depends on the number of rows only, so the bits don't depend on the
+ * number of threads; 64 of them feed as many threads. */
+#define ROW_BLOCKS_MAX 64
+#define ROW_BLOCK_MIN 16 /* rows; below this a block's partial sum would cost more than its rows */
+
+static inline int64_t row_blocks(int64_t R) {
+    int64_t blocks = (R + ROW_BLOCK_MIN - 1) / ROW_BLOCK_MIN;
+    return blocks < ROW_BLOCKS_MAX ? blocks : ROW_BLOCKS_MAX;
+}
+
+/* First row of block b of `blocks`; row_block_first(R, blocks, blocks) == R. */
+static inline int64_t row_block_first(int64_t R, int64_t blocks, int64_t b) {
+    return R / blocks * b + (R % blocks < b ? R % blocks : b);
+}
+
+/* sum (n) += partial[0] + partial[1] + ... of `blocks` rows of n, in that order. */
+#define add_partials OP(add_partials)
+void add_partials(real *sum, const real *partial, int64_t blocks, int64_t n);
+
+/* sum (n) += the sum over R rows of n elements, `stride` elements apart; rows in order, accumulated in double. */
+#define add_column_sums OP(add_column_sums)
+void add_column_sums(real *sum, const real *rows, int64_t R, int64_t n, int64_t stride);
+
+/* --- the operations, in the order of struct ops ----------------------------------------------------------------------- */
+
+void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
+void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens);
+
+void OP(add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
+                             tensor branch, tensor weight, double eps);
+void OP(add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
+                              tensor dnext, tensor residual, tensor rstd, tensor weight, void *scratch);
+size_t OP(add_rmsnorm_backward_scratch)(int64_t R, int64_t D);
+
+void OP(linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
+void OP(linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy, tensor x,
+                         tensor w);
+
+void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias, tensor initial,
+                      tensor doc);
+void OP(conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias, tensor dy,
+                       tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, void *scratch);
+size_t OP(conv_backward_scratch)(int64_t B, int64_t T, int64_t C, int64_t W);
+void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias);
+
+void OP(ssd_dt_forward)(struct device *dev, tensor dt, tensor a, tensor raw, tensor bias, tensor A_log, double dt_min,
+                        double dt_max);
+void OP(ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da, tensor raw,
+                         tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch);
+size_t OP(ssd_dt_backward_scratch)(int64_t B, int64_t T, int64_t H);
+
+void OP(ssd_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a, tensor b,
+                     tensor c, tensor d, tensor initial, tensor doc, int64_t chunk, void *scratch);
+void OP(ssd_backward)(struct device *dev, tensor dx, tensor ddt, tensor da, tensor db, tensor dc, tensor dinitial,
+                      tensor dd, tensor dy, tensor dfinal, const void *saved, tensor x, tensor dt, tensor a, tensor b,
+                      tensor c, tensor d, tensor initial, tensor doc, int64_t chunk, void *scratch);
+size_t OP(ssd_saved)(struct ssd_shape shape);
+size_t OP(ssd_forward_scratch)(struct ssd_shape shape);
+size_t OP(ssd_backward_scratch)(struct ssd_shape shape);
+void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d);
+
+void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps);
+void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
+                                tensor rstd, tensor weight, void *scratch);
+size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
+
+void OP(swiglu_forward)(struct device *dev, tensor h, tensor gate_up);
+void OP(swiglu_backward)(struct device *dev, tensor dgate_up, tensor dh, tensor gate_up);
+
+void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
+                   tensor targets, double scale, double z_loss, void *scratch);
+size_t OP(head_loss_scratch)(int64_t R, int64_t D, int64_t V);
+
+void OP(sum_squares)(struct device *dev, double *sum, tensor x);
+void OP(adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
+               int64_t count, const struct adamw_step *step);
+
+#endif

@@ -1,0 +1,155 @@
+/* gemm.c: C = alpha op(A) op(B) + beta C, row-major: OpenBLAS where the build has it, else the loops below.
+ *
+ * gemm_plain is always compiled, so that the tests can compare the two. It cuts C into panels of GEMM_COLUMNS columns and
+ * GEMM_PANEL_ROWS rows, one panel a task; inside a panel, GEMM_DEPTH terms of the sum at a time, it copies the panel of
+ * op(B) and strips of GEMM_ROWS rows of op(A) into small contiguous arrays (which also takes care of the transposes) and
+ * multiplies them with GEMM_ROWS x GEMM_COLUMNS accumulators held in vector registers.
+ *
+ * 2MNK FLOPs; bytes from memory about (MK N/GEMM_COLUMNS + KN M/GEMM_PANEL_ROWS + 2MN) elements, most of them cache hits.
+ * Each element of C is summed in the order of k by one thread, GEMM_DEPTH terms at a time: its bits depend on M, N, K
+ * only. OpenBLAS's depend on the number of threads as well. Called by linear.c, head_loss.c and ssd.c. */
+#include "common/error.h"
+#include "kernels/cpu/real.h"
+#include <limits.h>
+
+#ifdef RIVERRUN_OPENBLAS
+#include <cblas.h>
+#endif
+
+/* A vector as wide as the machine's registers, or one that the compiler splits. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define GEMM_ROWS 8
+#else
+#define VECTOR_BYTES 32
+#define GEMM_ROWS 4
+#endif
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
+
+#define GEMM_LANES ((int64_t)(VECTOR_BYTES / sizeof(real)))
+#define GEMM_COLUMNS (2 * GEMM_LANES)
+#define GEMM_DEPTH 256
+#define GEMM_PANEL_ROWS 128
+
+struct gemm_plan {
+    bool transA, transB;
+    int64_t M, N, K;
+    real alpha, beta;
+    const real *A, *B;
+    real *C;
+    int64_t lda, ldb, ldc;
+};
+
+/* strip[k][i] = op(A)[i0+i][k0+k], 0 beyond the last row. */
+static void pack_rows(const struct gemm_plan *g, int64_t i0, int64_t rows, int64_t k0, int64_t depth, real *strip) {
+    for (int64_t i = 0; i < GEMM_ROWS; i++) {
+        if (i >= rows) {
+            for (int64_t k = 0; k < depth; k++) strip[k * GEMM_ROWS + i] = 0;
+        } else {
+            const real *from = g->transA ? g->A + k0 * g->lda + i0 + i : g->A + (i0 + i) * g->lda + k0;
+            int64_t step = g->transA ? g->lda : 1;
+            for (int64_t k = 0; k < depth; k++) strip[k * GEMM_ROWS + i] = from[k * step];
+        }
+    }
+}
+
+/* panel[k][j] = op(B)[k0+k][j0+j], 0 beyond the last column. */
+static void pack_columns(const struct gemm_plan *g, int64_t j0, int64_t columns, int64_t k0, int64_t depth, real *panel) {
+    if (!g->transB) {
+        for (int64_t k = 0; k < depth; k++) {
+            const real *from = g->B + (k0 + k) * g->ldb + j0;
+            for (int64_t j = 0; j < GEMM_COLUMNS; j++) panel[k * GEMM_COLUMNS + j] = j < columns ? from[j] : 0;
+        }
+        return;
+    }
+    for (int64_t j = 0; j < GEMM_COLUMNS; j++) {
+        const real *from = g->B + (j0 + (j < columns ? j : 0)) * g->ldb + k0;
+        for (int64_t k = 0; k < depth; k++) panel[k * GEMM_COLUMNS + j] = j < columns ? from[k] : 0;
+    }
+}
+
+/* tile = strip^T panel: GEMM_ROWS x GEMM_COLUMNS sums over depth terms, in registers. */
+static void multiply_tile(const real *strip, const real *panel, int64_t depth, real *tile) {
+    vector sum[GEMM_ROWS][2] = {0};
+    for (int64_t k = 0; k < depth; k++) {
+        vector left = ((const vector *)panel)[2 * k], right = ((const vector *)panel)[2 * k + 1];
+#pragma GCC unroll 8
+        for (int i = 0; i < GEMM_ROWS; i++) {
+            sum[i][0] += strip[k * GEMM_ROWS + i] * left;
+            sum[i][1] += strip[k * GEMM_ROWS + i] * right;
+        }
+    }
+    memcpy(tile, sum, sizeof sum);
+}
+
+/* Add the tile to C; the first part of a sum also applies beta, and beta = 0 does not read C. */
+static void store_tile(const struct gemm_plan *g, const real *tile, int64_t i0, int64_t rows, int64_t j0,
+                       int64_t columns, bool first) {
+    real beta = first ? g->beta : 1;
+    for (int64_t i = 0; i < rows; i++) {
+        real *to = g->C + (i0 + i) * g->ldc + j0;
+        const real *from = tile + i * GEMM_COLUMNS;
+        if (beta == 0)
+            for (int64_t j = 0; j < columns; j++) to[j] = g->alpha * from[j];
+        else
+            for (int64_t j = 0; j < columns; j++) to[j] = beta * to[j] + g->alpha * from[j];
+    }
+}
+
+static void multiply_panel(const struct gemm_plan *g, int64_t first_row, int64_t rows, int64_t j0, int64_t columns) {
+    real panel[GEMM_DEPTH * GEMM_COLUMNS] __attribute__((aligned(64)));
+    real strip[GEMM_DEPTH * GEMM_ROWS] __attribute__((aligned(64)));
+    real tile[GEMM_ROWS * GEMM_COLUMNS] __attribute__((aligned(64)));
+
+    for (int64_t k0 = 0; k0 == 0 || k0 < g->K; k0 += GEMM_DEPTH) { /* K = 0 still scales C */
+        int64_t depth = g->K - k0 < GEMM_DEPTH ? g->K - k0 : GEMM_DEPTH;
+        pack_columns(g, j0, columns, k0, depth, panel);
+        for (int64_t i0 = first_row; i0 < first_row + rows; i0 += GEMM_ROWS) {
+            int64_t strip_rows = first_row + rows - i0 < GEMM_ROWS ? first_row + rows - i0 : GEMM_ROWS;
+            pack_rows(g, i0, strip_rows, k0, depth, strip);
+            multiply_tile(strip, panel, depth, tile);
+            store_tile(g, tile, i0, strip_rows, j0, columns, k0 == 0);
+        }
+    }
+}
+
+void gemm_plain(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
+                const real *B, int64_t ldb, real beta, real *C, int64_t ldc) {
+    struct gemm_plan g = {transA, transB, M, N, K, alpha, beta, A, B, C, lda, ldb, ldc};
+    int64_t panels_down = (M + GEMM_PANEL_ROWS - 1) / GEMM_PANEL_ROWS;
+    int64_t panels_across = (N + GEMM_COLUMNS - 1) / GEMM_COLUMNS;
+
+#pragma omp parallel for schedule(static) if (M * N * K > 32768)
+    for (int64_t p = 0; p < panels_down * panels_across; p++) {
+        int64_t i0 = p / panels_across * GEMM_PANEL_ROWS, j0 = p % panels_across * GEMM_COLUMNS;
+        multiply_panel(&g, i0, M - i0 < GEMM_PANEL_ROWS ? M - i0 : GEMM_PANEL_ROWS, j0,
+                       N - j0 < GEMM_COLUMNS ? N - j0 : GEMM_COLUMNS);
+    }
+}
+
+#ifdef RIVERRUN_OPENBLAS
+static blasint blas_size(int64_t size) {
+    ASSERT(size >= 0 && size <= INT_MAX);
+    return (blasint)size;
+}
+#endif
+
+void gemm(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
+          const real *B, int64_t ldb, real beta, real *C, int64_t ldc) {
+    if (M == 0 || N == 0) return;
+#ifdef RIVERRUN_OPENBLAS
+    /* BLAS refuses leading dimensions below the width of a row, which a matrix of one row may well have. */
+    int64_t least_a = transA ? M : K, least_b = transB ? K : N;
+    blasint a = blas_size(lda > least_a ? lda : least_a > 0 ? least_a : 1);
+    blasint b = blas_size(ldb > least_b ? ldb : least_b > 0 ? least_b : 1);
+    blasint c = blas_size(ldc > N ? ldc : N);
+    CBLAS_TRANSPOSE ta = transA ? CblasTrans : CblasNoTrans, tb = transB ? CblasTrans : CblasNoTrans;
+#ifdef REAL_IS_FLOAT
+    cblas_sgemm(CblasRowMajor, ta, tb, blas_size(M), blas_size(N), blas_size(K), alpha, A, a, B, b, beta, C, c);
+#else
+    cblas_dgemm(CblasRowMajor, ta, tb, blas_size(M), blas_size(N), blas_size(K), alpha, A, a, B, b, beta, C, c);
+#endif
+#else
+    gemm_plain(transA, transB, M, N, K, alpha, A, lda, B, ldb, beta, C, ldc);
+#endif
+}

@@ -1,0 +1,119 @@
+/* real.h: the number type that a file of kernels/cpu/ is compiled for, and the mathematics that depends on it.
+ *
+ * Every file of kernels/cpu/ is compiled twice: with REAL_IS_FLOAT for the table that trains, and with REAL_IS_DOUBLE for
+ * the oracle that everything else is compared with. `real` is the type, OP(name) the name of a function in that table.
+ *
+ * The functions of one number are inline, branch-free in float, and built from operations that have vector forms, so
+ * that a loop over them (under `#pragma omp simd` where it reduces) runs in SIMD without -ffast-math. */
+#ifndef RIVERRUN_CPU_REAL_H
+#define RIVERRUN_CPU_REAL_H
+
+#include "kernels/tensor.h"
+#include <float.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(REAL_IS_FLOAT) && !defined(REAL_IS_DOUBLE)
+typedef float real;
+#define OP(name) name##_f32
+#define REAL_DTYPE DTYPE_F32
+#define REAL_EPS FLT_EPSILON
+#define REAL_MIN FLT_MIN /* the smallest normal number */
+#elif defined(REAL_IS_DOUBLE) && !defined(REAL_IS_FLOAT)
+typedef double real;
+#define OP(name) name##_f64
+#define REAL_DTYPE DTYPE_F64
+#define REAL_EPS DBL_EPSILON
+#define REAL_MIN DBL_MIN
+#else
+#error "compile with -DREAL_IS_FLOAT or -DREAL_IS_DOUBLE"
+#endif
+
+/* C (M,N) = alpha op(A) op(B) + beta C, all row-major with leading dimensions lda, ldb, ldc (elements from row to row).
+ * op(A) is (M,K): A is stored (M,K), or (K,M) when transA; op(B) is (K,N): B is stored (K,N), or (N,K) when transB.
+ * beta = 0 overwrites C whatever it held. Any size may be 0. Sizes beyond BLAS's int are a programmer error.
+ * Call it outside OpenMP regions and it uses all threads; inside a region it uses the calling thread only. */
+#define gemm OP(gemm)
+void gemm(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
+          const real *B, int64_t ldb, real beta, real *C, int64_t ldc);
+
+/* The same by riverrun's own loops: what gemm is without OpenBLAS. Its bits don't depend on the number of threads. */
+#define gemm_plain OP(gemm_plain)
+void gemm_plain(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
+                const real *B, int64_t ldb, real beta, real *C, int64_t ldc);
+
+/* exp(v). In float within 1 ulp of the true value over the whole range, subnormal results, 0, infinity and NaN
+ * included: v = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for exp(r), then two exact multiplications by powers of 2
+ * (two, because 2^n alone would overflow or underflow at the ends of the range). */
+static inline real exp_real(real v) {
+#ifdef REAL_IS_FLOAT
+    /* Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits; comparisons let NaN pass. */
+    const float round_to_int = 12582912.0f;
+    v = v > 89.0f ? 89.0f : v;
+    v = v < -105.0f ? -105.0f : v;
+    float shifted = v * 1.44269504088896341f + round_to_int;
+    float n = shifted - round_to_int;
+    float r = v - n * 0.693359375f;  /* the high bits of ln 2: n times them is exact */
+    r = r - n * -2.12194440e-4f;     /* the rest */
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r * r + r) + 1.0f;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    int32_t whole = (int32_t)(bits - 0x4B400000u); /* n as an integer; of NaN anything, p is NaN then */
+    int32_t half = whole >> 1;
+    uint32_t bits1 = (uint32_t)(half + 127) << 23, bits2 = (uint32_t)(whole - half + 127) << 23;
+    float scale1, scale2;
+    memcpy(&scale1, &bits1, sizeof scale1);
+    memcpy(&scale2, &bits2, sizeof scale2);
+    return p * scale1 * scale2;
+#else
+    return exp(v);
+#endif
+}
+
+/* 1 / (1 + exp(-v)); exp(-v) may be infinite, which gives the right 0. */
+static inline real sigmoid(real v) {
+    return (real)1 / ((real)1 + exp_real(-v));
+}
+
+static inline real silu(real v) {
+    return v * sigmoid(v);
+}
+
+/* d silu / dv */
+static inline real silu_derivative(real v) {
+    real s = sigmoid(v);
+    return s * ((real)1 + v * ((real)1 - s));
+}
+
+/* log1p(exp(v)) for v <= 20, else v: the references' definition, so its derivative beyond 20 is exactly 1. */
+static inline real softplus(real v) {
+#ifdef REAL_IS_FLOAT
+    return v > 20.0f ? v : log1pf(exp_real(v));
+#else
+    return v > 20.0 ? v : log1p(exp(v));
+#endif
+}
+
+static inline real softplus_derivative(real v) {
+    return v > (real)20 ? (real)1 : sigmoid(v);
+}
+
+#ifdef REAL_IS_FLOAT
+static inline real sqrt_real(real v) { return sqrtf(v); }
+static inline real log_real(real v) { return logf(v); }
+static inline real fabs_real(real v) { return fabsf(v); }
+#else
+static inline real sqrt_real(real v) { return sqrt(v); }
+static inline real log_real(real v) { return log(v); }
+static inline real fabs_real(real v) { return fabs(v); }
+#endif
+
+#endif

@@ -1,0 +1,46 @@
+/* table.c: the CPU's table of operations, compiled once for float (ops_cpu_f32) and once for double (ops_cpu_f64).
+ * device_open() hands out one of them. */
+#include "kernels/cpu/cpu.h"
+
+#ifdef REAL_IS_FLOAT
+#define TABLE_NAME "cpu-f32"
+#else
+#define TABLE_NAME "cpu-f64"
+#endif
+
+#define ENTRY(name) .name = OP(name)
+
+const struct ops OP(ops_cpu) = {
+    .name = TABLE_NAME,
+    .act = REAL_DTYPE,
+    .real = REAL_DTYPE,
+    ENTRY(embedding_forward),
+    ENTRY(embedding_backward),
+    ENTRY(add_rmsnorm_forward),
+    ENTRY(add_rmsnorm_backward),
+    ENTRY(add_rmsnorm_backward_scratch),
+    ENTRY(linear_forward),
+    ENTRY(linear_backward),
+    ENTRY(conv_forward),
+    ENTRY(conv_backward),
+    ENTRY(conv_backward_scratch),
+    ENTRY(conv_step),
+    ENTRY(ssd_dt_forward),
+    ENTRY(ssd_dt_backward),
+    ENTRY(ssd_dt_backward_scratch),
+    ENTRY(ssd_forward),
+    ENTRY(ssd_backward),
+    ENTRY(ssd_saved),
+    ENTRY(ssd_forward_scratch),
+    ENTRY(ssd_backward_scratch),
+    ENTRY(ssd_step),
+    ENTRY(gated_rmsnorm_forward),
+    ENTRY(gated_rmsnorm_backward),
+    ENTRY(gated_rmsnorm_backward_scratch),
+    ENTRY(swiglu_forward),
+    ENTRY(swiglu_backward),
+    ENTRY(head_loss),
+    ENTRY(head_loss_scratch),
+    ENTRY(sum_squares),
+    ENTRY(adamw),
+};
