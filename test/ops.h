@@ -3,8 +3,8 @@
  * The program test/ops.c walks the rows below. A row describes one operation of kernels/ops.h: its parameters, its
  * operands as functions of the parameters, and how forward and backward are called through the table. From that alone:
  *
- *   ops test   runs the row on the device under test and on the double CPU table with the same inputs and compares every
- *              output and gradient, element by element, with the tolerance
+ *   ops test   runs the row on the device under test and on the double CPU table with the same inputs and compares
+ *              every output and gradient, element by element, with the tolerance
  *                  |a - b| <= unit * (8 + 4 sqrt(terms)) * (|b| + rms(b)),
  *              unit = 2^-24 for f32, 2^-53 for f64, terms = the operand's reduction length (see operand.terms).
  *              It checks guards around every buffer and in the gaps of strided views, that inputs are untouched, that
@@ -22,8 +22,8 @@
  *      r->saved_bytes and the scratch sizes;
  *   3. `forward` and `backward`: one call each, with value(r, "x") and gradient(r, "x") as arguments;
  *   4. if it is to be timed: `flops`.
- * and its address in one of the lists at the end of this file. A parameter named "strided" is understood by the program:
- * when it is 1, operands that set `lead` lie in rows with gaps on both sides.
+ * and its address in one of the lists at the end of this file. A parameter named "strided" is understood by the
+ * program: when it is 1, operands that set `lead` lie in rows with gaps on both sides.
  */
 #ifndef RIVERRUN_TEST_OPS_H
 #define RIVERRUN_TEST_OPS_H
@@ -42,7 +42,7 @@ enum { OP_TEST = 1, OP_GRAD = 2, OP_PERF = 4 };
 enum operand_kind {
     OPERAND_INPUT,  /* real values; backward gives its gradient, unless no_gradient */
     OPERAND_OUTPUT, /* written by forward; backward receives its gradient, unless no_gradient */
-    OPERAND_STATE,  /* real values that forward changes in place; compared, never differentiated */
+    OPERAND_STATE,  /* real values that forward changes in place or adds to; compared, never differentiated */
     OPERAND_INDEX,  /* i32 that the operation reads */
     OPERAND_BYTES,  /* a struct that the operation reads from device memory */
 };
@@ -62,7 +62,7 @@ struct operand {
     enum operand_type type;  /* OPERAND_ACT unless set */
     int lead;                /* > 0: "strided": dimensions before `lead` are rows, those from `lead` on lie together */
     bool accumulate;         /* the gradient is added to what is there ("+=") */
-    bool no_gradient;        /* backward neither gives nor takes a gradient */
+    bool no_gradient;        /* backward neither gives nor takes a gradient (states never have one) */
     double mean, spread;     /* values are mean + spread * normal (0 and 1 unless set) */
     void (*fill)(struct run *r, struct operand *o); /* instead: writes o->values (or o->index) itself */
     double terms;            /* the longest sum that ends in one element of the value ... */
@@ -73,10 +73,14 @@ struct operand {
     /* The program's own. */
     int ndim;
     int64_t dim[TENSOR_DIMS], count;
-    double *values;    /* contiguous, on the host: what goes in before a call, what came out after it */
-    double *gradients; /* the same for the gradient; for "+=" the initial content before a call */
-    int32_t *index;    /* OPERAND_INDEX */
-    void *bytes;       /* OPERAND_BYTES */
+    double *values;           /* contiguous, on the host: what goes in; of an output or state: what came out */
+    double *values_before;    /* of a state: what goes in */
+    double *gradients;        /* of an output: what goes in; of an input: what came out */
+    double *gradients_before; /* of an input with "+=": what is there before the call */
+    int32_t *index;           /* OPERAND_INDEX */
+    void *bytes;              /* OPERAND_BYTES */
+    size_t byte_count;
+    int value_block, gradient_block;
     tensor value, gradient; /* on the device */
 };
 
@@ -93,8 +97,11 @@ struct run {
     int absents;
     size_t saved_bytes, forward_scratch, backward_scratch; /* set by declare */
     void *saved, *scratch;                                 /* for forward and backward to pass on */
-    bool round_to_float; /* values are rounded to f32, so that every precision sees the same ones */
-    unsigned char poison;
+    enum dtype rounding; /* values are rounded to this type, so that the tables compared see the same ones */
+    unsigned char poison; /* byte that fills what a call must write before anyone reads it */
+    struct op_report *report; /* where failures go */
+    struct block *blocks;     /* the buffers on the device, with their guards */
+    int block_count;
     arena memory;
 };
 
@@ -121,7 +128,7 @@ struct op_row {
     const struct op_identity *identities;                            /* optional; ends with name NULL */
 };
 
-/* --- for declare ------------------------------------------------------------------------------------------------- */
+/* --- for declare -------------------------------------------------------------------------------------------------- */
 
 int64_t param(const struct run *r, const char *name);
 
@@ -147,24 +154,26 @@ int64_t draw_below(const struct run *r, const struct operand *o, int64_t i, int6
 tensor value(struct run *r, const char *name);    /* name was declared, or declared absent */
 tensor gradient(struct run *r, const char *name); /* none for operands without a gradient */
 
-/* --- for identities ------------------------------------------------------------------------------------------------ */
+/* --- for identities ----------------------------------------------------------------------------------------------- */
 
 struct operand *operand_find(struct run *r, const char *name); /* NULL if absent */
 
-/* The same row on the same device with other parameters ("T=3 doc=0"), filled from the same seed. The caller overwrites
- * values and gradients of inputs as it likes, calls run_forward and run_backward, and closes. */
-void run_open(struct run *r, const struct op_row *row, struct device *dev, const int64_t *parameter_values,
-              const char *changes, uint64_t seed, bool round_to_float);
+/* The same row on the same device with other parameters ("T=3 doc=0"), filled from the same seed. The caller
+ * overwrites values of inputs, gradients of outputs and what is there "before" as it likes, calls run_forward and
+ * run_backward, and closes. */
+void run_open_like(struct run *r, const struct run *like, const char *changes);
+/* A run of another row (an identity that needs a second operation), with its default parameters and `changes`. */
+void run_open_row(struct run *r, const struct run *like, const struct op_row *row, const char *changes);
 void run_close(struct run *r);
 void run_forward(struct run *r);  /* upload, poison, call, check guards, download: outputs are in operand.values */
-void run_backward(struct run *r); /* likewise: gradients of inputs are in operand.gradients; after run_forward */
+void run_backward(struct run *r); /* after run_forward, likewise: gradients of inputs are in operand.gradients */
 
-/* Compare two host arrays with the tolerance of `ops test`; a difference is reported as a failure of the current case. */
+/* Compare two host arrays with the tolerance of `ops test`; a difference is a failure of the current case. */
 void op_compare(struct run *r, const char *what, const double *got, const double *want, int64_t count, double terms);
 /* Report a failure of the current case unless `good`. */
 void op_expect(struct run *r, bool good, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-/* --- the rows ------------------------------------------------------------------------------------------------------- */
+/* --- the rows ----------------------------------------------------------------------------------------------------- */
 
 /* Each list ends with NULL. */
 extern const struct op_row *const ops_basic_rows[];     /* test/ops_basic.c */
