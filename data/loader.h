@@ -1,18 +1,22 @@
 /* loader.h: batches as a pure function of (seed, global sample number).
  *
  * A source is a data set cut into samples: sample i of a source of n tokens holds inputs [i*T, i*T+T) and targets one
- * token later, for i < (n-1)/T (integer division). A source's samples are visited in the order of a keyed permutation,
- * a new one every epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of
- * LOADER_BLOCK global samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed order.
+ * token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most T-1 tokens at
+ * the end of the data are left unread. A source's samples are visited in the order of a keyed permutation, a new one every
+ * epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of LOADER_BLOCK global
+ * samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed order (data/mixture.h).
  * So global sample g names its source, epoch and sample without any state: the same for 1 rank or 64, exact on resume.
  *
  * Masked targets (shards with masks) become -1. With `reset`, `doc` numbers the documents of a row as kernels/ops.h
  * wants: 0 for the row's first document unless the row's first token starts one, then 1.
+ *
+ * Threads fill a ring of batches ahead of the caller; a batch is cut into runs of rows, so that several threads share one.
+ * What a batch holds does not depend on their number. All memory is taken when the loader is opened.
  */
 #ifndef RIVERRUN_LOADER_H
 #define RIVERRUN_LOADER_H
 
-#include "common/config.h"
+#include "common/arena.h"
 #include "common/error.h"
 #include "data/shard.h"
 #include <stdint.h>
@@ -30,11 +34,12 @@ struct loader_options {
     int64_t T;           /* tokens in a row */
     bool shuffle, reset;
     int threads;         /* prefetching threads, >= 1 */
-    int ahead;           /* batches prepared ahead, >= 1 */
+    int ahead;           /* batches prepared ahead, >= 1; one more is with the caller */
     /* Rank r of n takes rows [r*B, (r+1)*B) of every micro-batch of n*B samples. */
     int64_t B;
     int rank, ranks;
     uint64_t start;      /* global sample number of the first micro-batch's first row */
+    const struct arena_memory *memory; /* where batches live: NULL = host memory; a device may lend pinned memory */
 };
 
 /* One micro-batch of this rank; valid until the next loader_next. Row b holds global sample first + rank*B + b. */
@@ -49,12 +54,20 @@ struct batch {
 
 typedef struct loader loader;
 
-/* Sources must share tokenizer and vocabulary; each must hold at least one sample. */
+/* Sources must share tokenizer and vocabulary; each must hold at least one sample, and have a weight whose share is at
+ * least one place in a block. The data sets must outlive the loader; names are copied. 1 to LIMIT_SOURCES sources. */
 int loader_open(loader **l, const struct loader_source *sources, size_t count, const struct loader_options *options, error *err);
+
+/* Refuses two data sets of different tokenizers or vocabularies; a_name and b_name (paths, or "source 'x'") go into the
+ * message. loader_open asks this of its sources; whoever opens other data for the same model may ask it too. */
+int loader_same_tokenizer(const dataset *a, const char *a_name, const dataset *b, const char *b_name, error *err);
+
+/* Ends and joins the threads, whatever they are at (each finishes at most the row in hand). NULL is fine. */
 void loader_close(loader *l);
 
 /* The next micro-batch: global samples advance by ranks*B. Blocks until it is there. A read error of a prefetching
- * thread comes out here, for the batch it belongs to. */
+ * thread comes out here, for the batch it belongs to (of several in one batch, the lowest row's), and again at every
+ * later call: no batch comes after a failed one. One caller at a time. */
 int loader_next(loader *l, struct batch *batch, error *err);
 
 /* Where global sample g comes from: a pure function, no I/O. */
@@ -65,5 +78,15 @@ struct loader_place {
 struct loader_place loader_locate(const loader *l, uint64_t g);
 
 uint64_t loader_samples(const loader *l, size_t source); /* samples in one epoch of a source */
+
+/* Where the time went since loader_open. The three kinds of thread time are summed over the threads. */
+struct loader_stats {
+    uint64_t batches;     /* delivered */
+    double caller_wait_s; /* in loader_next, waiting for a batch */
+    double thread_read_s; /* in dataset_read: disk, checksums, decompression */
+    double thread_fill_s; /* the rest of making a row: finding it, documents, masks, copies */
+    double thread_idle_s; /* waiting for room in the ring */
+};
+struct loader_stats loader_get_stats(loader *l);
 
 #endif
