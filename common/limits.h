@@ -3,6 +3,7 @@
 #define RIVERRUN_LIMITS_H
 
 #define LIMIT_CONFIG_LINE 4096     /* bytes in a config line: longer ones are refused, never cut */
+#define LIMIT_CONFIG_NAME 49     /* bytes in the name of a config's section or key: inih cuts longer section names */
 #define LIMIT_CONFIG_BYTES (1 << 20) /* a config is written by people */
 #define LIMIT_JSON_BYTES (64 << 20)  /* tokenizer.json of 200,000 entries is about 20 MB */
 #define LIMIT_NAME 192             /* bytes in a tensor's, block's or source's name, with the final 0 */
