@@ -1,17 +1,18 @@
 /* loader.h: batches as a pure function of (seed, global sample number).
  *
  * A source is a data set cut into samples: sample i of a source of n tokens holds inputs [i*T, i*T+T) and targets one
- * token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most T-1 tokens at
- * the end of the data are left unread. A source's samples are visited in the order of a keyed permutation, a new one every
- * epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of LOADER_BLOCK global
- * samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed order (data/mixture.h).
- * So global sample g names its source, epoch and sample without any state: the same for 1 rank or 64, exact on resume.
+ * token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most T-1
+ * tokens at the end of the data are left unread. A source's samples are visited in the order of a keyed permutation,
+ * a new one every epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of
+ * LOADER_BLOCK global samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed
+ * order (data/mixture.h). So global sample g names its source, epoch and sample without any state: the same for 1
+ * rank or 64, exact on resume.
  *
  * Masked targets (shards with masks) become -1. With `reset`, `doc` numbers the documents of a row as kernels/ops.h
  * wants: 0 for the row's first document unless the row's first token starts one, then 1.
  *
- * Threads fill a ring of batches ahead of the caller; a batch is cut into runs of rows, so that several threads share one.
- * What a batch holds does not depend on their number. All memory is taken when the loader is opened.
+ * Threads fill a ring of batches ahead of the caller; a batch is cut into runs of rows, so that several threads share
+ * one. What a batch holds does not depend on their number. All memory is taken when the loader is opened.
  */
 #ifndef RIVERRUN_LOADER_H
 #define RIVERRUN_LOADER_H
@@ -24,42 +25,44 @@
 #define LOADER_BLOCK 4096
 
 struct loader_source {
-    const char *name;   /* for messages and the log */
+    const char *name; /* for messages and the log */
     const dataset *data;
-    double weight;      /* > 0, relative */
+    double weight; /* > 0, relative */
 };
 
 struct loader_options {
     uint64_t seed;
-    int64_t T;           /* tokens in a row */
+    int64_t T; /* tokens in a row */
     bool shuffle, reset;
-    int threads;         /* prefetching threads, >= 1 */
-    int ahead;           /* batches prepared ahead, >= 1; one more is with the caller */
+    int threads; /* prefetching threads, >= 1 */
+    int ahead;   /* batches prepared ahead, >= 1; one more is with the caller */
     /* Rank r of n takes rows [r*B, (r+1)*B) of every micro-batch of n*B samples. */
     int64_t B;
     int rank, ranks;
-    uint64_t start;      /* global sample number of the first micro-batch's first row */
+    uint64_t start;                    /* global sample number of the first micro-batch's first row */
     const struct arena_memory *memory; /* where batches live: NULL = host memory; a device may lend pinned memory */
 };
 
 /* One micro-batch of this rank; valid until the next loader_next. Row b holds global sample first + rank*B + b. */
 struct batch {
     int64_t B, T;
-    int32_t *tokens;   /* (B, T) */
-    int32_t *targets;  /* (B, T), -1 = masked */
-    int32_t *doc;      /* (B, T), or NULL without reset */
-    int64_t valid;     /* targets >= 0 in this rank's rows */
-    uint64_t first;    /* global sample number of rank 0's first row */
+    int32_t *tokens;  /* (B, T) */
+    int32_t *targets; /* (B, T), -1 = masked */
+    int32_t *doc;     /* (B, T), or NULL without reset */
+    int64_t valid;    /* targets >= 0 in this rank's rows */
+    uint64_t first;   /* global sample number of rank 0's first row */
 };
 
 typedef struct loader loader;
 
-/* Sources must share tokenizer and vocabulary; each must hold at least one sample, and have a weight whose share is at
- * least one place in a block. The data sets must outlive the loader; names are copied. 1 to LIMIT_SOURCES sources. */
-int loader_open(loader **l, const struct loader_source *sources, size_t count, const struct loader_options *options, error *err);
+/* Sources must share tokenizer and vocabulary; each must hold at least one sample, and have a weight whose share is
+ * at least one place in a block. The data sets must outlive the loader; names are copied. count is 1 to
+ * LIMIT_SOURCES. */
+int loader_open(loader **l, const struct loader_source *sources, size_t count, const struct loader_options *options,
+                error *err);
 
-/* Refuses two data sets of different tokenizers or vocabularies; a_name and b_name (paths, or "source 'x'") go into the
- * message. loader_open asks this of its sources; whoever opens other data for the same model may ask it too. */
+/* Refuses two data sets of different tokenizers or vocabularies; a_name and b_name (paths, or "source 'x'") go into
+ * the message. loader_open asks this of its sources; whoever opens other data for the same model may ask it too. */
 int loader_same_tokenizer(const dataset *a, const char *a_name, const dataset *b, const char *b_name, error *err);
 
 /* Ends and joins the threads, whatever they are at (each finishes at most the row in hand). NULL is fine. */

@@ -5,8 +5,8 @@
 #include "common/rng.h"
 #include <math.h>
 
-/* A key's stream has 32 bits: 6 for the source and 26 for the epoch. Epochs 2^26 apart share their order, which no run
- * on more than a handful of samples reaches. */
+/* A key's stream has 32 bits: 6 for the source and 26 for the epoch. Epochs 2^26 apart share their order, which no
+ * run on more than a handful of samples reaches. */
 #define EPOCH_BITS 26
 _Static_assert(LIMIT_SOURCES <= 1 << (32 - EPOCH_BITS), "a source's number must fit beside the epoch");
 _Static_assert(LIMIT_SOURCES <= UINT8_MAX + 1, "mixture_block.source holds a source's number in a byte");
@@ -15,15 +15,15 @@ _Static_assert(LOADER_BLOCK <= UINT16_MAX + 1, "mixture_block.turn holds a place
 static int check_weights(const struct loader_source *sources, size_t count, error *err) {
     for (size_t s = 0; s < count; s++) {
         if (!isfinite(sources[s].weight) || sources[s].weight <= 0) {
-            return error_input(err, "source '%s' has weight %g; a weight must be a finite number above 0", sources[s].name,
-                               sources[s].weight);
+            return error_input(err, "source '%s' has weight %g; a weight must be a finite number above 0",
+                               sources[s].name, sources[s].weight);
         }
     }
     return 0;
 }
 
-/* places[s] = the source's share of LOADER_BLOCK by largest remainder: whole places first, then one more for the sources
- * with the largest fractions until all are given. */
+/* places[s] = the source's share of LOADER_BLOCK by largest remainder: whole places first, then one more for the
+ * sources with the largest fractions until all are given. */
 static void share_places(uint32_t *places, const struct loader_source *sources, size_t count) {
     double remainder[LIMIT_SOURCES], largest = 0, sum = 0;
     for (size_t s = 0; s < count; s++) largest = fmax(largest, sources[s].weight);
@@ -35,7 +35,7 @@ static void share_places(uint32_t *places, const struct loader_source *sources, 
         remainder[s] = share - places[s];
         given += places[s];
     }
-    /* Rounding can put a share a hair above what is exact, never by a whole place, so `given` stays within the block. */
+    /* Rounding may put a share a hair above what is exact, never by a place, so `given` stays within the block. */
     ASSERT(given <= LOADER_BLOCK);
     for (; given < LOADER_BLOCK; given++) {
         size_t best = 0;
@@ -59,10 +59,11 @@ int mixture_make(struct mixture *m, const struct loader_source *sources, const u
         if (places[s] == 0) {
             double others = 0;
             for (size_t o = 0; o < count; o++) others += o == s ? 0 : sources[o].weight;
-            return error_input(err,
-                               "source '%s' has weight %g, too small beside the other sources' %g to get one of the %d samples "
-                               "of a block; a weight of %.3g is enough, or leave the source out",
-                               sources[s].name, sources[s].weight, others, LOADER_BLOCK, others / (LOADER_BLOCK - 1) * 1.01);
+            return error_input(
+                err,
+                "source '%s' has weight %g, too small beside the other sources' %g to get one of the %d samples "
+                "of a block; a weight of %.3g is enough, or leave the source out",
+                sources[s].name, sources[s].weight, others, LOADER_BLOCK, others / (LOADER_BLOCK - 1) * 1.01);
         }
         m->samples[s] = samples[s];
         m->first[s + 1] = m->first[s] + places[s];

@@ -1,12 +1,13 @@
 /* mixture.h: which sample of which source stands at global sample number g. Pure arithmetic, no data, no threads.
  *
- * Global samples are counted in blocks of LOADER_BLOCK. In every block source s has a fixed number of places, its share of
- * the weights by largest remainder (ties go to the earlier source); which places those are is drawn anew for each block.
- * The k-th place of source s in block n is visit n * places(s) + k of that source, and visit v is position v % samples of
- * epoch v / samples. A position is a sample number by a keyed permutation of its epoch, or itself without shuffling.
+ * Global samples are counted in blocks of LOADER_BLOCK. In every block source s has a fixed number of places, its
+ * share of the weights by largest remainder (ties go to the earlier source); which places those are is drawn anew for
+ * each block. The k-th place of source s in block n is visit n * places(s) + k of that source, and visit v is
+ * position v % samples of epoch v / samples. A position is a sample number by a keyed permutation of its epoch, or
+ * itself without shuffling.
  *
- * The drawing of a block is kept in a struct mixture_block by whoever locates many samples (each prefetching thread has
- * its own); it is a cache and never changes an answer.
+ * The drawing of a block is kept in a struct mixture_block by whoever locates many samples (each prefetching thread
+ * has its own); it is a cache and never changes an answer.
  */
 #ifndef RIVERRUN_MIXTURE_H
 #define RIVERRUN_MIXTURE_H
@@ -17,8 +18,8 @@
 struct mixture {
     uint64_t seed;
     bool shuffle;
-    size_t count;                     /* sources */
-    uint64_t samples[LIMIT_SOURCES];  /* in one epoch of a source, >= 1 */
+    size_t count;                      /* sources */
+    uint64_t samples[LIMIT_SOURCES];   /* in one epoch of a source, >= 1 */
     uint32_t first[LIMIT_SOURCES + 1]; /* source s has lots [first[s], first[s+1]) of every block's LOADER_BLOCK */
 };
 
@@ -29,8 +30,8 @@ struct mixture_block {
 };
 #define MIXTURE_NO_BLOCK UINT64_MAX
 
-/* `samples[s]` >= 1 is the number of samples of source s. Refuses weights that are not finite and positive, and a weight
- * whose share gets no place in a block: such a source would never be read. */
+/* `samples[s]` >= 1 is the number of samples of source s. Refuses weights that are not finite and positive, and a
+ * weight whose share gets no place in a block: such a source would never be read. */
 int mixture_make(struct mixture *m, const struct loader_source *sources, const uint64_t *samples, size_t count,
                  uint64_t seed, bool shuffle, error *err);
 

@@ -19,8 +19,8 @@ struct set { /* a mixture and the sources it was made of */
     struct mixture_block block;
 };
 
-static int make(struct set *set, const double *weights, const uint64_t *samples, size_t count, uint64_t seed, bool shuffle,
-                error *err) {
+static int make(struct set *set, const double *weights, const uint64_t *samples, size_t count, uint64_t seed,
+                bool shuffle, error *err) {
     static const char *const names[] = {"a", "b", "c", "d", "e"};
     memset(set, 0, sizeof *set);
     for (size_t s = 0; s < count; s++) {
@@ -30,7 +30,8 @@ static int make(struct set *set, const double *weights, const uint64_t *samples,
     return mixture_make(&set->mixture, set->sources, samples, count, seed, shuffle, err);
 }
 
-static void make_good(struct set *set, const double *weights, const uint64_t *samples, size_t count, uint64_t seed, bool shuffle) {
+static void make_good(struct set *set, const double *weights, const uint64_t *samples, size_t count, uint64_t seed,
+                      bool shuffle) {
     error err = {.kind = ERROR_NONE};
     if (make(set, weights, samples, count, seed, shuffle, &err) != 0) fail_msg("%s", err.text);
 }
@@ -57,7 +58,8 @@ static void test_places(void **state) {
     struct set set;
     for (size_t i = 0; i + 1 < sizeof cases / sizeof *cases; i++) {
         make_good(&set, cases[i].weights, samples, cases[i].count, 1, true);
-        for (size_t s = 0; s < cases[i].count; s++) assert_int_equal(mixture_places(&set.mixture, s), cases[i].places[s]);
+        for (size_t s = 0; s < cases[i].count; s++)
+            assert_int_equal(mixture_places(&set.mixture, s), cases[i].places[s]);
     }
     error err;
     size_t last = sizeof cases / sizeof *cases - 1;
@@ -88,8 +90,8 @@ static void test_every_block_has_the_shares(void **state) {
     }
 }
 
-/* Sources are spread over a block, not bunched: in each sixteenth of a block a half share stays near a half. The bounds
- * are five standard deviations of 256 draws. */
+/* Sources are spread over a block, not bunched: in each sixteenth of a block a half share stays near a half. The
+ * bounds are five standard deviations of 256 draws. */
 static void test_blocks_are_mixed(void **state) {
     (void)state;
     static const double weights[] = {1, 1};
@@ -98,7 +100,8 @@ static void test_blocks_are_mixed(void **state) {
     make_good(&set, weights, samples, 2, 7, true);
     for (uint64_t part = 0; part < 64; part++) {
         int first = 0;
-        for (uint64_t i = 0; i < 256; i++) first += mixture_locate(&set.mixture, &set.block, part * 256 + i).source == 0;
+        for (uint64_t i = 0; i < 256; i++)
+            first += mixture_locate(&set.mixture, &set.block, part * 256 + i).source == 0;
         assert_in_range(first, 128 - 40, 128 + 40);
     }
 }
@@ -181,10 +184,11 @@ static void test_small_sets_take_every_order(void **state) {
     int seen[27] = {0};
     for (uint64_t epoch = 0; epoch < 6000; epoch++) {
         int code = 0;
-        for (uint64_t i = 0; i < 3; i++) code = code * 3 + (int)mixture_locate(&set.mixture, &set.block, epoch * 3 + i).sample;
+        for (uint64_t i = 0; i < 3; i++)
+            code = code * 3 + (int)mixture_locate(&set.mixture, &set.block, epoch * 3 + i).sample;
         seen[code]++;
     }
-    static const int orders[6] = {5, 7, 11, 15, 19, 21}; /* 012 021 102 120 201 210 in base 3 */
+    static const int orders[6] = {5, 7, 11, 15, 19, 21};                     /* 012 021 102 120 201 210 in base 3 */
     for (int i = 0; i < 6; i++) assert_in_range(seen[orders[i]], 800, 1200); /* 1000 expected, deviation 29 */
 }
 
@@ -198,7 +202,8 @@ static void test_locating_is_pure(void **state) {
     for (uint64_t i = 0; i < 300; i++) {
         uint64_t g = i * 2654435761u % (5 * LOADER_BLOCK); /* jumps between blocks */
         make_good(&fresh, weights, samples, 3, 8, true);
-        struct loader_place a = mixture_locate(&set.mixture, &set.block, g), b = mixture_locate(&fresh.mixture, &fresh.block, g);
+        struct loader_place a = mixture_locate(&set.mixture, &set.block, g),
+                            b = mixture_locate(&fresh.mixture, &fresh.block, g);
         assert_true(a.source == b.source && a.epoch == b.epoch && a.sample == b.sample);
     }
 }
@@ -212,14 +217,10 @@ static void test_fixed_answers(void **state) {
         uint64_t g;
         struct loader_place place;
     } expected[] = {
-        {UINT64_C(0), {0, 0, 981}},
-        {UINT64_C(1), {0, 0, 583}},
-        {UINT64_C(2), {0, 0, 453}},
-        {UINT64_C(3), {1, 0, 18}},
-        {UINT64_C(4095), {0, 3, 162}},
-        {UINT64_C(4096), {1, 10, 13}},
-        {UINT64_C(123456), {0, 92, 351}},
-        {UINT64_C(10000000000), {0, 7500000, 490}},
+        {UINT64_C(0), {0, 0, 981}},       {UINT64_C(1), {0, 0, 583}},
+        {UINT64_C(2), {0, 0, 453}},       {UINT64_C(3), {1, 0, 18}},
+        {UINT64_C(4095), {0, 3, 162}},    {UINT64_C(4096), {1, 10, 13}},
+        {UINT64_C(123456), {0, 92, 351}}, {UINT64_C(10000000000), {0, 7500000, 490}},
     };
     struct set set;
     make_good(&set, weights, samples, 2, 1234, true);
@@ -273,16 +274,11 @@ static void test_as_many_sources_as_the_limit(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places),
-        cmocka_unit_test(test_every_block_has_the_shares),
-        cmocka_unit_test(test_blocks_are_mixed),
-        cmocka_unit_test(test_epochs_visit_every_sample_once),
-        cmocka_unit_test(test_orders_differ),
-        cmocka_unit_test(test_small_sets_take_every_order),
-        cmocka_unit_test(test_locating_is_pure),
-        cmocka_unit_test(test_fixed_answers),
-        cmocka_unit_test(test_refused_weights),
-        cmocka_unit_test(test_as_many_sources_as_the_limit),
+        cmocka_unit_test(test_places),           cmocka_unit_test(test_every_block_has_the_shares),
+        cmocka_unit_test(test_blocks_are_mixed), cmocka_unit_test(test_epochs_visit_every_sample_once),
+        cmocka_unit_test(test_orders_differ),    cmocka_unit_test(test_small_sets_take_every_order),
+        cmocka_unit_test(test_locating_is_pure), cmocka_unit_test(test_fixed_answers),
+        cmocka_unit_test(test_refused_weights),  cmocka_unit_test(test_as_many_sources_as_the_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

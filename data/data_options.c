@@ -1,0 +1,126 @@
+/* data_options.c: the option tables of [data] and [source.NAME], and the opening of the data sets they name. Called
+ * by the programs that train, evaluate or plan. */
+#include "data/data_options.h"
+
+#include <string.h>
+
+#define SOURCE_PREFIX "source."
+#define SEED_MAX 9007199254740991.0 /* 2^53 - 1: bounds of options are doubles, which are exact up to here */
+
+const struct option data_options_table[] = {
+    {"train", OPTION_STRING, offsetof(struct data_options, train), "", 0, 0, "",
+     "Data set to train on: a directory of shards or one shard; several data sets go into [source.NAME] sections "
+     "instead.",
+     NULL},
+    {"valid", OPTION_STRING, offsetof(struct data_options, valid), "", 0, 0, "",
+     "Data set for validation; without one there is no validation.", NULL},
+    {"seq_len", OPTION_INT, offsetof(struct data_options, T), "2048", 1, 1 << 24, "tokens",
+     "Length of a training row.", NULL},
+    {"seed", OPTION_INT, offsetof(struct data_options, seed), "1", 0, SEED_MAX, "",
+     "Key of the order of samples and of the mixture.", NULL},
+    {"shuffle", OPTION_BOOL, offsetof(struct data_options, shuffle), "true", 0, 0, "",
+     "Visit each source's samples in a new keyed order every epoch; false: in the order of the data.", NULL},
+    {"reset", OPTION_BOOL, offsetof(struct data_options, reset), "true", 0, 0, "",
+     "Start every document with an empty state; false: a row is one run of text.", NULL},
+    {"threads", OPTION_INT, offsetof(struct data_options, threads), "1", 1, 256, "threads",
+     "Threads of each rank that read and decompress ahead; they don't change what is read.", NULL},
+    {"ahead", OPTION_INT, offsetof(struct data_options, ahead), "4", 1, 1024, "batches", "Batches prepared ahead.",
+     NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+const struct option data_source_options_table[] = {
+    {"path", OPTION_STRING, offsetof(struct data_source_options, path), NULL, 0, 0, "",
+     "Data set of this source: a directory of shards or one shard.", NULL},
+    {"weight", OPTION_FLOAT, offsetof(struct data_source_options, weight), "1", 1e-12, 1e12, "",
+     "Share of the samples, relative to the weights of the other sources.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+int data_options_bind(config *c, struct data_options *o, error *err) {
+    memset(o, 0, sizeof *o);
+    TRY(config_bind(c, "data", data_options_table, o, err));
+    const char *sections[LIMIT_SOURCES];
+    size_t count = config_sections(c, SOURCE_PREFIX, sections, LIMIT_SOURCES);
+    if (count > LIMIT_SOURCES) {
+        return error_input(err, "there are %zu [source.NAME] sections; at most %d are possible", count,
+                           LIMIT_SOURCES);
+    }
+    if (count > 0 && o->train[0]) {
+        return error_input(err, "data.train = %s and section [%s] both name training data; keep one of the two ways",
+                           o->train, sections[0]);
+    }
+    for (size_t s = 0; s < count; s++) {
+        const char *name = sections[s] + strlen(SOURCE_PREFIX);
+        size_t length = strlen(name);
+        if (length == 0 || length >= LIMIT_NAME) {
+            return error_input(err, "section [%.64s%s] names a source with %zu characters; 1 to %d are possible",
+                               sections[s], length > 64 ? "..." : "", length, LIMIT_NAME - 1);
+        }
+        TRY(config_bind(c, sections[s], data_source_options_table, &o->sources[s], err));
+        o->sources[s].name = name;
+    }
+    o->source_count = count;
+    return 0;
+}
+
+struct loader_options data_loader_options(const struct data_options *o) {
+    return (struct loader_options){
+        .seed = (uint64_t)o->seed,
+        .T = o->T,
+        .shuffle = o->shuffle,
+        .reset = o->reset,
+        .threads = (int)o->threads,
+        .ahead = (int)o->ahead,
+        .B = 1,
+        .ranks = 1,
+    };
+}
+
+/* Open one data set; messages name the option that gave the path. */
+static int open_named(dataset **d, const char *path, const char *section, const char *name, const char *key,
+                      error *err) {
+    *d = NULL;
+    if (path[0] == '\0') return error_input(err, "%s%s.%s is empty; give a directory of shards", section, name, key);
+    if (dataset_open(d, path, err) != 0) return error_context(err, "%s%s.%s", section, name, key);
+    return 0;
+}
+
+static int open_all(struct data_sources *s, const struct data_options *o, error *err) {
+    const char *first_path = o->source_count > 0 ? o->sources[0].path : o->train;
+    if (o->source_count == 0) {
+        if (o->train[0] == '\0') {
+            return error_input(err, "no training data: give data.train, or [source.NAME] sections with a path each");
+        }
+        TRY(open_named(&s->data[0], o->train, "data", "", "train", err));
+        s->train[0] = (struct loader_source){.name = "train", .data = s->data[0], .weight = 1};
+        s->count = 1;
+    }
+    for (size_t i = 0; i < o->source_count; i++) {
+        const struct data_source_options *source = &o->sources[i];
+        TRY(open_named(&s->data[i], source->path, SOURCE_PREFIX, source->name, "path", err));
+        s->train[i] = (struct loader_source){.name = source->name, .data = s->data[i], .weight = source->weight};
+        s->count++;
+        if (i > 0) TRY(loader_same_tokenizer(s->data[0], first_path, s->data[i], source->path, err));
+    }
+    if (o->valid[0]) {
+        TRY(open_named(&s->valid, o->valid, "data", "", "valid", err));
+        TRY(loader_same_tokenizer(s->data[0], first_path, s->valid, o->valid, err));
+    }
+    return 0;
+}
+
+int data_sources_open(struct data_sources *s, const struct data_options *o, error *err) {
+    memset(s, 0, sizeof *s);
+    if (open_all(s, o, err) != 0) {
+        data_sources_close(s);
+        return -1;
+    }
+    return 0;
+}
+
+void data_sources_close(struct data_sources *s) {
+    for (size_t i = 0; i < s->count; i++) dataset_close(s->data[i]);
+    if (s->valid) dataset_close(s->valid);
+    memset(s, 0, sizeof *s);
+}
