@@ -132,17 +132,23 @@ static blasint blas_size(int64_t size) {
     ASSERT(size >= 0 && size <= INT_MAX);
     return (blasint)size;
 }
+
+/* The leading dimension of a stored (rows, columns) matrix as BLAS wants it: at least `columns`, even where a matrix of
+ * one row has a view whose stride means nothing. */
+static blasint leading(int64_t ld, int64_t rows, int64_t columns) {
+    int64_t least = columns > 1 ? columns : 1;
+    ASSERT(rows <= 1 || ld >= columns);
+    return blas_size(ld > least ? ld : least);
+}
 #endif
 
 void gemm(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
           const real *B, int64_t ldb, real beta, real *C, int64_t ldc) {
     if (M == 0 || N == 0) return;
 #ifdef RIVERRUN_OPENBLAS
-    /* BLAS refuses leading dimensions below the width of a row, which a matrix of one row may well have. */
-    int64_t least_a = transA ? M : K, least_b = transB ? K : N;
-    blasint a = blas_size(lda > least_a ? lda : least_a > 0 ? least_a : 1);
-    blasint b = blas_size(ldb > least_b ? ldb : least_b > 0 ? least_b : 1);
-    blasint c = blas_size(ldc > N ? ldc : N);
+    blasint a = leading(lda, transA ? K : M, transA ? M : K);
+    blasint b = leading(ldb, transB ? N : K, transB ? K : N);
+    blasint c = leading(ldc, M, N);
     CBLAS_TRANSPOSE ta = transA ? CblasTrans : CblasNoTrans, tb = transB ? CblasTrans : CblasNoTrans;
 #ifdef REAL_IS_FLOAT
     cblas_sgemm(CblasRowMajor, ta, tb, blas_size(M), blas_size(N), blas_size(K), alpha, A, a, B, b, beta, C, c);

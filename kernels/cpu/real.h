@@ -44,7 +44,7 @@ void gemm(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha,
 void gemm_plain(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
                 const real *B, int64_t ldb, real beta, real *C, int64_t ldc);
 
-/* exp(v). In float within 1 ulp of the true value over the whole range, subnormal results, 0, infinity and NaN
+/* exp(v). In float within 1.03 ulp of the true value over the whole range, subnormal results, 0, infinity, NaN
  * included: v = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for exp(r), then two exact multiplications by powers of 2
  * (two, because 2^n alone would overflow or underflow at the ends of the range). */
 static inline real exp_real(real v) {
