@@ -32,10 +32,14 @@ comma     := ,
 .SUFFIXES:
 Q := $(if $(filter 1,$(V)),,@)
 
-# Goals that need neither compiler nor libraries, and goals that only hand over to a script which calls make again.
+# Goals that need neither compiler nor libraries, or hand over to a script that calls make again.
 GOALS     := $(or $(MAKECMDGOALS),all)
-BUILDING  := $(filter-out help deps clean test quickstart,$(GOALS))
-REPORTING := $(filter all report tests install,$(GOALS))
+BUILDING  := $(filter-out help deps clean test,$(GOALS))
+REPORTING := $(filter all report tests install quickstart,$(GOALS))
+# Whoever asks for the quick start wants it quick.
+ifneq ($(filter quickstart,$(GOALS)),)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
 
 # ---- what this machine has -----------------------------------------------------------------------------------------
 # A part is there when the compiler finds its header (and, where it matters, its library). Probing is left out for goals
@@ -345,16 +349,16 @@ endif
 
 endif # BUILDING
 
-# ---- targets that hand over to a script ----------------------------------------------------------------------------
+# ---- targets that run a script -------------------------------------------------------------------------------------
 
 deps: ## Install the Debian packages that riverrun and its tests need (root or sudo)
 	@sh scripts/deps.sh test
 
 test: ## Build and run every test; the last line counts them
-	@BUILD=$(BUILD) PYTHON=$(PYTHON) MAKE="$(MAKE)" sh scripts/run-tests.sh
+	@BUILD=$(BUILD) PYTHON=$(PYTHON) SAN=$(SAN) RIVERRUN_MAKE="$(MAKE_COMMAND)" sh scripts/run-tests.sh
 
-quickstart: ## Text to a trained byte-level model in a few minutes
-	@BUILD=$(BUILD) MAKE="$(MAKE)" sh scripts/quickstart-run.sh
+quickstart: all ## Text to a trained byte-level model in a few minutes
+	@BUILD=$(BUILD) sh scripts/quickstart-run.sh
 
 clean: ## Remove what was built
 	rm -rf $(BUILD) $(BUILD)-san
