@@ -14,4 +14,7 @@ int command_plan(int argc, char **argv, error *err);
 int command_import(int argc, char **argv, error *err);
 int command_export(int argc, char **argv, error *err);
 
+/* `riverrun help config`: docs/config.md to standard output. */
+int command_help_config(void);
+
 #endif

@@ -1,8 +1,8 @@
 /* options.h: every option of a training run beside the model's: sections, structs, tables.
  *
- * [data] is data/data_options.h's, [model] and [block.*] are model/'s. One call binds everything and calls config_finish,
- * so an unknown key anywhere is refused before anything happens. `riverrun help config` prints all tables; docs/config.md
- * is that output.
+ * [data] and [source.*] are data/data_options.h's, [model] and [block.*] are model/'s. A program binds all of them and then calls
+ * config_finish, so an unknown key anywhere is refused before anything happens. `riverrun help config` prints all tables;
+ * docs/config.md is that output.
  */
 #ifndef RIVERRUN_OPTIONS_H
 #define RIVERRUN_OPTIONS_H
@@ -16,22 +16,25 @@ enum decay_policy { DECAY_TABLE, DECAY_ALL };
 enum eval_mode { EVAL_WINDOW, EVAL_CARRY };
 
 struct train_options { /* [train] */
-    const char *out;     /* run directory: log.jsonl, config.ini, step-NNNNNNNN/, latest */
+    const char *out;     /* run directory: log.jsonl, config.ini, step-NNNNNNNN/, latest; "" = not given */
     const char *init;    /* a checkpoint whose weights start a fresh run; "" = the papers' initialisation */
     int64_t steps;       /* optimizer steps in the whole run */
     int64_t batch;       /* sequences in a global batch, over all ranks */
     int64_t micro_batch; /* sequences a rank runs at once; 0 = batch / ranks */
     int64_t seed;        /* of the initial weights; data has its own */
+    int precision;       /* enum precision; what is computed in. Checkpoints hold f32 */
     int64_t log_every;   /* steps between terminal lines; every step goes to log.jsonl */
     bool resume;         /* continue from `latest` in out if there is one */
 };
 struct optimizer_options { /* [optimizer] */
-    double lr, beta1, beta2, eps, weight_decay, clip, z_loss;
+    double lr, beta1, beta2, eps, weight_decay;
+    double clip;         /* largest norm of the mean gradient; 0 = no clipping */
+    double z_loss;
     int decay;           /* enum decay_policy */
 };
 struct schedule_options { /* [schedule] */
     int kind;            /* enum schedule_kind */
-    int64_t warmup;      /* steps of linear warm-up from 0 */
+    int64_t warmup;      /* steps of linear warm-up: step t < warmup runs at (t + 1) / warmup of the peak */
     double min_lr;       /* floor, absolute */
     int64_t decay_steps; /* WSD: length of the final decay; cosine, linear, exponential: 0 = to the end of the run */
     double half_life;    /* exponential: steps in which lr - min_lr halves */
@@ -40,7 +43,7 @@ struct eval_options { /* [eval] */
     int64_t every;       /* steps between validations; 0 = never; the last step always if there is validation data */
     int mode;            /* enum eval_mode */
     int64_t window;      /* tokens in a window or, carrying, in a piece; 0 = data.seq_len */
-    int64_t batch;       /* windows at once */
+    int64_t batch;       /* windows at once on each rank; a trainer runs at most its micro-batch */
     int64_t tokens;      /* predict at most this many tokens; 0 = all */
 };
 struct checkpoint_options { /* [checkpoint] */
@@ -60,10 +63,23 @@ struct run_options {
     struct checkpoint_options checkpoint;
 };
 
+/* The number precision choices of --precision and train.precision: "fp32", "fp64", in the order of enum precision. */
+extern const char *const precision_choices[], *const eval_mode_choices[];
+
 /* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). */
 int run_options_bind(struct run_options *o, config *c, error *err);
 
-/* Learning rate of optimizer step t, counted from 0: a pure function. */
+/* How the global batch is dealt out: sequences a rank runs at once, and micro-batches in a step. A batch that does not
+ * divide is refused with the nearest ones that do. */
+int run_options_split(const struct train_options *t, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err);
+
+/* Learning rate of step t, counted from 0: a pure function. With w = warmup, e = steps - w or decay_steps, u = min(1, (t - w) / e):
+ *   t < w         peak (t + 1) / w
+ *   constant      peak
+ *   cosine        min + (peak - min) (1 + cos(pi u)) / 2
+ *   linear        min + (peak - min) (1 - u)
+ *   wsd           peak, and in the last decay_steps steps min + (peak - min) (steps - t) / decay_steps
+ *   exponential   min + (peak - min) 2^(-(t - w) / half_life); from decay_steps on, if given, it stays where it is */
 double schedule_lr(const struct schedule_options *s, double peak, int64_t steps, int64_t t);
 
 #endif
