@@ -18,10 +18,15 @@ struct comm {
 };
 
 /* Under mpirun (found by the launcher's environment variables) MPI, else none: a plain start never initialises MPI. Under
- * mpirun with a build without MPI: ERROR_INPUT. */
+ * mpirun with a build without MPI: ERROR_INPUT. What communication needs besides the callers' buffers is allocated here. */
 int comm_open(struct comm *c, error *err);
 void comm_close(struct comm *c);
 _Noreturn void comm_abort(struct comm *c, int exit_code);
+
+/* Agree on how a stage went that may have failed on some ranks only: 0 if result was 0 on all; else -1 on all, and the lowest
+ * failing rank keeps its *err (with "rank N: " in front if there are several). The others get its kind and an empty text, so
+ * that one rank tells it and all leave with the same exit code. */
+int comm_agree(struct comm *c, int result, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */
 void comm_sum_f64(struct comm *c, double *values, int count);
