@@ -9,7 +9,7 @@
 
 struct optimizer;
 
-/* m and v zeroed; segments built from the tensor table and the decay policy. */
+/* m and v zeroed; segments built from the tensor table and the decay policy. Model and comm must outlive the optimizer. */
 int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, const struct optimizer_options *options, error *err);
 void optimizer_close(struct optimizer *o);
 
@@ -25,6 +25,11 @@ struct optimizer_report {
  * Gradients hold the sum over valid targets times `scale`; `valid` is the number of valid targets of the global batch: the mean's
  * gradient is g / (scale * valid). `finite`: the global loss was finite. */
 struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite);
+
+/* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first, first + params) of
+ * the table; their offsets are counted from `offset`. Returns the number of runs; `segments` may be NULL to ask for it. */
+int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
+                       const struct optimizer_options *options, struct adamw_segment *segments);
 
 int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
 void optimizer_set_steps(struct optimizer *o, int64_t steps);

@@ -1,0 +1,239 @@
+/* optimizer.c: AdamW with its state spread over the ranks (ZeRO-1), as optimizer.h describes. Called by trainer.c; its state is
+ * saved by checkpoint.c.
+ *
+ * A bucket of the flat parameter array is cut into as many slices as there are ranks. During the last backward of a step each
+ * finished bucket is reduce-scattered, so that a rank's slice holds the sum of all ranks' gradients. Then each rank updates
+ * its slices, for which alone it keeps m and v, and the slices are gathered again:
+ *
+ *   flat parameters   [ embedding: r0 | r1 | r2 ][ block 0: r0 | r1 | r2 ] ...
+ *   m of rank 1       [ r1 ][ r1 ] ...
+ */
+#include "train/optimizer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct slice {
+    int64_t offset, count; /* elements of the flat array that this rank owns in a bucket */
+    int64_t moment;        /* where its m and v begin in theirs */
+    int first, segments;   /* its entries in the list of segments */
+};
+
+struct optimizer {
+    struct model *model;
+    struct device *dev;
+    struct comm *comm;
+    struct optimizer_options options;
+    arena memory;
+    char *moments[2]; /* m and v of all slices of this rank, in device memory */
+    struct adamw_step *step;
+    double *squares;
+    struct slice *slices; /* one a bucket */
+    struct adamw_segment *segments;
+    char *staging; /* host memory for one slice, where device memory is not the host's */
+    int64_t steps;
+    int reduced; /* buckets reduced since the last step */
+};
+
+/* ---- which elements are treated how --------------------------------------------------------------------------------------- */
+
+int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
+                       const struct optimizer_options *options, struct adamw_segment *segments) {
+    struct adamw_segment last = {0};
+    int found = 0;
+    for (int i = first; i < first + params; i++) {
+        const struct param *param = &p->list[i];
+        int64_t from = param->offset > offset ? param->offset : offset;
+        int64_t to = param->offset + param->count < offset + count ? param->offset + param->count : offset + count;
+        if (from >= to) continue;
+        bool decays = options->decay == DECAY_ALL || param->decay;
+        struct adamw_segment s = {
+            .offset = from - offset,
+            .count = to - from,
+            .decay = decays ? (float)options->weight_decay : 0.0f,
+            .lr_scale = 1.0f,
+        };
+        if (found > 0 && last.offset + last.count == s.offset && last.decay == s.decay) {
+            last.count += s.count; /* neighbours of the same kind are one run */
+        } else {
+            last = s;
+            found++;
+        }
+        if (segments) segments[found - 1] = last;
+    }
+    return found;
+}
+
+/* The slices and their segments; returns the number of elements in all slices. */
+static int64_t make_slices(struct optimizer *o, const struct params *p) {
+    int64_t moment = 0;
+    int total = 0;
+    for (int b = 0; b < p->bucket_count; b++) {
+        struct slice *s = &o->slices[b];
+        params_slice(p, b, o->comm->rank, &s->offset, &s->count);
+        s->moment = moment;
+        moment += s->count;
+        s->first = total;
+        s->segments = optimizer_segments(p, p->buckets[b].first, p->buckets[b].params, s->offset, s->count, &o->options,
+                                         o->segments + total);
+        total += s->segments;
+    }
+    return moment;
+}
+
+static int64_t largest_slice(const struct optimizer *o, int buckets) {
+    int64_t largest = 0;
+    for (int b = 0; b < buckets; b++) largest = o->slices[b].count > largest ? o->slices[b].count : largest;
+    return largest;
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------------------ */
+
+static void carve(struct optimizer *o, arena *a, int64_t elements) {
+    size_t bytes = (size_t)elements * dtype_size(o->dev->ops->real);
+    o->moments[0] = arena_take(a, bytes);
+    o->moments[1] = arena_take(a, bytes);
+    o->step = arena_take(a, sizeof *o->step);
+    o->squares = arena_take(a, sizeof *o->squares);
+}
+
+int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, const struct optimizer_options *options, error *err) {
+    const struct params *p = model_params(m);
+    ASSERT(p->ranks == comm->ranks);
+    *out = NULL;
+    struct optimizer *o = calloc(1, sizeof *o);
+    if (!o) return error_system(err, "no memory for the optimizer");
+    *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
+    o->slices = calloc((size_t)p->bucket_count, sizeof *o->slices);
+    o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
+    if (!o->slices || !o->segments) {
+        error_system(err, "no memory for the optimizer");
+        goto fail;
+    }
+    int64_t elements = make_slices(o, p);
+    arena counted = arena_measure("optimizer");
+    carve(o, &counted, elements);
+    if (arena_open(&o->memory, "optimizer", counted.peak, o->dev->memory, err) != 0) goto fail;
+    carve(o, &o->memory, elements);
+    if (o->dev->kind != DEVICE_CPU) {
+        o->staging = malloc((size_t)largest_slice(o, p->bucket_count) * dtype_size(o->dev->ops->real));
+        if (!o->staging) {
+            error_system(err, "no memory for the optimizer's staging buffer");
+            goto fail;
+        }
+    }
+    *out = o;
+    return 0;
+fail:
+    optimizer_close(o);
+    return -1;
+}
+
+void optimizer_close(struct optimizer *o) {
+    if (!o) return;
+    if (o->memory.base) arena_close(&o->memory);
+    free(o->slices);
+    free(o->segments);
+    free(o->staging);
+    free(o);
+}
+
+/* ---- a step --------------------------------------------------------------------------------------------------------------------- */
+
+void optimizer_reduce(struct optimizer *o, int bucket) {
+    tensor grads = model_flat_grads(o->model);
+    const struct bucket *b = &model_params(o->model)->buckets[bucket];
+    char *at = (char *)grads.data + b->offset * (int64_t)dtype_size(grads.dtype);
+    comm_reduce_scatter(o->comm, at, b->count / o->comm->ranks, grads.dtype);
+    o->reduced++;
+}
+
+/* `count` elements of a flat array from element `at` on. */
+static tensor run_of(void *flat, enum dtype dtype, int64_t at, int64_t count) {
+    return tensor_1d((char *)flat + at * (int64_t)dtype_size(dtype), dtype, count);
+}
+
+/* Root of the sum of squares of all gradients, each slice counted by the rank that owns it. */
+static double sum_norm(struct optimizer *o) {
+    const struct params *p = model_params(o->model);
+    tensor grads = model_flat_grads(o->model);
+    device_zero(o->dev, o->squares, sizeof *o->squares);
+    for (int b = 0; b < p->bucket_count; b++) {
+        const struct slice *s = &o->slices[b];
+        o->dev->ops->sum_squares(o->dev, o->squares, run_of(grads.data, grads.dtype, s->offset, s->count));
+    }
+    double squares;
+    device_read(o->dev, &squares, o->squares, sizeof squares);
+    comm_sum_f64(o->comm, &squares, 1);
+    return sqrt(squares);
+}
+
+static void update_slices(struct optimizer *o) {
+    const struct params *p = model_params(o->model);
+    tensor params = model_flat_params(o->model), grads = model_flat_grads(o->model);
+    for (int b = 0; b < p->bucket_count; b++) {
+        const struct slice *s = &o->slices[b];
+        o->dev->ops->adamw(o->dev, run_of(params.data, params.dtype, s->offset, s->count),
+                           run_of(o->moments[0], grads.dtype, s->moment, s->count),
+                           run_of(o->moments[1], grads.dtype, s->moment, s->count),
+                           run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments, o->step);
+    }
+    for (int b = 0; b < p->bucket_count; b++) {
+        char *at = (char *)params.data + p->buckets[b].offset * (int64_t)dtype_size(params.dtype);
+        comm_all_gather(o->comm, at, o->slices[b].count, params.dtype);
+    }
+}
+
+struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite) {
+    ASSERT(o->reduced == model_params(o->model)->bucket_count);
+    o->reduced = 0;
+    double to_mean = 1 / (scale * valid);
+    struct optimizer_report report = {.grad_norm = sum_norm(o) * to_mean};
+    /* Every rank decides from the same sums, so all skip or none. */
+    report.skipped = !finite || !isfinite(report.grad_norm);
+    if (report.skipped) return report;
+    double clip = o->options.clip;
+    double clipping = clip > 0 ? fmin(1, clip / (report.grad_norm + 1e-6)) : 1;
+    double t = (double)++o->steps;
+    struct adamw_step step = {
+        .lr = lr,
+        .beta1 = o->options.beta1,
+        .beta2 = o->options.beta2,
+        .eps = o->options.eps,
+        .correction1 = 1 - pow(o->options.beta1, t),
+        .correction2 = 1 - pow(o->options.beta2, t),
+        .grad_scale = to_mean * clipping,
+    };
+    device_write(o->dev, o->step, &step, sizeof step);
+    update_slices(o);
+    return report;
+}
+
+int64_t optimizer_steps(const struct optimizer *o) { return o->steps; }
+void optimizer_set_steps(struct optimizer *o, int64_t steps) { o->steps = steps; }
+
+/* ---- the state, for checkpoints ------------------------------------------------------------------------------------------------- */
+
+static char *moment_at(const struct optimizer *o, int bucket, int which) {
+    return o->moments[which] + o->slices[bucket].moment * (int64_t)dtype_size(o->dev->ops->real);
+}
+
+void optimizer_gather(struct optimizer *o, int bucket, int which, void *host_all) {
+    const struct slice *s = &o->slices[bucket];
+    enum dtype real = o->dev->ops->real;
+    char *mine = moment_at(o, bucket, which);
+    if (o->staging) {
+        device_read(o->dev, o->staging, mine, (size_t)s->count * dtype_size(real));
+        mine = o->staging;
+    }
+    comm_gather(o->comm, host_all, mine, s->count, real);
+}
+
+void optimizer_scatter(struct optimizer *o, int bucket, int which, const void *host_all) {
+    const struct slice *s = &o->slices[bucket];
+    enum dtype real = o->dev->ops->real;
+    char *mine = moment_at(o, bucket, which);
+    comm_scatter(o->comm, o->staging ? o->staging : mine, host_all, s->count, real);
+    if (o->staging) device_write(o->dev, mine, o->staging, (size_t)s->count * dtype_size(real));
+}
