@@ -52,11 +52,7 @@ int data_options_bind(config *c, struct data_options *o, error *err) {
     }
     for (size_t s = 0; s < count; s++) {
         const char *name = sections[s] + strlen(SOURCE_PREFIX);
-        size_t length = strlen(name);
-        if (length == 0 || length >= LIMIT_NAME) {
-            return error_input(err, "section [%.64s%s] names a source with %zu characters; 1 to %d are possible",
-                               sections[s], length > 64 ? "..." : "", length, LIMIT_NAME - 1);
-        }
+        if (name[0] == '\0') return error_input(err, "section [%s] has no name: write [source.NAME]", sections[s]);
         TRY(config_bind(c, sections[s], data_source_options_table, &o->sources[s], err));
         o->sources[s].name = name;
     }

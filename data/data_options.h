@@ -31,8 +31,7 @@ extern const struct option data_options_table[];        /* [data] */
 extern const struct option data_source_options_table[]; /* [source.NAME] */
 
 /* Bind [data] and every [source.NAME]. Strings live as long as the config. Refuses data.train beside sources, a
- * source without a name, a name or a number of sources beyond the limits. That no training data is named is no error
- * here. */
+ * source without a name, more than LIMIT_SOURCES. That no training data is named is no error here. */
 int data_options_bind(config *c, struct data_options *o, error *err);
 
 /* The part of the loader's options that the config decides; the caller sets B, rank, ranks, start and memory. */

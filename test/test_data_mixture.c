@@ -1,15 +1,8 @@
 /* test_data_mixture.c: which sample stands at a global sample number: shares of a block, epochs, orders, refusals. */
-#include <stdarg.h>
-#include <stddef.h>
-#include <setjmp.h>
-#include <stdint.h>
-#include <cmocka.h>
-
 #include "data/mixture.h"
+#include "test/unit.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define MANY 4
 
