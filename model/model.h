@@ -2,7 +2,8 @@
  *
  *   r = E[token];   for each layer i: (r += out of layer i-1), a = RMSNorm_i(r), out = mixer_i(a);
  *   f = RMSNorm_f(r + out);   logits = f W^T, W = E if tied.
- * A block is a mixer layer and, if the config says so, an MLP layer. Source: arXiv 2312.00752 and 2405.21060; docs/mamba2.md.
+ * A block is a mixer layer and, if the config says so, an MLP layer. Source: arXiv 2312.00752 and 2405.21060;
+ * docs/mamba2.md.
  */
 #ifndef RIVERRUN_MODEL_H
 #define RIVERRUN_MODEL_H
@@ -24,23 +25,43 @@ struct model_options {
 extern const struct option model_options_table[]; /* [model] */
 extern const struct option block_options_table[]; /* the keys common to all [block.NAME] */
 
-struct model_config {
-    struct model_options options;
-    int64_t vocab;    /* logical ids: options.vocab_size or the tokenizer's */
-    int64_t rows;     /* of the embedding: vocab rounded up to pad_vocab_to */
-    int blocks;
-    struct layer *layers;
-    int layer_count;
-    struct params params; /* declared, not laid out */
+enum block_mlp { BLOCK_MLP_NONE = 0, BLOCK_MLP_SWIGLU };
+struct block_options {
+    int mixer;         /* index into mixer_names */
+    int mlp;           /* enum block_mlp */
+    int64_t mlp_width; /* 0 = 8/3 d_model rounded up to a multiple of MLP_WIDTH_UNIT (model/mlp.h) */
 };
 
-/* Bind [model] and all [block.*] of the config. tokenizer_vocab is used when vocab_size is 0 and checked against it
- * otherwise (vocab_size >= tokenizer_vocab); 0 = unknown. Does not call config_finish. */
+/* A [block.NAME] section; all blocks of that name share its options. */
+struct block_kind {
+    char name[64];
+    struct block_options options;
+    const struct mixer *mixer;
+    void *mixer_options; /* of mixer->options_size bytes */
+    void *mlp_options;   /* struct mlp_options, or NULL */
+};
+
+struct model_config {
+    struct model_options options; /* pattern is a copy of the config's */
+    int64_t vocab;                /* logical ids: options.vocab_size or the tokenizer's */
+    int64_t rows;                 /* of the embedding: vocab rounded up to pad_vocab_to */
+    int blocks;
+    struct block_kind *kinds; /* in order of first appearance in the pattern */
+    int kind_count;
+    struct layer *layers;
+    int layer_count;
+    int embedding, final_norm, head; /* table indices; a tied head is the embedding's */
+    struct params params;            /* declared, not laid out: a model lays out a copy */
+};
+
+/* Bind [model] and all [block.*] of the config; a section that the pattern doesn't name is refused. tokenizer_vocab is
+ * used when vocab_size is 0 and checked against it otherwise (vocab_size >= tokenizer_vocab); 0 = unknown. Does not
+ * call config_finish. */
 int model_config_bind(struct model_config **mc, config *c, int64_t tokenizer_vocab, error *err);
 void model_config_free(struct model_config *mc);
 double model_forward_flops(const struct model_config *mc, int64_t T); /* per token; training is three times that */
 
-/* --- memory ----------------------------------------------------------------------------------------------------------- */
+/* --- memory ----------------------------------------------------------------------------------- */
 enum model_mode { MODEL_TRAIN, MODEL_INFER };
 struct model_memory { /* bytes on one rank */
     size_t parameters, gradients, optimizer, activations, scratch, batch, total;
@@ -49,20 +70,23 @@ struct model_memory { /* bytes on one rank */
  * device is opened, nothing is allocated. */
 struct model_memory model_plan(const struct model_config *mc, const struct ops *ops, enum model_mode mode, int64_t B,
                                int64_t T, int ranks);
+/* Refuse micro-batches so large that their bytes might not be countable in 64 bits; model_open does it too. */
+int model_check_batch(const struct model_config *mc, int64_t B, int64_t T, error *err);
 
-/* --- the model ---------------------------------------------------------------------------------------------------------- */
+/* --- the model -------------------------------------------------------------------------------- */
 struct model; /* fields below are read by the optimizer and checkpoints through accessors */
 
 /* Allocate for micro-batches of at most B x T, with the flat layout for `ranks` ranks. mc must outlive the model. */
-int model_open(struct model **m, struct model_config *mc, struct device *dev, enum model_mode mode, int64_t B, int64_t T,
-               int ranks, error *err);
+int model_open(struct model **m, struct model_config *mc, struct device *dev, enum model_mode mode, int64_t B,
+               int64_t T, int ranks, error *err);
 void model_close(struct model *m);
 
 const struct params *model_params(const struct model *m);
 const struct model_config *model_get_config(const struct model *m);
 struct device *model_device(const struct model *m);
-tensor model_flat_params(const struct model *m); /* (elements) */
-tensor model_flat_grads(const struct model *m);  /* (elements) real; NULL data in MODEL_INFER */
+struct model_memory model_allocated(const struct model *m); /* what model_open took; optimizer is 0: not the model's */
+tensor model_flat_params(const struct model *m);            /* (elements) real */
+tensor model_flat_grads(const struct model *m);             /* (elements) real; NULL data in MODEL_INFER */
 
 void model_init(struct model *m, uint64_t seed); /* the papers' initialisation */
 /* One tensor to or from host memory, `count` elements of f32 or f64 (converted). */
@@ -72,21 +96,23 @@ void model_write_param(struct model *m, int index, const void *values, enum dtyp
 /* Recurrent state of a batch of sequences. */
 struct model_state;
 int model_state_open(struct model_state **s, const struct model *m, int64_t B, error *err); /* zeroed */
-void model_state_reset(struct model_state *s, int64_t row);                                  /* row < 0: all */
+void model_state_reset(struct model_state *s, int64_t row);                                 /* row < 0: all */
 void model_state_close(struct model_state *s);
 size_t model_state_bytes(const struct model_config *mc, const struct ops *ops, int64_t B);
 
-/* Copy a micro-batch from host memory: tokens, targets (NULL: none) and doc (NULL: one document a row), (B,T) int32.
- * B and T at most those of model_open. Ids at or above the table's rows are a programmer error. */
-void model_set_batch(struct model *m, const int32_t *tokens, const int32_t *targets, const int32_t *doc, int64_t B, int64_t T);
+/* Copy a micro-batch from host memory: tokens, targets (NULL: none; negative: masked) and doc (NULL: one document a
+ * row), (B,T) int32. B and T at most those of model_open. Ids at or above the table's rows are a programmer error. */
+void model_set_batch(struct model *m, const int32_t *tokens, const int32_t *targets, const int32_t *doc, int64_t B,
+                     int64_t T);
 
-/* Run the layers on the batch, from `initial` (NULL: zero) and, if `final` is given, leave the states behind the last token
- * there (may be the same object; its B must equal the batch's). keep: a backward follows (MODEL_TRAIN only). */
+/* Run the layers on the batch, from `initial` (NULL: zero) and, if `final` is given, leave the states behind the last
+ * token there (its B must equal the batch's). keep: a backward follows (MODEL_TRAIN only); backward reads `initial`
+ * again, so it must stay as it is until then. Without keep, `final` may be the same object as `initial`. */
 void model_forward(struct model *m, const struct model_state *initial, struct model_state *final, bool keep);
 
 /* After model_forward: add to the sums; losses (NULL or B*T values of the real dtype in host memory) per target. With
- * `backward` the gradient of scale * (sum of losses + z terms) at the final norm's output and at the head is computed in the same pass
- * (gradients of parameters are accumulated: zero them with model_zero_grads). */
+ * `backward` the gradient of scale * (sum of losses + z terms) at the final norm's output and at the head is computed
+ * in the same pass (gradients of parameters are accumulated: zero them with model_zero_grads). */
 void model_loss(struct model *m, void *losses, bool backward, double scale, double z_loss);
 void model_read_sums(struct model *m, struct loss_sums *sums);
 void model_zero_sums(struct model *m);
@@ -96,11 +122,12 @@ void model_zero_grads(struct model *m);
  * micro-batch, last bucket first; a tied embedding's bucket comes last. */
 void model_backward(struct model *m, void (*ready)(void *self, int bucket), void *self);
 
-/* After model_forward: logits of rows [from, from+count) of the flattened (B*T) batch to host memory (count, rows) in the
- * real dtype; columns are all padded vocabulary rows. */
+/* After model_forward: logits of rows [from, from+count) of the flattened (B*T) batch to host memory (count, rows) in
+ * the real dtype; columns are all padded vocabulary rows. */
 void model_logits(struct model *m, int64_t from, int64_t count, void *logits);
 
-/* One token for each of the state's B sequences: updates the state; logits as above (B, rows). */
+/* One token for each of the state's B sequences (at most model_open's B): updates the state; logits as above (B, rows).
+ * Ends what model_forward began: a batch has to be set and run again before its loss or backward. */
 void model_step(struct model *m, struct model_state *s, const int32_t *tokens, void *logits);
 
 #endif

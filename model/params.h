@@ -1,13 +1,15 @@
 /* params.h: the tensor table: every parameter of a model, once.
  *
- * Initialisation, the optimizer, norm clipping, sharding, checkpoints, export and the tests all iterate over this table;
- * a new tensor is one line in its owner's `declare`. Names and shapes are those of the checkpoint (Hugging Face's, where
- * transformers has the architecture); kernels see other shapes of the same bytes (conv1d.weight (C,1,W) as (C,W)).
+ * Initialisation, the optimizer, norm clipping, sharding, checkpoints, export and the tests all iterate over this
+ * table; a new tensor is one line in its owner's `declare`. Names and shapes are those of the checkpoint (Hugging
+ * Face's, where transformers has the architecture); kernels see other shapes of the same bytes (conv1d.weight (C,1,W)
+ * as (C,W)).
  *
- * All parameters live in one flat array; gradients and the optimizer's m and v in arrays of the same layout. The array is
- * cut into buckets, the unit of communication: embedding, one per block, final norm, head. Each bucket's length is a
- * multiple of PARAM_ALIGN * ranks, so that rank r owns the r-th equal slice of each (ZeRO-1); the gaps hold zeros. Offsets
- * therefore depend on the number of ranks, checkpoints don't: they store logical tensors.
+ * All parameters live in one flat array; gradients and the optimizer's m and v in arrays of the same layout. The array
+ * is cut into buckets, the unit of communication: embedding, one per block, final norm, head. Each bucket's length is a
+ * multiple of PARAM_ALIGN * ranks, so that rank r owns the r-th equal slice of each (ZeRO-1), and each tensor starts on
+ * a multiple of PARAM_ALIGN; the gaps hold zeros. Offsets therefore depend on the number of ranks, checkpoints don't:
+ * they store logical tensors.
  */
 #ifndef RIVERRUN_PARAMS_H
 #define RIVERRUN_PARAMS_H
@@ -60,6 +62,8 @@ struct params {
 
 void params_open(struct params *p);
 void params_close(struct params *p);
+/* A table of its own with the same tensors and buckets: what a model lays out for its number of ranks. */
+void params_copy(struct params *to, const struct params *from);
 
 /* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. */
 int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
@@ -77,8 +81,11 @@ tensor params_view(const struct params *p, int index, void *flat, enum dtype dty
 /* Rank's slice of a bucket: the elements it owns. */
 void params_slice(const struct params *p, int bucket, int rank, int64_t *offset, int64_t *count);
 
-/* Fill host memory `values` (count elements of `dtype`, f32 or f64) with tensor `index`'s initial values: a pure function
- * of (seed, index in table, element), so it does not depend on ranks, threads or dtype (up to rounding). */
+/* Fill host memory `values` (count elements of `dtype`, f32 or f64) with tensor `index`'s initial values: a pure
+ * function of (seed, index in table, element), so it does not depend on ranks, threads or dtype (up to rounding). */
 void params_initial(const struct params *p, int index, uint64_t seed, void *values, enum dtype dtype);
+/* The same for elements [from, from+count) only. */
+void params_initial_part(const struct params *p, int index, uint64_t seed, int64_t from, int64_t count, void *values,
+                         enum dtype dtype);
 
 #endif

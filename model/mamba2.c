@@ -1,0 +1,358 @@
+/* mamba2.c: the Mamba-2 layer (arXiv 2405.21060, section 7): one projection in, a short convolution, the SSD
+ * recurrence, a gated norm, one projection out. The mathematics is in docs/mamba2.md; the operations are
+ * kernels/ops.h's.
+ *
+ *   [z | x | B | C | dt] = in_proj(input);   [x | B | C] = silu(conv1d([x | B | C]));   dt = softplus(dt + dt_bias)
+ *   per head: S[t] = exp(-exp(A_log) dt) S[t-1] + dt x[t] (outer) B[t];   y[t] = S[t] C[t] + D x[t]
+ *   output = out_proj(norm(y * silu(z)))
+ *
+ * Saved for backward: the projection, the convolution's output, dt and a = -exp(A_log) dt, what SSD saves, y, the
+ * norm's statistics and its output. State: the convolution's last W-1 inputs and S. Reached through the mixer table
+ * (mixer.c); owns no memory.
+ */
+#include "model/mamba2.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
+
+#define FIELD(name) offsetof(struct mamba2_options, name)
+static const struct option mamba2_options_table[] = {
+    {"d_state", OPTION_INT, FIELD(d_state), "128", 1, 4096, "",
+     "State size N: each head keeps head_dim x d_state numbers.", NULL},
+    {"head_dim", OPTION_INT, FIELD(head_dim), "64", 1, 4096, "", "Width P of a head; must divide expand * d_model.",
+     NULL},
+    {"expand", OPTION_INT, FIELD(expand), "2", 1, 16, "", "Inner width as a multiple of d_model.", NULL},
+    {"n_groups", OPTION_INT, FIELD(n_groups), "1", 1, 1024, "",
+     "Groups of heads that share B and C; must divide the number of heads. Exported models need 1.", NULL},
+    {"d_conv", OPTION_INT, FIELD(d_conv), "4", 2, 8, "tokens",
+     "Width of the causal convolution, the current token included.", NULL},
+    {"chunk", OPTION_INT, FIELD(chunk), "64", 1, 4096, "tokens",
+     "Length of the pieces in which the recurrence is computed: a matter of speed, not of the result.", NULL},
+    {"dt_min", OPTION_FLOAT, FIELD(dt_min), "0.001", 1e-10, 1e3, "",
+     "Smallest initial step size (drawn log-uniformly).", NULL},
+    {"dt_max", OPTION_FLOAT, FIELD(dt_max), "0.1", 1e-10, 1e3, "", "Largest initial step size.", NULL},
+    {"dt_init_floor", OPTION_FLOAT, FIELD(dt_init_floor), "1e-4", 1e-10, 1e3, "",
+     "Initial step sizes below it are raised to it.", NULL},
+    {"A_init_min", OPTION_FLOAT, FIELD(A_init_min), "1", 1e-10, 1e6, "", "Smallest initial -A (drawn uniformly).",
+     NULL},
+    {"A_init_max", OPTION_FLOAT, FIELD(A_init_max), "16", 1e-10, 1e6, "", "Largest initial -A.", NULL},
+    {"dt_limit_min", OPTION_FLOAT, FIELD(dt_limit_min), "0", 0, 1e6, "",
+     "Step sizes are clamped from below to it, always.", NULL},
+    {"dt_limit_max", OPTION_FLOAT, FIELD(dt_limit_max), "0", 0, 1e6, "",
+     "Step sizes are clamped from above to it; 0 = not clamped.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+struct mamba2_sizes mamba2_sizes(const struct mamba2_options *o, int64_t d_model) {
+    struct mamba2_sizes s = {.D = d_model,
+                             .I = o->expand * d_model,
+                             .P = o->head_dim,
+                             .G = o->n_groups,
+                             .N = o->d_state,
+                             .W = o->d_conv,
+                             .Q = o->chunk};
+    s.H = s.I / s.P;
+    s.C = s.I + 2 * s.G * s.N;
+    s.E = s.I + s.C + s.H;
+    return s;
+}
+
+/* The divisor of `whole` that is nearest to `wanted`; the smaller one of two. */
+static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
+    for (int64_t away = 0;; away++) {
+        if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
+        if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
+    }
+}
+
+static int mamba2_check(void *options, const struct layer_context *context, const char *section, error *err) {
+    const struct mamba2_options *o = options;
+    int64_t inner = o->expand * context->d_model;
+    if (inner % o->head_dim != 0)
+        return error_input(err,
+                           "%s.head_dim = %" PRId64 " must divide expand * d_model = %" PRId64
+                           "; the nearest that does is %" PRId64,
+                           section, o->head_dim, inner, nearest_divisor(inner, o->head_dim));
+    int64_t heads = inner / o->head_dim;
+    if (heads % o->n_groups != 0)
+        return error_input(err,
+                           "%s.n_groups = %" PRId64
+                           " must divide the number of heads, expand * d_model / head_dim = %" PRId64
+                           "; the nearest that does is %" PRId64,
+                           section, o->n_groups, heads, nearest_divisor(heads, o->n_groups));
+    if (o->dt_min > o->dt_max)
+        return error_input(err, "%s.dt_min = %g must not be above dt_max = %g; it may be at most that", section,
+                           o->dt_min, o->dt_max);
+    if (o->A_init_min > o->A_init_max)
+        return error_input(err, "%s.A_init_min = %g must not be above A_init_max = %g; it may be at most that", section,
+                           o->A_init_min, o->A_init_max);
+    if (o->dt_limit_max != 0 && o->dt_limit_min > o->dt_limit_max)
+        return error_input(err,
+                           "%s.dt_limit_min = %g must not be above dt_limit_max = %g; it may be at most that, and "
+                           "dt_limit_max = 0 sets no limit",
+                           section, o->dt_limit_min, o->dt_limit_max);
+    return 0;
+}
+
+static struct mamba2_sizes sizes_of(const struct layer *layer) {
+    return mamba2_sizes(layer->options, layer->context.d_model);
+}
+
+/* --- tensors ---------------------------------------------------------------------------------- */
+
+enum { IN_PROJ, CONV_WEIGHT, CONV_BIAS, DT_BIAS, A_LOG, SKIP, NORM, OUT_PROJ }; /* in declare order */
+
+static void mamba2_declare(const struct layer *layer, struct params *p, const char *prefix) {
+    const struct mamba2_options *o = layer->options;
+    struct mamba2_sizes s = sizes_of(layer);
+    double in = 1 / sqrt((double)s.D), conv = 1 / sqrt((double)s.W);
+    double out = 1 / sqrt((double)s.I) / sqrt((double)layer->context.blocks);
+    struct init one = {INIT_CONSTANT, 1, 0, 0};
+    params_add(p, 2, (int64_t[]){s.E, s.D}, (struct init){INIT_UNIFORM, -in, in, 0}, true, false, "%sin_proj.weight",
+               prefix);
+    params_add(p, 3, (int64_t[]){s.C, 1, s.W}, (struct init){INIT_UNIFORM, -conv, conv, 0}, true, true,
+               "%sconv1d.weight", prefix);
+    params_add(p, 1, &s.C, (struct init){INIT_UNIFORM, -conv, conv, 0}, false, true, "%sconv1d.bias", prefix);
+    params_add(p, 1, &s.H, (struct init){INIT_DT_BIAS, o->dt_min, o->dt_max, o->dt_init_floor}, false, true,
+               "%sdt_bias", prefix);
+    params_add(p, 1, &s.H, (struct init){INIT_LOG_UNIFORM, o->A_init_min, o->A_init_max, 0}, false, true, "%sA_log",
+               prefix);
+    params_add(p, 1, &s.H, one, false, true, "%sD", prefix);
+    params_add(p, 1, &s.I, one, false, true, "%snorm.weight", prefix);
+    params_add(p, 2, (int64_t[]){s.D, s.I}, (struct init){INIT_UNIFORM, -out, out, 0}, true, false, "%sout_proj.weight",
+               prefix);
+}
+
+/* (C,1,W) as the convolution wants it. */
+static tensor conv_weight(tensor w) {
+    return tensor_reshape(w, 2, (int64_t[]){w.dim[0], w.dim[2]});
+}
+
+/* --- memory ----------------------------------------------------------------------------------- */
+
+/* What forward computes on the way; all of it is saved when a backward follows. */
+struct views {
+    tensor zxbcdt;         /* (R, E) act: in_proj's output */
+    tensor z;              /* its columns (R, I) */
+    tensor xbc_in, dt_raw; /* its columns (B, T, C) and (B, T, H) */
+    tensor xbc;            /* (B, T, C) act: after the convolution */
+    tensor x, b, c;        /* its columns (B, T, H, P), (B, T, G, N) twice */
+    tensor dt, a;          /* (B, T, H) real */
+    tensor y;              /* (R, I) act: SSD's output */
+    tensor rstd;           /* (R, G) real */
+    tensor g;              /* (R, I) act: gated norm's output */
+    void *ssd;             /* what SSD saves; NULL without backward */
+};
+
+static tensor take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
+    return tensor_2d(arena_take(a, (size_t)(rows * columns) * dtype_size(dtype)), dtype, rows, columns);
+}
+
+static tensor by_token(tensor t, int64_t B, int64_t T) {
+    return tensor_split_first(t, B, T);
+}
+
+static struct ssd_shape ssd_shape_of(const struct mamba2_sizes *s, int64_t B, int64_t T) {
+    return (struct ssd_shape){.B = B, .T = T, .H = s->H, .P = s->P, .G = s->G, .N = s->N, .Q = s->Q};
+}
+
+/* Columns of the projection, or of its gradient. */
+static void cut_projection(const struct mamba2_sizes *s, tensor zxbcdt, int64_t B, int64_t T, tensor *z, tensor *xbc,
+                           tensor *dt) {
+    *z = tensor_columns(zxbcdt, 0, s->I);
+    *xbc = by_token(tensor_columns(zxbcdt, s->I, s->C), B, T);
+    *dt = by_token(tensor_columns(zxbcdt, s->I + s->C, s->H), B, T);
+}
+
+/* Columns of the convolution's output, or of its gradient. */
+static void cut_conv(const struct mamba2_sizes *s, tensor xbc, tensor *x, tensor *b, tensor *c) {
+    *x = tensor_split_last(tensor_columns(xbc, 0, s->I), s->H, s->P);
+    *b = tensor_split_last(tensor_columns(xbc, s->I, s->G * s->N), s->G, s->N);
+    *c = tensor_split_last(tensor_columns(xbc, s->I + s->G * s->N, s->G * s->N), s->G, s->N);
+}
+
+static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
+                                arena *saved) {
+    struct mamba2_sizes s = sizes_of(layer);
+    int64_t R = B * T;
+    struct views v = {.ssd = NULL};
+    v.zxbcdt = take(saved, ops->act, R, s.E);
+    v.xbc = by_token(take(saved, ops->act, R, s.C), B, T);
+    v.dt = by_token(take(saved, ops->real, R, s.H), B, T);
+    v.a = by_token(take(saved, ops->real, R, s.H), B, T);
+    v.y = take(saved, ops->act, R, s.I);
+    v.rstd = take(saved, ops->real, R, s.G);
+    v.g = take(saved, ops->act, R, s.I);
+    if (keep) v.ssd = arena_take(saved, ops->ssd_saved(ssd_shape_of(&s, B, T)));
+    cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
+    cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
+    return v;
+}
+
+/* Gradients on the way back, and memory for the operation at work. */
+struct gradients {
+    tensor dg, dy;           /* (R, I) act */
+    tensor dxbc, dx, db, dc; /* as xbc and its columns */
+    tensor ddt, da;          /* (B, T, H) real */
+    tensor dzxbcdt, dz, dxbc_in, ddt_raw;
+    void *work;
+};
+
+static size_t largest(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static struct gradients carve_gradients(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
+                                        arena *scratch) {
+    struct mamba2_sizes s = sizes_of(layer);
+    int64_t R = B * T;
+    struct gradients d;
+    d.dg = take(scratch, ops->act, R, s.I);
+    d.dy = take(scratch, ops->act, R, s.I);
+    d.dxbc = by_token(take(scratch, ops->act, R, s.C), B, T);
+    d.ddt = by_token(take(scratch, ops->real, R, s.H), B, T);
+    d.da = by_token(take(scratch, ops->real, R, s.H), B, T);
+    d.dzxbcdt = take(scratch, ops->act, R, s.E);
+    cut_projection(&s, d.dzxbcdt, B, T, &d.dz, &d.dxbc_in, &d.ddt_raw);
+    cut_conv(&s, d.dxbc, &d.dx, &d.db, &d.dc);
+    size_t work = ops->gated_rmsnorm_backward_scratch(R, s.I);
+    work = largest(work, ops->ssd_backward_scratch(ssd_shape_of(&s, B, T)));
+    work = largest(work, ops->conv_backward_scratch(B, T, s.C, s.W));
+    work = largest(work, ops->ssd_dt_backward_scratch(B, T, s.H));
+    d.work = arena_take(scratch, work);
+    return d;
+}
+
+static void *carve_forward_work(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
+                                arena *scratch) {
+    struct mamba2_sizes s = sizes_of(layer);
+    return arena_take(scratch, ops->ssd_forward_scratch(ssd_shape_of(&s, B, T)));
+}
+
+static void mamba2_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
+                         arena *saved, arena *scratch) {
+    size_t mark = arena_mark(scratch);
+    carve_forward_work(layer, ops, B, T, scratch);
+    arena_rewind(scratch, mark);
+    if (keep) carve_gradients(layer, ops, B, T, scratch);
+    arena_rewind(scratch, mark);
+    /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
+    carve_views(layer, ops, B, T, keep, saved);
+}
+
+static int mamba2_state(const struct layer *layer, const struct ops *ops, int64_t B, void *memory,
+                        tensor views[MIXER_STATES]) {
+    struct mamba2_sizes s = sizes_of(layer);
+    mixer_state_view(views, 0, memory, ops->real, 3, (int64_t[]){B, s.W - 1, s.C});
+    mixer_state_view(views, 1, memory, ops->real, 4, (int64_t[]){B, s.H, s.P, s.N});
+    return 2;
+}
+
+enum { STATE_CONV, STATE_SSD };
+
+/* The state's views at `memory`, or none for NULL. The operations only read what is passed as an initial state. */
+static void state_views(const struct mixer_call *call, const void *memory, tensor views[MIXER_STATES]) {
+    views[STATE_CONV] = views[STATE_SSD] = tensor_none();
+    if (memory) mamba2_state(call->layer, call->dev->ops, call->B, (void *)memory, views);
+}
+
+/* --- computation ------------------------------------------------------------------------------ */
+
+static double dt_limit(const struct mamba2_options *o) {
+    return o->dt_limit_max > 0 ? o->dt_limit_max : INFINITY;
+}
+
+static void mamba2_forward(const struct mixer_call *call) {
+    const struct ops *ops = call->dev->ops;
+    const struct mamba2_options *o = call->layer->options;
+    const tensor *w = call->w;
+    tensor initial[MIXER_STATES], final[MIXER_STATES];
+    state_views(call, call->initial, initial);
+    state_views(call, call->final, final);
+    struct views v = carve_views(call->layer, ops, call->B, call->T, call->keep, call->saved);
+    size_t mark = arena_mark(call->scratch);
+    void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
+    tensor y = by_token(tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]), call->B, call->T);
+
+    ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
+    ops->conv_forward(call->dev, v.xbc, final[STATE_CONV], v.xbc_in, conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
+                      initial[STATE_CONV], call->doc);
+    ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
+    ops->ssd_forward(call->dev, y, final[STATE_SSD], v.ssd, v.x, v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD],
+                     call->doc, o->chunk, work);
+    ops->gated_rmsnorm_forward(call->dev, v.g, v.rstd, v.y, v.z, w[NORM], call->layer->context.norm_eps);
+    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    arena_rewind(call->scratch, mark);
+}
+
+static void mamba2_backward(const struct mixer_call *call) {
+    const struct ops *ops = call->dev->ops;
+    const struct mamba2_options *o = call->layer->options;
+    const tensor *w = call->w, *dw = call->dw;
+    tensor initial[MIXER_STATES];
+    state_views(call, call->initial, initial);
+    struct views v = carve_views(call->layer, ops, call->B, call->T, true, call->saved);
+    size_t mark = arena_mark(call->scratch);
+    struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
+    tensor dy = by_token(tensor_split_last(d.dy, v.x.dim[2], v.x.dim[3]), call->B, call->T);
+
+    ops->linear_backward(call->dev, d.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
+    ops->gated_rmsnorm_backward(call->dev, d.dy, d.dz, dw[NORM], d.dg, v.y, v.z, v.rstd, w[NORM], d.work);
+    ops->ssd_backward(call->dev, d.dx, d.ddt, d.da, d.db, d.dc, tensor_none(), dw[SKIP], dy, tensor_none(), v.ssd, v.x,
+                      v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD], call->doc, o->chunk, d.work);
+    ops->ssd_dt_backward(call->dev, d.ddt_raw, dw[DT_BIAS], dw[A_LOG], d.ddt, d.da, v.dt_raw, w[DT_BIAS], w[A_LOG],
+                         o->dt_limit_min, dt_limit(o), d.work);
+    ops->conv_backward(call->dev, d.dxbc_in, tensor_none(), conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], d.dxbc,
+                       tensor_none(), v.xbc_in, conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
+                       call->doc, d.work);
+    ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), d.dzxbcdt, call->x, w[IN_PROJ]);
+    arena_rewind(call->scratch, mark);
+}
+
+static void mamba2_step(const struct mixer_call *call) {
+    const struct ops *ops = call->dev->ops;
+    const struct mamba2_options *o = call->layer->options;
+    const tensor *w = call->w;
+    int64_t B = call->B;
+    tensor state[MIXER_STATES];
+    state_views(call, call->final, state);
+    struct views v = carve_views(call->layer, ops, B, 1, false, call->saved);
+    tensor dt = tensor_join_first(v.dt), a = tensor_join_first(v.a);
+    tensor y = tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]);
+
+    ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
+    ops->conv_step(call->dev, tensor_join_first(v.xbc), state[STATE_CONV], tensor_join_first(v.xbc_in),
+                   conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS]);
+    ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
+    ops->ssd_step(call->dev, y, state[STATE_SSD], tensor_join_first(v.x), dt, a, tensor_join_first(v.b),
+                  tensor_join_first(v.c), w[SKIP]);
+    ops->gated_rmsnorm_forward(call->dev, v.g, v.rstd, v.y, v.z, w[NORM], call->layer->context.norm_eps);
+    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+}
+
+/* Projections, convolution, and SSD as the chunked algorithm computes it: per group C B^T within a chunk, per head its
+ * product with x and the products of the states. */
+static double mamba2_flops(const struct layer *layer, int64_t T) {
+    struct mamba2_sizes s = sizes_of(layer);
+    double D = (double)s.D, I = (double)s.I, Q = (double)(s.Q < T ? s.Q : T), P = (double)s.P, N = (double)s.N;
+    double projections = 2 * D * (double)s.E + 2 * I * D;
+    double conv = 2 * (double)s.W * (double)s.C;
+    double ssd = (double)s.G * 2 * Q * N + (double)s.H * (2 * Q * P + 4 * P * N);
+    return projections + conv + ssd;
+}
+
+const struct mixer mixer_mamba2 = {
+    .name = "mamba2",
+    .help = "Mamba-2: selective state spaces with a scalar decay per head (arXiv 2405.21060).",
+    .options = mamba2_options_table,
+    .options_size = sizeof(struct mamba2_options),
+    .check = mamba2_check,
+    .declare = mamba2_declare,
+    .carve = mamba2_carve,
+    .forward = mamba2_forward,
+    .backward = mamba2_backward,
+    .step = mamba2_step,
+    .state = mamba2_state,
+    .forward_flops = mamba2_flops,
+};

@@ -1,0 +1,107 @@
+/* mlp.c: the SwiGLU MLP (arXiv 2002.05202) as a layer: h = silu(gate) * up, [gate | up] = fc1(input); output = fc2(h).
+ * The second layer of a block whose config says mlp = swiglu. It mixes nothing along time, so it has no state, and a
+ * step is a forward over one token. Called through struct mixer by model.c; owns no memory. */
+#include "model/mlp.h"
+
+#include <math.h>
+
+static const struct option no_options[] = {{NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL}};
+
+static int64_t width_of(const struct layer *layer) {
+    return ((const struct mlp_options *)layer->options)->width;
+}
+
+static int mlp_check(void *options, const struct layer_context *context, const char *section, error *err) {
+    (void)section;
+    (void)err;
+    struct mlp_options *o = options;
+    if (o->width == 0) {
+        int64_t units = (8 * context->d_model + 3 * MLP_WIDTH_UNIT - 1) / (3 * MLP_WIDTH_UNIT);
+        o->width = units * MLP_WIDTH_UNIT;
+    }
+    return 0;
+}
+
+enum { FC1, FC2 };
+
+static void mlp_declare(const struct layer *layer, struct params *p, const char *prefix) {
+    int64_t D = layer->context.d_model, F = width_of(layer);
+    double in = 1 / sqrt((double)D), out = 1 / sqrt((double)F) / sqrt((double)layer->context.blocks);
+    params_add(p, 2, (int64_t[]){2 * F, D}, (struct init){INIT_UNIFORM, -in, in, 0}, true, false, "%sfc1.weight",
+               prefix);
+    params_add(p, 2, (int64_t[]){D, F}, (struct init){INIT_UNIFORM, -out, out, 0}, true, false, "%sfc2.weight", prefix);
+}
+
+static tensor take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
+    return tensor_2d(arena_take(a, (size_t)(rows * columns) * dtype_size(dtype)), dtype, rows, columns);
+}
+
+struct views {
+    tensor gate_up; /* (R, 2F) act */
+    tensor h;       /* (R, F) act */
+};
+
+static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t R, arena *a) {
+    int64_t F = width_of(layer);
+    struct views v;
+    v.gate_up = take(a, ops->act, R, 2 * F);
+    v.h = take(a, ops->act, R, F);
+    return v;
+}
+
+static void mlp_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep, arena *saved,
+                      arena *scratch) {
+    carve_views(layer, ops, B * T, saved);
+    size_t mark = arena_mark(scratch);
+    if (keep) carve_views(layer, ops, B * T, scratch); /* the gradients of the same two */
+    arena_rewind(scratch, mark);
+}
+
+static void mlp_forward(const struct mixer_call *call) {
+    const struct ops *ops = call->dev->ops;
+    struct views v = carve_views(call->layer, ops, call->B * call->T, call->saved);
+    ops->linear_forward(call->dev, v.gate_up, call->x, call->w[FC1], tensor_none());
+    ops->swiglu_forward(call->dev, v.h, v.gate_up);
+    ops->linear_forward(call->dev, call->y, v.h, call->w[FC2], tensor_none());
+}
+
+static void mlp_backward(const struct mixer_call *call) {
+    const struct ops *ops = call->dev->ops;
+    struct views v = carve_views(call->layer, ops, call->B * call->T, call->saved);
+    size_t mark = arena_mark(call->scratch);
+    struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch);
+    ops->linear_backward(call->dev, d.h, false, call->dw[FC2], tensor_none(), call->dy, v.h, call->w[FC2]);
+    ops->swiglu_backward(call->dev, d.gate_up, d.h, v.gate_up);
+    ops->linear_backward(call->dev, call->dx, false, call->dw[FC1], tensor_none(), d.gate_up, call->x, call->w[FC1]);
+    arena_rewind(call->scratch, mark);
+}
+
+static int mlp_state(const struct layer *layer, const struct ops *ops, int64_t B, void *memory,
+                     tensor views[MIXER_STATES]) {
+    (void)layer;
+    (void)ops;
+    (void)B;
+    (void)memory;
+    (void)views;
+    return 0;
+}
+
+static double mlp_flops(const struct layer *layer, int64_t T) {
+    (void)T;
+    return 6 * (double)layer->context.d_model * (double)width_of(layer);
+}
+
+const struct mixer mixer_mlp = {
+    .name = "swiglu",
+    .help = "SwiGLU MLP (arXiv 2002.05202).",
+    .options = no_options, /* its width is a key of the block */
+    .options_size = sizeof(struct mlp_options),
+    .check = mlp_check,
+    .declare = mlp_declare,
+    .carve = mlp_carve,
+    .forward = mlp_forward,
+    .backward = mlp_backward,
+    .step = mlp_forward,
+    .state = mlp_state,
+    .forward_flops = mlp_flops,
+};

@@ -1,0 +1,452 @@
+/* model.c: the language model at work: opening, batches, forward, loss, backward, decoding (model.h). Owns the arenas
+ * of a model and of its states, and the order in which layers are called; what a layer does is its mixer's. Written
+ * once for all devices: everything that touches numbers goes through the device's table of operations. */
+#include "model/model.h"
+#include "model/model_parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What has been done with the current batch: each call below asks for the one before it. */
+enum stage { STAGE_NONE, STAGE_BATCH, STAGE_FORWARD, STAGE_KEPT, STAGE_LOSS };
+
+struct model {
+    struct model_config *mc;
+    struct device *dev;
+    const struct ops *ops;
+    enum model_mode mode;
+    int64_t B_max, T_max;
+    struct params params; /* laid out */
+    tensor *w, *dw;       /* views of every tensor of the table; dw only in MODEL_TRAIN */
+    arena areas[AREAS];
+    struct places at;
+
+    int64_t B, T; /* of the current batch */
+    bool has_targets, has_doc;
+    enum stage stage;
+    const struct model_state *initial; /* of the forward that backward will follow */
+};
+
+struct model_state {
+    const struct model *m;
+    int64_t B;
+    arena memory;
+    void **layers; /* the state of each layer; a stateless one's is empty */
+};
+
+/* --- opening ---------------------------------------------------------------------------------- */
+
+static int open_areas(struct model *m, error *err) {
+    arena measured[AREAS];
+    for (int i = 0; i < AREAS; i++) measured[i] = arena_measure(area_names[i]);
+    places_carve(&m->at, m->mc, &m->params, m->ops, m->mode, m->B_max, m->T_max, measured);
+    for (int i = 0; i < AREAS; i++)
+        if (measured[i].peak > 0) TRY(arena_open(&m->areas[i], area_names[i], measured[i].peak, m->dev->memory, err));
+    places_carve(&m->at, m->mc, &m->params, m->ops, m->mode, m->B_max, m->T_max, m->areas);
+    return 0;
+}
+
+static int open_views(struct model *m, error *err) {
+    int count = m->params.count;
+    m->w = calloc((size_t)count, sizeof *m->w);
+    m->dw = calloc((size_t)count, sizeof *m->dw);
+    if (!m->w || !m->dw) return error_system(err, "out of memory for the tensor table");
+    for (int i = 0; i < count; i++) {
+        m->w[i] = params_view(&m->params, i, m->at.params, m->ops->real);
+        m->dw[i] = params_view(&m->params, i, m->at.grads, m->ops->real);
+    }
+    return 0;
+}
+
+int model_open(struct model **out, struct model_config *mc, struct device *dev, enum model_mode mode, int64_t B,
+               int64_t T, int ranks, error *err) {
+    *out = NULL;
+    TRY(model_check_batch(mc, B, T, err));
+    struct model *m = calloc(1, sizeof *m);
+    if (!m) return error_system(err, "out of memory for a model");
+    *m = (struct model){.mc = mc, .dev = dev, .ops = dev->ops, .mode = mode, .B_max = B, .T_max = T};
+    params_copy(&m->params, &mc->params);
+    params_layout(&m->params, ranks);
+    if (open_areas(m, err) != 0 || open_views(m, err) != 0) {
+        model_close(m);
+        return -1;
+    }
+    *out = m;
+    return 0;
+}
+
+void model_close(struct model *m) {
+    if (!m) return;
+    for (int i = 0; i < AREAS; i++) arena_close(&m->areas[i]);
+    free(m->w);
+    free(m->dw);
+    params_close(&m->params);
+    free(m);
+}
+
+const struct params *model_params(const struct model *m) {
+    return &m->params;
+}
+
+const struct model_config *model_get_config(const struct model *m) {
+    return m->mc;
+}
+
+struct device *model_device(const struct model *m) {
+    return m->dev;
+}
+
+tensor model_flat_params(const struct model *m) {
+    return tensor_1d(m->at.params, m->ops->real, m->params.elements);
+}
+
+tensor model_flat_grads(const struct model *m) {
+    return tensor_1d(m->at.grads, m->ops->real, m->params.elements);
+}
+
+struct model_memory model_allocated(const struct model *m) {
+    struct model_memory memory = {
+        .parameters = m->areas[AREA_PARAMETERS].capacity,
+        .gradients = m->areas[AREA_GRADIENTS].capacity,
+        .activations = m->areas[AREA_ACTIVATIONS].capacity,
+        .scratch = m->areas[AREA_SCRATCH].capacity,
+        .batch = m->areas[AREA_BATCH].capacity,
+    };
+    memory.total = memory.parameters + memory.gradients + memory.activations + memory.scratch + memory.batch;
+    return memory;
+}
+
+/* --- values of parameters --------------------------------------------------------------------- */
+
+#define PIECE 4096 /* elements converted at once, on the stack */
+
+static char *element(const struct model *m, int index, int64_t i) {
+    return (char *)m->w[index].data + (size_t)i * dtype_size(m->ops->real);
+}
+
+void model_init(struct model *m, uint64_t seed) {
+    double piece[PIECE]; /* room for either type */
+    for (int i = 0; i < m->params.count; i++) {
+        int64_t count = m->params.list[i].count;
+        for (int64_t from = 0; from < count; from += PIECE) {
+            int64_t part = count - from < PIECE ? count - from : PIECE;
+            params_initial_part(&m->params, i, seed, from, part, piece, m->ops->real);
+            device_write(m->dev, element(m, i, from), piece, (size_t)part * dtype_size(m->ops->real));
+        }
+    }
+}
+
+static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        double value = from_dtype == DTYPE_F32 ? ((const float *)from)[i] : ((const double *)from)[i];
+        if (to_dtype == DTYPE_F32)
+            ((float *)to)[i] = (float)value;
+        else
+            ((double *)to)[i] = value;
+    }
+}
+
+void model_read_param(const struct model *m, int index, void *values, enum dtype dtype) {
+    double piece[PIECE];
+    int64_t count = m->params.list[index].count;
+    enum dtype real = m->ops->real;
+    for (int64_t from = 0; from < count; from += PIECE) {
+        int64_t part = count - from < PIECE ? count - from : PIECE;
+        device_read(m->dev, piece, element(m, index, from), (size_t)part * dtype_size(real));
+        convert((char *)values + (size_t)from * dtype_size(dtype), dtype, piece, real, part);
+    }
+}
+
+void model_write_param(struct model *m, int index, const void *values, enum dtype dtype) {
+    double piece[PIECE];
+    int64_t count = m->params.list[index].count;
+    enum dtype real = m->ops->real;
+    for (int64_t from = 0; from < count; from += PIECE) {
+        int64_t part = count - from < PIECE ? count - from : PIECE;
+        convert(piece, real, (const char *)values + (size_t)from * dtype_size(dtype), dtype, part);
+        device_write(m->dev, element(m, index, from), piece, (size_t)part * dtype_size(real));
+    }
+}
+
+/* --- states ----------------------------------------------------------------------------------- */
+
+static void carve_state(struct model_state *s, arena *a) {
+    const struct model_config *mc = s->m->mc;
+    for (int i = 0; i < mc->layer_count; i++)
+        s->layers[i] = arena_take(a, mixer_state_bytes(&mc->layers[i], s->m->ops, s->B));
+}
+
+int model_state_open(struct model_state **out, const struct model *m, int64_t B, error *err) {
+    *out = NULL;
+    ASSERT(B >= 1);
+    struct model_state *s = calloc(1, sizeof *s);
+    if (s) *s = (struct model_state){.m = m, .B = B, .layers = calloc((size_t)m->mc->layer_count, sizeof *s->layers)};
+    if (!s || !s->layers) {
+        free(s);
+        return error_system(err, "out of memory for a model's state");
+    }
+    arena measured = arena_measure("state");
+    carve_state(s, &measured);
+    if (arena_open(&s->memory, "state", measured.peak, m->dev->memory, err) != 0) {
+        model_state_close(s);
+        return -1;
+    }
+    carve_state(s, &s->memory);
+    *out = s;
+    return 0;
+}
+
+void model_state_close(struct model_state *s) {
+    if (!s) return;
+    arena_close(&s->memory);
+    free(s->layers);
+    free(s);
+}
+
+void model_state_reset(struct model_state *s, int64_t row) {
+    ASSERT(row < s->B);
+    const struct model_config *mc = s->m->mc;
+    for (int i = 0; i < mc->layer_count; i++) {
+        tensor views[MIXER_STATES];
+        int count = mc->layers[i].mixer->state(&mc->layers[i], s->m->ops, s->B, s->layers[i], views);
+        for (int v = 0; v < count; v++) {
+            size_t bytes = (size_t)(tensor_count(views[v]) / s->B) * dtype_size(views[v].dtype);
+            char *data = views[v].data;
+            if (row < 0)
+                device_zero(s->m->dev, data, bytes * (size_t)s->B);
+            else
+                device_zero(s->m->dev, data + (size_t)row * bytes, bytes);
+        }
+    }
+}
+
+/* --- forward ---------------------------------------------------------------------------------- */
+
+static void check_ids(const struct model *m, const int32_t *ids, int64_t count, bool masks) {
+    for (int64_t i = 0; i < count; i++) ASSERT((masks || ids[i] >= 0) && ids[i] < m->mc->rows);
+}
+
+void model_set_batch(struct model *m, const int32_t *tokens, const int32_t *targets, const int32_t *doc, int64_t B,
+                     int64_t T) {
+    ASSERT(B >= 1 && B <= m->B_max && T >= 1 && T <= m->T_max);
+    size_t bytes = (size_t)(B * T) * sizeof *tokens;
+    check_ids(m, tokens, B * T, false);
+    device_write(m->dev, m->at.tokens, tokens, bytes);
+    if (targets) {
+        check_ids(m, targets, B * T, true);
+        device_write(m->dev, m->at.targets, targets, bytes);
+    }
+    if (doc) device_write(m->dev, m->at.doc, doc, bytes);
+    m->has_targets = targets != NULL;
+    m->has_doc = doc != NULL;
+    m->B = B;
+    m->T = T;
+    m->stage = STAGE_BATCH;
+}
+
+static tensor matrix(void *place, enum dtype dtype, int64_t R, const struct model *m) {
+    return tensor_2d(place, dtype, R, m->mc->options.d_model);
+}
+
+/* A layer's region as an arena of its own. It is carved from a piece that the big arena has handed out, so it has no
+ * memory to release and nothing to guard. */
+static arena region(const struct layer_places *l) {
+    return (arena){.name = "activations of a layer", .base = l->saved, .capacity = l->saved_size};
+}
+
+static struct mixer_call call_of(struct model *m, int i, int64_t B, int64_t T, arena *saved) {
+    const struct layer *layer = &m->mc->layers[i];
+    *saved = region(&m->at.layers[i]);
+    return (struct mixer_call){
+        .dev = m->dev,
+        .layer = layer,
+        .B = B,
+        .T = T,
+        .doc = tensor_none(),
+        .w = &m->w[layer->first],
+        .saved = saved,
+        .scratch = &m->areas[AREA_SCRATCH],
+        .x = matrix(m->at.layers[i].normed, m->ops->act, B * T, m),
+        .y = matrix(m->at.branch, m->ops->act, B * T, m),
+    };
+}
+
+static tensor batch_doc(const struct model *m) {
+    return m->has_doc ? tensor_2d(m->at.doc, DTYPE_I32, m->B, m->T) : tensor_none();
+}
+
+/* The norm before layer i: adds what the layer before put out, and leaves the stream and its norm in layer i's places.
+ */
+static void enter_layer(struct model *m, int i, int64_t R) {
+    const struct layer_places *l = &m->at.layers[i], *before = &m->at.layers[i > 0 ? i - 1 : 0];
+    int norm = i < m->mc->layer_count ? m->mc->layers[i].norm : m->mc->final_norm;
+    tensor residual = matrix(before->residual, m->ops->real, R, m);
+    tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
+    m->ops->add_rmsnorm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
+                                tensor_1d(l->rstd, m->ops->real, R), residual, branch, m->w[norm],
+                                m->mc->options.norm_eps);
+}
+
+static void embed(struct model *m, int64_t R) {
+    m->ops->embedding_forward(m->dev, matrix(m->at.layers[0].residual, m->ops->real, R, m),
+                              tensor_1d(m->at.tokens, DTYPE_I32, R), m->w[m->mc->embedding]);
+}
+
+/* Through the host, piece by piece: a state is small beside what a forward moves. */
+static void copy_state(struct model *m, void *to, const void *from, size_t bytes) {
+    char piece[1 << 14];
+    for (size_t done = 0; done < bytes; done += sizeof piece) {
+        size_t part = bytes - done < sizeof piece ? bytes - done : sizeof piece;
+        device_read(m->dev, piece, (const char *)from + done, part);
+        device_write(m->dev, (char *)to + done, piece, part);
+    }
+}
+
+void model_forward(struct model *m, const struct model_state *initial, struct model_state *final, bool keep) {
+    ASSERT(m->stage != STAGE_NONE && (!keep || m->mode == MODEL_TRAIN));
+    ASSERT(!initial || (initial->m == m && initial->B == m->B));
+    ASSERT(!final || (final->m == m && final->B == m->B));
+    bool in_place = initial && initial == final;
+    ASSERT(!(keep && in_place));
+    int64_t R = m->B * m->T;
+    embed(m, R);
+    for (int i = 0; i < m->mc->layer_count; i++) {
+        arena saved;
+        struct mixer_call call = call_of(m, i, m->B, m->T, &saved);
+        size_t state = final || initial ? mixer_state_bytes(call.layer, m->ops, m->B) : 0;
+        enter_layer(m, i, R);
+        call.keep = keep;
+        call.doc = batch_doc(m);
+        call.initial = initial && state ? initial->layers[i] : NULL;
+        call.final = final && state ? (in_place ? m->at.state : final->layers[i]) : NULL;
+        call.layer->mixer->forward(&call);
+        if (in_place && state) copy_state(m, final->layers[i], m->at.state, state);
+    }
+    enter_layer(m, m->mc->layer_count, R);
+    m->initial = initial;
+    m->stage = keep ? STAGE_KEPT : STAGE_FORWARD;
+}
+
+/* --- loss and backward ------------------------------------------------------------------------ */
+
+static tensor final_normed(const struct model *m, int64_t from, int64_t count) {
+    size_t row = (size_t)m->mc->options.d_model * dtype_size(m->ops->act);
+    return matrix((char *)m->at.layers[m->mc->layer_count].normed + (size_t)from * row, m->ops->act, count, m);
+}
+
+void model_loss(struct model *m, void *losses, bool backward, double scale, double z_loss) {
+    ASSERT(m->has_targets && (backward ? m->stage == STAGE_KEPT : m->stage >= STAGE_FORWARD));
+    arena *scratch = &m->areas[AREA_SCRATCH];
+    size_t mark = arena_mark(scratch);
+    int64_t R = m->B * m->T, D = m->mc->options.d_model;
+    tensor each = tensor_none(), dx = tensor_none(), dw = tensor_none();
+    if (losses) each = tensor_1d(arena_take(scratch, (size_t)R * dtype_size(m->ops->real)), m->ops->real, R);
+    if (backward) {
+        dx = matrix(m->at.dnormed, m->ops->act, R, m);
+        dw = m->dw[m->mc->head];
+    }
+    void *work = arena_take(scratch, m->ops->head_loss_scratch(R, D, m->mc->rows));
+    m->ops->head_loss(m->dev, m->at.sums, each, dx, dw, final_normed(m, 0, R), m->w[m->mc->head],
+                      tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, work);
+    if (losses) device_read(m->dev, losses, each.data, (size_t)R * dtype_size(m->ops->real));
+    arena_rewind(scratch, mark);
+    if (backward) m->stage = STAGE_LOSS;
+}
+
+void model_read_sums(struct model *m, struct loss_sums *sums) {
+    device_read(m->dev, sums, m->at.sums, sizeof *sums);
+}
+
+void model_zero_sums(struct model *m) {
+    device_zero(m->dev, m->at.sums, sizeof *m->at.sums);
+}
+
+void model_zero_grads(struct model *m) {
+    ASSERT(m->mode == MODEL_TRAIN);
+    device_zero(m->dev, m->at.grads, (size_t)m->params.elements * dtype_size(m->ops->real));
+}
+
+/* Back through the norm before layer i: dnormed is the gradient at its output; dresidual, the stream's gradient from
+ * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. */
+static void leave_layer(struct model *m, int i, int64_t R) {
+    const struct layer_places *l = &m->at.layers[i];
+    arena *scratch = &m->areas[AREA_SCRATCH];
+    size_t mark = arena_mark(scratch);
+    bool top = i == m->mc->layer_count;
+    int norm = top ? m->mc->final_norm : m->mc->layers[i].norm;
+    tensor dresidual = matrix(m->at.dresidual, m->ops->real, R, m);
+    tensor dbranch = m->at.dbranch && i > 0 ? matrix(m->at.dbranch, m->ops->act, R, m) : tensor_none();
+    void *work = arena_take(scratch, m->ops->add_rmsnorm_backward_scratch(R, m->mc->options.d_model));
+    m->ops->add_rmsnorm_backward(m->dev, dresidual, dbranch, m->dw[norm], matrix(m->at.dnormed, m->ops->act, R, m),
+                                 top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m),
+                                 tensor_1d(l->rstd, m->ops->real, R), m->w[norm], work);
+    arena_rewind(scratch, mark);
+}
+
+static void layer_backward(struct model *m, int i) {
+    arena saved;
+    struct mixer_call call = call_of(m, i, m->B, m->T, &saved);
+    call.keep = true;
+    call.doc = batch_doc(m);
+    call.dw = &m->dw[call.layer->first];
+    call.dy = matrix(m->at.dbranch ? m->at.dbranch : m->at.dresidual, m->ops->act, m->B * m->T, m);
+    call.dx = matrix(m->at.dnormed, m->ops->act, m->B * m->T, m);
+    if (m->initial && mixer_state_bytes(call.layer, m->ops, m->B) > 0) call.initial = m->initial->layers[i];
+    call.layer->mixer->backward(&call);
+}
+
+void model_backward(struct model *m, void (*ready)(void *self, int bucket), void *self) {
+    ASSERT(m->stage == STAGE_LOSS);
+    const struct param *list = m->params.list;
+    int64_t R = m->B * m->T;
+    if (ready && m->mc->head != m->mc->embedding) ready(self, list[m->mc->head].bucket);
+    leave_layer(m, m->mc->layer_count, R);
+    if (ready) ready(self, list[m->mc->final_norm].bucket);
+    for (int i = m->mc->layer_count - 1; i >= 0; i--) {
+        layer_backward(m, i);
+        leave_layer(m, i, R);
+        if (ready && !m->mc->layers[i].is_mlp) ready(self, list[m->mc->layers[i].norm].bucket);
+    }
+    m->ops->embedding_backward(m->dev, m->dw[m->mc->embedding], matrix(m->at.dresidual, m->ops->real, R, m),
+                               tensor_1d(m->at.tokens, DTYPE_I32, R));
+    if (ready) ready(self, list[m->mc->embedding].bucket);
+    m->stage = STAGE_FORWARD;
+}
+
+/* --- logits and decoding ---------------------------------------------------------------------- */
+
+static void read_logits(struct model *m, int64_t from, int64_t count, void *logits) {
+    arena *scratch = &m->areas[AREA_SCRATCH];
+    size_t mark = arena_mark(scratch), row = (size_t)m->mc->rows * dtype_size(m->ops->real);
+    int64_t tile = logits_tile(m->B_max * m->T_max, m->mc->rows);
+    void *piece = arena_take(scratch, (size_t)tile * row);
+    for (int64_t done = 0; done < count; done += tile) {
+        int64_t rows = count - done < tile ? count - done : tile;
+        m->ops->linear_forward(m->dev, tensor_2d(piece, m->ops->real, rows, m->mc->rows),
+                               final_normed(m, from + done, rows), m->w[m->mc->head], tensor_none());
+        device_read(m->dev, (char *)logits + (size_t)done * row, piece, (size_t)rows * row);
+    }
+    arena_rewind(scratch, mark);
+}
+
+void model_logits(struct model *m, int64_t from, int64_t count, void *logits) {
+    ASSERT(m->stage >= STAGE_FORWARD && from >= 0 && count >= 0 && count <= m->B * m->T - from);
+    read_logits(m, from, count, logits);
+}
+
+void model_step(struct model *m, struct model_state *s, const int32_t *tokens, void *logits) {
+    ASSERT(s->m == m && s->B <= m->B_max);
+    check_ids(m, tokens, s->B, false);
+    device_write(m->dev, m->at.tokens, tokens, (size_t)s->B * sizeof *tokens);
+    m->stage = STAGE_NONE;
+    embed(m, s->B);
+    for (int i = 0; i < m->mc->layer_count; i++) {
+        arena saved;
+        struct mixer_call call = call_of(m, i, s->B, 1, &saved);
+        enter_layer(m, i, s->B);
+        call.final = s->layers[i];
+        call.layer->mixer->step(&call);
+    }
+    enter_layer(m, m->mc->layer_count, s->B);
+    read_logits(m, 0, s->B, logits);
+}

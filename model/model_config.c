@@ -1,0 +1,244 @@
+/* model_config.c: from a config to the list of layers and the tensor table. Owns the option tables of [model] and of
+ * what all [block.NAME] share, the structs they fill, and the order of tensors and buckets. Called wherever a model is
+ * opened or planned; allocates a few kilobytes. */
+#include "model/model.h"
+#include "model/mlp.h"
+#include "model/pattern.h"
+
+#include "common/text.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <stdio.h>
+#include <string.h>
+
+_Static_assert(sizeof(((struct block_kind *)0)->name) == PATTERN_NAME, "a block's name fits where it is kept");
+
+#define FIELD(type, name) offsetof(struct type, name)
+
+const struct option model_options_table[] = {
+    {"d_model", OPTION_INT, FIELD(model_options, d_model), NULL, 1, 65536, "", "Width D of the residual stream.", NULL},
+    {"vocab_size", OPTION_INT, FIELD(model_options, vocab_size), "0", 0, LIMIT_VOCAB, "tokens",
+     "Number of token ids; 0 = as many as the tokenizer has.", NULL},
+    {"pad_vocab_to", OPTION_INT, FIELD(model_options, pad_vocab_to), "16", 1, 65536, "rows",
+     "The embedding's rows are rounded up to a multiple of it; the rows added are trained like all others.", NULL},
+    {"tie_embeddings", OPTION_BOOL, FIELD(model_options, tie_embeddings), "true", 0, 0, "",
+     "Whether the head uses the embedding's weights.", NULL},
+    {"norm_eps", OPTION_FLOAT, FIELD(model_options, norm_eps), "1e-5", 1e-12, 1, "",
+     "Added to the mean square in every norm.", NULL},
+    {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
+     "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+static const char *const mlp_names[] = {"none", "swiglu", NULL};
+
+const struct option block_options_table[] = {
+    {"mixer", OPTION_CHOICE, FIELD(block_options, mixer), NULL, 0, 0, "", "What mixes along time.", mixer_names},
+    {"mlp", OPTION_CHOICE, FIELD(block_options, mlp), "none", 0, 0, "",
+     "The second layer of the block, with a norm of its own.", mlp_names},
+    {"mlp_width", OPTION_INT, FIELD(block_options, mlp_width), "0", 0, 1 << 20, "",
+     "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+/* --- sections --------------------------------------------------------------------------------- */
+
+static void *allocate(size_t count, size_t size, error *err) {
+    void *memory = calloc(count ? count : 1, size ? size : 1);
+    if (!memory) error_system(err, "out of memory for the model's configuration");
+    return memory;
+}
+
+static int bind_kind(struct block_kind *kind, config *c, const char *name, const struct layer_context *context,
+                     error *err) {
+    char section[PATTERN_NAME + 8];
+    snprintf(section, sizeof section, "block.%s", name);
+    snprintf(kind->name, sizeof kind->name, "%s", name);
+    TRY(config_bind(c, section, block_options_table, &kind->options, err));
+    kind->mixer = mixer_find(mixer_names[kind->options.mixer]);
+    ASSERT(kind->mixer != NULL);
+    kind->mixer_options = allocate(1, kind->mixer->options_size, err);
+    if (!kind->mixer_options) return -1;
+    TRY(config_bind(c, section, kind->mixer->options, kind->mixer_options, err));
+    TRY(kind->mixer->check(kind->mixer_options, context, section, err));
+    if (kind->options.mlp == BLOCK_MLP_NONE) {
+        if (kind->options.mlp_width == 0) return 0;
+        return error_input(err,
+                           "%s.mlp_width = %" PRId64 " means nothing with mlp = none; set mlp = swiglu or leave it out",
+                           section, kind->options.mlp_width);
+    }
+    struct mlp_options *mlp = allocate(1, mixer_mlp.options_size, err);
+    if (!mlp) return -1;
+    kind->mlp_options = mlp;
+    mlp->width = kind->options.mlp_width;
+    return mixer_mlp.check(mlp, context, section, err);
+}
+
+static bool pattern_has(const struct pattern *p, const char *name) {
+    for (int i = 0; i < p->name_count; i++)
+        if (strcmp(p->names[i], name) == 0) return true;
+    return false;
+}
+
+/* Sections and names of the pattern must be the same set. */
+static int match_sections(const struct pattern *p, const config *c, const char *text, error *err) {
+    const char *names[LIMIT_BLOCK_KINDS + 1] = {NULL};
+    size_t count = config_sections(c, "block.", names, LIMIT_BLOCK_KINDS);
+    if (count > LIMIT_BLOCK_KINDS)
+        return error_input(err, "the config has %zu [block.NAME] sections; at most %d are possible", count,
+                           LIMIT_BLOCK_KINDS);
+    for (size_t s = 0; s < count; s++) {
+        names[s] += strlen("block.");
+        if (!pattern_has(p, names[s]))
+            return error_input(err,
+                               "[block.%s] is not used: model.pattern = '%.200s' does not name %s; name it there or "
+                               "remove the section",
+                               names[s], text, names[s]);
+    }
+    for (int i = 0; i < p->name_count; i++) {
+        bool found = false;
+        for (size_t s = 0; s < count; s++) found = found || strcmp(names[s], p->names[i]) == 0;
+        if (found) continue;
+        const char *nearest = text_nearest(p->names[i], names);
+        return error_input(
+            err, "model.pattern = '%.200s' names the block %s, but the config has no section [block.%s]%s%s%s", text,
+            p->names[i], p->names[i], nearest ? "; there is [block." : "", nearest ? nearest : "", nearest ? "]" : "");
+    }
+    return 0;
+}
+
+static int set_vocabulary(struct model_config *mc, int64_t tokenizer_vocab, error *err) {
+    int64_t given = mc->options.vocab_size;
+    if (given == 0 && tokenizer_vocab == 0)
+        return error_input(
+            err, "model.vocab_size = 0 takes the number of token ids from the tokenizer, and here there is none; give "
+                 "the number, for instance model.vocab_size=257 for bytes");
+    if (given != 0 && given < tokenizer_vocab)
+        return error_input(err,
+                           "model.vocab_size = %" PRId64 " is less than the tokenizer's %" PRId64
+                           " ids; it must be at least "
+                           "that, and 0 takes it",
+                           given, tokenizer_vocab);
+    mc->vocab = given ? given : tokenizer_vocab;
+    if (mc->vocab > LIMIT_VOCAB)
+        return error_input(err, "the tokenizer has %" PRId64 " ids; at most %d are possible", mc->vocab, LIMIT_VOCAB);
+    int64_t pad = mc->options.pad_vocab_to;
+    mc->rows = (mc->vocab + pad - 1) / pad * pad;
+    return 0;
+}
+
+/* --- layers and tensors ----------------------------------------------------------------------- */
+
+static void declare_layer(struct model_config *mc, struct layer *layer) {
+    struct params *p = &mc->params;
+    struct init one = {INIT_CONSTANT, 1, 0, 0};
+    char prefix[64];
+    layer->norm = params_add(p, 1, &mc->options.d_model, one, false, true, "backbone.layers.%d.%s.weight", layer->block,
+                             layer->is_mlp ? "norm2" : "norm");
+    snprintf(prefix, sizeof prefix, "backbone.layers.%d.%s.", layer->block, layer->is_mlp ? "mlp" : "mixer");
+    layer->first = p->count;
+    layer->mixer->declare(layer, p, prefix);
+    layer->params = p->count - layer->first;
+}
+
+/* The tensor table in the order of the forward pass; a bucket each for the embedding, every block, the norm, the head.
+ */
+static void declare_model(struct model_config *mc) {
+    struct params *p = &mc->params;
+    int64_t shape[2] = {mc->rows, mc->options.d_model};
+    mc->embedding =
+        params_add(p, 2, shape, (struct init){INIT_NORMAL, 0.02, 0, 0}, false, false, "backbone.embeddings.weight");
+    for (int i = 0; i < mc->layer_count; i++) {
+        if (!mc->layers[i].is_mlp) params_next_bucket(p);
+        declare_layer(mc, &mc->layers[i]);
+    }
+    params_next_bucket(p);
+    mc->final_norm =
+        params_add(p, 1, &shape[1], (struct init){INIT_CONSTANT, 1, 0, 0}, false, true, "backbone.norm_f.weight");
+    mc->head = mc->embedding;
+    if (mc->options.tie_embeddings) return;
+    double bound = 1 / sqrt((double)shape[1]);
+    params_next_bucket(p);
+    mc->head = params_add(p, 2, shape, (struct init){INIT_UNIFORM, -bound, bound, 0}, false, false, "lm_head.weight");
+}
+
+static int list_layers(struct model_config *mc, const struct pattern *p, const struct layer_context *context,
+                       error *err) {
+    mc->layers = allocate(2 * (size_t)p->block_count, sizeof *mc->layers, err);
+    if (!mc->layers) return -1;
+    for (int b = 0; b < p->block_count; b++) {
+        const struct block_kind *kind = &mc->kinds[p->blocks[b]];
+        struct layer layer = {.mixer = kind->mixer,
+                              .options = kind->mixer_options,
+                              .block = b,
+                              .block_name = kind->name,
+                              .context = *context};
+        mc->layers[mc->layer_count++] = layer;
+        if (!kind->mlp_options) continue;
+        layer.mixer = &mixer_mlp;
+        layer.options = kind->mlp_options;
+        layer.is_mlp = true;
+        mc->layers[mc->layer_count++] = layer;
+    }
+    return 0;
+}
+
+static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab, error *err) {
+    struct pattern p;
+    struct model_options options;
+    TRY(config_bind(c, "model", model_options_table, &options, err));
+    char *text = strdup(options.pattern); /* a copy: the config may go before the model does */
+    if (!text) return error_system(err, "out of memory for the model's configuration");
+    mc->options = options;
+    mc->options.pattern = text;
+    TRY(set_vocabulary(mc, tokenizer_vocab, err));
+    TRY(pattern_parse(&p, text, err));
+    TRY(match_sections(&p, c, text, err));
+    mc->blocks = p.block_count;
+    struct layer_context context = {.d_model = mc->options.d_model,
+                                    .blocks = mc->blocks,
+                                    .norm_eps = mc->options.norm_eps};
+    mc->kinds = allocate((size_t)p.name_count, sizeof *mc->kinds, err);
+    if (!mc->kinds) return -1;
+    for (int k = 0; k < p.name_count; k++) {
+        mc->kind_count = k + 1;
+        TRY(bind_kind(&mc->kinds[k], c, p.names[k], &context, err));
+    }
+    TRY(list_layers(mc, &p, &context, err));
+    declare_model(mc);
+    return 0;
+}
+
+int model_config_bind(struct model_config **out, config *c, int64_t tokenizer_vocab, error *err) {
+    *out = NULL;
+    struct model_config *mc = allocate(1, sizeof *mc, err);
+    if (!mc) return -1;
+    params_open(&mc->params);
+    if (bind_all(mc, c, tokenizer_vocab, err) != 0) {
+        model_config_free(mc);
+        return -1;
+    }
+    *out = mc;
+    return 0;
+}
+
+void model_config_free(struct model_config *mc) {
+    if (!mc) return;
+    for (int k = 0; k < mc->kind_count; k++) {
+        free(mc->kinds[k].mixer_options);
+        free(mc->kinds[k].mlp_options);
+    }
+    free(mc->kinds);
+    free(mc->layers);
+    free((char *)mc->options.pattern);
+    params_close(&mc->params);
+    free(mc);
+}
+
+double model_forward_flops(const struct model_config *mc, int64_t T) {
+    double flops = 2 * (double)mc->options.d_model * (double)mc->rows; /* the head; looking up an embedding is free */
+    for (int i = 0; i < mc->layer_count; i++) flops += mc->layers[i].mixer->forward_flops(&mc->layers[i], T);
+    return flops;
+}

@@ -1,0 +1,153 @@
+/* params.c: the tensor table described in params.h: appending, layout for a number of ranks, initial values. Owns its
+ * lists of tensors and buckets, not the arrays of values. Called by model/ (declare, layout), train/ and the tests
+ * (reading). */
+#include "model/params.h"
+
+#include "common/rng.h"
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The table of the largest model is a megabyte, so a machine that can't hold it is treated as a broken one. */
+static void *grow(void *list, int count, size_t size) {
+    void *grown = realloc(list, (size_t)count * size);
+    ASSERT(grown != NULL);
+    return grown;
+}
+
+void params_open(struct params *p) {
+    *p = (struct params){.ranks = 0};
+    params_next_bucket(p);
+}
+
+void params_close(struct params *p) {
+    free(p->list);
+    free(p->buckets);
+    *p = (struct params){.ranks = 0};
+}
+
+void params_copy(struct params *to, const struct params *from) {
+    *to = *from;
+    to->capacity = from->count > 0 ? from->count : 1;
+    to->list = grow(NULL, to->capacity, sizeof *to->list);
+    if (from->count) memcpy(to->list, from->list, (size_t)from->count * sizeof *to->list);
+    to->buckets = grow(NULL, from->bucket_count, sizeof *to->buckets);
+    memcpy(to->buckets, from->buckets, (size_t)from->bucket_count * sizeof *to->buckets);
+}
+
+int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
+               const char *name_format, ...) {
+    ASSERT(ndim >= 1 && ndim <= PARAM_DIMS && p->elements == 0);
+    if (p->count == p->capacity) {
+        p->capacity = p->capacity ? 2 * p->capacity : 32;
+        p->list = grow(p->list, p->capacity, sizeof *p->list);
+    }
+    struct param *t = &p->list[p->count];
+    *t = (struct param){.ndim = ndim, .init = init, .decay = decay, .keep_real = keep_real, .offset = -1};
+    va_list arguments;
+    va_start(arguments, name_format);
+    int length = vsnprintf(t->name, sizeof t->name, name_format, arguments);
+    va_end(arguments);
+    ASSERT(length > 0 && (size_t)length < sizeof t->name);
+    t->count = 1;
+    for (int i = 0; i < ndim; i++) {
+        ASSERT(dim[i] >= 1);
+        t->dim[i] = dim[i];
+        t->count *= dim[i];
+    }
+    t->bucket = p->bucket_count - 1;
+    p->buckets[t->bucket].params++;
+    p->total += t->count;
+    return p->count++;
+}
+
+void params_next_bucket(struct params *p) {
+    if (p->bucket_count > 0 && p->buckets[p->bucket_count - 1].params == 0)
+        return; /* an empty one is started already */
+    p->buckets = grow(p->buckets, p->bucket_count + 1, sizeof *p->buckets);
+    p->buckets[p->bucket_count++] = (struct bucket){.first = p->count};
+}
+
+static int64_t round_up(int64_t value, int64_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+void params_layout(struct params *p, int ranks) {
+    ASSERT(ranks >= 1 && p->count > 0 && p->elements == 0 && p->buckets[p->bucket_count - 1].params > 0);
+    p->ranks = ranks;
+    int64_t end = 0;
+    for (int b = 0; b < p->bucket_count; b++) {
+        struct bucket *bucket = &p->buckets[b];
+        bucket->offset = end;
+        for (int i = bucket->first; i < bucket->first + bucket->params; i++) {
+            p->list[i].offset = end;
+            end += round_up(p->list[i].count, PARAM_ALIGN);
+        }
+        bucket->count = round_up(end - bucket->offset, (int64_t)PARAM_ALIGN * ranks);
+        end = bucket->offset + bucket->count;
+    }
+    p->elements = end;
+}
+
+int params_find(const struct params *p, const char *name) {
+    for (int i = 0; i < p->count; i++)
+        if (strcmp(p->list[i].name, name) == 0) return i;
+    return -1;
+}
+
+tensor params_view(const struct params *p, int index, void *flat, enum dtype dtype) {
+    ASSERT(index >= 0 && index < p->count && p->list[index].offset >= 0);
+    const struct param *t = &p->list[index];
+    char *data = flat ? (char *)flat + (size_t)t->offset * dtype_size(dtype) : NULL;
+    return tensor_reshape(tensor_1d(data, dtype, t->count), t->ndim, t->dim);
+}
+
+void params_slice(const struct params *p, int bucket, int rank, int64_t *offset, int64_t *count) {
+    ASSERT(bucket >= 0 && bucket < p->bucket_count && rank >= 0 && rank < p->ranks);
+    *count = p->buckets[bucket].count / p->ranks;
+    *offset = p->buckets[bucket].offset + rank * *count;
+}
+
+/* --- initial values --------------------------------------------------------------------------- */
+
+/* The bias b for which softplus(b) = dt: b = ln(e^dt - 1) = dt + ln(1 - e^-dt). */
+static double inverse_softplus(double dt) {
+    return dt + log(-expm1(-dt));
+}
+
+static double initial_value(struct init init, rng_key key, uint64_t element) {
+    switch (init.kind) {
+    case INIT_CONSTANT: return init.a;
+    case INIT_NORMAL: return init.a * rng_normal(key, element);
+    case INIT_UNIFORM: return init.a + (init.b - init.a) * rng_uniform(key, element);
+    case INIT_LOG_UNIFORM: return log(init.a + (init.b - init.a) * rng_uniform(key, element));
+    case INIT_DT_BIAS:
+        return inverse_softplus(
+            fmax(exp(log(init.a) + (log(init.b) - log(init.a)) * rng_uniform(key, element)), init.c));
+    }
+    ASSERT(!"an init_kind");
+    return 0;
+}
+
+void params_initial_part(const struct params *p, int index, uint64_t seed, int64_t from, int64_t count, void *values,
+                         enum dtype dtype) {
+    ASSERT(index >= 0 && index < p->count && from >= 0 && count >= 0 && from <= p->list[index].count - count);
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
+    struct init init = p->list[index].init;
+    rng_key key = {.seed = seed, .purpose = RNG_INIT, .stream = (uint32_t)index};
+    /* Each value is a function of its number alone, so threads don't change it. */
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        double value = initial_value(init, key, (uint64_t)(from + i));
+        if (dtype == DTYPE_F32)
+            ((float *)values)[i] = (float)value;
+        else
+            ((double *)values)[i] = value;
+    }
+}
+
+void params_initial(const struct params *p, int index, uint64_t seed, void *values, enum dtype dtype) {
+    params_initial_part(p, index, seed, 0, p->list[index].count, values, dtype);
+}
