@@ -1,0 +1,139 @@
+/* architecture.c: the table of architectures, and the config.json of models that none of them expresses. See
+ * architecture.h. Owns no state. */
+#include "model/architecture.h"
+
+#include "common/text.h"
+#include <ctype.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define OWN_TYPE "riverrun"
+#define SETTINGS "settings" /* the member of such a config.json that holds [model] and [block.*] as strings */
+
+static const struct architecture *const architectures[] = {&architecture_mamba2};
+#define ARCHITECTURES (sizeof architectures / sizeof *architectures)
+
+static const struct architecture *architecture_of(const struct model_config *mc) {
+    for (size_t i = 0; i < ARCHITECTURES; i++) {
+        if (architectures[i]->expresses(mc)) return architectures[i];
+    }
+    return NULL;
+}
+
+const char *architecture_class(const struct model_config *mc) {
+    const struct architecture *a = architecture_of(mc);
+    return a ? a->class_name : NULL;
+}
+
+int architecture_set_int(config *c, const char *section, const char *key, int64_t value, error *err) {
+    char text[32];
+    snprintf(text, sizeof text, "%" PRId64, value);
+    return config_set(c, section, key, text, err);
+}
+
+int architecture_set_real(config *c, const char *section, const char *key, double value, error *err) {
+    char text[40];
+    return config_set(c, section, key, text_real(text, sizeof text, value), err);
+}
+
+void architecture_put_ids(json_t *object, int64_t eod) {
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+    for (int i = 0; i < 3; i++) json_object_set_new(object, keys[i], eod < 0 ? json_null() : json_integer(eod));
+}
+
+/* ---- models that transformers does not have ----------------------------------------------------------------------- */
+
+static bool describes_model(const char *section) {
+    return strcmp(section, "model") == 0 || strncmp(section, "block.", 6) == 0;
+}
+
+/* The lines `[section]` and `key = value` of the effective config as {section: {key: value}}, sections of the model only. */
+static json_t *settings_of(const config *c) {
+    json_t *settings = json_object(), *section = NULL;
+    char *text = config_text(c), *rest = text;
+    ASSERT(text != NULL);
+    for (char *line; (line = strsep(&rest, "\n"));) {
+        char *end = strchr(line, ']'), *equals = strstr(line, " = ");
+        if (line[0] == '[' && end) {
+            *end = 0;
+            section = NULL;
+            if (!describes_model(line + 1)) continue;
+            section = json_object();
+            json_object_set_new(settings, line + 1, section);
+        } else if (section && equals) {
+            *equals = 0;
+            json_object_set_new(section, line, json_string(equals + 3));
+        }
+    }
+    free(text);
+    return settings;
+}
+
+static json_t *write_own(const struct model_config *mc, const config *c, int64_t eod) {
+    json_t *object = json_object(), *settings = settings_of(c);
+    json_t *names = json_array();
+    json_array_append_new(names, json_string("RiverrunForCausalLM"));
+    json_object_set_new(object, "architectures", names);
+    json_object_set_new(object, "model_type", json_string(OWN_TYPE));
+    json_object_set_new(object, "vocab_size", json_integer(mc->rows));
+    json_object_set_new(object, "hidden_size", json_integer(mc->options.d_model));
+    json_object_set_new(object, "num_hidden_layers", json_integer(mc->blocks));
+    json_object_set_new(object, "tie_word_embeddings", json_boolean(mc->options.tie_embeddings));
+    architecture_put_ids(object, eod);
+    json_object_set_new(object, "torch_dtype", json_string("float32"));
+    /* The file must be enough without a tokenizer, which may have given the number of ids. */
+    char vocab[32];
+    snprintf(vocab, sizeof vocab, "%" PRId64, mc->vocab);
+    json_object_set_new(json_object_get(settings, "model"), "vocab_size", json_string(vocab));
+    json_object_set_new(object, SETTINGS, settings);
+    return object;
+}
+
+json_t *architecture_write(const struct model_config *mc, const config *c, int64_t eod) {
+    const struct architecture *a = architecture_of(mc);
+    json_t *object = a ? a->write(mc, eod) : write_own(mc, c, eod);
+    ASSERT(object != NULL);
+    return object;
+}
+
+/* Letters, digits and "_" (and "-" in a section's name), not beginning with a digit: what config_set takes. */
+static bool plain_name(const char *name, bool dash) {
+    if (!isalpha((unsigned char)*name) && *name != '_') return false;
+    size_t length = strlen(name);
+    for (size_t i = 0; i < length; i++) {
+        if (!isalnum((unsigned char)name[i]) && name[i] != '_' && !(dash && name[i] == '-')) return false;
+    }
+    return length < 64;
+}
+
+static int read_own(const json_t *object, const char *name, config *c, error *err) {
+    json_t *settings = json_object_get(object, SETTINGS);
+    const char *section, *key;
+    json_t *members, *value;
+    if (!json_is_object(json_object_get(settings, "model")))
+        return error_input(err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
+    json_object_foreach(settings, section, members) {
+        bool good = describes_model(section) && (section[0] == 'm' || plain_name(section + 6, true));
+        if (!good || !json_is_object(members))
+            return error_input(err, "%s: '%.64s' in '" SETTINGS "' must be an object called model or block.NAME", name, section);
+        json_object_foreach(members, key, value) {
+            if (!plain_name(key, false) || !json_is_string(value))
+                return error_input(err, "%s: '%.64s' in '" SETTINGS ".%s' must be a plain name with a string", name, key, section);
+            TRY(config_set(c, section, key, json_string_value(value), err));
+        }
+    }
+    return 0;
+}
+
+int architecture_read(const json_t *object, const char *name, config *c, error *err) {
+    const char *type;
+    TRY(json_get_string(object, "model_type", name, &type, err));
+    if (strcmp(type, OWN_TYPE) == 0) return read_own(object, name, c, err);
+    char known[256] = "";
+    for (size_t i = 0; i < ARCHITECTURES; i++) {
+        if (strcmp(type, architectures[i]->model_type) == 0) return architectures[i]->read(object, name, c, err);
+        snprintf(known + strlen(known), sizeof known - strlen(known), "%s, ", architectures[i]->model_type);
+    }
+    return error_input(err, "%s: model_type is '%.64s'; riverrun reads %sand its own, " OWN_TYPE, name, type, known);
+}
