@@ -19,11 +19,12 @@ struct evaluation {
     double bits_per_byte;  /* sum of nats / ln 2 / text bytes of the predicted tokens (an end-of-document token has none); NaN if there are none */
     double accuracy;       /* share of targets that are the argmax */
     double tokens;         /* targets */
-    double bytes;
+    double bytes;          /* of text that the targets stand for */
 };
 
-/* Collective: windows are dealt out to the ranks (EVAL_CARRY runs on rank 0 and is broadcast). The model was opened for at least
- * batch x window (EVAL_CARRY: 1 x window). The result does not depend on batch or ranks beyond rounding. */
+/* Collective: windows are dealt out to the ranks (EVAL_CARRY runs on rank 0). The model was opened for at least batch x window
+ * (EVAL_CARRY: 1 x window); options->window is given, not 0. The result does not depend on batch or ranks beyond rounding.
+ * A failure is returned on the rank where it happened, while the others wait for it: the caller ends the job. */
 int evaluate(struct evaluation *e, struct model *m, const dataset *d, const tokenizer *t, const struct eval_options *options,
              bool reset, struct comm *comm, error *err);
 

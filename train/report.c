@@ -1,0 +1,281 @@
+/* report.c: log.jsonl and the lines on the terminal, as report.h describes. Called by trainer.c, on rank 0.
+ *
+ * The log is appended to line by line, each in one write, so that a killed run leaves whole lines; it is the one file that
+ * is not written by common/file.h, whose writers begin a file anew.
+ */
+#include "train/report.h"
+
+#include "common/file.h"
+#include "common/json.h"
+#include "common/text.h"
+#include "train/version.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { LINE = 1 << 10, NUMBER = 40 };
+
+struct report {
+    char path[LIMIT_PATH];
+    int descriptor;
+    int64_t steps, log_every;
+    const char *unit;
+    bool started; /* a step of this session was reported */
+    /* as of the last line on the terminal */
+    int64_t line_step;
+    double tokens, seconds;
+};
+
+/* ---- one line of JSON -------------------------------------------------------------------------------------------------------- */
+
+struct line {
+    char text[LINE];
+    size_t used;
+};
+
+static void line_add(struct line *l, const char *text) {
+    size_t size = strlen(text);
+    ASSERT(l->used + size < LINE);
+    memcpy(l->text + l->used, text, size + 1);
+    l->used += size;
+}
+
+static struct line line_begin(const char *type, int64_t step) {
+    struct line l = {.used = 0};
+    l.used = (size_t)snprintf(l.text, LINE, "{\"type\":\"%s\",\"step\":%lld", type, (long long)step);
+    return l;
+}
+
+static void line_real(struct line *l, const char *key, double value) {
+    char number[NUMBER], text[NUMBER + 64];
+    if (isfinite(value)) text_real(number, sizeof number, value);
+    else snprintf(number, sizeof number, "null");
+    snprintf(text, sizeof text, ",\"%s\":%s", key, number);
+    line_add(l, text);
+}
+
+static void line_int(struct line *l, const char *key, int64_t value) {
+    char text[NUMBER + 64];
+    snprintf(text, sizeof text, ",\"%s\":%lld", key, (long long)value);
+    line_add(l, text);
+}
+
+static int write_log(struct report *r, const char *text, size_t size, error *err) {
+    while (size > 0) {
+        ssize_t done = write(r->descriptor, text, size);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return error_system(err, "cannot write %s: %s", r->path, strerror(errno));
+        text += done;
+        size -= (size_t)done;
+    }
+    return 0;
+}
+
+static int line_end(struct report *r, struct line *l, error *err) {
+    line_add(l, "}\n");
+    return write_log(r, l->text, l->used, err);
+}
+
+/* ---- opening: the log of earlier sessions --------------------------------------------------------------------------------------- */
+
+/* One line of an earlier session. A line that is no object with a step ends the part that is kept: a machine that lost power
+ * may leave such. */
+static bool read_line(const char *text, size_t size, int64_t step, struct report_history *history) {
+    error ignored = {0};
+    json_t *object = NULL;
+    if (json_read_text(&object, text, size, "log.jsonl", &ignored) != 0) return false;
+    const json_t *at = json_object_get(object, "step"), *type = json_object_get(object, "type");
+    bool keep = json_is_integer(at) && json_is_string(type) && json_integer_value(at) <= step;
+    if (keep && strcmp(json_string_value(type), "valid") == 0) {
+        const json_t *loss = json_object_get(object, "loss");
+        history->valid_step = json_integer_value(at);
+        history->valid_loss = json_is_number(loss) ? json_number_value(loss) : NAN;
+    }
+    json_decref(object);
+    return keep;
+}
+
+/* Reads the log up to the first line beyond `step`; *kept is the size of what comes before it. */
+static int read_history(const char *path, int64_t step, struct report_history *history, off_t *kept, error *err) {
+    *history = (struct report_history){.valid_step = -1, .valid_loss = NAN};
+    *kept = 0;
+    FILE *in = fopen(path, "rbe");
+    if (!in) return errno == ENOENT ? 0 : error_system(err, "cannot read %s: %s", path, strerror(errno));
+    char *line = NULL;
+    size_t capacity = 0;
+    for (;;) {
+        ssize_t size = getline(&line, &capacity, in);
+        if (size <= 0 || line[size - 1] != '\n' || !read_line(line, (size_t)size, step, history)) break;
+        *kept += size;
+    }
+    int failed = ferror(in);
+    free(line);
+    fclose(in);
+    return failed ? error_system(err, "cannot read %s", path) : 0;
+}
+
+int report_read_history(const char *run, int64_t step, struct report_history *history, error *err) {
+    char path[LIMIT_PATH];
+    off_t kept;
+    TRY(file_join(path, sizeof path, run, "log.jsonl", err));
+    return read_history(path, step, history, &kept, err);
+}
+
+int report_open(struct report **out, const char *run, int64_t step, int64_t steps, int64_t log_every, const char *unit,
+                struct report_history *history, error *err) {
+    *out = NULL;
+    struct report *r = calloc(1, sizeof *r);
+    if (!r) return error_system(err, "no memory for the log");
+    *r = (struct report){.descriptor = -1, .steps = steps, .log_every = log_every, .unit = unit, .line_step = step};
+    off_t kept;
+    if (file_join(r->path, sizeof r->path, run, "log.jsonl", err) != 0 || read_history(r->path, step, history, &kept, err) != 0) {
+        goto fail;
+    }
+    r->descriptor = open(r->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (r->descriptor < 0) {
+        error_system(err, "cannot open %s: %s", r->path, strerror(errno));
+        goto fail;
+    }
+    /* Steps only grow along the file, so all that is to go lies behind `kept`, and one call takes it off. */
+    if (ftruncate(r->descriptor, kept) != 0 && errno != EINVAL) {
+        error_system(err, "cannot cut %s: %s", r->path, strerror(errno));
+        goto fail;
+    }
+    *out = r;
+    return 0;
+fail:
+    report_close(r);
+    return -1;
+}
+
+void report_close(struct report *r) {
+    if (!r) return;
+    if (r->descriptor >= 0) close(r->descriptor);
+    free(r);
+}
+
+int report_sync(struct report *r, error *err) {
+    if (!r || fdatasync(r->descriptor) == 0 || errno == EINVAL || errno == EROFS) return 0;
+    return error_system(err, "cannot sync %s to disk: %s", r->path, strerror(errno));
+}
+
+/* ---- the lines ------------------------------------------------------------------------------------------------------------------ */
+
+/* The config as an object of sections; every value is a string, in the syntax of a config. */
+static json_t *config_object(const struct settings *settings) {
+    json_t *all = json_object();
+    for (size_t i = 0; i < settings->count; i++) {
+        const struct setting *s = &settings->list[i];
+        if (!json_object_get(all, s->section)) json_object_set_new(all, s->section, json_object());
+        json_object_set_new(json_object_get(all, s->section), s->key, json_string(s->value));
+    }
+    return all;
+}
+
+int report_run(struct report *r, const struct report_run *run, error *err) {
+    if (!r) return 0;
+    char name[256] = "";
+    gethostname(name, sizeof name - 1);
+    json_t *line = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "type", "run", "step",
+                             (json_int_t)run->step, "version", version_number(), "commit", version_commit(), "compiler",
+                             version_compiler(), "host", name, "machine", run->machine, "precision", run->precision, "ranks",
+                             run->ranks, "seed", (json_int_t)run->seed, "parameters", (json_int_t)run->parameters, "config",
+                             config_object(run->config));
+    char *text = line ? json_dumps(line, JSON_COMPACT) : NULL;
+    json_decref(line);
+    if (!text) return error_system(err, "%s: the config can't be written as JSON: a value is not UTF-8", r->path);
+    int result = write_log(r, text, strlen(text), err);
+    free(text);
+    return result == 0 ? write_log(r, "\n", 1, err) : -1;
+}
+
+static void print_step(struct report *r, const struct report_step *s) {
+    char rate[24], left[24];
+    double seconds = s->seconds - r->seconds, tokens = s->tokens - r->tokens;
+    int64_t steps = s->step - r->line_step;
+    text_count(rate, sizeof rate, seconds > 0 ? tokens / seconds : 0);
+    text_duration(left, sizeof left, steps > 0 ? seconds / (double)steps * (double)(r->steps - s->step) : 0);
+    fprintf(stderr, "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  left %s", (long long)s->step,
+            (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, left);
+    if (s->skipped_total > 0) fprintf(stderr, "  skipped %lld", (long long)s->skipped_total);
+    fprintf(stderr, "\n");
+}
+
+int report_step(struct report *r, const struct report_step *s, error *err) {
+    if (!r) return 0;
+    struct line l = line_begin("step", s->step);
+    line_real(&l, "loss", s->loss);
+    line_real(&l, "perplexity", exp(s->loss));
+    line_real(&l, "lr", s->lr);
+    line_real(&l, "grad_norm", s->grad_norm);
+    line_real(&l, "accuracy", s->accuracy);
+    line_int(&l, "tokens", (int64_t)s->tokens);
+    line_int(&l, "valid", (int64_t)s->valid);
+    line_real(&l, "tokens_per_s", round(s->step_seconds > 0 ? s->valid / s->step_seconds : 0));
+    line_add(&l, s->skipped ? ",\"skipped\":true" : ",\"skipped\":false");
+    line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
+    TRY(line_end(r, &l, err));
+    if (!r->started) { /* rates count from the start of the session */
+        r->tokens = s->tokens - s->valid;
+        r->seconds = s->seconds - s->step_seconds;
+    }
+    if (s->skipped) {
+        fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g; nothing was changed\n", (long long)s->step, s->loss,
+                s->grad_norm);
+    }
+    if (s->step % r->log_every == 0 || s->step == r->steps || !r->started) {
+        print_step(r, s);
+        r->line_step = s->step;
+        r->tokens = s->tokens;
+        r->seconds = s->seconds;
+    }
+    r->started = true;
+    return 0;
+}
+
+int report_valid(struct report *r, int64_t step, const struct evaluation *e, double seconds, error *err) {
+    if (!r) return 0;
+    struct line l = line_begin("valid", step);
+    line_real(&l, "loss", e->loss);
+    line_real(&l, "perplexity", e->perplexity);
+    line_real(&l, "bits_per_byte", e->bits_per_byte);
+    line_real(&l, "accuracy", e->accuracy);
+    line_int(&l, "tokens", (int64_t)e->tokens);
+    line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
+    TRY(line_end(r, &l, err));
+    fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%\n", (long long)step, (long long)r->steps,
+            e->loss, r->unit, e->perplexity, 100 * e->accuracy);
+    return 0;
+}
+
+int report_save(struct report *r, int64_t step, const char *path, double seconds, error *err) {
+    if (!r) return 0;
+    json_t *name = json_string(path);
+    char *quoted = name ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
+    json_decref(name);
+    struct line l = line_begin("save", step);
+    line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
+    int result = 0;
+    if (quoted && strlen(quoted) < LINE / 2) { /* a longer path, or one that is not text, is left out */
+        line_add(&l, ",\"path\":");
+        line_add(&l, quoted);
+    }
+    result = line_end(r, &l, err);
+    free(quoted);
+    if (result == 0) fprintf(stderr, "step %lld/%lld  saved %s\n", (long long)step, (long long)r->steps, path);
+    return result;
+}
+
+int report_stop(struct report *r, int64_t step, const char *signal, error *err) {
+    if (!r) return 0;
+    struct line l = line_begin("stop", step);
+    line_add(&l, ",\"signal\":\"");
+    line_add(&l, signal);
+    line_add(&l, "\"");
+    return line_end(r, &l, err);
+}

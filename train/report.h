@@ -1,0 +1,65 @@
+/* report.h: what a training run tells: log.jsonl for programs, lines on standard error for people.
+ *
+ * RUN/log.jsonl has one JSON object a line, in the order of steps. Its "type" says what it is:
+ *   run     a session starts: step it starts from, version, commit, machine, ranks, threads, precision, seed, parameters, config
+ *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this step),
+ *           tokens_per_s, skipped (true where the step was not finite and changed nothing), seconds (of training so far)
+ *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, seconds it took
+ *   save    step, path, seconds it took
+ *   stop    step, signal
+ * Numbers are written so that reading them gives the same double; one that is not finite is null. A run that goes on from
+ * step s cuts off what a killed session logged beyond s, so the file always holds one curve.
+ *
+ * Only rank 0 has a report; all functions do nothing when given NULL.
+ */
+#ifndef RIVERRUN_REPORT_H
+#define RIVERRUN_REPORT_H
+
+#include "common/error.h"
+#include "train/evaluate.h"
+#include "train/settings.h"
+#include <stdint.h>
+
+struct report;
+
+/* What the log of earlier sessions holds up to the step a run goes on from. */
+struct report_history {
+    int64_t valid_step; /* step of the last validation, or -1 */
+    double valid_loss;
+};
+
+/* Opens RUN/log.jsonl for appending and cuts off what lies beyond `step`, and a last line without an end. `steps` and
+ * `log_every` are those of the run; `unit` is "nats/byte" or "nats/token". */
+int report_open(struct report **r, const char *run, int64_t step, int64_t steps, int64_t log_every, const char *unit,
+                struct report_history *history, error *err);
+/* Only reads what report_open would find. A log that is not there is an empty one. */
+int report_read_history(const char *run, int64_t step, struct report_history *history, error *err);
+void report_close(struct report *r);
+
+struct report_run {
+    int64_t step;
+    const char *machine, *precision;
+    int ranks;
+    int64_t seed, parameters;
+    const struct settings *config;
+};
+int report_run(struct report *r, const struct report_run *run, error *err);
+
+struct report_step {
+    int64_t step; /* done, this one included */
+    double loss, lr, grad_norm, accuracy;
+    double tokens, valid;
+    double step_seconds, seconds;
+    bool skipped;
+    int64_t skipped_total;
+};
+int report_step(struct report *r, const struct report_step *s, error *err);
+
+int report_valid(struct report *r, int64_t step, const struct evaluation *e, double seconds, error *err);
+int report_save(struct report *r, int64_t step, const char *path, double seconds, error *err);
+int report_stop(struct report *r, int64_t step, const char *signal, error *err);
+
+/* What is logged so far survives a power cut; before a save, so that the log is never behind the checkpoint. */
+int report_sync(struct report *r, error *err);
+
+#endif
