@@ -4,8 +4,14 @@
 #include "model/mlp.h"
 
 #include <math.h>
+#include <stddef.h>
 
-static const struct option no_options[] = {{NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL}};
+static const struct option mlp_options_table[] = {
+    {"mlp_width", OPTION_INT, offsetof(struct mlp_options, width), "0", 0, 1 << 20, "",
+     "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+_Static_assert(MLP_WIDTH_UNIT == 128, "the help above says what the unit is");
 
 static int64_t width_of(const struct layer *layer) {
     return ((const struct mlp_options *)layer->options)->width;
@@ -94,7 +100,7 @@ static double mlp_flops(const struct layer *layer, int64_t T) {
 const struct mixer mixer_mlp = {
     .name = "swiglu",
     .help = "SwiGLU MLP (arXiv 2002.05202).",
-    .options = no_options, /* its width is a key of the block */
+    .options = mlp_options_table,
     .options_size = sizeof(struct mlp_options),
     .check = mlp_check,
     .declare = mlp_declare,

@@ -15,7 +15,7 @@
 
 /* --- configuration -------------------------------------------------------------------------------------------------
  * [model] d_model, vocab_size (0 = the tokenizer's), pad_vocab_to, tie_embeddings, norm_eps, pattern ("m*24",
- * "(m*7 a)*4"); [block.NAME] mixer, mlp (none | swiglu), mlp_width, and the mixer's own keys. */
+ * "(m*7 a)*4"); [block.NAME] mixer, mlp (none | swiglu), and the keys of both. */
 struct model_options {
     int64_t d_model, vocab_size, pad_vocab_to;
     bool tie_embeddings;
@@ -27,9 +27,8 @@ extern const struct option block_options_table[]; /* the keys common to all [blo
 
 enum block_mlp { BLOCK_MLP_NONE = 0, BLOCK_MLP_SWIGLU };
 struct block_options {
-    int mixer;         /* index into mixer_names */
-    int mlp;           /* enum block_mlp */
-    int64_t mlp_width; /* 0 = 8/3 d_model rounded up to a multiple of MLP_WIDTH_UNIT (model/mlp.h) */
+    int mixer; /* index into mixer_names */
+    int mlp;   /* enum block_mlp */
 };
 
 /* A [block.NAME] section; all blocks of that name share its options. */

@@ -2,7 +2,6 @@
  * what all [block.NAME] share, the structs they fill, and the order of tensors and buckets. Called wherever a model is
  * opened or planned; allocates a few kilobytes. */
 #include "model/model.h"
-#include "model/mlp.h"
 #include "model/pattern.h"
 
 #include "common/text.h"
@@ -38,8 +37,6 @@ const struct option block_options_table[] = {
     {"mixer", OPTION_CHOICE, FIELD(block_options, mixer), NULL, 0, 0, "", "What mixes along time.", mixer_names},
     {"mlp", OPTION_CHOICE, FIELD(block_options, mlp), "none", 0, 0, "",
      "The second layer of the block, with a norm of its own.", mlp_names},
-    {"mlp_width", OPTION_INT, FIELD(block_options, mlp_width), "0", 0, 1 << 20, "",
-     "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
@@ -64,16 +61,17 @@ static int bind_kind(struct block_kind *kind, config *c, const char *name, const
     TRY(config_bind(c, section, kind->mixer->options, kind->mixer_options, err));
     TRY(kind->mixer->check(kind->mixer_options, context, section, err));
     if (kind->options.mlp == BLOCK_MLP_NONE) {
-        if (kind->options.mlp_width == 0) return 0;
-        return error_input(err,
-                           "%s.mlp_width = %" PRId64 " means nothing with mlp = none; set mlp = swiglu or leave it out",
-                           section, kind->options.mlp_width);
+        /* Without the MLP its keys would be called unknown, which is true but no help. */
+        for (const struct option *o = mixer_mlp.options; o->key; o++)
+            if (config_has(c, section, o->key))
+                return error_input(err, "%s.%s means nothing with mlp = none; set mlp = swiglu or leave it out",
+                                   section, o->key);
+        return 0;
     }
-    struct mlp_options *mlp = allocate(1, mixer_mlp.options_size, err);
-    if (!mlp) return -1;
-    kind->mlp_options = mlp;
-    mlp->width = kind->options.mlp_width;
-    return mixer_mlp.check(mlp, context, section, err);
+    kind->mlp_options = allocate(1, mixer_mlp.options_size, err);
+    if (!kind->mlp_options) return -1;
+    TRY(config_bind(c, section, mixer_mlp.options, kind->mlp_options, err));
+    return mixer_mlp.check(kind->mlp_options, context, section, err);
 }
 
 static bool pattern_has(const struct pattern *p, const char *name) {
