@@ -1,0 +1,99 @@
+/* ssd.h: what the forward and the backward pass of SSD on the CPU share: the problem, its chunks, and the decays of one
+ * head in one chunk. Used by ssd.c and ssd_backward.c only. */
+#ifndef RIVERRUN_CPU_SSD_H
+#define RIVERRUN_CPU_SSD_H
+
+#include "kernels/cpu/cpu.h"
+#ifdef RIVERRUN_OPENMP
+#include <omp.h>
+#endif
+
+enum {
+    SSD_ROWS = 64,    /* rows of a tile of the L x L products inside a chunk: keeps tiles in cache, skips half of them */
+    SSD_WORKERS = 64, /* threads that get scratch of their own */
+};
+
+/* The arguments of a problem, with B..N as in ops.h, Q the chunk length (at most T) and K the number of chunks. */
+struct ssd_problem {
+    int64_t B, T, H, P, G, N, Q, K;
+    tensor x, dt, a, b, c, d, initial, doc;
+};
+
+/* A chunk of one batch row: positions 0..L-1, which are times t0..t0+L-1. Document numbers never decrease, so the masks
+ * are ranges. */
+struct ssd_chunk {
+    int64_t row, t0, L;
+    const int32_t *doc; /* of its positions; NULL: all the same */
+    int64_t entering;   /* positions before this one see the state that enters the chunk */
+    int64_t leaving;    /* positions from this one on reach the state that leaves it */
+    bool open;          /* the entering state itself reaches the state that leaves: one document all through */
+};
+
+/* Decays of one head in one chunk, each L long, with cum[i] = a[0] + ... + a[i] and last = cum[L-1]. */
+struct ssd_decay {
+    real *cum;
+    real *dt;
+    real *into;  /* exp(cum[i]) where the entering state is seen, else 0 */
+    real *out;   /* exp(last - cum[j]) where the leaving state is reached, else 0; without dt[j] */
+    real whole;  /* exp(last) if the chunk is open, else 0 */
+};
+
+struct ssd_problem OP(ssd_problem)(tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d, tensor initial,
+                                   tensor doc, int64_t chunk);
+struct ssd_chunk OP(ssd_chunk)(const struct ssd_problem *p, int64_t row, int64_t index);
+void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const struct ssd_chunk *k, int64_t h);
+
+/* First position of the chunk in the document of position i. */
+int64_t OP(ssd_document_start)(const struct ssd_chunk *k, int64_t i);
+
+/* out (count,N) = rows (count,N) times scale[i] (times again[i] unless NULL). */
+void OP(ssd_scale_rows)(real *out, const real *rows, int64_t step, const real *scale, const real *again, int64_t count,
+                        int64_t N);
+
+/* Carving of scratch: 64-byte aligned pieces; with base NULL it only counts. */
+struct ssd_carver {
+    char *base;
+    size_t used;
+};
+
+static inline real *ssd_carve(struct ssd_carver *c, int64_t count) {
+    real *piece = c->base ? (real *)(c->base + c->used) : NULL;
+    c->used += ((size_t)count * sizeof(real) + 63) / 64 * 64;
+    return piece;
+}
+
+/* Strided (B,T,...) arguments: the rows of one batch row from time t0 on, at offset `at` in the row. */
+static inline real *ssd_rows(tensor t, int64_t row, int64_t t0, int64_t at) {
+    return (real *)t.data + row * t.stride[0] + t0 * t.stride[1] + at;
+}
+
+/* The state (P,N) of head h in a (B,H,P,N) array. */
+static inline real *ssd_state(const struct ssd_problem *p, void *states, int64_t row, int64_t h) {
+    return (real *)states + (row * p->H + h) * p->P * p->N;
+}
+
+static inline int64_t ssd_min(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* The calling thread's place in a parallel region, and how many threads a region of `items` pieces of work gets. */
+#ifdef RIVERRUN_OPENMP
+static inline int ssd_worker(void) {
+    return omp_get_thread_num();
+}
+
+static inline int ssd_workers(int64_t items) {
+    return (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
+}
+#else
+static inline int ssd_worker(void) {
+    return 0;
+}
+#endif
+
+/* exp(v) for an exponent that is at most 0 but for rounding. */
+static inline real ssd_exp(real v) {
+    return exp_real(v < 0 ? v : 0);
+}
+
+#endif
