@@ -6,10 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int error_fill(error *err, enum error_kind kind, const char *format, va_list arguments) {
+/* Messages quote what users and files contain; a control character in it must not reach a terminal. */
+static void make_printable(char *text) {
+    for (; *text; text++) {
+        if ((unsigned char)*text < ' ' || *text == 127) *text = '?';
+    }
+}
+
+static void error_fill(error *err, enum error_kind kind, const char *format, va_list arguments) {
     err->kind = kind;
     vsnprintf(err->text, sizeof err->text, format, arguments);
-    return -1;
+    make_printable(err->text);
 }
 
 int error_input(error *err, const char *format, ...) {
@@ -38,6 +45,7 @@ int error_context(error *err, const char *format, ...) {
     if (length >= 0 && (size_t)length < sizeof text) {
         snprintf(text + length, sizeof text - (size_t)length, ": %s", err->text);
     }
+    make_printable(text);
     memcpy(err->text, text, sizeof text);
     return -1;
 }

@@ -23,7 +23,8 @@ typedef struct error {
     char text[1024];
 } error;
 
-/* Fill *err and return -1, so that `return error_input(err, ...)` is the whole failure path. */
+/* Fill *err and return -1, so that `return error_input(err, ...)` is the whole failure path. Control characters in what is
+ * quoted come out as '?'. */
 int error_input(error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int error_system(error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

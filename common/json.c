@@ -11,10 +11,6 @@ int json_read_text(json_t **out, const char *text, size_t size, const char *name
     json_error_t problem;
     *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &problem);
     if (*out) return 0;
-    /* jansson quotes what it stumbled on, which in a damaged file may be anything. */
-    for (char *c = problem.text; *c; c++) {
-        if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
-    }
     return error_input(err, "%s:%d: is not valid JSON: %s (column %d)", name, problem.line, problem.text, problem.column);
 }
 

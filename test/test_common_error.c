@@ -26,6 +26,15 @@ static void context_goes_in_front(void **state) {
     assert_int_equal(err.kind, ERROR_INPUT);
 }
 
+static void control_characters_are_shown_as_question_marks(void **state) {
+    (void)state;
+    error err = {0};
+    error_input(&err, "%s", "a\nb\x1b[1m\x7f\xc3\xa9");
+    assert_string_equal(err.text, "a?b?[1m?\xc3\xa9");
+    error_context(&err, "%s", "c\td");
+    assert_string_equal(err.text, "c?d: a?b?[1m?\xc3\xa9");
+}
+
 static void long_texts_are_cut_and_terminated(void **state) {
     (void)state;
     char words[3000];
@@ -83,6 +92,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kinds_and_exit_codes),
         cmocka_unit_test(context_goes_in_front),
+        cmocka_unit_test(control_characters_are_shown_as_question_marks),
         cmocka_unit_test(long_texts_are_cut_and_terminated),
         cmocka_unit_test(try_forwards_failure_only),
         cmocka_unit_test(assert_names_the_place_and_aborts),

@@ -1,0 +1,84 @@
+/* fuzz_config.c: any bytes as a config and overrides. The input is the file's text up to the first zero byte, then
+ * overrides, each ended by a zero byte. Besides what the sanitizers see: a refusal is bad input with a sentence, and what is
+ * accepted is printed as a config that reads back to the same print. */
+#include "common/config.h"
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct fields {
+    int64_t whole, bounded;
+    double real, share;
+    bool flag;
+    const char *text;
+    int choice;
+};
+
+static const char *const choices[] = {"one", "two", "three", NULL};
+
+static const struct option table[] = {
+    {"whole", OPTION_INT, offsetof(struct fields, whole), "64k", 0, 0, "", "A number.", NULL},
+    {"bounded", OPTION_INT, offsetof(struct fields, bounded), "1", 1, 100, "steps", "A number in bounds.", NULL},
+    {"real", OPTION_FLOAT, offsetof(struct fields, real), "0.5", 0, 0, "", "A real.", NULL},
+    {"share", OPTION_FLOAT, offsetof(struct fields, share), "0.5", 0, 1, "", "A share.", NULL},
+    {"flag", OPTION_BOOL, offsetof(struct fields, flag), "no", 0, 0, "", "A flag.", NULL},
+    {"text", OPTION_STRING, offsetof(struct fields, text), "", 0, 0, "", "A text.", NULL},
+    {"choice", OPTION_CHOICE, offsetof(struct fields, choice), "two", 0, 0, "", "A choice.", choices},
+    {0},
+};
+
+static void check(bool holds) {
+    if (!holds) abort();
+}
+
+/* Bind [a] and every section that starts with "block."; the effective config, or NULL with *err filled. */
+static char *effective(config *c, error *err) {
+    struct fields f;
+    const char *names[8];
+    size_t count = config_sections(c, "block.", names, 8);
+    int result = config_bind(c, "a", table, &f, err);
+    for (size_t i = 0; result == 0 && i < count && i < 8; i++) result = config_bind(c, names[i], table, &f, err);
+    if (result == 0) result = config_finish(c, err);
+    if (result != 0) return NULL;
+    check(f.bounded >= 1 && f.bounded <= 100 && f.share >= 0 && f.share <= 1 && f.choice >= 0 && f.choice < 3);
+    check(strlen(f.text) < 5000);
+    char *text = config_text(c);
+    check(text != NULL);
+    return text;
+}
+
+static void check_refusal(const error *err) {
+    check(err->kind == ERROR_INPUT && err->text[0] != 0 && memchr(err->text, 0, sizeof err->text) != NULL);
+    check(strchr(err->text, '\n') == NULL);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    const char *text = (const char *)data, *end = text + size;
+    const char *stop = size ? memchr(text, 0, size) : NULL;
+    config *c;
+    error err = {0};
+    if (config_parse(&c, text, stop ? (size_t)(stop - text) : size, "fuzz", &err) != 0) {
+        check_refusal(&err);
+        return 0;
+    }
+    for (const char *at = stop ? stop + 1 : end; at < end; at = stop + 1) {
+        stop = memchr(at, 0, (size_t)(end - at));
+        if (!stop) break; /* an override that is not ended */
+        if (config_override(c, at, &err) != 0) check_refusal(&err);
+    }
+    char *first = effective(c, &err);
+    if (first) {
+        config *again;
+        check(config_parse(&again, first, strlen(first), "again", &err) == 0);
+        char *second = effective(again, &err);
+        check(second && strcmp(first, second) == 0);
+        free(second);
+        config_free(again);
+    } else {
+        check_refusal(&err);
+    }
+    free(first);
+    config_free(c);
+    return 0;
+}
