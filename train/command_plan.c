@@ -1,0 +1,264 @@
+/* command_plan.c: `riverrun plan`: what a run will take, told from its config alone: parameters, FLOPs, state, memory,
+ * and the largest micro-batch that fits. Opens no device and allocates nothing of the model's size: sizes come from the
+ * code that carves the real arenas, run on arenas that only count. Called by main.c. */
+#include "train/commands.h"
+
+#include "common/json.h"
+#include "common/text.h"
+#include "train/flags.h"
+#include "train/options.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct plan_options {
+    double memory; /* GiB; 0 = this machine's */
+    int64_t batch, seq, ranks;
+    int precision;
+    bool json;
+};
+
+#define FIELD(name) offsetof(struct plan_options, name)
+static const struct option plan_table[] = {
+    {"memory", OPTION_FLOAT, FIELD(memory), "0", 0, 1e6, "GiB",
+     "Memory of a rank, for the largest batch that fits; 0 = all of this machine's.", NULL},
+    {"batch", OPTION_INT, FIELD(batch), "0", 0, 1 << 30, "sequences",
+     "Sequences that a rank runs at once; 0 = what the config says.", NULL},
+    {"seq", OPTION_INT, FIELD(seq), "0", 0, 1 << 24, "tokens", "Length of a sequence; 0 = the config's data.seq_len.",
+     NULL},
+    {"ranks", OPTION_INT, FIELD(ranks), "1", 1, LIMIT_RANKS, "ranks", "Processes that share the optimizer's state.",
+     NULL},
+    {"precision", OPTION_CHOICE, FIELD(precision), "fp32", 0, 0, "",
+     "Numbers that are computed with; where it is not given, the config's train.precision counts.", precision_choices},
+    {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, "", "Print one JSON object.", NULL},
+    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+enum { GIVEN_PRECISION = 4 }; /* its place in the table */
+
+static const struct flags plan_flags = {
+    .command = "plan",
+    .arguments = "CONFIG [section.key=value ...]",
+    .summary = "Prints what a run with this config takes: parameters, FLOPs per token, state per sequence, memory per\n"
+               "rank, and the largest batch that fits. Needs neither data nor a GPU, and no memory to speak of.",
+    .table = plan_table,
+    .least = 1,
+    .most = -1,
+};
+
+struct plan {
+    const struct model_config *mc;
+    const struct ops *ops;
+    const char *config, *precision;
+    int64_t B, T;
+    int ranks;
+    double limit; /* bytes of a rank */
+    struct model_memory memory;
+    int64_t largest;                   /* micro-batch that fits; 0 = none */
+    struct model_memory largest_takes; /* or what one sequence takes, if none fits */
+    int64_t embedding_params;
+    double forward_flops;
+    size_t state;
+};
+
+/* --- working it out --------------------------------------------------------------------------- */
+
+static struct model_memory memory_for(const struct plan *p, int64_t B) {
+    return model_plan(p->mc, p->ops, MODEL_TRAIN, B, p->T, p->ranks);
+}
+
+static bool fits(const struct plan *p, int64_t B) {
+    error ignored;
+    return model_check_batch(p->mc, B, p->T, &ignored) == 0 && (double)memory_for(p, B).total <= p->limit;
+}
+
+/* Memory grows with the batch, so: double until it does not fit, then halve the interval. */
+static int64_t largest_batch(const struct plan *p) {
+    if (!fits(p, 1)) return 0;
+    int64_t good = 1, bad = 2;
+    while (fits(p, bad)) {
+        good = bad;
+        bad *= 2;
+    }
+    while (bad - good > 1) {
+        int64_t middle = good + (bad - good) / 2;
+        if (fits(p, middle))
+            good = middle;
+        else
+            bad = middle;
+    }
+    return good;
+}
+
+static double machine_memory(void) {
+    return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
+static int work_out(struct plan *p, error *err) {
+    const struct model_config *mc = p->mc;
+    TRY(model_check_batch(mc, p->B, p->T, err));
+    TRY(model_check_batch(mc, 1, p->T, err));
+    p->memory = memory_for(p, p->B);
+    p->largest = largest_batch(p);
+    p->largest_takes = memory_for(p, p->largest ? p->largest : 1);
+    p->forward_flops = model_forward_flops(mc, p->T);
+    p->state = model_state_bytes(mc, p->ops, 1);
+    p->embedding_params = mc->params.list[mc->embedding].count;
+    if (mc->head != mc->embedding) p->embedding_params += mc->params.list[mc->head].count;
+    return 0;
+}
+
+/* --- telling it ------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    size_t offset;
+} classes[] = {
+    {"parameters", offsetof(struct model_memory, parameters)},
+    {"gradients", offsetof(struct model_memory, gradients)},
+    {"optimizer", offsetof(struct model_memory, optimizer)},
+    {"activations", offsetof(struct model_memory, activations)},
+    {"scratch", offsetof(struct model_memory, scratch)},
+    {"batch", offsetof(struct model_memory, batch)},
+    {"total", offsetof(struct model_memory, total)},
+};
+enum { CLASSES = sizeof classes / sizeof *classes };
+
+static size_t class_bytes(const struct model_memory *memory, int i) {
+    return *(const size_t *)((const char *)memory + classes[i].offset);
+}
+
+/* 2702599680 as 2,702,599,680. */
+static char *grouped(char out[32], int64_t number) {
+    char digits[24];
+    int length = snprintf(digits, sizeof digits, "%" PRId64, number), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0) out[at++] = ',';
+        out[at++] = digits[i];
+    }
+    out[at] = 0;
+    return out;
+}
+
+static void print_model(const struct plan *p) {
+    const struct model_config *mc = p->mc;
+    int64_t total = mc->params.total;
+    char number[32], text[24], text2[24];
+    printf("%s: %d blocks (%s) of width %" PRId64 ", %" PRId64 " token ids in %" PRId64 " rows\n", p->config,
+           mc->blocks, mc->options.pattern, mc->options.d_model, mc->vocab, mc->rows);
+    printf("parameters          %17s\n", grouped(number, total));
+    printf("  embedding%s  %17s\n", mc->head == mc->embedding ? "       " : " + head",
+           grouped(number, p->embedding_params));
+    printf("  other             %17s\n", grouped(number, total - p->embedding_params));
+    printf("FLOPs per token     forward %s, training %s", text_count(text, sizeof text, p->forward_flops),
+           text_count(text2, sizeof text2, 3 * p->forward_flops));
+    printf(" (6 x parameters: %s)\n", text_count(text, sizeof text, 6 * (double)total));
+    printf("state per sequence  %s\n", text_bytes(text, sizeof text, (double)p->state));
+}
+
+static void print_memory(const struct plan *p) {
+    char text[24], text2[24];
+    printf("memory of a rank, %s, %" PRId64 " sequence%s of %" PRId64 " tokens at once, %d rank%s\n", p->precision,
+           p->B, p->B == 1 ? "" : "s", p->T, p->ranks, p->ranks == 1 ? "" : "s");
+    for (int i = 0; i < CLASSES; i++)
+        printf("  %-12s %12s\n", classes[i].name, text_bytes(text, sizeof text, (double)class_bytes(&p->memory, i)));
+    text_bytes(text, sizeof text, p->limit);
+    text_bytes(text2, sizeof text2, (double)p->largest_takes.total);
+    if (p->largest)
+        printf("largest batch in %s: %" PRId64 " sequence%s at once on each rank, taking %s\n", text, p->largest,
+               p->largest == 1 ? "" : "s", text2);
+    else
+        printf("nothing fits in %s: one sequence at once takes %s\n", text, text2);
+}
+
+static json_t *memory_json(const struct model_memory *memory) {
+    json_t *object = json_object();
+    for (int i = 0; i < CLASSES; i++)
+        json_object_set_new(object, classes[i].name, json_integer((json_int_t)class_bytes(memory, i)));
+    return object;
+}
+
+static int print_json(const struct plan *p, error *err) {
+    const struct model_config *mc = p->mc;
+    json_t *o = json_object();
+    json_object_set_new(o, "config", json_string(p->config));
+    json_object_set_new(o, "blocks", json_integer(mc->blocks));
+    json_object_set_new(o, "d_model", json_integer(mc->options.d_model));
+    json_object_set_new(o, "vocab_size", json_integer(mc->vocab));
+    json_object_set_new(o, "vocab_rows", json_integer(mc->rows));
+    json_object_set_new(o, "parameters", json_integer(mc->params.total));
+    json_object_set_new(o, "embedding_parameters", json_integer(p->embedding_params));
+    json_object_set_new(o, "other_parameters", json_integer(mc->params.total - p->embedding_params));
+    json_object_set_new(o, "forward_flops_per_token", json_real(p->forward_flops));
+    json_object_set_new(o, "training_flops_per_token", json_real(3 * p->forward_flops));
+    json_object_set_new(o, "state_bytes_per_sequence", json_integer((json_int_t)p->state));
+    json_object_set_new(o, "precision", json_string(p->precision));
+    json_object_set_new(o, "batch", json_integer(p->B));
+    json_object_set_new(o, "seq", json_integer(p->T));
+    json_object_set_new(o, "ranks", json_integer(p->ranks));
+    json_object_set_new(o, "memory", memory_json(&p->memory));
+    json_object_set_new(o, "memory_limit", json_real(p->limit));
+    json_object_set_new(o, "largest_batch", json_integer(p->largest));
+    json_object_set_new(o, p->largest ? "largest_batch_memory" : "one_sequence_memory", memory_json(&p->largest_takes));
+    char *text = json_dumps(o, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    json_decref(o);
+    if (!text) return error_system(err, "out of memory while printing the plan");
+    printf("%s\n", text);
+    free(text);
+    return 0;
+}
+
+/* --- the command ------------------------------------------------------------------------------ */
+
+static int read_config(config **c, int count, char **argv, error *err) {
+    TRY(config_load(c, argv[1], err));
+    for (int i = 2; i <= count; i++) TRY(config_override(*c, argv[i], err));
+    return 0;
+}
+
+static int plan_config(const struct plan_options *o, uint64_t given, config *c, const char *path, error *err) {
+    struct run_options *run = calloc(1, sizeof *run);
+    struct model_config *mc = NULL;
+    if (!run) return error_system(err, "out of memory for the options of a run");
+    int result = run_options_bind(run, c, err);
+    if (result == 0) result = model_config_bind(&mc, c, 0, err);
+    if (result == 0) result = config_finish(c, err);
+    int precision = given >> GIVEN_PRECISION & 1 ? o->precision : run->train.precision;
+    struct plan p = {
+        .mc = mc,
+        .ops = precision == PRECISION_F64 ? &ops_cpu_f64 : &ops_cpu_f32,
+        .config = path,
+        .precision = precision_choices[precision],
+        .B = o->batch,
+        .T = o->seq ? o->seq : run->data.T,
+        .ranks = (int)o->ranks,
+        .limit = o->memory > 0 ? o->memory * 0x1p30 : machine_memory(),
+    };
+    int64_t accumulate;
+    if (result == 0 && p.B == 0) result = run_options_split(&run->train, p.ranks, &p.B, &accumulate, err);
+    if (result == 0) result = work_out(&p, err);
+    if (result == 0 && o->json) result = print_json(&p, err);
+    if (result == 0 && !o->json) {
+        print_model(&p);
+        print_memory(&p);
+    }
+    model_config_free(mc);
+    free(run);
+    return result;
+}
+
+int command_plan(int argc, char **argv, error *err) {
+    struct plan_options o;
+    uint64_t given;
+    int count;
+    bool helped;
+    ASSERT(strcmp(plan_table[GIVEN_PRECISION].key, "precision") == 0);
+    TRY(flags_parse(&plan_flags, argc, argv, &o, &count, &given, &helped, err));
+    if (helped) return 0;
+    config *c = NULL;
+    int result = read_config(&c, count, argv, err);
+    if (result == 0) result = plan_config(&o, given, c, argv[1], err);
+    config_free(c);
+    return result;
+}
