@@ -76,7 +76,7 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
     bool flags_ended = false;
     *count = 0;
     *helped = false;
-    for (int i = 1; i < argc && !*helped; i++) *helped = strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
+    for (int i = 1; i < argc && !*helped; i++) *helped = flags_is_help(argv[i]);
     if (*helped) {
         flags_help(stdout, f);
         return 0;
@@ -97,7 +97,7 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
         const struct option *o = &f->table[i];
         if (seen >> i & 1) continue;
         if (!o->fallback) return error_input(err, "riverrun %s needs --%s: %s", f->command, o->key, o->help);
-        TRY(set_value(o, o->fallback, out, err));
+        if (o->type == OPTION_STRING || *o->fallback) TRY(set_value(o, o->fallback, out, err));
     }
     if (*count < f->least || (f->most >= 0 && *count > f->most)) {
         return error_input(err, "riverrun %s takes %s, but %d arguments were given%s%.200s", f->command, f->arguments, *count,
@@ -107,6 +107,8 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
     if (given) *given = seen;
     return 0;
 }
+
+bool flags_is_help(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
 
 void flags_help(FILE *out, const struct flags *f) {
     fprintf(out, "riverrun %s %s%s\n\n%s\n", f->command, f->arguments, f->table[0].key ? " [options]" : "", f->summary);

@@ -22,26 +22,32 @@ static int by_logit(const void *left, const void *right) {
     return a->token < b->token ? -1 : 1;
 }
 
+/* Keep only the fewest of the first *kept candidates, sorted, that have the share `top_p` of them all; returns their weight. */
+static double cut_to_share(const struct generate_candidate *candidates, int64_t *kept, double top_p) {
+    double all = 0, total = 0;
+    for (int64_t i = 0; i < *kept; i++) all += candidates[i].weight;
+    for (int64_t i = 0; i < *kept; i++) {
+        total += candidates[i].weight;
+        if (top_p < 1 && total >= top_p * all) *kept = i + 1;
+    }
+    return total;
+}
+
 int32_t generate_pick(const double *logits, int64_t count, const struct generate_options *options, uint64_t position,
                       struct generate_candidate *scratch) {
     int64_t best = largest(logits, count);
     if (best < 0 || options->temperature == 0) return (int32_t)best;
-    double all = 0;
+    double total = 0;
     for (int64_t i = 0; i < count; i++) {
         double weight = exp((logits[i] - logits[best]) / options->temperature);
         scratch[i] = (struct generate_candidate){.logit = logits[i], .weight = weight, .token = (int32_t)i};
-        all += weight;
+        total += weight;
     }
     int64_t kept = count;
-    double total = all;
     if (options->top_k > 0 || options->top_p < 1) {
         qsort(scratch, (size_t)count, sizeof *scratch, by_logit);
         if (options->top_k > 0 && options->top_k < kept) kept = options->top_k;
-        total = 0;
-        for (int64_t i = 0; i < kept; i++) {
-            total += scratch[i].weight;
-            if (total >= options->top_p * all) kept = i + 1;
-        }
+        total = cut_to_share(scratch, &kept, options->top_p);
     }
     double drawn = rng_uniform((rng_key){options->seed, RNG_SAMPLE, 0}, position) * total;
     for (int64_t i = 0; i < kept; i++) {

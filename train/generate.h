@@ -9,7 +9,7 @@ struct generate_options {
     int64_t tokens;      /* at most this many new tokens */
     double temperature;  /* 0 = greedy */
     int64_t top_k;       /* draw among the k most probable only; 0 = off */
-    double top_p;        /* draw among the fewest most probable that reach this share together; 1 = off */
+    double top_p;        /* then among the fewest most probable that have this share of what is left; 1 = off */
     uint64_t seed;
     bool stop_at_eod;
     int32_t eod;         /* end-of-document token */

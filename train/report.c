@@ -8,6 +8,7 @@
 #include "common/file.h"
 #include "common/json.h"
 #include "common/text.h"
+#include "train/json_line.h"
 #include "train/version.h"
 
 #include <errno.h>
@@ -17,8 +18,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-enum { LINE = 1 << 10, NUMBER = 40 };
 
 struct report {
     char path[LIMIT_PATH];
@@ -31,38 +30,12 @@ struct report {
     double tokens, seconds;
 };
 
-/* ---- one line of JSON -------------------------------------------------------------------------------------------------------- */
+/* ---- writing ------------------------------------------------------------------------------------------------------------------ */
 
-struct line {
-    char text[LINE];
-    size_t used;
-};
-
-static void line_add(struct line *l, const char *text) {
-    size_t size = strlen(text);
-    ASSERT(l->used + size < LINE);
-    memcpy(l->text + l->used, text, size + 1);
-    l->used += size;
-}
-
-static struct line line_begin(const char *type, int64_t step) {
-    struct line l = {.used = 0};
-    l.used = (size_t)snprintf(l.text, LINE, "{\"type\":\"%s\",\"step\":%lld", type, (long long)step);
-    return l;
-}
-
-static void line_real(struct line *l, const char *key, double value) {
-    char number[NUMBER], text[NUMBER + 64];
-    if (isfinite(value)) text_real(number, sizeof number, value);
-    else snprintf(number, sizeof number, "null");
-    snprintf(text, sizeof text, ",\"%s\":%s", key, number);
-    line_add(l, text);
-}
-
-static void line_int(struct line *l, const char *key, int64_t value) {
-    char text[NUMBER + 64];
-    snprintf(text, sizeof text, ",\"%s\":%lld", key, (long long)value);
-    line_add(l, text);
+static void begin(struct json_line *l, const char *type, int64_t step) {
+    json_line_begin(l);
+    json_line_string(l, "type", type);
+    json_line_int(l, "step", step);
 }
 
 static int write_log(struct report *r, const char *text, size_t size, error *err) {
@@ -76,8 +49,8 @@ static int write_log(struct report *r, const char *text, size_t size, error *err
     return 0;
 }
 
-static int line_end(struct report *r, struct line *l, error *err) {
-    line_add(l, "}\n");
+static int end(struct report *r, struct json_line *l, error *err) {
+    json_line_end(l);
     return write_log(r, l->text, l->used, err);
 }
 
@@ -208,18 +181,19 @@ static void print_step(struct report *r, const struct report_step *s) {
 
 int report_step(struct report *r, const struct report_step *s, error *err) {
     if (!r) return 0;
-    struct line l = line_begin("step", s->step);
-    line_real(&l, "loss", s->loss);
-    line_real(&l, "perplexity", exp(s->loss));
-    line_real(&l, "lr", s->lr);
-    line_real(&l, "grad_norm", s->grad_norm);
-    line_real(&l, "accuracy", s->accuracy);
-    line_int(&l, "tokens", (int64_t)s->tokens);
-    line_int(&l, "valid", (int64_t)s->valid);
-    line_real(&l, "tokens_per_s", round(s->step_seconds > 0 ? s->valid / s->step_seconds : 0));
-    line_add(&l, s->skipped ? ",\"skipped\":true" : ",\"skipped\":false");
-    line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
-    TRY(line_end(r, &l, err));
+    struct json_line l;
+    begin(&l, "step", s->step);
+    json_line_real(&l, "loss", s->loss);
+    json_line_real(&l, "perplexity", exp(s->loss));
+    json_line_real(&l, "lr", s->lr);
+    json_line_real(&l, "grad_norm", s->grad_norm);
+    json_line_real(&l, "accuracy", s->accuracy);
+    json_line_int(&l, "tokens", (int64_t)s->tokens);
+    json_line_int(&l, "valid", (int64_t)s->valid);
+    json_line_real(&l, "tokens_per_s", round(s->step_seconds > 0 ? s->valid / s->step_seconds : 0));
+    json_line_bool(&l, "skipped", s->skipped);
+    json_line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
+    TRY(end(r, &l, err));
     if (!r->started) { /* rates count from the start of the session */
         r->tokens = s->tokens - s->valid;
         r->seconds = s->seconds - s->step_seconds;
@@ -240,14 +214,15 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
 
 int report_valid(struct report *r, int64_t step, const struct evaluation *e, double seconds, error *err) {
     if (!r) return 0;
-    struct line l = line_begin("valid", step);
-    line_real(&l, "loss", e->loss);
-    line_real(&l, "perplexity", e->perplexity);
-    line_real(&l, "bits_per_byte", e->bits_per_byte);
-    line_real(&l, "accuracy", e->accuracy);
-    line_int(&l, "tokens", (int64_t)e->tokens);
-    line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
-    TRY(line_end(r, &l, err));
+    struct json_line l;
+    begin(&l, "valid", step);
+    json_line_real(&l, "loss", e->loss);
+    json_line_real(&l, "perplexity", e->perplexity);
+    json_line_real(&l, "bits_per_byte", e->bits_per_byte);
+    json_line_real(&l, "accuracy", e->accuracy);
+    json_line_int(&l, "tokens", (int64_t)e->tokens);
+    json_line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
+    TRY(end(r, &l, err));
     fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%\n", (long long)step, (long long)r->steps,
             e->loss, r->unit, e->perplexity, 100 * e->accuracy);
     return 0;
@@ -255,27 +230,19 @@ int report_valid(struct report *r, int64_t step, const struct evaluation *e, dou
 
 int report_save(struct report *r, int64_t step, const char *path, double seconds, error *err) {
     if (!r) return 0;
-    json_t *name = json_string(path);
-    char *quoted = name ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
-    json_decref(name);
-    struct line l = line_begin("save", step);
-    line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
-    int result = 0;
-    if (quoted && strlen(quoted) < LINE / 2) { /* a longer path, or one that is not text, is left out */
-        line_add(&l, ",\"path\":");
-        line_add(&l, quoted);
-    }
-    result = line_end(r, &l, err);
-    free(quoted);
-    if (result == 0) fprintf(stderr, "step %lld/%lld  saved %s\n", (long long)step, (long long)r->steps, path);
-    return result;
+    struct json_line l;
+    begin(&l, "save", step);
+    json_line_string(&l, "path", path);
+    json_line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
+    TRY(end(r, &l, err));
+    fprintf(stderr, "step %lld/%lld  saved %s\n", (long long)step, (long long)r->steps, path);
+    return 0;
 }
 
 int report_stop(struct report *r, int64_t step, const char *signal, error *err) {
     if (!r) return 0;
-    struct line l = line_begin("stop", step);
-    line_add(&l, ",\"signal\":\"");
-    line_add(&l, signal);
-    line_add(&l, "\"");
-    return line_end(r, &l, err);
+    struct json_line l;
+    begin(&l, "stop", step);
+    json_line_string(&l, "signal", signal);
+    return end(r, &l, err);
 }

@@ -1,0 +1,180 @@
+/* command_eval.c: `riverrun eval CHECKPOINT --data PATH`: how well a model predicts a data set, as one JSON line. The work is
+ * evaluate.c's; what is not said on the command line is as in the run that made the checkpoint, so that the number is the
+ * one its validation gave. */
+#include "train/commands.h"
+
+#include "common/file.h"
+#include "train/checkpoint.h"
+#include "train/evaluate.h"
+#include "train/flags.h"
+#include "train/json_line.h"
+#include <stdlib.h>
+#include <string.h>
+
+struct eval_flags {
+    const char *data;
+    int mode, precision;
+    int64_t window, batch, tokens;
+    bool reset;
+};
+/* Positions in the table: which flags were given. */
+enum { GIVEN_DATA, GIVEN_MODE, GIVEN_WINDOW, GIVEN_BATCH, GIVEN_TOKENS, GIVEN_RESET, GIVEN_PRECISION };
+
+#define AT(field) offsetof(struct eval_flags, field)
+static const struct option eval_flags_table[] = {
+    [GIVEN_DATA] = {"data", OPTION_STRING, AT(data), NULL, 0, 0, "", "Data set: a directory of shards or one shard.", NULL},
+    [GIVEN_MODE] = {"mode", OPTION_CHOICE, AT(mode), "", 0, 0, "",
+                    "window: windows that each start from an empty state. carry: the state is carried through every document. "
+                    "If not given: eval.mode of the checkpoint's config.",
+                    eval_mode_choices},
+    [GIVEN_WINDOW] = {"window", OPTION_INT, AT(window), "", 1, 1 << 24, "tokens",
+                      "Length of a window, or of the pieces in which carry goes through the data. If not given: eval.window, or "
+                      "data.seq_len where that is 0.",
+                      NULL},
+    [GIVEN_BATCH] = {"batch", OPTION_INT, AT(batch), "", 1, 1 << 24, "windows",
+                     "Windows at once; does not change the result. If not given: eval.batch.", NULL},
+    [GIVEN_TOKENS] = {"tokens", OPTION_INT, AT(tokens), "", 0, 1e12, "tokens",
+                      "Predict only this many, from the start of the data; 0: all. If not given: eval.tokens.", NULL},
+    [GIVEN_RESET] = {"reset", OPTION_BOOL, AT(reset), "", 0, 0, "",
+                     "Start every document with an empty state, or don't. If not given: data.reset.", NULL},
+    [GIVEN_PRECISION] = {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.",
+                         precision_choices},
+    [GIVEN_PRECISION + 1] = {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+};
+
+static const struct flags flags = {
+    .command = "eval",
+    .arguments = "CHECKPOINT",
+    .summary = "Loss (mean nats a token), perplexity, bits per byte and accuracy of a model on a data set, as one line of JSON on\n"
+               "standard output. Every token but the first is predicted once. CHECKPOINT is a model directory, or that of a run:\n"
+               "then its latest. Under mpirun the windows are dealt out to the processes.",
+    .table = eval_flags_table,
+    .least = 1,
+    .most = 1,
+};
+
+/* What an evaluation needs. */
+struct evaluator {
+    struct eval_flags flags;
+    struct eval_options options; /* as they are used */
+    bool reset;
+    struct checkpoint *checkpoint;
+    dataset *data;
+    tokenizer *tokenizer;
+    struct model_config *model_config;
+    struct device *dev;
+    struct model *model;
+};
+
+static void evaluator_close(struct evaluator *v) {
+    model_close(v->model);
+    if (v->dev) device_close(v->dev);
+    if (v->model_config) model_config_free(v->model_config);
+    if (v->tokenizer) tokenizer_close(v->tokenizer);
+    if (v->data) dataset_close(v->data);
+    if (v->checkpoint) checkpoint_close(v->checkpoint);
+}
+
+static int check_data(const struct evaluator *v, error *err) {
+    const struct dataset_info *info = dataset_get_info(v->data);
+    if (info->tokenizer_identity != tokenizer_identity(v->tokenizer)) {
+        return error_input(err, "--data %s was made with the tokenizer '%s' (%016llx), %s has '%s' (%016llx); give data made with that",
+                           v->flags.data, info->tokenizer_name, (unsigned long long)info->tokenizer_identity,
+                           checkpoint_path(v->checkpoint), tokenizer_name(v->tokenizer),
+                           (unsigned long long)tokenizer_identity(v->tokenizer));
+    }
+    if (info->tokens < 2) return error_input(err, "--data %s has fewer than 2 tokens, so none can be predicted", v->flags.data);
+    return 0;
+}
+
+/* The checkpoint's own options, then what the command line says. */
+static int choose_options(struct evaluator *v, uint64_t given, error *err) {
+    config *c = checkpoint_config(v->checkpoint);
+    struct data_options *data = malloc(sizeof *data);
+    if (!data) return error_system(err, "no memory for the config");
+    int result = data_options_bind(c, data, err);
+    int64_t T = data->T;
+    v->reset = data->reset;
+    free(data);
+    if (result == 0) result = config_bind(c, "eval", eval_options_table, &v->options, err);
+    if (result != 0) return error_context(err, "%s", checkpoint_path(v->checkpoint));
+    const struct eval_flags *f = &v->flags;
+    if (given >> GIVEN_MODE & 1) v->options.mode = f->mode;
+    if (given >> GIVEN_WINDOW & 1) v->options.window = f->window;
+    if (given >> GIVEN_BATCH & 1) v->options.batch = f->batch;
+    if (given >> GIVEN_TOKENS & 1) v->options.tokens = f->tokens;
+    if (given >> GIVEN_RESET & 1) v->reset = f->reset;
+    if (v->options.window == 0) v->options.window = T;
+    /* Memory for no more than there is to do. */
+    int64_t inputs = (int64_t)dataset_get_info(v->data)->tokens - 1;
+    if (v->options.tokens > 0 && v->options.tokens < inputs) inputs = v->options.tokens;
+    if (v->options.window > inputs) v->options.window = inputs;
+    int64_t windows = (inputs - 1) / v->options.window + 1;
+    if (v->options.batch > windows) v->options.batch = windows;
+    if (v->options.mode == EVAL_CARRY) v->options.batch = 1;
+    return 0;
+}
+
+static int evaluator_open(struct evaluator *v, int argc, char **argv, struct comm *comm, error *err) {
+    int count;
+    uint64_t given;
+    bool helped;
+    TRY(flags_parse(&flags, argc, argv, &v->flags, &count, &given, &helped, err));
+    TRY(checkpoint_open(&v->checkpoint, argv[1], err));
+    TRY(checkpoint_tokenizer(v->checkpoint, &v->tokenizer, err));
+    if (dataset_open(&v->data, v->flags.data, err) != 0) return error_context(err, "--data");
+    TRY(check_data(v, err));
+    TRY(choose_options(v, given, err));
+    TRY(model_config_bind(&v->model_config, checkpoint_config(v->checkpoint), tokenizer_vocab(v->tokenizer), err));
+    TRY(device_open(&v->dev, DEVICE_CPU, (enum precision)v->flags.precision, err));
+    TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->ranks, err));
+    return checkpoint_load_model(v->checkpoint, v->model, err);
+}
+
+static void print_result(const struct evaluator *v, const struct evaluation *e) {
+    struct json_line l;
+    json_line_begin(&l);
+    json_line_real(&l, "loss", e->loss);
+    json_line_real(&l, "perplexity", e->perplexity);
+    json_line_real(&l, "bits_per_byte", e->bits_per_byte);
+    json_line_real(&l, "accuracy", e->accuracy);
+    json_line_int(&l, "tokens", (int64_t)e->tokens);
+    json_line_int(&l, "bytes", (int64_t)e->bytes);
+    json_line_string(&l, "mode", eval_mode_choices[v->options.mode]);
+    json_line_int(&l, "window", v->options.window);
+    json_line_bool(&l, "reset", v->reset);
+    json_line_string(&l, "precision", precision_choices[v->flags.precision]);
+    json_line_int(&l, "step", checkpoint_state(v->checkpoint)->step);
+    json_line_string(&l, "checkpoint", checkpoint_path(v->checkpoint));
+    json_line_string(&l, "data", v->flags.data);
+    json_line_end(&l);
+    fwrite(l.text, 1, l.used, stdout);
+}
+
+static int run_eval(struct evaluator *v, struct comm *comm, int argc, char **argv, error *err) {
+    TRY(comm_agree(comm, evaluator_open(v, argc, argv, comm, err), err));
+    struct evaluation e;
+    if (evaluate(&e, v->model, v->data, v->tokenizer, &v->options, v->reset, comm, err) != 0) {
+        if (comm->ranks == 1) return -1;
+        fprintf(stderr, "riverrun: rank %d: %s\n", comm->rank, err->text);
+        comm_abort(comm, error_exit_code(err));
+    }
+    if (comm->rank == 0) print_result(v, &e);
+    return 0;
+}
+
+int command_eval(int argc, char **argv, error *err) {
+    for (int i = 1; i < argc; i++) {
+        if (flags_is_help(argv[i])) {
+            flags_help(stdout, &flags);
+            return 0;
+        }
+    }
+    struct comm comm;
+    struct evaluator v = {0};
+    TRY(comm_open(&comm, err));
+    int result = run_eval(&v, &comm, argc, argv, err);
+    evaluator_close(&v);
+    comm_close(&comm);
+    return result;
+}

@@ -1,0 +1,296 @@
+/* trainer_open.c: the start of a run, as trainer.h describes. It goes in stages; each ends with all ranks agreeing that it went
+ * well, so that no rank waits for one that has given up:
+ *
+ *   1. what the config says and what the data is   (no rank writes)
+ *   2. the lock of a directory that exists already (rank 0)
+ *   3. the checkpoint to go on from, and whether this config may go on from it
+ *   4. device, model, optimizer, weights, loader   (all the memory of the run)
+ *   5. directory, config.ini, log                  (rank 0)
+ */
+#include "train/trainer_parts.h"
+
+#include "common/file.h"
+#include "common/text.h"
+#include "train/version.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *trainer_unit(const struct trainer *t) {
+    return strcmp(tokenizer_name(t->tokenizer), TOKENIZER_BYTES) == 0 ? "nats/byte" : "nats/token";
+}
+
+/* ---- 1. config and data --------------------------------------------------------------------------------------------------------- */
+
+/* The tokenizer of the training data: from the tokenizer.json beside it, or by its name. */
+static int open_tokenizer(struct trainer *t, error *err) {
+    const struct dataset_info *info = dataset_get_info(t->data.data[0]);
+    const char *spec = info->tokenizer_path[0] ? info->tokenizer_path : info->tokenizer_name;
+    TRY(tokenizer_open(&t->tokenizer, spec, err));
+    if (tokenizer_identity(t->tokenizer) == info->tokenizer_identity) return 0;
+    return error_input(err, "the training data was made with another tokenizer '%s' (%016llx) than %s (%016llx); tokenize it again",
+                       info->tokenizer_name, (unsigned long long)info->tokenizer_identity, spec,
+                       (unsigned long long)tokenizer_identity(t->tokenizer));
+}
+
+/* Model and data. A key that nobody knows is told first: it may be why the data was not found. */
+static int bind_all(struct trainer *t, error *err) {
+    TRY(run_options_bind(&t->options, t->config, err));
+    error data_error = {0};
+    int data_result = data_sources_open(&t->data, &t->options.data, &data_error);
+    if (data_result == 0) data_result = open_tokenizer(t, &data_error);
+    int64_t vocab = data_result == 0 ? tokenizer_vocab(t->tokenizer) : BYTES_VOCAB;
+    int model_result = model_config_bind(&t->model_config, t->config, vocab, err);
+    if (model_result == 0) TRY(config_finish(t->config, err));
+    if (data_result != 0) {
+        *err = data_error;
+        return -1;
+    }
+    return model_result;
+}
+
+/* Refuse a checkpoint whose tokens mean something else than the data's. */
+static int check_tokenizer(const struct trainer *t, struct checkpoint *from, error *err) {
+    tokenizer *theirs;
+    TRY(checkpoint_tokenizer(from, &theirs, err));
+    uint64_t identity = tokenizer_identity(theirs);
+    tokenizer_close(theirs);
+    if (identity == tokenizer_identity(t->tokenizer)) return 0;
+    return error_input(err, "the tokenizer of %s (%016llx) is not that of the training data (%016llx); give data made with it",
+                       checkpoint_path(from), (unsigned long long)identity,
+                       (unsigned long long)tokenizer_identity(t->tokenizer));
+}
+
+static int check_inputs(struct trainer *t, error *err) {
+    TRY(bind_all(t, err));
+    TRY(settings_of(&t->settings, t->config, err));
+    const struct run_options *o = &t->options;
+    if (!o->train.out[0]) {
+        return error_input(err, "train.out is empty; name the directory of the run, such as train.out=runs/a");
+    }
+    if (file_exists(o->train.out) && !file_is_directory(o->train.out)) {
+        return error_input(err, "train.out = %s is a file; name a directory, or one that does not exist yet", o->train.out);
+    }
+    TRY(run_options_split(&o->train, t->comm->ranks, &t->micro_batch, &t->accumulate, err));
+    t->eval = o->eval;
+    if (t->eval.window == 0) t->eval.window = o->data.T;
+    if (t->eval.batch > t->micro_batch) t->eval.batch = t->micro_batch;
+    if (t->data.valid && dataset_get_info(t->data.valid)->tokens < 2) {
+        return error_input(err, "data.valid = %s has fewer than 2 tokens, so none can be predicted", o->data.valid);
+    }
+    /* A directory with a checkpoint goes on from that; then train.init has had its effect already. */
+    if (!o->train.init[0] || run_has_checkpoint(o->train.out)) return 0;
+    if (checkpoint_open(&t->from, o->train.init, err) != 0) return error_context(err, "train.init");
+    return check_tokenizer(t, t->from, err);
+}
+
+/* ---- 2 and 3. the run's directory, and what it holds --------------------------------------------------------------------------- */
+
+static int lock_if_there(struct trainer *t, error *err) {
+    const char *run = t->options.train.out;
+    if (t->comm->rank != 0 || !file_is_directory(run)) return 0;
+    TRY(run_lock(&t->lock, run, err));
+    if (t->options.train.resume || !run_has_checkpoint(run)) return 0;
+    return error_input(err, "train.out = %s holds checkpoints and train.resume = false; choose another directory, or "
+                            "train.resume=true to go on",
+                       run);
+}
+
+static void note_change(const struct setting *saved, const struct setting *now) {
+    fprintf(stderr, "from here on %s.%s = %s (it was %s)\n", now->section, now->key, now->value, saved->value);
+}
+
+/* Whether this run may go on from the checkpoint: the options of both, as this program understands them. */
+static int compare_configs(struct trainer *t, error *err) {
+    config *saved = checkpoint_config(t->from);
+    struct run_options *options = malloc(sizeof *options);
+    if (!options) return error_system(err, "no memory for the config");
+    struct model_config *saved_model = NULL;
+    struct settings settings = {0};
+    int result = run_options_bind(options, saved, err);
+    free(options);
+    if (result == 0) result = model_config_bind(&saved_model, saved, tokenizer_vocab(t->tokenizer), err);
+    if (result == 0) result = settings_of(&settings, saved, err);
+    if (result != 0) {
+        error_context(err, "%s", checkpoint_path(t->from));
+    } else {
+        result = settings_compare(&settings, &t->settings, checkpoint_path(t->from), t->comm->rank == 0 ? note_change : NULL, err);
+    }
+    settings_free(&settings);
+    if (saved_model) model_config_free(saved_model);
+    return result;
+}
+
+static int find_checkpoint(struct trainer *t, error *err) {
+    const struct train_options *o = &t->options.train;
+    t->state = (struct trainer_state){.best_valid = NAN};
+    t->history = (struct report_history){.valid_step = -1, .valid_loss = NAN};
+    if (!t->resumed) return 0;
+    TRY(checkpoint_open(&t->from, o->out, err));
+    if (!checkpoint_is_ours(t->from)) {
+        return error_input(err, "%s holds no trainer's state, so a run can't go on from it; give it as train.init with another train.out",
+                           checkpoint_path(t->from));
+    }
+    TRY(check_tokenizer(t, t->from, err));
+    TRY(compare_configs(t, err));
+    t->state = *checkpoint_state(t->from);
+    if (t->state.step > o->steps) {
+        return error_input(err, "train.steps = %lld, but %s stands at step %lld already; give at least that many",
+                           (long long)o->steps, checkpoint_path(t->from), (long long)t->state.step);
+    }
+    return report_read_history(o->out, t->state.step, &t->history, err);
+}
+
+/* ---- 4. what the run computes with ------------------------------------------------------------------------------------------------ */
+
+static int open_model(struct trainer *t, error *err) {
+    const struct run_options *o = &t->options;
+    int64_t T = o->data.T;
+    if (t->data.valid && t->eval.window > T) T = t->eval.window;
+    TRY(device_open(&t->dev, DEVICE_CPU, (enum precision)o->train.precision, err));
+    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, T, t->comm->ranks, err));
+    TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
+    if (!t->from) {
+        model_init(t->model, (uint64_t)o->train.seed);
+        return 0;
+    }
+    return checkpoint_load_model(t->from, t->model, err);
+}
+
+static int open_loader(struct trainer *t, error *err) {
+    struct loader_options options = data_loader_options(&t->options.data);
+    options.B = t->micro_batch;
+    options.rank = t->comm->rank;
+    options.ranks = t->comm->ranks;
+    options.start = t->state.samples;
+    options.memory = t->dev->memory;
+    return loader_open(&t->loader, t->data.train, t->data.count, &options, err);
+}
+
+static int load_optimizer(struct trainer *t, error *err) {
+    if (!t->resumed) return 0;
+    TRY(checkpoint_load_optimizer(t->from, t->optimizer, t->comm, err));
+    optimizer_set_steps(t->optimizer, t->state.optimizer_steps);
+    return 0;
+}
+
+/* ---- 5. directory and log ------------------------------------------------------------------------------------------------------------ */
+
+static void print_data(const struct trainer *t) {
+    char tokens[24];
+    for (size_t i = 0; i < t->data.count; i++) {
+        const struct dataset_info *info = dataset_get_info(t->data.data[i]);
+        text_count(tokens, sizeof tokens, (double)info->tokens);
+        fprintf(stderr, "data        %s: %s tokens, %llu documents\n", t->data.train[i].name, tokens,
+                (unsigned long long)info->documents);
+    }
+    if (!t->data.valid) return;
+    const struct dataset_info *info = dataset_get_info(t->data.valid);
+    text_count(tokens, sizeof tokens, (double)info->tokens);
+    fprintf(stderr, "            validation: %s tokens, %llu documents\n", tokens, (unsigned long long)info->documents);
+}
+
+/* What this run is, for a person who has just started it. */
+static void print_summary(const struct trainer *t) {
+    const struct run_options *o = &t->options;
+    const struct model_config *mc = t->model_config;
+    char machine[160], total[24], parts[4][24];
+    device_describe(t->dev, machine, sizeof machine);
+    fprintf(stderr, "riverrun %s (%s), %d rank%s, %s, %s\n", version_number(), version_commit(), t->comm->ranks,
+            t->comm->ranks == 1 ? "" : "s", machine, precision_choices[o->train.precision]);
+    text_count(total, sizeof total, (double)mc->params.total);
+    fprintf(stderr, "model       %s parameters (%lld): %s, width %lld, vocabulary %lld\n", total, (long long)mc->params.total,
+            mc->options.pattern, (long long)mc->options.d_model, (long long)mc->rows);
+    print_data(t);
+    fprintf(stderr, "batch       %lld sequences of %lld tokens: %lld micro-batch%s of %lld on each rank\n", (long long)o->train.batch,
+            (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es", (long long)t->micro_batch);
+    struct model_memory memory = model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch,
+                                            t->data.valid && t->eval.window > o->data.T ? t->eval.window : o->data.T, t->comm->ranks);
+    fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
+            text_bytes(total, sizeof total, (double)memory.total),
+            text_bytes(parts[0], sizeof parts[0], (double)(memory.parameters + memory.gradients)),
+            text_bytes(parts[1], sizeof parts[1], (double)memory.optimizer),
+            text_bytes(parts[2], sizeof parts[2], (double)memory.activations),
+            text_bytes(parts[3], sizeof parts[3], (double)(memory.scratch + memory.batch)));
+    fprintf(stderr, "run         %s: ", o->train.out);
+    if (t->resumed) fprintf(stderr, "goes on from step %lld of %lld\n", (long long)t->state.step, (long long)o->train.steps);
+    else fprintf(stderr, "%lld steps%s%s\n", (long long)o->train.steps, t->from ? ", weights from " : "", t->from ? o->train.init : "");
+}
+
+static int open_directory(struct trainer *t, error *err) {
+    if (t->comm->rank != 0) return 0;
+    const struct train_options *o = &t->options.train;
+    print_summary(t);
+    TRY(file_make_directories(o->out, err));
+    if (t->lock < 0) TRY(run_lock(&t->lock, o->out, err));
+    char *text = config_text(t->config);
+    if (!text) return error_system(err, "no memory for the config");
+    int result = run_write_config(o->out, text, err);
+    free(text);
+    if (result != 0) return -1;
+    TRY(report_open(&t->report, o->out, t->state.step, o->steps, o->log_every, trainer_unit(t), &t->history, err));
+    char machine[160];
+    device_describe(t->dev, machine, sizeof machine);
+    struct report_run run = {
+        .step = t->state.step,
+        .machine = machine,
+        .precision = precision_choices[o->precision],
+        .ranks = t->comm->ranks,
+        .seed = o->seed,
+        .parameters = t->model_config->params.total,
+        .config = &t->settings,
+    };
+    return report_run(t->report, &run, err);
+}
+
+/* ---- all of it -------------------------------------------------------------------------------------------------------------------------- */
+
+static int open_stages(struct trainer *t, error *err) {
+    struct comm *comm = t->comm;
+    TRY(comm_agree(comm, check_inputs(t, err), err));
+    TRY(comm_agree(comm, lock_if_there(t, err), err));
+    /* Rank 0 looks, so that all ranks see the same. */
+    t->resumed = run_has_checkpoint(t->options.train.out);
+    comm_broadcast(comm, &t->resumed, sizeof t->resumed, 0);
+    TRY(comm_agree(comm, find_checkpoint(t, err), err));
+    comm_broadcast(comm, &t->history, sizeof t->history, 0);
+    if (t->state.step == t->options.train.steps) return 0; /* finished: there is nothing to compute */
+    TRY(comm_agree(comm, open_model(t, err), err));
+    TRY(comm_agree(comm, open_loader(t, err), err));
+    TRY(comm_agree(comm, load_optimizer(t, err), err));
+    TRY(comm_agree(comm, open_directory(t, err), err));
+    checkpoint_close(t->from);
+    t->from = NULL;
+    return 0;
+}
+
+int trainer_open(struct trainer **out, config *c, struct comm *comm, error *err) {
+    *out = NULL;
+    struct trainer *t = calloc(1, sizeof *t);
+    if (!t) return error_system(err, "no memory for the trainer");
+    t->config = c;
+    t->comm = comm;
+    t->lock = -1;
+    if (open_stages(t, err) != 0) {
+        trainer_close(t);
+        return -1;
+    }
+    *out = t;
+    return 0;
+}
+
+void trainer_close(struct trainer *t) {
+    if (!t) return;
+    report_close(t->report);
+    loader_close(t->loader);
+    optimizer_close(t->optimizer);
+    model_close(t->model);
+    if (t->dev) device_close(t->dev);
+    if (t->from) checkpoint_close(t->from);
+    if (t->model_config) model_config_free(t->model_config);
+    if (t->tokenizer) tokenizer_close(t->tokenizer);
+    data_sources_close(&t->data);
+    settings_free(&t->settings);
+    run_unlock(t->lock);
+    free(t);
+}
