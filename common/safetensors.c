@@ -1,9 +1,9 @@
-/* safetensors.c: see safetensors.h. The reader maps the file and owns the mapping and a table of entries; the writer owns
- * a file_writer. Called by train/ (checkpoints, import, export) and by the golden test.
+/* safetensors.c: see safetensors.h. The reader maps the file and owns the mapping and a table of entries; the writer
+ * owns a file_writer. Called by train/ (checkpoints, import, export) and by the golden test.
  *
  * The format: 8 bytes N (little-endian), N bytes of JSON, then the data. The JSON object has one member per tensor,
- * "NAME": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]} with offsets from the start of the data, and may
- * have "__metadata__": {"key": "string"}. Tensors fill the data without gaps.
+ * "NAME": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]} with offsets from the start of the data, and
+ * may have "__metadata__": {"key": "string"}. Tensors fill the data without gaps.
  */
 #include "common/safetensors.h"
 #include "common/file.h"
@@ -30,8 +30,9 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[] = {
-    [ST_F64] = {"F64", 8}, [ST_F32] = {"F32", 4}, [ST_F16] = {"F16", 2}, [ST_BF16] = {"BF16", 2}, [ST_I64] = {"I64", 8},
-    [ST_I32] = {"I32", 4}, [ST_I16] = {"I16", 2}, [ST_I8] = {"I8", 1},   [ST_U8] = {"U8", 1},     [ST_BOOL] = {"BOOL", 1},
+    [ST_F64] = {"F64", 8}, [ST_F32] = {"F32", 4},   [ST_F16] = {"F16", 2}, [ST_BF16] = {"BF16", 2},
+    [ST_I64] = {"I64", 8}, [ST_I32] = {"I32", 4},   [ST_I16] = {"I16", 2}, [ST_I8] = {"I8", 1},
+    [ST_U8] = {"U8", 1},   [ST_BOOL] = {"BOOL", 1},
 };
 #define DTYPES (int)(sizeof dtypes / sizeof *dtypes)
 
@@ -43,7 +44,7 @@ const char *safetensors_dtype_name(enum safetensors_dtype dtype) {
     return dtypes[dtype].name;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 struct item { /* an entry while the header is read */
     struct safetensors_entry entry;
@@ -64,7 +65,8 @@ struct safetensors {
 static int by_offset(const void *a, const void *b) {
     const struct item *x = a, *y = b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    if (x->end != y->end) return x->end < y->end ? -1 : 1; /* empty tensors before the one that starts at the same place */
+    if (x->end != y->end)
+        return x->end < y->end ? -1 : 1; /* empty tensors before the one that starts at the same place */
     return strcmp(x->entry.name, y->entry.name);
 }
 
@@ -81,8 +83,9 @@ static int read_dtype(const char *path, const json_t *object, struct safetensors
             return 0;
         }
     }
-    return error_input(err, "%s: tensor %s has dtype %.32s; riverrun reads F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL",
-                       path, e->name, name);
+    return error_input(
+        err, "%s: tensor %s has dtype %.32s; riverrun reads F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL", path,
+        e->name, name);
 }
 
 static int read_shape(const char *path, const json_t *object, struct safetensors_entry *e, error *err) {
@@ -120,16 +123,18 @@ static int read_offsets(const char *path, const json_t *object, struct item *ite
     }
     if (json_integer_value(begin) < 0 || json_integer_value(end) < json_integer_value(begin) ||
         (uint64_t)json_integer_value(end) > data_size) {
-        return error_input(err, "%s: the data of tensor %s (bytes %" PRId64 " to %" PRId64 ") lies outside the file's %" PRIu64
-                           " bytes of data", path, e->name, (int64_t)json_integer_value(begin),
-                           (int64_t)json_integer_value(end), data_size);
+        return error_input(err,
+                           "%s: the data of tensor %s (bytes %" PRId64 " to %" PRId64
+                           ") lies outside the file's %" PRIu64 " bytes of data",
+                           path, e->name, (int64_t)json_integer_value(begin), (int64_t)json_integer_value(end),
+                           data_size);
     }
     item->begin = (uint64_t)json_integer_value(begin);
     item->end = (uint64_t)json_integer_value(end);
     uint64_t wanted = e->count * dtypes[e->dtype].size;
     if (item->end - item->begin != wanted) {
-        return error_input(err, "%s: tensor %s has %" PRIu64 " bytes of data where its shape and dtype need %" PRIu64, path,
-                           e->name, item->end - item->begin, wanted);
+        return error_input(err, "%s: tensor %s has %" PRIu64 " bytes of data where its shape and dtype need %" PRIu64,
+                           path, e->name, item->end - item->begin, wanted);
     }
     return 0;
 }
@@ -138,7 +143,8 @@ static int read_item(const char *path, const char *name, const json_t *object, s
                      error *err) {
     struct safetensors_entry *e = &item->entry;
     if (strlen(name) == 0 || strlen(name) >= sizeof e->name) {
-        return error_input(err, "%s: the tensor name '%.80s...' is empty or longer than %d bytes", path, name, LIMIT_NAME - 1);
+        return error_input(err, "%s: the tensor name '%.80s...' is empty or longer than %d bytes", path, name,
+                           LIMIT_NAME - 1);
     }
     snprintf(e->name, sizeof e->name, "%s", name);
     if (!json_is_object(object)) return error_input(err, "%s: tensor %s is not described by an object", path, e->name);
@@ -152,7 +158,8 @@ static int read_metadata(safetensors *s, const json_t *object, error *err) {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)object, key, value) {
-        if (!json_is_string(value)) return error_input(err, "%s: __metadata__ entry '%.80s' is not a string", s->path, key);
+        if (!json_is_string(value))
+            return error_input(err, "%s: __metadata__ entry '%.80s' is not a string", s->path, key);
     }
     s->metadata = object;
     return 0;
@@ -163,7 +170,8 @@ static int read_header(safetensors *s, const char *data, uint64_t data_size, err
     size_t members = json_object_size(s->header);
     s->items = calloc(members + 1, sizeof *s->items);
     s->by_name = calloc(members + 1, sizeof *s->by_name);
-    if (!s->items || !s->by_name) return error_system(err, "%s: no memory for the table of %zu tensors", s->path, members);
+    if (!s->items || !s->by_name)
+        return error_system(err, "%s: no memory for the table of %zu tensors", s->path, members);
     const char *name;
     json_t *value;
     json_object_foreach(s->header, name, value) {
@@ -179,8 +187,10 @@ static int read_header(safetensors *s, const char *data, uint64_t data_size, err
     for (size_t i = 0; i < s->count; i++) {
         struct item *item = &s->items[i];
         if (item->begin != at) {
-            return error_input(err, "%s: the data of tensor %s starts at byte %" PRIu64 ", %s the end of the tensor before it (%"
-                               PRIu64 ")", s->path, item->entry.name, item->begin, item->begin < at ? "before" : "behind", at);
+            return error_input(err,
+                               "%s: the data of tensor %s starts at byte %" PRIu64
+                               ", %s the end of the tensor before it (%" PRIu64 ")",
+                               s->path, item->entry.name, item->begin, item->begin < at ? "before" : "behind", at);
         }
         at = item->end;
         item->entry.data = data + item->begin;
@@ -282,7 +292,7 @@ const char *safetensors_metadata(const safetensors *s, const char *key) {
     return s->metadata ? json_string_value(json_object_get(s->metadata, key)) : NULL;
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static inline float from_bf16(uint16_t bits) {
     uint32_t wide = (uint32_t)bits << 16;
@@ -343,7 +353,7 @@ void safetensors_to_f64(const struct safetensors_entry *e, uint64_t from, uint64
     CONVERT_ALL(double)
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 struct safetensors_writer {
     file_writer *file;
@@ -366,7 +376,8 @@ static json_t *describe(const struct safetensors_entry *e, uint64_t begin, uint6
 }
 
 /* The header's text, and in bytes[] the size of each tensor. */
-static char *header_text(const struct safetensors_entry *entries, size_t count, const char *const *metadata, uint64_t *bytes) {
+static char *header_text(const struct safetensors_entry *entries, size_t count, const char *const *metadata,
+                         uint64_t *bytes) {
     json_t *header = json_object();
     if (metadata && metadata[0]) {
         json_t *object = json_object();
@@ -407,8 +418,8 @@ static void skip_complete(safetensors_writer *w) {
     }
 }
 
-int safetensors_create(safetensors_writer **out, const char *path, const struct safetensors_entry *entries, size_t count,
-                       const char *const *metadata, error *err) {
+int safetensors_create(safetensors_writer **out, const char *path, const struct safetensors_entry *entries,
+                       size_t count, const char *const *metadata, error *err) {
     *out = NULL;
     safetensors_writer *w = calloc(1, sizeof *w);
     uint64_t *bytes = calloc(count + 1, sizeof *bytes);

@@ -42,13 +42,14 @@ void architecture_put_ids(json_t *object, int64_t eod) {
     for (int i = 0; i < 3; i++) json_object_set_new(object, keys[i], eod < 0 ? json_null() : json_integer(eod));
 }
 
-/* ---- models that transformers does not have ----------------------------------------------------------------------- */
+/* ---- models that transformers does not have ---------------------------------------------------------------------- */
 
 static bool describes_model(const char *section) {
     return strcmp(section, "model") == 0 || strncmp(section, "block.", 6) == 0;
 }
 
-/* The lines `[section]` and `key = value` of the effective config as {section: {key: value}}, sections of the model only. */
+/* The lines `[section]` and `key = value` of the effective config as {section: {key: value}}, sections of the model
+ * only. */
 static json_t *settings_of(const config *c) {
     json_t *settings = json_object(), *section = NULL;
     char *text = config_text(c), *rest = text;
@@ -112,14 +113,17 @@ static int read_own(const json_t *object, const char *name, config *c, error *er
     const char *section, *key;
     json_t *members, *value;
     if (!json_is_object(json_object_get(settings, "model")))
-        return error_input(err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
+        return error_input(
+            err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
     json_object_foreach(settings, section, members) {
         bool good = describes_model(section) && (section[0] == 'm' || plain_name(section + 6, true));
         if (!good || !json_is_object(members))
-            return error_input(err, "%s: '%.64s' in '" SETTINGS "' must be an object called model or block.NAME", name, section);
+            return error_input(err, "%s: '%.64s' in '" SETTINGS "' must be an object called model or block.NAME", name,
+                               section);
         json_object_foreach(members, key, value) {
             if (!plain_name(key, false) || !json_is_string(value))
-                return error_input(err, "%s: '%.64s' in '" SETTINGS ".%s' must be a plain name with a string", name, key, section);
+                return error_input(err, "%s: '%.64s' in '" SETTINGS ".%s' must be a plain name with a string", name,
+                                   key, section);
             TRY(config_set(c, section, key, json_string_value(value), err));
         }
     }

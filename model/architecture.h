@@ -1,9 +1,9 @@
 /* architecture.h: how a model looks to other software: the config.json of a Hugging Face architecture, both ways.
  *
- * An architecture recognises the models it can express (say, all blocks Mamba-2 with equal options and no MLP) and turns
- * their config into config.json; or reads a config.json into [model] and [block.*] settings. Models that no architecture
- * expresses get a config.json of model_type "riverrun" holding the same settings: riverrun reads it back, transformers
- * says that it does not know it. Called by train/ (checkpoints, import, export).
+ * An architecture recognises the models it can express (say, all blocks Mamba-2 with equal options and no MLP) and
+ * turns their config into config.json; or reads a config.json into [model] and [block.*] settings. Models that no
+ * architecture expresses get a config.json of model_type "riverrun" holding the same settings: riverrun reads it back,
+ * transformers says that it does not know it. Called by train/ (checkpoints, import, export).
  */
 #ifndef RIVERRUN_ARCHITECTURE_H
 #define RIVERRUN_ARCHITECTURE_H
@@ -17,8 +17,8 @@ struct architecture {
     bool (*expresses)(const struct model_config *mc);
     /* A new object with every key that transformers reads; eod is the end-of-document id, below 0 for none. */
     json_t *(*write)(const struct model_config *mc, int64_t eod);
-    /* Set [model] and [block.NAME] keys in `c` from config.json; what is not said has the default that transformers gives
-     * it. Values that riverrun's layer can't have (an activation, a bias, groups, ...) are refused by key. */
+    /* Set [model] and [block.NAME] keys in `c` from config.json; what is not said has the default that transformers
+     * gives it. Values that riverrun's layer can't have (an activation, a bias, groups, ...) are refused by key. */
     int (*read)(const json_t *object, const char *name, config *c, error *err);
 };
 
@@ -27,8 +27,8 @@ extern const struct architecture architecture_mamba2;
 /* The config.json of a model. `c` is the config that mc was bound from. */
 json_t *architecture_write(const struct model_config *mc, const config *c, int64_t eod);
 
-/* [model] and [block.*] from a config.json; `name` stands for the file in messages. The vocabulary is set to the number of
- * rows; a caller that knows the tokenizer may set model.vocab_size and model.pad_vocab_to once more. */
+/* [model] and [block.*] from a config.json; `name` stands for the file in messages. The vocabulary is set to the number
+ * of rows; a caller that knows the tokenizer may set model.vocab_size and model.pad_vocab_to once more. */
 int architecture_read(const json_t *object, const char *name, config *c, error *err);
 
 /* The class name, or NULL if transformers has no such architecture. */

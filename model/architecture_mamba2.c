@@ -13,7 +13,8 @@
 #include <string.h>
 
 #define BLOCK "block.m"
-/* Stands for "no limit" where a limit below needs a partner above: JSON has no infinity, and no step size reaches this. */
+/* Stands for "no limit" where a limit below needs a partner above: JSON has no infinity, and no step size reaches this.
+ */
 #define NO_LIMIT 1e30
 #define LIMIT_MAX 1e6 /* the largest that mamba2's options take; one above it limits nothing */
 
@@ -23,8 +24,9 @@ static const struct mamba2_options *options_of(const struct model_config *mc, in
 
 /* Same tensors and same function: what only matters for initial weights or speed may differ. */
 static bool same_layer(const struct mamba2_options *a, const struct mamba2_options *b) {
-    return a->d_state == b->d_state && a->head_dim == b->head_dim && a->expand == b->expand && a->n_groups == b->n_groups &&
-           a->d_conv == b->d_conv && a->dt_limit_min == b->dt_limit_min && a->dt_limit_max == b->dt_limit_max;
+    return a->d_state == b->d_state && a->head_dim == b->head_dim && a->expand == b->expand &&
+           a->n_groups == b->n_groups && a->d_conv == b->d_conv && a->dt_limit_min == b->dt_limit_min &&
+           a->dt_limit_max == b->dt_limit_max;
 }
 
 static bool expresses(const struct model_config *mc) {
@@ -36,12 +38,20 @@ static bool expresses(const struct model_config *mc) {
     return mc->kind_count > 0;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
-static void put_int(json_t *object, const char *key, int64_t value) { json_object_set_new(object, key, json_integer(value)); }
-static void put_real(json_t *object, const char *key, double value) { json_object_set_new(object, key, json_real(value)); }
-static void put_bool(json_t *object, const char *key, bool value) { json_object_set_new(object, key, json_boolean(value)); }
-static void put_text(json_t *object, const char *key, const char *value) { json_object_set_new(object, key, json_string(value)); }
+static void put_int(json_t *object, const char *key, int64_t value) {
+    json_object_set_new(object, key, json_integer(value));
+}
+static void put_real(json_t *object, const char *key, double value) {
+    json_object_set_new(object, key, json_real(value));
+}
+static void put_bool(json_t *object, const char *key, bool value) {
+    json_object_set_new(object, key, json_boolean(value));
+}
+static void put_text(json_t *object, const char *key, const char *value) {
+    json_object_set_new(object, key, json_string(value));
+}
 
 static json_t *write_config(const struct model_config *mc, int64_t eod) {
     const struct mamba2_options *o = options_of(mc, 0);
@@ -83,7 +93,7 @@ static json_t *write_config(const struct model_config *mc, int64_t eod) {
     return object;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 /* Flags that change what is computed and that riverrun's layer has in one way only. */
 static int check_flags(const json_t *object, const char *name, error *err) {
@@ -95,8 +105,8 @@ static int check_flags(const json_t *object, const char *name, error *err) {
         bool value;
         TRY(json_get_bool_or(object, flags[i].key, name, flags[i].fallback, &value, err));
         if (value != flags[i].wanted)
-            return error_input(err, "%s: '%s' is %s; riverrun's Mamba-2 needs %s", name, flags[i].key, value ? "true" : "false",
-                               value ? "false" : "true");
+            return error_input(err, "%s: '%s' is %s; riverrun's Mamba-2 needs %s", name, flags[i].key,
+                               value ? "true" : "false", value ? "false" : "true");
     }
     const char *activation = "silu";
     if (json_object_get(object, "hidden_act")) TRY(json_get_string(object, "hidden_act", name, &activation, err));
@@ -120,12 +130,16 @@ static int read_limits(const json_t *object, const char *name, config *c, error 
     const json_t *limits = json_object_get(object, "time_step_limit");
     if (!limits) return 0;
     double least = 0, most = INFINITY;
-    if (json_array_size(limits) != 2) return error_input(err, "%s: 'time_step_limit' must be a list of two numbers", name);
+    if (json_array_size(limits) != 2)
+        return error_input(err, "%s: 'time_step_limit' must be a list of two numbers", name);
     TRY(read_limit(json_array_get(limits, 0), name, &least, err));
     TRY(read_limit(json_array_get(limits, 1), name, &most, err));
     if (!(least >= 0 && most > 0 && least <= most) || isinf(least))
-        return error_input(err, "%s: 'time_step_limit' is [%g, %g]; the first must be at least 0 and at most the second, which "
-                           "must be above 0", name, least, most);
+        return error_input(
+            err,
+            "%s: 'time_step_limit' is [%g, %g]; the first must be at least 0 and at most the second, which "
+            "must be above 0",
+            name, least, most);
     TRY(architecture_set_real(c, BLOCK, "dt_limit_min", least, err));
     return architecture_set_real(c, BLOCK, "dt_limit_max", most > LIMIT_MAX ? 0 : most, err);
 }
@@ -157,14 +171,19 @@ static int read_ints(const json_t *object, const char *name, int64_t v[INTS], er
     for (int i = 0; i < INTS; i++) {
         TRY(json_get_int_or(object, ints[i].key, name, ints[i].fallback, &v[i], err));
         if (v[i] < 1 || v[i] > ints[i].most)
-            return error_input(err, "%s: '%s' is %" PRId64 "; it must be from 1 to %" PRId64, name, ints[i].key, v[i], ints[i].most);
+            return error_input(err, "%s: '%s' is %" PRId64 "; it must be from 1 to %" PRId64, name, ints[i].key, v[i],
+                               ints[i].most);
     }
     if (v[GROUPS] != 1)
-        return error_input(err, "%s: 'n_groups' is %" PRId64 "; riverrun reads models with 1, because transformers normalises "
-                           "several groups in two different ways", name, v[GROUPS]);
+        return error_input(err,
+                           "%s: 'n_groups' is %" PRId64
+                           "; riverrun reads models with 1, because transformers normalises "
+                           "several groups in two different ways",
+                           name, v[GROUPS]);
     if (v[HEADS] * v[HEAD_DIM] != v[EXPAND] * v[HIDDEN])
-        return error_input(err, "%s: 'num_heads' * 'head_dim' is %" PRId64 "; it must equal 'expand' * 'hidden_size', %" PRId64,
-                           name, v[HEADS] * v[HEAD_DIM], v[EXPAND] * v[HIDDEN]);
+        return error_input(
+            err, "%s: 'num_heads' * 'head_dim' is %" PRId64 "; it must equal 'expand' * 'hidden_size', %" PRId64, name,
+            v[HEADS] * v[HEAD_DIM], v[EXPAND] * v[HIDDEN]);
     return 0;
 }
 
