@@ -48,7 +48,11 @@ static int put_tokens(struct text_writer *w, const tokenizer *t, const int32_t *
     for (size_t i = 0; i < count; i++) {
         size_t size;
         const char *bytes = tokenizer_decode(t, ids[i], &size);
-        TRY(put(w, bytes, size, err));
+        if (size == 1 && w->filled < WRITE_BYTES) {
+            w->buffer[w->filled++] = *bytes; /* spares most tokens a call that copies one byte */
+        } else {
+            TRY(put(w, bytes, size, err));
+        }
     }
     return 0;
 }

@@ -37,8 +37,11 @@ static int open_shard(struct output *o, error *err) {
 
 static int finish_shard(struct output *o, error *err) {
     shard_writer *writer = o->writer;
+    struct shard_info info;
     o->writer = NULL; /* finishing frees it, whether or not it succeeds */
-    return shard_writer_finish(writer, NULL, err);
+    TRY(shard_writer_finish(writer, &info, err));
+    o->total.file_bytes += info.file_bytes;
+    return 0;
 }
 
 /* Bytes of text that a run of ids stands for. */

@@ -14,9 +14,7 @@
 #include <stdint.h>
 
 #define TOKENIZE_SEPARATOR "<|endoftext|>"           /* what document collections commonly use */
-#define TOKENIZE_SHARD_TOKENS (INT64_C(1) << 27)     /* 134 million tokens: about 100 MB on disk */
 #define TOKENIZE_SHARD_DOCUMENTS (UINT64_C(1) << 22) /* a shard ends after this many, to bound its document table */
-#define TOKENIZE_ZSTD_LEVEL 3                        /* higher levels gain 3 % of space for twice the time and more */
 
 struct tokenize_options {
     const char *out;         /* directory; created; must not hold shards yet unless `overwrite` */
@@ -35,6 +33,7 @@ struct tokenize_options {
 
 struct tokenize_result {
     uint64_t text_bytes, tokens, documents, shards;
+    uint64_t file_bytes; /* of all shards */
 };
 
 /* Inputs are checked (they exist, can be read) before anything is written. On failure nothing new is left in `out`:
