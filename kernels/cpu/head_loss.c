@@ -95,10 +95,12 @@ static struct loss_sums loss_row(real *logits, int64_t V, int64_t target, double
     real sum = exponentials(logits, most, gradient, V);
     double log_sum = log((double)sum), lse = (double)most + log_sum;
     if (gradient) {
-        real factor = (real)(scale * (1 + 2 * z_loss * lse) / (double)sum);
+        /* p (1 + z') - 1 at the target, in a form that keeps z' where p is 1. */
+        double z_term = 2 * z_loss * lse, p = (double)logits[target] / (double)sum;
+        real factor = (real)(scale * (1 + z_term) / (double)sum);
 #pragma omp simd
         for (int64_t i = 0; i < V; i++) logits[i] *= factor;
-        logits[target] -= (real)scale;
+        logits[target] = (real)(scale * (p - 1 + z_term * p));
     }
     return (struct loss_sums){
         .nll = log_sum + ((double)most - (double)at_target),

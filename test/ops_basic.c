@@ -1,0 +1,548 @@
+/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, SwiGLU, head with loss, and the
+ * optimizer's passes. test/ops.h says what a row is. */
+#include "test/ops.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Lengths of the sums behind an element of the value and of the gradient. The tolerance measures an element's rounding
+ * by its own size and by the rms of its array. An element that is alone, or nearly, has no such company, and if its sum
+ * happens to cancel, only a wider allowance is left: eight times. */
+static void set_terms(struct operand *o, int64_t value_terms, int64_t gradient_terms) {
+    double wider = o->count <= 2 ? 64 : 1;
+    o->terms = wider * (double)value_terms;
+    o->gradient_terms = wider * (double)gradient_terms;
+}
+
+/* --- embedding ---------------------------------------------------------------------------------------------------- */
+
+static void fill_tokens(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) o->index[i] = (int32_t)draw_below(r, o, i, param(r, "V"));
+}
+
+static void embedding_declare(struct run *r) {
+    int64_t R = param(r, "R"), D = param(r, "D"), V = param(r, "V");
+    output(r, "out", DIMS(R, D))->type = OPERAND_REAL;
+    indices(r, "tokens", DIMS(R), fill_tokens);
+    set_terms(parameter(r, "table", DIMS(V, D)), 1, R);
+}
+
+static void embedding_forward(struct run *r) {
+    r->ops->embedding_forward(r->dev, value(r, "out"), value(r, "tokens"), value(r, "table"));
+}
+
+static void embedding_backward(struct run *r) {
+    r->ops->embedding_backward(r->dev, gradient(r, "table"), gradient(r, "out"), value(r, "tokens"));
+}
+
+/* Rows of tokens that don't occur keep their gradient to the bit. */
+static void embedding_unused_rows(struct run *r) {
+    struct operand *table = operand_find(r, "table"), *tokens = operand_find(r, "tokens");
+    int64_t V = table->dim[0], D = table->dim[1];
+    for (int64_t v = 0; v < V; v++) {
+        bool used = false;
+        for (int64_t i = 0; i < tokens->count; i++) used |= tokens->index[i] == v;
+        size_t row = (size_t)D * sizeof(double);
+        op_expect(r, used || memcmp(table->gradients + v * D, table->gradients_before + v * D, row) == 0,
+                  "the gradient of row %lld changed, whose token does not occur", (long long)v);
+    }
+}
+
+static const struct op_row embedding = {
+    .name = "embedding",
+    .parameters = "R=3 D=8 V=5",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=1,7,16 V=1,5"},
+                                       {OP_TEST, "R=0 D=4 V=3"},
+                                       {OP_TEST, "R=311 D=257 V=13,257"},
+                                       {OP_PERF, "R=4096 D=768 V=257,50288"},
+                                       {0, NULL}},
+    .declare = embedding_declare,
+    .forward = embedding_forward,
+    .backward = embedding_backward,
+    .identities = (const struct op_identity[]){{"unused rows keep their gradient", embedding_unused_rows}, {NULL, NULL}},
+};
+
+/* --- residual add + RMSNorm --------------------------------------------------------------------------------------- */
+
+/* In millionths. With a row of one element or two and the usual 1e-5, the gradient of a norm is almost nothing, the
+ * difference of two equal numbers; so narrow rows are tested with an eps of 1 or 10. */
+static double norm_eps(const struct run *r) {
+    return (double)param(r, "eps") * 1e-6;
+}
+
+static void add_rmsnorm_declare(struct run *r) {
+    int64_t R = param(r, "R"), D = param(r, "D");
+    bool in_place = param(r, "inplace") != 0, next = param(r, "dnext") != 0;
+    struct operand *o = input(r, "residual", DIMS(R, D));
+    o->type = OPERAND_REAL;
+    set_terms(o, 1, D);
+    if (in_place && next) o->alias_gradient = "r";
+    o = output(r, "r", DIMS(R, D));
+    o->type = OPERAND_REAL;
+    o->no_gradient = !next;
+    if (in_place) o->alias = "residual";
+    set_terms(output(r, "y", DIMS(R, D)), D, 1);
+    set_terms(statistic(r, "rstd", DIMS(R)), D, 1);
+    if (param(r, "branch")) {
+        o = input(r, "branch", DIMS(R, D));
+        set_terms(o, 1, D);
+        o->no_gradient = !param(r, "dbranch");
+    } else {
+        absent(r, "branch");
+    }
+    o = parameter(r, "weight", DIMS(D));
+    o->mean = 1;
+    o->spread = 0.3;
+    set_terms(o, 1, R);
+    r->backward_scratch = r->ops->add_rmsnorm_backward_scratch(R, D);
+}
+
+static void add_rmsnorm_forward(struct run *r) {
+    r->ops->add_rmsnorm_forward(r->dev, value(r, "r"), value(r, "y"), value(r, "rstd"), value(r, "residual"),
+                                value(r, "branch"), value(r, "weight"), norm_eps(r));
+}
+
+static void add_rmsnorm_backward(struct run *r) {
+    r->ops->add_rmsnorm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
+                                 gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "rstd"),
+                                 value(r, "weight"), r->scratch);
+}
+
+static void add_rmsnorm_flops(struct run *r, double *forward, double *backward) {
+    double elements = (double)param(r, "R") * (double)param(r, "D");
+    *forward = 5 * elements;
+    *backward = 11 * elements;
+}
+
+/* Adding the branch first and calling without one gives the same bits. */
+static void add_rmsnorm_sum_first(struct run *r) {
+    struct operand *sum = operand_find(r, "r"), *y = operand_find(r, "y");
+    struct run summed;
+    run_open_like(&summed, r, "branch=0 inplace=0");
+    memcpy(operand_find(&summed, "residual")->values, sum->values, (size_t)sum->count * sizeof(double));
+    run_forward(&summed);
+    op_expect(r, memcmp(operand_find(&summed, "y")->values, y->values, (size_t)y->count * sizeof(double)) == 0,
+              "y differs when the branch is added before");
+    run_close(&summed);
+}
+
+static const struct op_row add_rmsnorm = {
+    .name = "add_rmsnorm",
+    .parameters = "R=3 D=8 branch=1 dbranch=1 dnext=1 inplace=0 eps=10",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=7,16 branch=0,1 dnext=0,1"},
+                                       {OP_TEST | OP_GRAD, "R=1,17 D=1,2 branch=0,1 dnext=0,1 eps=1000000"},
+                                       {OP_TEST, "R=0 D=4"},
+                                       {OP_TEST, "R=5,67 D=13,257 branch=0,1 dbranch=0,1 dnext=0,1 inplace=0,1"},
+                                       {OP_TEST, "R=1031 D=67"},
+                                       {OP_PERF, "R=4096 D=768,2560 inplace=1 dbranch=0"},
+                                       {0, NULL}},
+    .declare = add_rmsnorm_declare,
+    .forward = add_rmsnorm_forward,
+    .backward = add_rmsnorm_backward,
+    .flops = add_rmsnorm_flops,
+    .identities = (const struct op_identity[]){{"branch added before = added inside", add_rmsnorm_sum_first},
+                                               {NULL, NULL}},
+};
+
+/* --- linear ------------------------------------------------------------------------------------------------------- */
+
+static void linear_declare(struct run *r) {
+    int64_t R = param(r, "R"), I = param(r, "I"), O = param(r, "O");
+    struct operand *o = output(r, "y", DIMS(R, O));
+    o->lead = 1;
+    set_terms(o, I, 1);
+    o = input(r, "x", DIMS(R, I));
+    o->lead = 1;
+    o->mean = 1; /* x and w: so that a y of one element does not cancel to almost nothing */
+    o->accumulate = param(r, "add") != 0;
+    o->no_gradient = !param(r, "dx");
+    set_terms(o, 1, O);
+    o = parameter(r, "w", DIMS(O, I));
+    o->mean = 1;
+    o->spread = 0.5;
+    o->no_gradient = !param(r, "dw");
+    set_terms(o, 1, R);
+    if (param(r, "bias")) set_terms(parameter(r, "bias", DIMS(O)), 1, R);
+    else absent(r, "bias");
+}
+
+static void linear_forward(struct run *r) {
+    r->ops->linear_forward(r->dev, value(r, "y"), value(r, "x"), value(r, "w"), value(r, "bias"));
+}
+
+static void linear_backward(struct run *r) {
+    r->ops->linear_backward(r->dev, gradient(r, "x"), param(r, "add") != 0, gradient(r, "w"), gradient(r, "bias"),
+                            gradient(r, "y"), value(r, "x"), value(r, "w"));
+}
+
+static void linear_flops(struct run *r, double *forward, double *backward) {
+    double product = 2 * (double)param(r, "R") * (double)param(r, "I") * (double)param(r, "O");
+    *forward = product;
+    *backward = product * (double)((param(r, "dx") != 0) + (param(r, "dw") != 0));
+}
+
+/* The first rows alone give the first rows of y. */
+static void linear_rows_apart(struct run *r) {
+    if (param(r, "R") < 2) return;
+    struct operand *x = operand_find(r, "x"), *y = operand_find(r, "y"), *x_part;
+    struct run part;
+    char change[32];
+    snprintf(change, sizeof change, "R=%lld", (long long)param(r, "R") / 2);
+    run_open_like(&part, r, change);
+    x_part = operand_find(&part, "x");
+    memcpy(x_part->values, x->values, (size_t)x_part->count * sizeof(double));
+    run_forward(&part);
+    struct operand *y_part = operand_find(&part, "y");
+    op_compare(r, "y of the first rows alone", y_part->values, y->values, y_part->count, y->terms);
+    run_close(&part);
+}
+
+static const struct op_row linear = {
+    .name = "linear",
+    .parameters = "R=3 I=8 O=5 bias=1 add=0 dx=1 dw=1 strided=0",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 I=1,7,16 O=1,5 bias=0,1 strided=0,1"},
+                                       {OP_TEST | OP_GRAD, "R=5 I=7 O=3 add=0,1 dx=0,1 dw=0,1 strided=0,1"},
+                                       {OP_TEST, "R=0 I=4 O=3"},
+                                       {OP_TEST, "R=131 I=257 O=67 bias=0,1 strided=0,1"},
+                                       {OP_TEST, "R=1,300 I=513 O=129 bias=0,1"},
+                                       {OP_PERF, "R=2048 I=768 O=3352 bias=0"},
+                                       {OP_PERF, "R=2048 I=1536 O=768 bias=0"},
+                                       {OP_PERF, "R=1 I=768 O=3352 bias=0"},
+                                       {0, NULL}},
+    .declare = linear_declare,
+    .forward = linear_forward,
+    .backward = linear_backward,
+    .flops = linear_flops,
+    .identities = (const struct op_identity[]){{"rows are independent", linear_rows_apart}, {NULL, NULL}},
+};
+
+/* --- gated RMSNorm ------------------------------------------------------------------------------------------------ */
+
+static void gated_rmsnorm_declare(struct run *r) {
+    int64_t R = param(r, "R"), groups = param(r, "groups"), I = groups * param(r, "n");
+    set_terms(output(r, "g", DIMS(R, I)), param(r, "n"), 1);
+    set_terms(statistic(r, "rstd", DIMS(R, groups)), param(r, "n"), 1);
+    /* An element that dominates its group cancels in wdg - xh c, where xh may be sqrt(n) times the rest. */
+    set_terms(input(r, "y", DIMS(R, I)), 1, 4 * param(r, "n"));
+    struct operand *o = input(r, "z", DIMS(R, I));
+    o->lead = 1;
+    o->mean = 1;
+    o->spread = 2; /* so that the gate is also seen nearly closed */
+    set_terms(o, 1, 4 * param(r, "n"));
+    o = parameter(r, "weight", DIMS(I));
+    o->mean = 1;
+    o->spread = 0.3;
+    set_terms(o, 1, R);
+    r->backward_scratch = r->ops->gated_rmsnorm_backward_scratch(R, I);
+}
+
+static void gated_rmsnorm_forward(struct run *r) {
+    r->ops->gated_rmsnorm_forward(r->dev, value(r, "g"), value(r, "rstd"), value(r, "y"), value(r, "z"),
+                                  value(r, "weight"), norm_eps(r));
+}
+
+static void gated_rmsnorm_backward(struct run *r) {
+    r->ops->gated_rmsnorm_backward(r->dev, gradient(r, "y"), gradient(r, "z"), gradient(r, "weight"), gradient(r, "g"),
+                                   value(r, "y"), value(r, "z"), value(r, "rstd"), value(r, "weight"), r->scratch);
+}
+
+static void gated_rmsnorm_flops(struct run *r, double *forward, double *backward) {
+    double elements = (double)param(r, "R") * (double)param(r, "groups") * (double)param(r, "n");
+    *forward = 10 * elements;
+    *backward = 25 * elements;
+}
+
+/* Copy the columns of group k: from (R, groups*n) to (R, n), or a part of a vector. */
+static void group_columns(double *to, const struct operand *from, const double *numbers, int64_t k, int64_t n) {
+    int64_t width = from->dim[from->ndim - 1], rows = from->count / width;
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * n, numbers + i * width + k * n, (size_t)n * sizeof(double));
+}
+
+/* Each group is a norm of its own. */
+static void gated_rmsnorm_groups_apart(struct run *r) {
+    int64_t groups = param(r, "groups"), n = param(r, "n"), R = param(r, "R");
+    if (groups == 1 || R == 0) return;
+    double *want = malloc((size_t)(R * n) * sizeof(double));
+    ASSERT(want != NULL);
+    for (int64_t k = 0; k < groups; k++) {
+        struct run one;
+        run_open_like(&one, r, "groups=1");
+        static const char *const names[] = {"y", "z", "weight"};
+        for (int i = 0; i < 3; i++) {
+            struct operand *whole = operand_find(r, names[i]), *part = operand_find(&one, names[i]);
+            group_columns(part->values, whole, whole->values, k, n);
+            if (part->accumulate) group_columns(part->gradients_before, whole, whole->gradients_before, k, n);
+        }
+        struct operand *g = operand_find(r, "g"), *g_part = operand_find(&one, "g");
+        group_columns(g_part->gradients, g, g->gradients, k, n);
+        run_forward(&one);
+        run_backward(&one);
+        group_columns(want, g, g->values, k, n);
+        op_compare(r, "g of one group alone", g_part->values, want, R * n, (double)n);
+        for (int i = 0; i < 3; i++) {
+            struct operand *whole = operand_find(r, names[i]), *part = operand_find(&one, names[i]);
+            group_columns(want, whole, whole->gradients, k, n);
+            op_compare(r, names[i], part->gradients, want, part->count, part->gradient_terms);
+        }
+        run_close(&one);
+    }
+    free(want);
+}
+
+static const struct op_row gated_rmsnorm = {
+    .name = "gated_rmsnorm",
+    .parameters = "R=3 n=8 groups=1 eps=10 strided=0",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 n=7,16 groups=1,2,4 eps=10000 strided=0,1"},
+                                       {OP_TEST | OP_GRAD, "R=1,17 n=1,2 groups=1,2,4 eps=10000000"},
+                                       {OP_TEST, "R=0 n=4"},
+                                       {OP_TEST, "R=131 n=67 groups=1,2,4 strided=0,1"},
+                                       {OP_TEST, "R=1031 n=33"},
+                                       {OP_PERF, "R=4096 n=1536 strided=1"},
+                                       {OP_PERF, "R=4096 n=640 groups=8 strided=1"},
+                                       {0, NULL}},
+    .declare = gated_rmsnorm_declare,
+    .forward = gated_rmsnorm_forward,
+    .backward = gated_rmsnorm_backward,
+    .flops = gated_rmsnorm_flops,
+    .identities = (const struct op_identity[]){{"a group = a norm of its own", gated_rmsnorm_groups_apart}, {NULL, NULL}},
+};
+
+/* --- SwiGLU ------------------------------------------------------------------------------------------------------- */
+
+static void swiglu_declare(struct run *r) {
+    int64_t R = param(r, "R"), F = param(r, "F");
+    output(r, "h", DIMS(R, F));
+    input(r, "gate_up", DIMS(R, 2 * F))->spread = 3;
+}
+
+static void swiglu_forward(struct run *r) {
+    r->ops->swiglu_forward(r->dev, value(r, "h"), value(r, "gate_up"));
+}
+
+static void swiglu_backward(struct run *r) {
+    r->ops->swiglu_backward(r->dev, gradient(r, "gate_up"), gradient(r, "h"), value(r, "gate_up"));
+}
+
+static void swiglu_flops(struct run *r, double *forward, double *backward) {
+    double elements = (double)param(r, "R") * (double)param(r, "F");
+    *forward = 7 * elements;
+    *backward = 13 * elements;
+}
+
+static const struct op_row swiglu = {
+    .name = "swiglu",
+    .parameters = "R=3 F=8",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 F=1,7,16"},
+                                       {OP_TEST, "R=0 F=4"},
+                                       {OP_TEST, "R=131 F=257"},
+                                       {OP_PERF, "R=4096 F=2048"},
+                                       {0, NULL}},
+    .declare = swiglu_declare,
+    .forward = swiglu_forward,
+    .backward = swiglu_backward,
+    .flops = swiglu_flops,
+};
+
+/* --- head with loss ----------------------------------------------------------------------------------------------- */
+
+/* What is differentiated: sums.nll + sums.z, times HEAD_SCALE. forward computes the losses only, backward runs the
+ * operation again with gradients, and puts its sums behind the scratch. */
+#define HEAD_SCALE 0.37
+
+static double z_loss_of(const struct run *r) {
+    return (double)param(r, "zloss") * 1e-3;
+}
+
+/* mask=0: every row has a target; 1: about half; 2: none. */
+static void fill_targets(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) {
+        int64_t drawn = draw_below(r, o, i, 2 * param(r, "V"));
+        bool masked = param(r, "mask") == 2 || (param(r, "mask") == 1 && drawn % 2 == 0);
+        o->index[i] = masked ? (int32_t)(-1 - drawn) : (int32_t)(drawn / 2);
+    }
+}
+
+static void head_loss_declare(struct run *r) {
+    int64_t R = param(r, "R"), D = param(r, "D"), V = param(r, "V");
+    struct operand *o = state(r, "sums", DIMS(4));
+    o->type = OPERAND_F64;
+    o->terms = (double)(R + D + V);
+    if (param(r, "losses")) set_terms(statistic(r, "losses", DIMS(R)), D + V, 1);
+    else absent(r, "losses");
+    o = input(r, "x", DIMS(R, D));
+    o->no_gradient = !param(r, "dx");
+    set_terms(o, 1, D + V);
+    o = parameter(r, "w", DIMS(V, D));
+    o->no_gradient = !param(r, "dx") || !param(r, "dw");
+    set_terms(o, 1, R + D + V);
+    o->spread = 3 / sqrt((double)D); /* logits of about 3, so that some probabilities are large */
+    indices(r, "targets", DIMS(R), fill_targets);
+    r->forward_scratch = r->ops->head_loss_scratch(R, D, V);
+    r->backward_scratch = r->forward_scratch + sizeof(struct loss_sums);
+}
+
+static void head_loss_forward(struct run *r) {
+    r->ops->head_loss(r->dev, value(r, "sums").data, value(r, "losses"), tensor_none(), tensor_none(), value(r, "x"),
+                      value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r), r->scratch);
+}
+
+static void head_loss_backward(struct run *r) {
+    char *scratch = r->scratch;
+    r->ops->head_loss(r->dev, (struct loss_sums *)(scratch + r->forward_scratch), tensor_none(), gradient(r, "x"),
+                      gradient(r, "w"), value(r, "x"), value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r),
+                      scratch);
+}
+
+static double head_loss_scalar(struct run *r) {
+    struct operand *sums = operand_find(r, "sums");
+    return HEAD_SCALE * (sums->values[0] - sums->values_before[0] + sums->values[1] - sums->values_before[1]);
+}
+
+static void head_loss_flops(struct run *r, double *forward, double *backward) {
+    double product = 2 * (double)param(r, "R") * (double)param(r, "D") * (double)param(r, "V");
+    *forward = product;
+    *backward = product * (double)(1 + (param(r, "dx") != 0) + (param(r, "dw") != 0));
+}
+
+/* Masked rows change nothing: other values in them leave every result as it is, and their own gradient is 0. */
+static void head_loss_masked_rows(struct run *r) {
+    int64_t R = param(r, "R"), D = param(r, "D");
+    struct operand *targets = operand_find(r, "targets"), *x = operand_find(r, "x"), *w = operand_find(r, "w");
+    struct run other;
+    run_open_like(&other, r, "");
+    for (int64_t i = 0; i < R * D; i++)
+        if (targets->index[i / D] < 0) operand_find(&other, "x")->values[i] = 1e30;
+    run_forward(&other);
+    run_backward(&other);
+    op_expect(r, memcmp(operand_find(&other, "sums")->values, operand_find(r, "sums")->values, 4 * sizeof(double)) == 0,
+              "the sums depend on masked rows");
+    if (x->no_gradient) {
+        run_close(&other);
+        return;
+    }
+    for (int64_t i = 0; i < R * D; i++)
+        op_expect(r, targets->index[i / D] >= 0 || x->gradients[i] == 0, "dx is not 0 in the masked row %lld",
+                  (long long)(i / D));
+    op_expect(r, memcmp(operand_find(&other, "x")->gradients, x->gradients, (size_t)x->count * sizeof(double)) == 0,
+              "dx depends on masked rows");
+    if (!w->no_gradient)
+        op_expect(r, memcmp(operand_find(&other, "w")->gradients, w->gradients, (size_t)w->count * sizeof(double)) == 0,
+                  "dw depends on masked rows");
+    run_close(&other);
+}
+
+static const struct op_row head_loss = {
+    .name = "head_loss",
+    .parameters = "R=3 D=8 V=11 mask=1 zloss=0 losses=1 dx=1 dw=1",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=1,7 V=1,11 mask=0,1 zloss=0,30"},
+                                       {OP_TEST | OP_GRAD, "R=5 D=7 V=11 zloss=30 losses=0,1 dx=0,1 dw=0,1"},
+                                       {OP_TEST | OP_GRAD, "R=9 D=8 V=13 mask=2 zloss=30"},
+                                       {OP_TEST, "R=0 D=4 V=3"},
+                                       {OP_TEST, "R=67,1500 D=33 V=257 mask=0,1 zloss=1"},
+                                       {OP_TEST, "R=131 D=13 V=50021 zloss=1"},
+                                       {OP_PERF, "R=4096 D=256 V=257 mask=0"},
+                                       {OP_PERF, "R=512 D=768 V=50288 mask=0"},
+                                       {0, NULL}},
+    .declare = head_loss_declare,
+    .forward = head_loss_forward,
+    .backward = head_loss_backward,
+    .scalar = head_loss_scalar,
+    .flops = head_loss_flops,
+    .identities = (const struct op_identity[]){{"masked rows take no part", head_loss_masked_rows}, {NULL, NULL}},
+};
+
+/* --- optimizer ---------------------------------------------------------------------------------------------------- */
+
+static void sum_squares_declare(struct run *r) {
+    struct operand *o = state(r, "sum", DIMS(1));
+    o->type = OPERAND_F64;
+    o = input(r, "x", DIMS(param(r, "n")));
+    o->type = OPERAND_REAL;
+    o->no_gradient = true;
+}
+
+static void sum_squares_forward(struct run *r) {
+    r->ops->sum_squares(r->dev, value(r, "sum").data, value(r, "x"));
+}
+
+static void sum_squares_flops(struct run *r, double *forward, double *backward) {
+    *forward = 2 * (double)param(r, "n");
+    *backward = 0;
+}
+
+static const struct op_row sum_squares = {
+    .name = "sum_squares",
+    .parameters = "n=8",
+    .cases = (const struct op_cases[]){{OP_TEST, "n=0,1,7,1023,1024,1025,100003"}, {OP_PERF, "n=16000000"}, {0, NULL}},
+    .declare = sum_squares_declare,
+    .forward = sum_squares_forward,
+    .flops = sum_squares_flops,
+};
+
+enum { ADAMW_GAP = 3 }; /* elements before the first segment and after each, which belong to none */
+
+static void fill_second_moment(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) o->values_before[i] = 1e-4 * pow(draw_normal(r, o, i), 2);
+}
+
+static void adamw_declare(struct run *r) {
+    int64_t n = param(r, "n"), count = param(r, "segments"), total = count * (n + ADAMW_GAP) + ADAMW_GAP;
+    struct adamw_segment segments[8];
+    struct adamw_step step = {.lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.25,
+                              .correction1 = 1 - pow(0.9, 3), .correction2 = 1 - pow(0.95, 3),
+                              .skip = (int32_t)param(r, "skip")};
+    ASSERT(count <= 8);
+    for (int64_t s = 0; s < count; s++)
+        segments[s] = (struct adamw_segment){.offset = ADAMW_GAP + s * (n + ADAMW_GAP), .count = n,
+                                             .decay = s % 2 ? 0 : 0.1f, .lr_scale = s % 3 ? 1 : 0.5f};
+    state(r, "p", DIMS(total));
+    state(r, "m", DIMS(total))->spread = 0.01;
+    state(r, "v", DIMS(total))->fill = fill_second_moment;
+    struct operand *g = input(r, "g", DIMS(total));
+    g->type = OPERAND_REAL;
+    g->spread = 0.05;
+    g->no_gradient = true;
+    bytes(r, "segments", segments, (size_t)count * sizeof *segments);
+    bytes(r, "step", &step, sizeof step);
+}
+
+static void adamw_forward(struct run *r) {
+    r->ops->adamw(r->dev, value(r, "p"), value(r, "m"), value(r, "v"), value(r, "g"), value(r, "segments").data,
+                  param(r, "segments"), value(r, "step").data);
+}
+
+static void adamw_flops(struct run *r, double *forward, double *backward) {
+    *forward = 16 * (double)param(r, "n") * (double)param(r, "segments");
+    *backward = 0;
+}
+
+/* What belongs to no segment keeps its bits, and with skip everything does. */
+static void adamw_untouched(struct run *r) {
+    static const char *const names[] = {"p", "m", "v"};
+    int64_t period = param(r, "n") + ADAMW_GAP;
+    for (int k = 0; k < 3; k++) {
+        struct operand *o = operand_find(r, names[k]);
+        for (int64_t i = 0; i < o->count; i++)
+            op_expect(r, o->values[i] == o->values_before[i] || (i % period >= ADAMW_GAP && !param(r, "skip")),
+                      "%s[%lld] changed, which %s", names[k], (long long)i,
+                      param(r, "skip") ? "a skipped step must not do" : "no segment covers");
+    }
+}
+
+static const struct op_row adamw = {
+    .name = "adamw",
+    .parameters = "n=5 segments=3 skip=0",
+    .cases = (const struct op_cases[]){{OP_TEST, "n=0,1,16,257 segments=1,7 skip=0,1"},
+                                       {OP_TEST, "n=40009 segments=1,2"},
+                                       {OP_PERF, "n=4000000 segments=4"},
+                                       {0, NULL}},
+    .declare = adamw_declare,
+    .forward = adamw_forward,
+    .flops = adamw_flops,
+    .identities = (const struct op_identity[]){{"the rest is left alone", adamw_untouched}, {NULL, NULL}},
+};
+
+const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &swiglu,
+                                               &head_loss, &sum_squares, &adamw, NULL};
