@@ -1,0 +1,176 @@
+/* support_model.c: the small models of the tests, see support_model.h. */
+#include "test/support_model.h"
+#include "test/unit.h"
+
+#include "common/rng.h"
+#include <math.h>
+
+#define MUST(call, err)                                                                                                \
+    do {                                                                                                               \
+        if ((call) != 0) fail_msg("%s: %s", #call, (err).text);                                                        \
+    } while (0)
+
+struct model_config *lm_config(config **c, const char *text) {
+    error err = {0};
+    struct model_config *mc = NULL;
+    MUST(config_parse(c, text, strlen(text), "test", &err), err);
+    MUST(model_config_bind(&mc, *c, 0, &err), err);
+    MUST(config_finish(*c, &err), err);
+    return mc;
+}
+
+void lm_open(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T) {
+    error err = {0};
+    lm->mc = lm_config(&lm->c, text);
+    MUST(device_open(&lm->dev, DEVICE_CPU, precision, &err), err);
+    MUST(model_open(&lm->m, lm->mc, lm->dev, mode, B, T, 1, &err), err);
+    lm->real = dtype_size(lm->dev->ops->real);
+    lm_jitter(lm, 1);
+}
+
+void lm_close(struct lm *lm) {
+    model_close(lm->m);
+    device_close(lm->dev);
+    model_config_free(lm->mc);
+    config_free(lm->c);
+}
+
+void lm_jitter(struct lm *lm, uint64_t seed) {
+    model_init(lm->m, seed);
+    const struct params *p = model_params(lm->m);
+    for (int i = 0; i < p->count; i++) {
+        double *values = malloc((size_t)p->list[i].count * sizeof *values);
+        rng_key key = {.seed = seed, .purpose = RNG_TEST, .stream = (uint32_t)i};
+        model_read_param(lm->m, i, values, DTYPE_F64);
+        for (int64_t k = 0; k < p->list[i].count; k++)
+            values[k] = (float)(values[k] + 0.1 * rng_normal(key, (uint64_t)k));
+        model_write_param(lm->m, i, values, DTYPE_F64);
+        free(values);
+    }
+}
+
+void lm_copy_params(struct lm *to, const struct lm *from) {
+    const struct params *p = model_params(from->m);
+    for (int i = 0; i < p->count; i++) {
+        double *values = malloc((size_t)p->list[i].count * sizeof *values);
+        model_read_param(from->m, i, values, DTYPE_F64);
+        model_write_param(to->m, i, values, DTYPE_F64);
+        free(values);
+    }
+}
+
+/* --- batches ------------------------------------------------------------------------------------ */
+
+static struct tokens tokens_new(int64_t B, int64_t T) {
+    size_t bytes = (size_t)(B * T) * sizeof(int32_t);
+    return (struct tokens){.B = B, .T = T, .ids = malloc(bytes), .targets = malloc(bytes), .doc = malloc(bytes)};
+}
+
+struct tokens tokens_draw(int64_t B, int64_t T, int64_t vocab, uint64_t seed) {
+    struct tokens t = tokens_new(B, T);
+    rng_key key = {.seed = seed, .purpose = RNG_TEST, .stream = 1000};
+    uint64_t draw = 0;
+    for (int64_t b = 0; b < B; b++) {
+        int32_t doc = (int32_t)rng_below(key, draw++, 2);
+        for (int64_t i = b * T; i < (b + 1) * T; i++) {
+            if (i > b * T && rng_below(key, draw++, 4) == 0) doc += 1 + (int32_t)rng_below(key, draw++, 2);
+            t.ids[i] = (int32_t)rng_below(key, draw++, (uint64_t)vocab);
+            t.targets[i] = rng_below(key, draw++, 7) == 0 ? -1 : (int32_t)rng_below(key, draw++, (uint64_t)vocab);
+            t.doc[i] = doc;
+        }
+    }
+    return t;
+}
+
+void tokens_free(struct tokens *t) {
+    free(t->ids);
+    free(t->targets);
+    free(t->doc);
+}
+
+struct tokens tokens_cut(const struct tokens *t, int64_t row, int64_t B, int64_t from, int64_t T) {
+    struct tokens cut = tokens_new(B, T);
+    for (int64_t b = 0; b < B; b++) {
+        for (int64_t i = 0; i < T; i++) {
+            int64_t source = (row + b) * t->T + from + i, target = b * T + i;
+            cut.ids[target] = t->ids[source];
+            cut.targets[target] = t->targets[source];
+            cut.doc[target] = t->doc[source];
+        }
+    }
+    return cut;
+}
+
+/* --- running ------------------------------------------------------------------------------------ */
+
+void lm_set(struct lm *lm, const struct tokens *t, bool documents) {
+    model_set_batch(lm->m, t->ids, t->targets, documents ? t->doc : NULL, t->B, t->T);
+}
+
+static void widen(double *out, const void *in, int64_t count, enum dtype dtype) {
+    for (int64_t i = 0; i < count; i++) out[i] = dtype == DTYPE_F32 ? ((const float *)in)[i] : ((const double *)in)[i];
+}
+
+struct loss_sums lm_loss(struct lm *lm, const struct tokens *t, bool documents, double *losses) {
+    struct loss_sums sums;
+    void *each = malloc((size_t)(t->B * t->T) * lm->real);
+    lm_set(lm, t, documents);
+    model_zero_sums(lm->m);
+    model_forward(lm->m, NULL, NULL, false);
+    model_loss(lm->m, each, false, 1, 0);
+    model_read_sums(lm->m, &sums);
+    if (losses) widen(losses, each, t->B * t->T, lm->dev->ops->real);
+    free(each);
+    return sums;
+}
+
+struct loss_sums lm_grads(struct lm *lm, const struct tokens *t, bool documents, double scale, double z_loss) {
+    struct loss_sums sums;
+    lm_set(lm, t, documents);
+    model_zero_sums(lm->m);
+    model_forward(lm->m, NULL, NULL, true);
+    model_loss(lm->m, NULL, true, scale, z_loss);
+    model_backward(lm->m, NULL, NULL);
+    model_read_sums(lm->m, &sums);
+    return sums;
+}
+
+double *lm_read_grads(const struct lm *lm) {
+    int64_t count = model_params(lm->m)->elements;
+    void *raw = malloc((size_t)count * lm->real);
+    double *grads = malloc((size_t)count * sizeof *grads);
+    device_read(lm->dev, raw, model_flat_grads(lm->m).data, (size_t)count * lm->real);
+    widen(grads, raw, count, lm->dev->ops->real);
+    free(raw);
+    return grads;
+}
+
+double *lm_read_logits(struct lm *lm, int64_t from, int64_t count) {
+    int64_t elements = count * lm->mc->rows;
+    void *raw = malloc((size_t)elements * lm->real);
+    double *logits = malloc((size_t)elements * sizeof *logits);
+    model_logits(lm->m, from, count, raw);
+    widen(logits, raw, elements, lm->dev->ops->real);
+    free(raw);
+    return logits;
+}
+
+double relative_error(const double *a, const double *b, int64_t count) {
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(a[i]) || !isfinite(b[i])) return INFINITY;
+        difference += (a[i] - b[i]) * (a[i] - b[i]);
+        size += b[i] * b[i];
+    }
+    if (difference == 0) return 0;
+    return sqrt(difference / size);
+}
+
+double largest_difference(const double *a, const double *b, int64_t count) {
+    double largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double difference = fabs(a[i] - b[i]);
+        if (!(difference <= largest)) largest = isfinite(difference) ? difference : INFINITY;
+    }
+    return largest;
+}

@@ -1,0 +1,54 @@
+/* support_model.h: small models for tests: opened from a config text, with weights that hide nothing, and batches drawn
+ * from a key. Used by the tests of model/. A failure to open one fails the test that asked. */
+#ifndef RIVERRUN_SUPPORT_MODEL_H
+#define RIVERRUN_SUPPORT_MODEL_H
+
+#include "model/model.h"
+
+struct lm {
+    config *c;
+    struct model_config *mc;
+    struct device *dev;
+    struct model *m;
+    size_t real; /* bytes of a real number */
+};
+
+/* What of a config: only the model's sections. */
+struct model_config *lm_config(config **c, const char *text);
+
+void lm_open(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T);
+void lm_close(struct lm *lm);
+
+/* The papers' initialisation, then noise on every tensor: no gain is 1, no skip is 1, no two heads are alike. The same
+ * for every precision up to rounding. */
+void lm_jitter(struct lm *lm, uint64_t seed);
+void lm_copy_params(struct lm *to, const struct lm *from);
+
+/* A batch on the host. */
+struct tokens {
+    int64_t B, T;
+    int32_t *ids, *targets, *doc; /* (B,T) */
+};
+/* Random ids and targets below `vocab`, about one target in seven masked; documents of random length, half of the rows
+ * starting with one, numbers sometimes left out (an empty document). */
+struct tokens tokens_draw(int64_t B, int64_t T, int64_t vocab, uint64_t seed);
+void tokens_free(struct tokens *t);
+/* Rows [row, row+B) and times [from, from+T) of another batch, as a batch of its own with the same document numbers. */
+struct tokens tokens_cut(const struct tokens *t, int64_t row, int64_t B, int64_t from, int64_t T);
+
+void lm_set(struct lm *lm, const struct tokens *t, bool documents);
+
+/* Forward and loss of the batch, no backward: per-target losses (B*T doubles) into `losses` if given; the sums. */
+struct loss_sums lm_loss(struct lm *lm, const struct tokens *t, bool documents, double *losses);
+/* Forward, loss and backward; gradients are added to what is there. */
+struct loss_sums lm_grads(struct lm *lm, const struct tokens *t, bool documents, double scale, double z_loss);
+
+/* Flat copies as doubles; the caller frees. */
+double *lm_read_grads(const struct lm *lm);
+double *lm_read_logits(struct lm *lm, int64_t from, int64_t count); /* count x rows */
+
+/* || a - b || / || b ||; infinite where anything is not finite; 0 where both are all zero. */
+double relative_error(const double *a, const double *b, int64_t count);
+double largest_difference(const double *a, const double *b, int64_t count);
+
+#endif

@@ -1,0 +1,367 @@
+/* test_model_config.c: from a config to layers and tensors: the published sizes, names and shapes, patterns, padding,
+ * tying, MLPs, initialisation of a real model, and every refusal with its sentence. */
+#include "test/support_model.h"
+#include "test/unit.h"
+
+#include "model/mamba2.h"
+#include "model/mlp.h"
+#include "model/pattern.h"
+#include <math.h>
+
+/* --- the published models ----------------------------------------------------------------------- */
+
+static struct model_config *load(config **c, const char *path) {
+    error err = {0};
+    struct model_config *mc = NULL;
+    if (config_load(c, path, &err) != 0 || model_config_bind(&mc, *c, 0, &err) != 0) fail_msg("%s: %s", path, err.text);
+    return mc;
+}
+
+static void test_published(void **state) {
+    (void)state;
+    static const struct {
+        const char *path;
+        int64_t params, d_model;
+        int blocks;
+    } models[] = {
+        {"configs/mamba2/130m.ini", 128989632, 768, 24},    {"configs/mamba2/370m.ini", 368346624, 1024, 48},
+        {"configs/mamba2/780m.ini", 780161280, 1536, 48},   {"configs/mamba2/1.3b.ini", 1343757312, 2048, 48},
+        {"configs/mamba2/2.7b.ini", 2702599680, 2560, 64},
+    };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        config *c = NULL;
+        struct model_config *mc = load(&c, models[i].path);
+        assert_int_equal(mc->params.total, models[i].params);
+        assert_int_equal(mc->blocks, models[i].blocks);
+        assert_int_equal(mc->layer_count, models[i].blocks);
+        assert_int_equal(mc->options.d_model, models[i].d_model);
+        assert_int_equal(mc->vocab, 50277);
+        assert_int_equal(mc->rows, 50288);
+        assert_int_equal(mc->params.bucket_count, models[i].blocks + 2);
+        model_config_free(mc);
+        config_free(c);
+    }
+}
+
+/* Per token: products with every matrix, the convolution's taps, and the chunked scan. */
+static void test_flops(void **state) {
+    (void)state;
+    config *c = NULL;
+    struct model_config *mc = load(&c, "configs/mamba2/130m.ini");
+    double per_layer = 2 * 768.0 * 3352 + 2 * 1536.0 * 768 + 2 * 4 * 1792.0;
+    double scan = 2 * 64 * 128.0 + 24 * (2 * 64 * 64.0 + 4 * 64 * 128.0);
+    double want = 24 * (per_layer + scan) + 2 * 768.0 * 50288;
+    assert_true(fabs(model_forward_flops(mc, 2048) / want - 1) < 1e-12);
+    assert_true(model_forward_flops(mc, 16) < want); /* a chunk is never longer than the sequence */
+    model_config_free(mc);
+    config_free(c);
+}
+
+/* --- tensors ------------------------------------------------------------------------------------ */
+
+static void expect_tensor(const struct params *p, int index, const char *name, int64_t a, int64_t b, int64_t c,
+                          bool decay, bool keep_real) {
+    const struct param *t = &p->list[index];
+    int64_t dims[3] = {a, b, c};
+    assert_string_equal(t->name, name);
+    assert_int_equal(t->ndim, c ? 3 : b ? 2 : 1);
+    for (int i = 0; i < t->ndim; i++) assert_int_equal(t->dim[i], dims[i]);
+    assert_int_equal(t->decay, decay);
+    assert_int_equal(t->keep_real, keep_real);
+}
+
+#define HYBRID                                                                                                         \
+    "[model]\nd_model = 24\nvocab_size = 61\npad_vocab_to = 8\ntie_embeddings = false\npattern = a b\n"                \
+    "[block.a]\nmixer = mamba2\nd_state = 5\nhead_dim = 12\nn_groups = 2\nd_conv = 3\n"                                \
+    "[block.b]\nmixer = mamba2\nhead_dim = 8\nexpand = 1\nmlp = swiglu\nmlp_width = 40\n"
+
+static void test_tensors(void **state) {
+    (void)state;
+    config *c = NULL;
+    struct model_config *mc = lm_config(&c, HYBRID);
+    const struct params *p = &mc->params;
+    assert_int_equal(mc->rows, 64);
+    assert_int_equal(mc->layer_count, 3);
+    expect_tensor(p, 0, "backbone.embeddings.weight", 64, 24, 0, false, false);
+    expect_tensor(p, 1, "backbone.layers.0.norm.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 2, "backbone.layers.0.mixer.in_proj.weight", 2 * 48 + 20 + 4, 24, 0, true, false);
+    expect_tensor(p, 3, "backbone.layers.0.mixer.conv1d.weight", 68, 1, 3, true, true);
+    expect_tensor(p, 4, "backbone.layers.0.mixer.conv1d.bias", 68, 0, 0, false, true);
+    expect_tensor(p, 5, "backbone.layers.0.mixer.dt_bias", 4, 0, 0, false, true);
+    expect_tensor(p, 6, "backbone.layers.0.mixer.A_log", 4, 0, 0, false, true);
+    expect_tensor(p, 7, "backbone.layers.0.mixer.D", 4, 0, 0, false, true);
+    expect_tensor(p, 8, "backbone.layers.0.mixer.norm.weight", 48, 0, 0, false, true);
+    expect_tensor(p, 9, "backbone.layers.0.mixer.out_proj.weight", 24, 48, 0, true, false);
+    expect_tensor(p, 10, "backbone.layers.1.norm.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 19, "backbone.layers.1.norm2.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 20, "backbone.layers.1.mlp.fc1.weight", 80, 24, 0, true, false);
+    expect_tensor(p, 21, "backbone.layers.1.mlp.fc2.weight", 24, 40, 0, true, false);
+    expect_tensor(p, 22, "backbone.norm_f.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 23, "lm_head.weight", 64, 24, 0, false, false);
+    assert_int_equal(p->count, 24);
+    assert_int_equal(p->bucket_count, 5); /* embedding, two blocks, final norm, head */
+    assert_int_equal(p->list[21].bucket, p->list[10].bucket);
+    assert_true(mc->layers[2].is_mlp && mc->layers[2].block == 1 && mc->layers[2].norm == 19 &&
+                mc->layers[2].first == 20 && mc->layers[2].params == 2);
+    assert_string_equal(mc->layers[2].block_name, "b");
+    assert_int_equal(mc->head, 23);
+    model_config_free(mc);
+    config_free(c);
+}
+
+static void test_mlp_width(void **state) {
+    (void)state;
+    static const struct {
+        const char *d_model;
+        int64_t width;
+    } cases[] = {{"48", 128}, {"49", 256}, {"768", 2048}, {"2560", 6912}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error err = {0};
+        config *c = NULL;
+        struct model_config *mc = NULL;
+        char text[200];
+        snprintf(text, sizeof text,
+                 "[model]\nd_model=%s\nvocab_size=9\npattern=m\n[block.m]\nmixer=mamba2\nhead_dim=1\nmlp=swiglu\n",
+                 cases[i].d_model);
+        assert_int_equal(config_parse(&c, text, strlen(text), "test", &err), 0);
+        assert_int_equal(model_config_bind(&mc, c, 0, &err), 0);
+        assert_int_equal(((const struct mlp_options *)mc->kinds[0].mlp_options)->width, cases[i].width);
+        model_config_free(mc);
+        config_free(c);
+    }
+}
+
+static void test_vocabulary(void **state) {
+    (void)state;
+    error err = {0};
+    config *c = NULL;
+    struct model_config *mc = NULL;
+    const char *text = "[model]\nd_model=8\npattern=m\n[block.m]\nmixer=mamba2\nhead_dim=4\n";
+    assert_int_equal(config_parse(&c, text, strlen(text), "test", &err), 0);
+    assert_int_equal(model_config_bind(&mc, c, 257, &err), 0);
+    assert_int_equal(mc->vocab, 257);
+    assert_int_equal(mc->rows, 272);
+    assert_int_equal(mc->head, mc->embedding);
+    /* The config may go first. */
+    config_free(c);
+    assert_string_equal(mc->options.pattern, "m");
+    assert_string_equal(mc->layers[0].block_name, "m");
+    model_config_free(mc);
+}
+
+/* --- initialisation of a model -------------------------------------------------------------------- */
+
+static void range(const double *x, int64_t count, double *low, double *high) {
+    *low = *high = x[0];
+    for (int64_t i = 1; i < count; i++) {
+        *low = fmin(*low, x[i]);
+        *high = fmax(*high, x[i]);
+    }
+}
+
+/* Within the bounds, and reaching out to nearly all of them. */
+static void expect_range(const struct model *m, const char *name, double low, double high, double reach) {
+    int index = params_find(model_params(m), name);
+    assert_true(index >= 0);
+    int64_t count = model_params(m)->list[index].count;
+    double *x = malloc((size_t)count * sizeof *x), least, most;
+    model_read_param(m, index, x, DTYPE_F64);
+    range(x, count, &least, &most);
+    double slack = 1e-6 * (fabs(low) + fabs(high));
+    if (least < low - slack || most > high + slack || least > low + (1 - reach) * (high - low) ||
+        most < high - (1 - reach) * (high - low))
+        fail_msg("%s lies in [%g, %g], not in and nearly filling [%g, %g]", name, least, most, low, high);
+    free(x);
+}
+
+static void test_init(void **state) {
+    (void)state;
+    error err = {0};
+    config *c = NULL;
+    const char *text = "[model]\nd_model=64\nvocab_size=100\ntie_embeddings=false\npattern=m*4\n"
+                       "[block.m]\nmixer=mamba2\nhead_dim=2\nd_state=16\nmlp=swiglu\nmlp_width=96\n";
+    struct model_config *mc = lm_config(&c, text);
+    struct device *dev;
+    struct model *m[2];
+    assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(model_open(&m[i], mc, dev, MODEL_INFER, 1, 1, i == 0 ? 1 : 3, &err), 0);
+        model_init(m[i], 11);
+    }
+    double in = 1 / sqrt(64), out = 1 / sqrt(128) / 2, out2 = 1 / sqrt(96) / 2;
+    expect_range(m[0], "backbone.layers.1.mixer.in_proj.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.layers.1.mixer.conv1d.weight", -0.5, 0.5, 0.98);
+    expect_range(m[0], "backbone.layers.1.mixer.conv1d.bias", -0.5, 0.5, 0.9);
+    expect_range(m[0], "backbone.layers.1.mixer.A_log", 0, log(16), 0.7);
+    expect_range(m[0], "backbone.layers.1.mixer.dt_bias", log(expm1(0.001)), log(expm1(0.1)), 0.8);
+    expect_range(m[0], "backbone.layers.1.mixer.D", 1, 1, 1);
+    expect_range(m[0], "backbone.layers.1.mixer.norm.weight", 1, 1, 1);
+    expect_range(m[0], "backbone.layers.1.mixer.out_proj.weight", -out, out, 0.99);
+    expect_range(m[0], "backbone.layers.1.norm2.weight", 1, 1, 1);
+    expect_range(m[0], "backbone.layers.1.mlp.fc1.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.layers.1.mlp.fc2.weight", -out2, out2, 0.99);
+    expect_range(m[0], "backbone.norm_f.weight", 1, 1, 1);
+    expect_range(m[0], "lm_head.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.embeddings.weight", -0.12, 0.12, 0.6);
+    /* Ranks change where a tensor lies, not what it holds; layers differ. */
+    for (int i = 0; i < mc->params.count; i++) {
+        int64_t count = mc->params.list[i].count;
+        float *a = malloc((size_t)count * sizeof *a), *b = malloc((size_t)count * sizeof *b);
+        model_read_param(m[0], i, a, DTYPE_F32);
+        model_read_param(m[1], i, b, DTYPE_F32);
+        assert_memory_equal(a, b, (size_t)count * sizeof *a);
+        free(a);
+        free(b);
+    }
+    float first[32], second[32];
+    model_read_param(m[0], params_find(&mc->params, "backbone.layers.0.mixer.A_log"), first, DTYPE_F32);
+    model_read_param(m[0], params_find(&mc->params, "backbone.layers.1.mixer.A_log"), second, DTYPE_F32);
+    for (int i = 0; i < 32; i++) assert_true(first[i] != second[i]);
+    for (int i = 0; i < 2; i++) model_close(m[i]);
+    device_close(dev);
+    model_config_free(mc);
+    config_free(c);
+}
+
+/* --- patterns ----------------------------------------------------------------------------------- */
+
+static void expect_pattern(const char *text, const char *want) {
+    error err = {0};
+    struct pattern p;
+    if (pattern_parse(&p, text, &err) != 0) fail_msg("'%s': %s", text, err.text);
+    char got[LIMIT_LAYERS + 1];
+    for (int i = 0; i < p.block_count; i++) got[i] = p.names[p.blocks[i]][0]; /* names of one letter */
+    got[p.block_count] = 0;
+    assert_string_equal(got, want);
+}
+
+static void test_patterns(void **state) {
+    (void)state;
+    expect_pattern("m", "m");
+    expect_pattern("m*4", "mmmm");
+    expect_pattern("(m*3 a)*2", "mmmammma");
+    expect_pattern(" m a ", "ma");
+    expect_pattern("m * 2 a", "mma");
+    expect_pattern("((a b)*2 c)*2", "ababcababc");
+    expect_pattern("_x b-2*2", "_bb");
+    expect_pattern("(((m)))", "m");
+    struct pattern p;
+    error err = {0};
+    assert_int_equal(pattern_parse(&p, "m*1024", &err), 0);
+    assert_int_equal(p.block_count, LIMIT_LAYERS);
+}
+
+static void test_pattern_errors(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *sentence;
+    } cases[] = {
+        {"", "model.pattern = '': expected a block's name or '(' at its end, character 1"},
+        {"m)", "model.pattern = 'm)': expected a block's name, '(', '*' or the end at character 2, not ')'"},
+        {"(m", "model.pattern = '(m': expected a block's name, '(' or ')' at its end, character 3"},
+        {"()", "model.pattern = '()': expected a block's name or '(' at character 2, not ')'"},
+        {"m*", "model.pattern = 'm*': expected a count at its end, character 3"},
+        {"m*0", "model.pattern = 'm*0': expected a count of 1 or more at character 3, not '0'"},
+        {"m*2a", "model.pattern = 'm*2a': expected a space at character 4, not 'a'"},
+        {"m**2", "model.pattern = 'm**2': expected a count at character 3, not '*'"},
+        {"m, a", "model.pattern = 'm, a': expected a block's name, '(', '*' or the end at character 2, not ','"},
+        {"2m", "model.pattern = '2m': expected a block's name or '(' at character 1, not '2'"},
+        {"m*1025", "model.pattern = 'm*1025' stands for more than 1024 blocks, the most a model may have"},
+        {"m*1024 a", "model.pattern = 'm*1024 a' stands for more than 1024 blocks, the most a model may have"},
+        {"(m*100)*11", "model.pattern = '(m*100)*11' stands for more than 1024 blocks, the most a model may have"},
+        {"m*99999999999999999999",
+         "model.pattern = 'm*99999999999999999999' stands for more than 1024 blocks, the most a model may have"},
+        {"a b c d e f g h i j k l m n o p q",
+         "model.pattern = 'a b c d e f g h i j k l m n o p q' names more than 16 different blocks"},
+        {"(((((((((((((((((((((((((((((((((m", "model.pattern has more than 32 parentheses within each other"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error err = {0};
+        struct pattern p;
+        unit_expect(pattern_parse(&p, cases[i].text, &err), &err, ERROR_INPUT, cases[i].sentence);
+    }
+}
+
+/* --- refusals ----------------------------------------------------------------------------------- */
+
+static void test_config_errors(void **state) {
+    (void)state;
+    static const struct {
+        const char *settings, *sentence; /* `;` between settings, which replace those of a valid config */
+    } cases[] = {
+        {"block.m.head_dim=9", "block.m.head_dim = 9 must divide expand * d_model = 32; the nearest that does is 8"},
+        {"block.m.n_groups=3", "block.m.n_groups = 3 must divide the number of heads, expand * d_model / head_dim = 8; "
+                               "the nearest that does is 2"},
+        {"block.m.n_groups=1000", "block.m.n_groups = 1000 must divide the number of heads, expand * d_model / "
+                                  "head_dim = 8; the nearest that does is 8"},
+        {"block.m.dt_min=0.2", "block.m.dt_min = 0.2 must not be above dt_max = 0.1; it may be at most that"},
+        {"block.m.A_init_min=17", "block.m.A_init_min = 17 must not be above A_init_max = 16; it may be at most that"},
+        {"block.m.dt_limit_max=0.5;block.m.dt_limit_min=0.6",
+         "block.m.dt_limit_min = 0.6 must not be above dt_limit_max = 0.5; it may be at most that, and dt_limit_max = "
+         "0 sets no limit"},
+        {"block.m.d_conv=9",
+         "command line: block.m.d_conv=9: must be a whole number of tokens from 2 to 8; the nearest is 8"},
+        {"block.m.d_conv=1",
+         "command line: block.m.d_conv=1: must be a whole number of tokens from 2 to 8; the nearest is 2"},
+        {"block.m.chunk=0",
+         "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
+        {"block.m.mixer=mamba", "command line: block.m.mixer=mamba: must be mamba2; did you mean mamba2?"},
+        {"block.m.mlp=gelu", "command line: block.m.mlp=gelu: must be one of none, swiglu"},
+        {"block.m.mlp_width=64", "block.m.mlp_width means nothing with mlp = none; set mlp = swiglu or leave it out"},
+        {"block.q.mixer=mamba2",
+         "[block.q] is not used: model.pattern = 'm*2' does not name q; name it there or remove the section"},
+        {"model.pattern=m q",
+         "model.pattern = 'm q' names the block q, but the config has no section [block.q]; there is [block.m]"},
+        {"model.pattern=m*x", "model.pattern = 'm*x': expected a count at character 3, not 'x'"},
+        {"model.vocab_size=0", "model.vocab_size = 0 takes the number of token ids from the tokenizer, and here there "
+                               "is none; give the number, for instance model.vocab_size=257 for bytes"},
+        {"model.vocab_size=200",
+         "model.vocab_size = 200 is less than the tokenizer's 257 ids; it must be at least that, and 0 takes it"},
+        {"model.d_model=0", "command line: model.d_model=0: must be a whole number from 1 to 65536; the nearest is 1"},
+        {"model.norm_eps=0", "command line: model.norm_eps=0: must be a number from 1e-12 to 1; the nearest is 1e-12"},
+        {"model.pad_vocab_to=0",
+         "command line: model.pad_vocab_to=0: must be a whole number of rows from 1 to 65536; the nearest is 1"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error err = {0};
+        config *c = NULL;
+        struct model_config *mc = NULL;
+        const char *text = "[model]\nd_model=16\nvocab_size=300\npattern=m*2\n[block.m]\nmixer=mamba2\nhead_dim=4\n";
+        char settings[200];
+        snprintf(settings, sizeof settings, "%s", cases[i].settings);
+        assert_int_equal(config_parse(&c, text, strlen(text), "test", &err), 0);
+        for (char *s = strtok(settings, ";"); s; s = strtok(NULL, ";"))
+            assert_int_equal(config_override(c, s, &err), 0);
+        int64_t tokenizer = strstr(cases[i].settings, "vocab_size=0") ? 0 : 257;
+        unit_expect(model_config_bind(&mc, c, tokenizer, &err), &err, ERROR_INPUT, cases[i].sentence);
+        assert_null(mc);
+        config_free(c);
+    }
+}
+
+/* A key that mixer and block don't know is left for config_finish, which names it. */
+static void test_unknown_key(void **state) {
+    (void)state;
+    error err = {0};
+    config *c = NULL;
+    struct model_config *mc = NULL;
+    const char *text =
+        "[model]\nd_model=16\nvocab_size=300\npattern=m\n[block.m]\nmixer=mamba2\nhead_dim=4\nd_stat=8\n";
+    assert_int_equal(config_parse(&c, text, strlen(text), "test", &err), 0);
+    assert_int_equal(model_config_bind(&mc, c, 0, &err), 0);
+    assert_int_equal(config_finish(c, &err), -1);
+    assert_int_equal(err.kind, ERROR_INPUT);
+    assert_non_null(strstr(err.text, "[block.m] has no option d_stat; did you mean d_state?"));
+    model_config_free(mc);
+    config_free(c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_published),  cmocka_unit_test(test_flops),      cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_mlp_width),  cmocka_unit_test(test_vocabulary), cmocka_unit_test(test_init),
+        cmocka_unit_test(test_patterns),   cmocka_unit_test(test_pattern_errors), cmocka_unit_test(test_config_errors),
+        cmocka_unit_test(test_unknown_key),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

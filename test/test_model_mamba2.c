@@ -1,0 +1,226 @@
+/* test_model_mamba2.c: the language model against a second one, written here from the equations alone: one token after
+ * the other, one head after the other, no chunks, no shared code. It says what the parallel forward has to compute:
+ * the order of in_proj's columns, of the convolution's taps and of B and C's groups, the step size, the skip, the gate,
+ * the norms, documents, the MLP and the head. */
+#include "test/support_model.h"
+#include "test/unit.h"
+
+#include "model/mamba2.h"
+#include "model/mlp.h"
+#include <math.h>
+
+/* --- the second implementation ------------------------------------------------------------------ */
+
+static double *weights(const struct lm *lm, const char *format, int block) {
+    char name[LIMIT_NAME];
+    snprintf(name, sizeof name, format, block);
+    int index = params_find(model_params(lm->m), name);
+    assert_true(index >= 0);
+    double *values = malloc((size_t)model_params(lm->m)->list[index].count * sizeof *values);
+    model_read_param(lm->m, index, values, DTYPE_F64);
+    return values;
+}
+
+static double silu(double v) {
+    return v / (1 + exp(-v));
+}
+
+static void multiply(double *y, const double *w, const double *x, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) {
+        y[i] = 0;
+        for (int64_t j = 0; j < columns; j++) y[i] += w[i * columns + j] * x[j];
+    }
+}
+
+static void rms_norm(double *y, const double *x, const double *w, int64_t n, double eps) {
+    double mean = 0;
+    for (int64_t i = 0; i < n; i++) mean += x[i] * x[i] / (double)n;
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] / sqrt(mean + eps) * w[i];
+}
+
+struct mamba2_weights {
+    double *in, *conv, *conv_bias, *dt_bias, *A_log, *D, *norm, *out;
+};
+
+static struct mamba2_weights mamba2_weights(const struct lm *lm, int block) {
+    return (struct mamba2_weights){
+        weights(lm, "backbone.layers.%d.mixer.in_proj.weight", block),
+        weights(lm, "backbone.layers.%d.mixer.conv1d.weight", block),
+        weights(lm, "backbone.layers.%d.mixer.conv1d.bias", block),
+        weights(lm, "backbone.layers.%d.mixer.dt_bias", block),
+        weights(lm, "backbone.layers.%d.mixer.A_log", block),
+        weights(lm, "backbone.layers.%d.mixer.D", block),
+        weights(lm, "backbone.layers.%d.mixer.norm.weight", block),
+        weights(lm, "backbone.layers.%d.mixer.out_proj.weight", block),
+    };
+}
+
+static void mamba2_weights_free(struct mamba2_weights *w) {
+    double *all[] = {w->in, w->conv, w->conv_bias, w->dt_bias, w->A_log, w->D, w->norm, w->out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* One token of one row: S is the state of all heads, `past` the projections of the tokens before, t its time. */
+static void mamba2_token(double *y, double *S, const double *past, const int32_t *doc, int64_t t, const double *x_in,
+                         const struct mamba2_options *o, const struct mamba2_weights *w, int64_t d_model, double eps) {
+    struct mamba2_sizes s = mamba2_sizes(o, d_model);
+    double *p = (double *)past + t * s.E, *conv = calloc((size_t)s.C, sizeof *conv),
+           *u = calloc((size_t)s.I, sizeof *u);
+    multiply(p, w->in, x_in, s.E, s.D);
+    for (int64_t c = 0; c < s.C; c++) {
+        double sum = w->conv_bias[c];
+        for (int64_t back = 0; back < s.W && back <= t; back++)
+            if (doc[t - back] == doc[t]) sum += w->conv[c * s.W + s.W - 1 - back] * past[(t - back) * s.E + s.I + c];
+        conv[c] = silu(sum);
+    }
+    bool starts = t == 0 || doc[t] != doc[t - 1];
+    for (int64_t h = 0; h < s.H; h++) {
+        double dt = log1p(exp(p[s.I + s.C + h] + w->dt_bias[h]));
+        dt = fmax(dt, o->dt_limit_min);
+        if (o->dt_limit_max > 0) dt = fmin(dt, o->dt_limit_max);
+        double decay = starts ? 0 : exp(-exp(w->A_log[h]) * dt);
+        const double *B = conv + s.I + h / (s.H / s.G) * s.N, *C = B + s.G * s.N;
+        for (int64_t i = 0; i < s.P; i++) {
+            double x = conv[h * s.P + i], sum = w->D[h] * x, *row = S + (h * s.P + i) * s.N;
+            for (int64_t n = 0; n < s.N; n++) {
+                row[n] = decay * row[n] + dt * x * B[n];
+                sum += row[n] * C[n];
+            }
+            u[h * s.P + i] = sum * silu(p[h * s.P + i]);
+        }
+    }
+    int64_t group = s.I / s.G;
+    for (int64_t g = 0; g < s.G; g++) rms_norm(u + g * group, u + g * group, w->norm + g * group, group, eps);
+    multiply(y, w->out, u, s.D, s.I);
+    free(conv);
+    free(u);
+}
+
+/* The mixer over one row: x, y (T, D). */
+static void mamba2_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                       const struct mamba2_weights *w) {
+    const struct mamba2_options *o = layer->options;
+    struct mamba2_sizes s = mamba2_sizes(o, layer->context.d_model);
+    double *S = calloc((size_t)(s.I * s.N), sizeof *S), *past = calloc((size_t)(T * s.E), sizeof *past);
+    for (int64_t t = 0; t < T; t++)
+        mamba2_token(y + t * s.D, S, past, doc, t, x + t * s.D, o, w, s.D, layer->context.norm_eps);
+    free(S);
+    free(past);
+}
+
+static void mlp_row(double *y, const double *x, int64_t T, const struct layer *layer, const struct lm *lm) {
+    int64_t F = ((const struct mlp_options *)layer->options)->width, D = layer->context.d_model;
+    double *fc1 = weights(lm, "backbone.layers.%d.mlp.fc1.weight", layer->block);
+    double *fc2 = weights(lm, "backbone.layers.%d.mlp.fc2.weight", layer->block);
+    double *h = calloc((size_t)(2 * F), sizeof *h);
+    for (int64_t t = 0; t < T; t++) {
+        multiply(h, fc1, x + t * D, 2 * F, D);
+        for (int64_t i = 0; i < F; i++) h[i] = silu(h[i]) * h[F + i];
+        multiply(y + t * D, fc2, h, D, F);
+    }
+    free(fc1);
+    free(fc2);
+    free(h);
+}
+
+/* Logits (T, rows) of one row of tokens. */
+static void second_model(double *logits, const struct lm *lm, const int32_t *ids, const int32_t *doc, int64_t T) {
+    const struct model_config *mc = lm->mc;
+    int64_t D = mc->options.d_model;
+    double *E = weights(lm, "backbone.embeddings.weight", 0);
+    double *head = weights(lm, mc->options.tie_embeddings ? "backbone.embeddings.weight" : "lm_head.weight", 0);
+    double *final = weights(lm, "backbone.norm_f.weight", 0);
+    double *r = calloc((size_t)(T * D), sizeof *r), *x = calloc((size_t)(T * D), sizeof *x);
+    double *y = calloc((size_t)(T * D), sizeof *y);
+    for (int64_t t = 0; t < T; t++) memcpy(r + t * D, E + ids[t] * D, (size_t)D * sizeof *r);
+    for (int i = 0; i < mc->layer_count; i++) {
+        const struct layer *layer = &mc->layers[i];
+        double *norm = weights(lm, layer->is_mlp ? "backbone.layers.%d.norm2.weight" : "backbone.layers.%d.norm.weight",
+                               layer->block);
+        for (int64_t t = 0; t < T; t++) rms_norm(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
+        if (layer->is_mlp) {
+            mlp_row(y, x, T, layer, lm);
+        } else {
+            struct mamba2_weights w = mamba2_weights(lm, layer->block);
+            mamba2_row(y, x, doc, T, layer, &w);
+            mamba2_weights_free(&w);
+        }
+        for (int64_t k = 0; k < T * D; k++) r[k] += y[k];
+        free(norm);
+    }
+    for (int64_t t = 0; t < T; t++) {
+        rms_norm(x + t * D, r + t * D, final, D, mc->options.norm_eps);
+        multiply(logits + t * mc->rows, head, x + t * D, mc->rows, D);
+    }
+    double *all[] = {E, head, final, r, x, y};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* --- comparison --------------------------------------------------------------------------------- */
+
+#define MODEL "[model]\nd_model = 12\nvocab_size = 19\npad_vocab_to = 4\n"
+#define BLOCK "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 4\nchunk = 5\n"
+
+static void compare(const char *text, enum precision precision, int64_t T, double limit) {
+    struct lm lm;
+    const int64_t B = 2;
+    lm_open(&lm, text, precision, MODEL_INFER, B, T);
+    for (int documents = 0; documents < 2; documents++) {
+        struct tokens t = tokens_draw(B, T, 19, (uint64_t)T);
+        if (!documents) memset(t.doc, 0, (size_t)(B * T) * sizeof *t.doc);
+        double *want = malloc((size_t)(B * T * lm.mc->rows) * sizeof *want);
+        for (int64_t b = 0; b < B; b++) second_model(want + b * T * lm.mc->rows, &lm, t.ids + b * T, t.doc + b * T, T);
+        lm_set(&lm, &t, documents);
+        model_forward(lm.m, NULL, NULL, false);
+        double *got = lm_read_logits(&lm, 0, B * T);
+        double distance = relative_error(got, want, B * T * lm.mc->rows);
+        if (!(distance < limit))
+            fail_msg("T = %d%s: logits differ by %g, allowed %g:\n%s", (int)T, documents ? " with documents" : "",
+                     distance, limit, text);
+        free(got);
+        free(want);
+        tokens_free(&t);
+    }
+    lm_close(&lm);
+}
+
+static void compare_lengths(const char *text) {
+    static const int64_t lengths[] = {1, 2, 4, 5, 6, 11, 23};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) compare(text, PRECISION_F64, lengths[i], 1e-12);
+    compare(text, PRECISION_F32, 23, 1e-5);
+}
+
+static void test_plain(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = m*3\n" BLOCK);
+}
+
+static void test_groups_and_conv(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = m*2\n" BLOCK "n_groups = 3\nd_conv = 2\n");
+    compare_lengths(
+        MODEL
+        "pattern = m\n"
+        "[block.m]\nmixer = mamba2\nd_state = 3\nchunk = 4\nn_groups = 2\nexpand = 1\nd_conv = 8\nhead_dim = 1\n");
+}
+
+static void test_mlp_and_untied(void **state) {
+    (void)state;
+    compare_lengths(MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "mlp = swiglu\nmlp_width = 10\n"
+                          "[block.k]\nmixer = mamba2\nhead_dim = 24\nd_state = 1\nchunk = 1\n");
+}
+
+static void test_limits_and_eps(void **state) {
+    (void)state;
+    compare_lengths(MODEL "norm_eps = 0.1\npattern = m*2\n" BLOCK "dt_limit_min = 0.01\ndt_limit_max = 0.04\n");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_plain),
+        cmocka_unit_test(test_groups_and_conv),
+        cmocka_unit_test(test_mlp_and_untied),
+        cmocka_unit_test(test_limits_and_eps),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
