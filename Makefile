@@ -29,6 +29,7 @@ CUDA_ARCH ?=
 comma     := ,
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
+.PHONY: all report tests fuzzers install help deps clean test quickstart
 .SUFFIXES:
 Q := $(if $(filter 1,$(V)),,@)
 
@@ -225,7 +226,7 @@ CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o,$(CUDA_SOURCES))
 CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS))
 CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
 # A source that goes away has to leave its library, too.
-SOURCES_TEXT := $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CUDA_OBJECTS)
+SOURCES_TEXT := $(strip $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CUDA_OBJECTS))
 $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
@@ -237,8 +238,6 @@ SUPPORT        := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/support*.c)))
 FUZZ_TARGETS   := $(patsubst test/fuzz/%.c,$(BUILD)/fuzz/%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
 
 # ---- targets -------------------------------------------------------------------------------------------------------
-
-.PHONY: all report tests fuzzers install help deps clean test quickstart
 
 all: $(BUILD)/riverrun ## Build the program (the default); says first what it found and what it does without
 

@@ -37,13 +37,14 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/riverrun-test.XXXXXX") || exit 1
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 1' HUP INT TERM
 mkdir -p "$logs"
+rm -f "$logs/summary"
 
 # The sum of N over the log's lines "[ WORD ] N test(s)", as cmocka ends each of its groups.
 cmocka_sum() {
     sed -n "s/^\[ *$1 *\] \([0-9][0-9]*\) test(s).*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'
 }
 
-# record NAME PASSED FAILED SKIPPED SECONDS REMARK: one line, and the counts.
+# record NAME PASSED FAILED SKIPPED SECONDS REMARK [WHAT IS SKIPPED]: one line, and the counts.
 record() {
     passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
     word=pass
@@ -53,14 +54,15 @@ record() {
     [ "$3" -gt 0 ] && failures="$failures
   failed   $1: $6"
     [ "$4" -gt 0 ] && skips="$skips
-  skipped  $1: $6"
+  skipped  $1: ${7:-$6}"
     return 0
 }
 
 # judge_cmocka CODE: sets p, f, s and remark from the log.
 judge_cmocka() {
     p=$(cmocka_sum PASSED) f=$(cmocka_sum FAILED) s=$(cmocka_sum SKIPPED)
-    remark="$p tests"
+    remark="$p tests" skipped_tests=''
+    [ "$s" -gt 0 ] && skipped_tests=$(sed -n 's/^\[ *SKIPPED *\] \([A-Za-z_].*\)/\1/p' "$log" | sort -u | tr '\n' ' ')
     if ! grep -q '^\[=*\] .* test(s) run' "$log"; then
         p=$(grep -c '^\[ *OK \]' "$log") f=1
         remark="ended before its tests did, exit code $1"
@@ -73,7 +75,7 @@ judge_cmocka() {
     elif [ -n "$(ls -A "$scratch")" ]; then
         f=1 remark="leaves files behind: $(ls -A "$scratch" | tr '\n' ' ')"
     elif [ "$s" -gt 0 ]; then
-        remark="$p tests, skipped $(sed -n 's/^\[ *SKIPPED *\] \([A-Za-z_].*\)/\1/p' "$log" | sort -u | tr '\n' ' ')"
+        remark="$p tests, skipped $skipped_tests"
     fi
 }
 
@@ -89,7 +91,7 @@ run() {
     TMPDIR=$scratch $limit "$@" >"$log" 2>&1 </dev/null
     code=$?
     seconds=$(($(date +%s) - start))
-    p=0 f=0 s=0 remark=''
+    p=0 f=0 s=0 remark='' skipped_tests=''
     if [ "$kind" = cmocka ]; then
         judge_cmocka "$code"
     elif [ "$code" = 0 ]; then
@@ -100,7 +102,7 @@ run() {
         f=1 remark="exit code $code"
     fi
     [ "$code" = 124 ] && [ -n "$limit" ] && remark="stopped after ${TEST_TIMEOUT:-1200} s"
-    record "$name" "$p" "$f" "$s" "$seconds" "$remark"
+    record "$name" "$p" "$f" "$s" "$seconds" "$remark" "$skipped_tests"
     if [ "$f" -gt 0 ]; then
         echo "---- the output of $name: $*"
         cat "$log"
@@ -115,7 +117,7 @@ build() {
     shift
     echo "building $what ..."
     if "$make" -j"$jobs" "$@" >"$logs/$what.log" 2>&1; then
-        grep '^riverrun \|^  [A-Za-z]*  .*\[[A-Z]*=' "$logs/$what.log"
+        [ "$what" = build-tests ] && sed -n '/^riverrun /p; /^  libraries /p; /^  .*\[[A-Z]*=.*\]$/p' "$logs/$what.log"
         return 0
     fi
     record "$what" 0 1 0 0 'does not build'
@@ -188,8 +190,11 @@ if [ "${TEST_SAN:-1}" = 1 ] && [ -z "${SAN:-}" ] && build build-san BUILD="$BUIL
     run_programs "$BUILD-san" '-san' test
 fi
 
+{
+    echo "summary, after $(($(date +%s) - begun)) s:"
+    [ -n "$failures$skips" ] && printf '%s\n' "$failures$skips" | sed '/^$/d'
+    echo "$passed passed, $failed failed, $skipped skipped"
+} >"$logs/summary"
 echo
-echo "summary, after $(($(date +%s) - begun)) s:"
-[ -n "$failures$skips" ] && printf '%s\n' "$failures$skips" | sed '/^$/d'
-echo "$passed passed, $failed failed, $skipped skipped"
+cat "$logs/summary"
 [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
