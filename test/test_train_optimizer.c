@@ -1,0 +1,387 @@
+/* test_train_optimizer.c: AdamW over the ranks' slices against AdamW written out in double over whole tensors, for one rank
+ * and for several (as threads): weights, moments, norm, clipping, decay, skipped steps, and the way through a checkpoint. */
+#include "common/rng.h"
+#include "test/support_ranks.h"
+#include "test/unit.h"
+#include "train/optimizer.h"
+
+#include <float.h>
+#include <math.h>
+
+static const char model_text[] =
+    "[model]\nd_model = 20\nvocab_size = 37\npad_vocab_to = 1\ntie_embeddings = false\npattern = m*2\n"
+    "[block.m]\nmixer = mamba2\nmlp = swiglu\nmlp_width = 24\nd_state = 5\nhead_dim = 8\n";
+
+enum { STEPS = 6, BUCKETS_MAX = 16, PARAMS_MAX = 64 };
+
+/* What a run of the optimizer is to do, and what came out of it (written by rank 0). */
+struct plan {
+    enum precision precision;
+    struct optimizer_options options;
+    int bad_step, bad_rank; /* this rank's gradient holds an infinity then; -1: never */
+    int not_finite_step;    /* the loss is said not to be finite then; -1: never */
+    bool reload;            /* half-way through, m and v go to the host and into a new optimizer */
+
+    double *weights[PARAMS_MAX], *m[PARAMS_MAX], *v[PARAMS_MAX];
+    struct optimizer_report reports[STEPS];
+    int64_t steps_taken;
+};
+
+static struct model_config *model_config_make(config **c) {
+    error err = {0};
+    struct model_config *mc = NULL;
+    ASSERT(config_parse(c, model_text, strlen(model_text), "test", &err) == 0);
+    if (model_config_bind(&mc, *c, 0, &err) != 0) fail_msg("%s", err.text);
+    return mc;
+}
+
+static double learning_rate(int step) { return 0.01 * (1 + step); }
+static double valid_targets(int step) { return 37 + 11 * step; }
+static const double scale = 1 / 64.0;
+
+/* Element i of tensor `index` of rank r's gradient at a step: the sum over its targets, times scale. */
+static double gradient(int rank, int step, int index, int64_t i) {
+    rng_key key = {.seed = (uint64_t)(100 + rank), .purpose = RNG_TEST, .stream = (uint32_t)(step * PARAMS_MAX + index)};
+    /* Different sizes at different steps, so that some are clipped and others are not. */
+    return (float)(rng_normal(key, (uint64_t)i) * (step % 2 ? 0.002 : 0.06));
+}
+
+/* ---- the optimizer under test ------------------------------------------------------------------------------------------ */
+
+static void put_gradients(struct model *m, int rank, int step, bool bad) {
+    const struct params *p = model_params(m);
+    tensor grads = model_flat_grads(m);
+    model_zero_grads(m);
+    for (int index = 0; index < p->count; index++) {
+        for (int64_t i = 0; i < p->list[index].count; i++) {
+            double g = gradient(rank, step, index, i);
+            if (bad && index == 3 && i == 1) g = INFINITY;
+            if (grads.dtype == DTYPE_F64) ((double *)grads.data)[p->list[index].offset + i] = g;
+            else ((float *)grads.data)[p->list[index].offset + i] = (float)g;
+        }
+    }
+}
+
+/* m (which = 0) or v of every tensor as doubles, on rank 0. */
+static void read_moments(struct optimizer *o, struct model *m, const struct comm *c, int which, double **out) {
+    const struct params *p = model_params(m);
+    bool is_double = model_flat_grads(m).dtype == DTYPE_F64;
+    for (int b = 0; b < p->bucket_count; b++) {
+        const struct bucket *bucket = &p->buckets[b];
+        char *all = c->rank == 0 ? malloc((size_t)bucket->count * sizeof(double)) : NULL;
+        optimizer_gather(o, b, which, all);
+        for (int index = bucket->first; index < bucket->first + bucket->params && c->rank == 0; index++) {
+            int64_t at = p->list[index].offset - bucket->offset;
+            out[index] = malloc((size_t)p->list[index].count * sizeof(double));
+            for (int64_t i = 0; i < p->list[index].count; i++) {
+                out[index][i] = is_double ? ((double *)(void *)all)[at + i] : (double)((float *)(void *)all)[at + i];
+            }
+        }
+        free(all);
+    }
+}
+
+/* All of o's state into a new optimizer, through the host memory of rank 0. */
+static struct optimizer *reload(struct optimizer *old, struct model *m, struct comm *c, const struct optimizer_options *options) {
+    struct optimizer *o = NULL;
+    error err = {0};
+    ASSERT(optimizer_open(&o, m, c, options, &err) == 0);
+    const struct params *p = model_params(m);
+    for (int b = 0; b < p->bucket_count; b++) {
+        for (int which = 0; which < 2; which++) {
+            void *all = c->rank == 0 ? malloc((size_t)p->buckets[b].count * sizeof(double)) : NULL;
+            optimizer_gather(old, b, which, all);
+            optimizer_scatter(o, b, which, all);
+            free(all);
+        }
+    }
+    optimizer_set_steps(o, optimizer_steps(old));
+    optimizer_close(old);
+    return o;
+}
+
+static void run_rank(struct comm *c, void *self) {
+    struct plan *plan = self;
+    error err = {0};
+    config *cfg = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    struct device *dev = NULL;
+    struct model *m = NULL;
+    struct optimizer *o = NULL;
+    ASSERT(device_open(&dev, DEVICE_CPU, plan->precision, &err) == 0);
+    ASSERT(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, c->ranks, &err) == 0);
+    model_init(m, 5);
+    ASSERT(optimizer_open(&o, m, c, &plan->options, &err) == 0);
+    const struct params *p = model_params(m);
+    for (int step = 0; step < STEPS; step++) {
+        if (plan->reload && step == STEPS / 2) o = reload(o, m, c, &plan->options);
+        put_gradients(m, c->rank, step, step == plan->bad_step && c->rank == plan->bad_rank);
+        for (int b = p->bucket_count - 1; b >= 0; b--) optimizer_reduce(o, b);
+        struct optimizer_report r = optimizer_step(o, learning_rate(step), scale, valid_targets(step), step != plan->not_finite_step);
+        if (c->rank == 0) plan->reports[step] = r;
+        /* Every rank decides alike. */
+        double skipped = r.skipped;
+        comm_sum_f64(c, &skipped, 1);
+        ASSERT(skipped == (r.skipped ? c->ranks : 0));
+    }
+    read_moments(o, m, c, 0, plan->m);
+    read_moments(o, m, c, 1, plan->v);
+    /* The last rank's weights: it got the others' slices by the gather. */
+    for (int index = 0; index < p->count && c->rank == c->ranks - 1; index++) {
+        plan->weights[index] = malloc((size_t)p->list[index].count * sizeof(double));
+        model_read_param(m, index, plan->weights[index], DTYPE_F64);
+    }
+    if (c->rank == 0) plan->steps_taken = optimizer_steps(o);
+    optimizer_close(o);
+    model_close(m);
+    device_close(dev);
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+static void run_plan(struct plan *plan, int ranks) {
+    ranks_run(ranks, run_rank, plan);
+}
+
+static void plan_free(struct plan *plan) {
+    for (int i = 0; i < PARAMS_MAX; i++) {
+        free(plan->weights[i]);
+        free(plan->m[i]);
+        free(plan->v[i]);
+    }
+}
+
+/* ---- AdamW in double over whole tensors --------------------------------------------------------------------------------- */
+
+static double mean_gradient(int ranks, int step, int index, int64_t i) {
+    double sum = 0;
+    for (int r = 0; r < ranks; r++) sum += gradient(r, step, index, i);
+    return sum / (scale * valid_targets(step));
+}
+
+static void update_tensor(struct plan *want, const struct param *param, int index, int ranks, int step, int64_t t, double clipping) {
+    const struct optimizer_options *o = &want->options;
+    bool decays = o->decay == DECAY_ALL || param->decay;
+    double lr = learning_rate(step), decay = decays ? (double)(float)o->weight_decay : 0;
+    for (int64_t i = 0; i < param->count; i++) {
+        double g = mean_gradient(ranks, step, index, i) * clipping, *w = &want->weights[index][i];
+        double *m = &want->m[index][i], *v = &want->v[index][i];
+        *m = o->beta1 * *m + (1 - o->beta1) * g;
+        *v = o->beta2 * *v + (1 - o->beta2) * g * g;
+        double mh = *m / (1 - pow(o->beta1, (double)t)), vh = *v / (1 - pow(o->beta2, (double)t));
+        *w -= lr * decay * *w + lr * mh / (sqrt(vh) + o->eps);
+    }
+}
+
+/* Fill `want` with what `plan` has to give. */
+static void reference(struct plan *want, const struct plan *plan, int ranks) {
+    config *cfg = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    const struct params *p = &mc->params;
+    *want = (struct plan){.options = plan->options};
+    ASSERT(p->count <= PARAMS_MAX);
+    for (int index = 0; index < p->count; index++) {
+        size_t count = (size_t)p->list[index].count;
+        want->weights[index] = calloc(count, sizeof(double));
+        want->m[index] = calloc(count, sizeof(double));
+        want->v[index] = calloc(count, sizeof(double));
+        params_initial(p, index, 5, want->weights[index], DTYPE_F64);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        double squares = 0;
+        for (int index = 0; index < p->count; index++) {
+            for (int64_t i = 0; i < p->list[index].count; i++) squares += pow(mean_gradient(ranks, step, index, i), 2);
+        }
+        want->reports[step] = (struct optimizer_report){.grad_norm = sqrt(squares)};
+        want->reports[step].skipped = step == plan->bad_step || step == plan->not_finite_step;
+        if (want->reports[step].skipped) continue;
+        double clipping = plan->options.clip > 0 ? fmin(1, plan->options.clip / (sqrt(squares) + 1e-6)) : 1;
+        int64_t t = ++want->steps_taken;
+        for (int index = 0; index < p->count; index++) update_tensor(want, &p->list[index], index, ranks, step, t, clipping);
+    }
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+static void compare_tensors(const char *what, double *const *got, double *const *want, double tolerance) {
+    config *cfg = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    for (int index = 0; index < mc->params.count; index++) {
+        double worst = 0, size = 1e-300;
+        for (int64_t i = 0; i < mc->params.list[index].count; i++) {
+            worst = fmax(worst, fabs(got[index][i] - want[index][i]));
+            size = fmax(size, fabs(want[index][i]));
+            assert_true(isfinite(got[index][i]));
+        }
+        if (worst > tolerance * size) fail_msg("%s of %s is off by %g of %g", what, mc->params.list[index].name, worst, size);
+    }
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+static void check_plan(struct plan plan, int ranks) {
+    struct plan want;
+    double tolerance = plan.precision == PRECISION_F64 ? 1e-12 : 3e-6;
+    reference(&want, &plan, ranks);
+    run_plan(&plan, ranks);
+    for (int step = 0; step < STEPS; step++) {
+        assert_int_equal(plan.reports[step].skipped, want.reports[step].skipped);
+        if (step == plan.bad_step) assert_false(isfinite(plan.reports[step].grad_norm));
+        else assert_true(fabs(plan.reports[step].grad_norm / want.reports[step].grad_norm - 1) < tolerance);
+    }
+    assert_int_equal(plan.steps_taken, want.steps_taken);
+    compare_tensors("m", plan.m, want.m, tolerance);
+    compare_tensors("v", plan.v, want.v, tolerance);
+    compare_tensors("the value", plan.weights, want.weights, tolerance);
+    plan_free(&plan);
+    plan_free(&want);
+}
+
+static struct plan plan_make(enum precision precision) {
+    return (struct plan){
+        .precision = precision,
+        .options = {.lr = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1, .decay = DECAY_TABLE},
+        .bad_step = -1,
+        .not_finite_step = -1,
+    };
+}
+
+/* ---- tests ----------------------------------------------------------------------------------------------------------------- */
+
+static void test_clip_matters(void **state) {
+    (void)state;
+    /* The test's gradients are clipped at some steps and not at others, or the comparisons below say nothing about it. */
+    struct plan plan = plan_make(PRECISION_F64), want;
+    reference(&want, &plan, 1);
+    assert_true(want.reports[0].grad_norm > 1.5 && want.reports[1].grad_norm < 0.9);
+    plan_free(&want);
+}
+
+static void test_against_double(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 4; ranks++) {
+        check_plan(plan_make(PRECISION_F64), ranks);
+        check_plan(plan_make(PRECISION_F32), ranks);
+    }
+}
+
+static void test_options(void **state) {
+    (void)state;
+    struct plan plan = plan_make(PRECISION_F64);
+    plan.options.decay = DECAY_ALL;
+    check_plan(plan, 3);
+    plan.options.weight_decay = 0;
+    plan.options.clip = 0;
+    check_plan(plan, 3);
+    plan.options.beta1 = 0;
+    plan.options.beta2 = 0;
+    plan.options.eps = 1e-3;
+    check_plan(plan, 1);
+}
+
+static void test_skipped(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        struct plan plan = plan_make(PRECISION_F64);
+        plan.bad_step = 2;
+        plan.bad_rank = ranks - 1;
+        check_plan(plan, ranks);
+        plan.bad_step = -1;
+        plan.not_finite_step = 0;
+        check_plan(plan, ranks);
+    }
+}
+
+static void test_no_valid_target(void **state) {
+    (void)state;
+    config *cfg = NULL;
+    error err = {0};
+    struct comm c;
+    struct device *dev = NULL;
+    struct model *m = NULL;
+    struct optimizer *o = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    struct plan plan = plan_make(PRECISION_F32);
+    assert_int_equal(comm_open(&c, &err), 0);
+    assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, 1, &err), 0);
+    assert_int_equal(optimizer_open(&o, m, &c, &plan.options, &err), 0);
+    model_zero_grads(m);
+    for (int b = 0; b < model_params(m)->bucket_count; b++) optimizer_reduce(o, b);
+    assert_true(optimizer_step(o, 1, scale, 0, true).skipped);
+    assert_int_equal(optimizer_steps(o), 0);
+    optimizer_close(o);
+    model_close(m);
+    device_close(dev);
+    model_config_free(mc);
+    config_free(cfg);
+    comm_close(&c);
+}
+
+static void test_through_a_checkpoint(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        struct plan plan = plan_make(PRECISION_F32), straight = plan_make(PRECISION_F32);
+        plan.reload = true;
+        run_plan(&plan, ranks);
+        run_plan(&straight, ranks);
+        compare_tensors("the value", plan.weights, straight.weights, 0); /* bit for bit */
+        compare_tensors("v", plan.v, straight.v, 0);
+        plan_free(&plan);
+        plan_free(&straight);
+    }
+}
+
+/* Segments of every possible cut cover what the tensors hold, once each, with their tensor's treatment. */
+static void test_segments(void **state) {
+    (void)state;
+    config *cfg = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    struct optimizer_options options = {.weight_decay = 0.5};
+    for (int ranks = 1; ranks <= 7; ranks += 3) {
+        struct params p;
+        params_copy(&p, &mc->params);
+        params_layout(&p, ranks);
+        uint8_t *seen = calloc((size_t)p.elements, 1); /* 1: exempt, 2: decays */
+        struct adamw_segment segments[PARAMS_MAX];
+        for (int b = 0; b < p.bucket_count; b++) {
+            for (int r = 0; r < ranks; r++) {
+                int64_t offset, count;
+                params_slice(&p, b, r, &offset, &count);
+                int n = optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, segments);
+                assert_int_equal(n, optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, NULL));
+                for (int s = 0; s < n; s++) {
+                    assert_true(segments[s].offset >= 0 && segments[s].offset + segments[s].count <= count);
+                    assert_true(segments[s].lr_scale == 1);
+                    for (int64_t i = 0; i < segments[s].count; i++) {
+                        assert_int_equal(seen[offset + segments[s].offset + i], 0);
+                        seen[offset + segments[s].offset + i] = segments[s].decay == 0.5f ? 2 : 1;
+                    }
+                }
+            }
+        }
+        int64_t covered = 0;
+        for (int index = 0; index < p.count; index++) {
+            for (int64_t i = 0; i < p.list[index].count; i++) {
+                assert_int_equal(seen[p.list[index].offset + i], p.list[index].decay ? 2 : 1);
+            }
+            covered += p.list[index].count;
+        }
+        for (int64_t i = 0; i < p.elements; i++) covered -= seen[i] != 0;
+        assert_int_equal(covered, 0); /* nothing between the tensors */
+        free(seen);
+        params_close(&p);
+    }
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_clip_matters),  cmocka_unit_test(test_against_double),
+        cmocka_unit_test(test_options),       cmocka_unit_test(test_skipped),
+        cmocka_unit_test(test_no_valid_target), cmocka_unit_test(test_through_a_checkpoint),
+        cmocka_unit_test(test_segments),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
