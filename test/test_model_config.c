@@ -213,10 +213,10 @@ static void test_init(void **state) {
         free(a);
         free(b);
     }
-    float first[32], second[32];
+    float first[64], second[64]; /* heads */
     model_read_param(m[0], params_find(&mc->params, "backbone.layers.0.mixer.A_log"), first, DTYPE_F32);
     model_read_param(m[0], params_find(&mc->params, "backbone.layers.1.mixer.A_log"), second, DTYPE_F32);
-    for (int i = 0; i < 32; i++) assert_true(first[i] != second[i]);
+    for (int i = 0; i < 64; i++) assert_true(first[i] != second[i]);
     for (int i = 0; i < 2; i++) model_close(m[i]);
     device_close(dev);
     model_config_free(mc);
