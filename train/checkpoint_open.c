@@ -1,0 +1,205 @@
+/* checkpoint_open.c: opens model directories, riverrun's own and others'. See checkpoint.h. */
+#include "train/checkpoint_internal.h"
+
+#include "common/file.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- finding the directory --------------------------------------------------------------------------------------- */
+
+static bool holds(const char *directory, const char *name) {
+    char path[LIMIT_PATH];
+    error ignored;
+    return file_join(path, sizeof path, directory, name, &ignored) == 0 && file_exists(path);
+}
+
+static bool is_link(const char *path) {
+    char target[LIMIT_PATH];
+    return readlink(path, target, sizeof target) >= 0;
+}
+
+/* `path`, or what its `latest` points to, without links in it: the directory stays the same one should `latest` move.
+ */
+static int resolve(char out[LIMIT_PATH], const char *path, error *err) {
+    char latest[LIMIT_PATH];
+    if (!file_exists(path)) return error_input(err, "there is no checkpoint %s", path);
+    if (!file_is_directory(path)) {
+        return error_input(err, "%s is a file; a checkpoint is a directory, such as the one that this file is in",
+                           path);
+    }
+    TRY(file_join(latest, sizeof latest, path, "latest", err));
+    if (!holds(path, "config.json") && is_link(latest)) {
+        if (!file_is_directory(latest)) return error_input(err, "%s points to a directory that is not there", latest);
+        path = latest;
+    }
+    char *resolved = realpath(path, NULL);
+    if (!resolved) return error_system(err, "cannot find out where %s is: %s", path, strerror(errno));
+    int result = snprintf(out, LIMIT_PATH, "%s", resolved) < LIMIT_PATH
+                     ? 0
+                     : error_input(err, "the path of %.200s is too long", path);
+    free(resolved);
+    return result;
+}
+
+/* ---- riverrun's own ---------------------------------------------------------------------------------------------- */
+
+static int open_own(struct checkpoint *c, error *err) {
+    static const char *const needed[] = {"config.json", "model.safetensors", CONFIG_NAME};
+    struct manifest manifest;
+    char path[LIMIT_PATH];
+    TRY(manifest_read(&manifest, c->path, err));
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        if (manifest_find(&manifest, needed[i])) continue;
+        return error_input(err, "%s/" MANIFEST_NAME " does not list %s, which every checkpoint has", c->path,
+                           needed[i]);
+    }
+    TRY(manifest_verify(&manifest, c->path, err));
+    TRY(file_join(path, sizeof path, c->path, CONFIG_NAME, err));
+    TRY(config_load(&c->config, path, err));
+    c->ours = true;
+    c->state = manifest.state;
+    return 0;
+}
+
+/* ---- others' ----------------------------------------------------------------------------------------------------- */
+
+/* A number that JSON does not have, as Python writes it, in quotes: `text` gets them, and room must be there for them.
+ */
+static void quote_words(const char *text, size_t size, char *out) {
+    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    bool inside = false; /* a string */
+    for (size_t i = 0; i < size;) {
+        size_t length = 0;
+        for (size_t w = 0; !inside && w < 3 && !length; w++) {
+            if (strncmp(text + i, words[w], strlen(words[w])) == 0) length = strlen(words[w]);
+        }
+        if (length) {
+            *out++ = '"';
+            memcpy(out, text + i, length);
+            out += length;
+            *out++ = '"';
+            i += length;
+            continue;
+        }
+        if (inside && text[i] == '\\' && i + 1 < size) *out++ = text[i++];
+        else if (text[i] == '"') inside = !inside;
+        *out++ = text[i++];
+    }
+    *out = 0;
+}
+
+int checkpoint_read_config_json(json_t **object, const char *path, error *err) {
+    char *text;
+    size_t size;
+    *object = NULL;
+    TRY(file_read_all(path, LIMIT_CONFIG_BYTES, &text, &size, err));
+    /* Quotes add 2 bytes to words of at least 3. */
+    char *quoted = malloc(2 * size + 1);
+    int result = quoted ? 0 : error_system(err, "no memory to read %s", path);
+    if (result == 0) {
+        quote_words(text, size, quoted);
+        result = json_read_text(object, quoted, strlen(quoted), path, err);
+    }
+    free(quoted);
+    free(text);
+    return result;
+}
+
+/* transformers allows several ids there; the first one is taken. */
+static int64_t first_id(const json_t *value) {
+    if (json_is_array(value)) value = json_array_get(value, 0);
+    return json_is_integer(value) && json_integer_value(value) >= 0 ? json_integer_value(value) : -1;
+}
+
+static int read_ids(struct checkpoint *c, const char *directory, config *settings, error *err) {
+    char path[LIMIT_PATH];
+    json_t *object;
+    TRY(file_join(path, sizeof path, directory, "config.json", err));
+    TRY(checkpoint_read_config_json(&object, path, err));
+    c->eod = first_id(json_object_get(object, "eos_token_id"));
+    c->rows = json_integer_value(json_object_get(object, "vocab_size"));
+    int result = settings ? architecture_read(object, path, settings, err) : 0;
+    json_decref(object);
+    return result;
+}
+
+int checkpoint_set_vocabulary(struct checkpoint *c, const tokenizer *t, error *err) {
+    int64_t vocab = tokenizer_vocab(t), pad = 1;
+    if (vocab >= c->rows) return 0; /* too few rows is told where the model is made */
+    while (pad <= 65536 && (vocab + pad - 1) / pad * pad != c->rows) pad *= 2;
+    if (pad > 65536) pad = c->rows;
+    if (pad > 65536) return 0;
+    TRY(architecture_set_int(c->config, "model", "vocab_size", vocab, err));
+    return architecture_set_int(c->config, "model", "pad_vocab_to", pad, err);
+}
+
+static int open_foreign(struct checkpoint *c, error *err) {
+    TRY(config_load(&c->config, NULL, err));
+    TRY(read_ids(c, c->path, c->config, err));
+    tokenizer *t;
+    error ignored = {0};
+    if (checkpoint_tokenizer(c, &t, &ignored) != 0) return 0; /* told to whoever needs one */
+    int result = checkpoint_set_vocabulary(c, t, err);
+    tokenizer_close(t);
+    return result;
+}
+
+/* ---- checkpoint.h ------------------------------------------------------------------------------------------------ */
+
+static int open_checked(struct checkpoint *c, const char *path, error *err) {
+    TRY(resolve(c->path, path, err));
+    if (holds(c->path, MANIFEST_NAME)) {
+        TRY(open_own(c, err));
+        TRY(read_ids(c, c->path, NULL, err));
+    } else if (holds(c->path, "config.json")) {
+        TRY(open_foreign(c, err));
+    } else {
+        return error_input(err, "%s is no checkpoint: it holds no config.json", c->path);
+    }
+    return weights_open(&c->weights, c->path, err);
+}
+
+int checkpoint_open(struct checkpoint **out, const char *path, error *err) {
+    *out = NULL;
+    struct checkpoint *c = calloc(1, sizeof *c);
+    if (!c) return error_system(err, "no memory to open %s", path);
+    if (open_checked(c, path, err) != 0) {
+        checkpoint_close(c);
+        return -1;
+    }
+    *out = c;
+    return 0;
+}
+
+void checkpoint_close(struct checkpoint *c) {
+    if (!c) return;
+    weights_close(&c->weights);
+    config_free(c->config);
+    free(c);
+}
+
+config *checkpoint_config(struct checkpoint *c) {
+    return c->config;
+}
+
+const char *checkpoint_path(const struct checkpoint *c) {
+    return c->path;
+}
+
+bool checkpoint_is_ours(const struct checkpoint *c) {
+    return c->ours;
+}
+
+const struct trainer_state *checkpoint_state(const struct checkpoint *c) {
+    return &c->state;
+}
+
+int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err) {
+    *t = NULL;
+    if (!holds(c->path, "tokenizer.json")) {
+        return error_input(err, "%s holds no tokenizer.json, so what its tokens mean is not known", c->path);
+    }
+    return tokenizer_open(t, c->path, err);
+}
