@@ -6,7 +6,7 @@
 
 /* What the checks of the current case found. */
 struct op_report {
-    const char *program, *mode, *options; /* for the command that replays a case: "build/test/ops", "test", "--seed 3" */
+    const char *program, *mode, *options; /* the command that replays a case: "build/test/ops", "test", " --seed 3" */
     const char *row, *case_text;          /* the current case */
     int case_failures;                    /* of the current case */
     int64_t checks, failures;             /* of everything so far */

@@ -1,20 +1,27 @@
 /* conv.c: causal depthwise convolution + SiLU on the CPU: forward, backward, one step.
  *
  *   c[t,k] = bias[k] + sum_{w<W} weight[k,w] x[t-(W-1)+w, k]        y[t,k] = silu(c[t,k])
- *   dc = dy silu'(c)    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]    dweight[w] = sum dc[t] x[t-(W-1)+w]    dbias = sum dc
+ *   dc = dy silu'(c)    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
+ *   dweight[w] = sum dc[t] x[t-(W-1)+w]    dbias = sum dc
  *
  * A tap that lies in another document, or before the row where there is no initial state, reads a row of zeros, so that
  * the inner loops have no conditions. In the same way dc of a later document is read as zeros by dx.
  *
  * Work is divided into blocks of CHANNELS channels of one batch row, whose weights are transposed into a small array
- * once. Forward may also be divided along time, because every token stands alone; backward walks a row from its end and
- * keeps the last W rows of dc. Its dweight and dbias are summed per batch row, then over batch rows in order, so the bits
- * don't depend on the number of threads. Memory bound: forward moves 2, backward 3 reals for every element; c is computed
- * again instead of saved.
+ * once. Forward is also divided along time, because every token stands alone; backward walks a row from its end and
+ * keeps the last rows of dc. Its dweight and dbias are summed per batch row, then over batch rows in order, so the bits
+ * don't depend on the number of threads. Memory bound: forward moves 2, backward 3 reals for every element; c is
+ * computed again instead of saved.
  */
 #include "kernels/cpu/cpu.h"
 
-enum { TAPS_MAX = 8, CHANNELS = 64, TIMES = 128, RING = 8 };
+enum {
+    TAPS_MAX = 8,
+    CHANNELS = 64,       /* in a block */
+    TIMES = 128,         /* in a block of forward */
+    RING = 8,            /* rows of dc that backward keeps */
+    PARALLEL_MIN = 8192, /* elements; fewer are not worth waking threads */
+};
 
 static const real zeros[CHANNELS];
 
@@ -61,7 +68,8 @@ static const real *strip_input(const struct strip *s, int64_t tap, int64_t t) {
 }
 
 /* c of one token into out[0..n). `W` is a constant where this is inlined, so that the loop over taps is unrolled. */
-static inline void convolve(const struct strip *s, const real *const *rows, int64_t W, int64_t n, real *restrict out) {
+static inline void convolve(const struct strip *s, const real *const *rows, int64_t W, int64_t n,
+                            real *restrict out) {
     for (int64_t k = 0; k < n; k++) {
         real sum = s->bias[k];
         for (int64_t w = 0; w < W; w++) sum += s->taps[w][k] * rows[w][k];
@@ -100,7 +108,7 @@ void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tens
     (void)dev;
     check_conv(y, x, weight, bias, initial, final, doc);
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2];
-#pragma omp parallel for collapse(3) schedule(static)
+#pragma omp parallel for collapse(3) schedule(static) if (B * T * C >= PARALLEL_MIN)
     for (int64_t b = 0; b < B; b++) {
         for (int64_t t0 = 0; t0 < T; t0 += TIMES) {
             for (int64_t k0 = 0; k0 < C; k0 += CHANNELS) {
@@ -119,9 +127,10 @@ void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tens
     }
 }
 
-/* What the input at time t receives from the tokens that read it, dc of which is in the ring, and, where it is among the
- * last W-1, from the final state. */
-static void input_gradient(const struct strip *s, int64_t t, const real (*ring)[CHANNELS], const real *dfinal, real *out) {
+/* What the input at time t receives from the tokens that read it, dc of which is in the ring, and, where it is among
+ * the last W-1, from the final state. */
+static void input_gradient(const struct strip *s, int64_t t, const real (*ring)[CHANNELS], const real *dfinal,
+                           real *out) {
     real sum[CHANNELS] = {0};
     for (int64_t shift = 0; shift < s->W; shift++) {
         int64_t reader = t + shift;
@@ -179,8 +188,7 @@ void OP(conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dw
     check_conv(dx, x, dweight, dbias, dinitial, dfinal, doc);
     struct conv_gradients g = {dx, dinitial, dy, dfinal, scratch};
     _Static_assert(RING >= TAPS_MAX, "the ring holds dc of every token that reads an input");
-    (void)T;
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (B * T * C >= PARALLEL_MIN)
     for (int64_t b = 0; b < B; b++) {
         for (int64_t k0 = 0; k0 < C; k0 += CHANNELS) {
             struct strip s;

@@ -1,16 +1,16 @@
 /* ssd.c: SSD, the sequence operation of Mamba-2 (arXiv 2405.21060, section 6), on the CPU: forward pass and step.
  *
  * A row of T tokens is cut into K = ceil(T/Q) chunks of L <= Q tokens. With cum = the running sum of a in the chunk:
- *   1. every chunk's own state      S_k   = sum_j exp(cum_last - cum_j) dt_j x_j (outer) b_j
- *   2. the state entering a chunk   Z_k+1 = exp(cum_last) Z_k + S_k,   Z_0 = initial
- *   3. outputs                      y_i   = exp(cum_i) Z_k c_i + sum_{j<=i} (c_i . b_j) exp(cum_i - cum_j) dt_j x_j + d x_i
- * Every exponent is a difference that is at most 0 (clamped against rounding), never a product of two exponentials of
- * opposite sign. Documents: see ssd_chunk(); products of positions of different documents are 0.
+ *   1. chunks' states    S_k   = sum_j exp(cum_last - cum_j) dt_j x_j (outer) b_j
+ *   2. entering states   Z_k+1 = exp(cum_last) Z_k + S_k,   Z_0 = initial
+ *   3. outputs           y_i   = exp(cum_i) Z_k c_i + sum_{j<=i} (c_i . b_j) exp(cum_i - cum_j) dt_j x_j + d x_i
+ * Every exponent is at most 0 (clamped against rounding). Documents: see ssd_chunk(); products of positions of
+ * different documents are 0.
  *
  * 1 and 3 are matrix products of L x N, L x P and L x L. They run in parallel over (batch row, group, chunk), in 3 also
  * over tiles of SSD_ROWS rows; each item calls BLAS on one thread. c b^T is computed once for the heads of a group, the
  * d x term rides on the diagonal of the L x L matrix. 2 is elementwise, in parallel over (batch row, head). No sum
- * crosses two items, so the bits don't depend on the number of threads.
+ * crosses two items, so the order of sums does not depend on the number of threads.
  *
  * FLOPs per token: G 2N Q/2 + H (2P Q/2 + 4PN), where Q/2 becomes (Q + SSD_ROWS)/2 for the tiles on the diagonal.
  * saved: the states Z_0 .. Z_K-1, (B,H,K,P,N).
@@ -64,16 +64,39 @@ int64_t OP(ssd_document_start)(const struct ssd_chunk *k, int64_t i) {
 void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const struct ssd_chunk *k, int64_t h) {
     const real *a = (const real *)p->a.data + (k->row * p->T + k->t0) * p->H + h;
     const real *dt = (const real *)p->dt.data + (k->row * p->T + k->t0) * p->H + h;
-    double sum = 0; /* so that a difference of two sums carries the rounding of the two only */
+    double sum = 0;
     for (int64_t i = 0; i < k->L; i++) {
-        sum += a[i * p->H];
-        decay->cum[i] = (real)sum;
+        decay->cum[i] = sum += a[i * p->H];
         decay->dt[i] = dt[i * p->H];
     }
-    real last = decay->cum[k->L - 1];
-    for (int64_t i = 0; i < k->L; i++) decay->into[i] = i < k->entering ? ssd_exp(decay->cum[i]) : 0;
-    for (int64_t j = 0; j < k->L; j++) decay->out[j] = j >= k->leaving ? ssd_exp(last - decay->cum[j]) : 0;
-    decay->whole = k->open ? ssd_exp(last) : 0;
+    for (int64_t i = 0; i < k->entering; i++) decay->into[i] = ssd_exp((real)decay->cum[i]);
+    for (int64_t i = k->entering; i < k->L; i++) decay->into[i] = 0;
+    for (int64_t j = 0; j < k->leaving; j++) decay->out[j] = 0;
+    for (int64_t j = k->leaving; j < k->L; j++) decay->out[j] = ssd_exp((real)(sum - decay->cum[j]));
+    decay->whole = k->open ? ssd_exp((real)sum) : 0;
+}
+
+/* SSD_PIVOT rows share the pivot m, the first of them: for columns before it exp(cum[i] - cum[j]) is the product of
+ * exp(cum[i] - cum[m-1]) and exp(cum[m-1] - cum[j]), both at most 1, so that the number of exponentials grows with the
+ * sides of the tile and not with its area. Columns from m on are computed one by one. */
+void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd_chunk *k, int64_t i0, int64_t i1,
+                        int64_t j0) {
+    const double *cum = decay->cum;
+    int64_t columns = i1 - j0, start = j0;
+    real *to_pivot = decay->work; /* exp(cum[m-1] - cum[j]) */
+    memset(e, 0, (size_t)((i1 - i0) * columns) * sizeof(real));
+    for (int64_t m = i0; m < i1; m += SSD_PIVOT) {
+        real near[SSD_PIVOT]; /* cum from the pivot on */
+        int64_t end = ssd_min(m + SSD_PIVOT, i1);
+        for (int64_t i = m; i < end; i++) near[i - m] = (real)(m > 0 ? cum[i] - cum[m - 1] : cum[i]);
+        for (int64_t j = j0; j < m; j++) to_pivot[j] = ssd_exp((real)(cum[m - 1] - cum[j]));
+        for (int64_t i = m; i < end; i++) {
+            if (k->doc && i > i0 && k->doc[i] != k->doc[i - 1]) start = i;
+            real *row = e + (i - i0) * columns - j0, scale = ssd_exp(near[i - m]);
+            for (int64_t j = start; j < m; j++) row[j] = scale * to_pivot[j];
+            for (int64_t j = start > m ? start : m; j <= i; j++) row[j] = ssd_exp(near[i - m] - near[j - m]);
+        }
+    }
 }
 
 void OP(ssd_scale_rows)(real *out, const real *rows, int64_t step, const real *scale, const real *again, int64_t count,
@@ -109,8 +132,7 @@ static struct layout lay_out(struct ssd_shape s, void *scratch) {
         t->cb = ssd_carve(&c, rows * Q);
         t->weights = ssd_carve(&c, rows * Q);
         t->scaled = ssd_carve(&c, Q * s.N);
-        t->decay = (struct ssd_decay){.cum = ssd_carve(&c, Q), .dt = ssd_carve(&c, Q), .into = ssd_carve(&c, Q),
-                                      .out = ssd_carve(&c, Q)};
+        t->decay = ssd_carve_decay(&c, Q);
     }
     l.size = c.used;
     return l;
@@ -180,13 +202,11 @@ static void pass_states(const struct forward *f, int64_t row, int64_t h) {
 /* The rows i0..i1-1 of the matrix that takes x to y inside a chunk, columns j0..i1-1. */
 static void tile_weights(real *weights, const real *cb, const struct ssd_decay *decay, const struct ssd_chunk *k,
                          int64_t i0, int64_t i1, int64_t j0, real d) {
-    int64_t columns = i1 - j0, start = j0;
+    int64_t columns = i1 - j0;
+    const real *dt = decay->dt + j0;
+    OP(ssd_tile_decay)(weights, decay, k, i0, i1, j0);
     for (int64_t i = i0; i < i1; i++, weights += columns, cb += columns) {
-        if (k->doc && i > i0 && k->doc[i] != k->doc[i - 1]) start = i;
-        const real here = decay->cum[i], *cum = decay->cum + j0, *dt = decay->dt + j0;
-        for (int64_t j = 0; j < start - j0; j++) weights[j] = 0;
-        for (int64_t j = start - j0; j <= i - j0; j++) weights[j] = cb[j] * ssd_exp(here - cum[j]) * dt[j];
-        for (int64_t j = i + 1 - j0; j < columns; j++) weights[j] = 0;
+        for (int64_t j = 0; j <= i - j0; j++) weights[j] *= cb[j] * dt[j];
         weights[i - j0] += d;
     }
 }
@@ -218,16 +238,16 @@ static void tile_outputs(const struct forward *f, const struct slot *t, int64_t 
 
 static void forward_run(const struct forward *f) {
     const struct ssd_problem *p = &f->p;
-    int64_t tiles = (p->Q + SSD_ROWS - 1) / SSD_ROWS;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K))
+    int64_t tiles = (p->Q + SSD_ROWS - 1) / SSD_ROWS, size = p->B * p->T * p->H * p->P * p->N;
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
                 chunk_state(f, &f->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (size >= 100000)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_states(f, row, h);
-#pragma omp parallel for collapse(4) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K * tiles))
+#pragma omp parallel for collapse(4) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K * tiles, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
@@ -263,7 +283,7 @@ void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor d
     CHECK_DENSE(state, B, H, P, N);
     CHECK_OPTIONAL(d, H);
     ASSERT(H % G == 0);
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (B * H * P * N >= 100000)
     for (int64_t row = 0; row < B; row++) {
         for (int64_t h = 0; h < H; h++) {
             int64_t g = h / (H / G);

@@ -9,9 +9,18 @@
 #endif
 
 enum {
-    SSD_ROWS = 64,    /* rows of a tile of the L x L products inside a chunk: keeps tiles in cache, skips half of them */
+    SSD_ROWS = 64,    /* rows of a tile of the L x L products in a chunk: it stays in cache, half of them is skipped */
+    SSD_PIVOT = 16,   /* rows of a tile that share a pivot (see ssd_tile_decay) */
     SSD_WORKERS = 64, /* threads that get scratch of their own */
 };
+
+/* Below this exponent a decay counts as 0. exp(-69) = 1e-30; smaller factors would only bring subnormal numbers, which
+ * are slow, into the products. */
+#ifdef REAL_IS_FLOAT
+#define SSD_EXPONENT_MIN (-69.0f)
+#else
+#define SSD_EXPONENT_MIN (-690.0)
+#endif
 
 /* The arguments of a problem, with B..N as in ops.h, Q the chunk length (at most T) and K the number of chunks. */
 struct ssd_problem {
@@ -19,8 +28,8 @@ struct ssd_problem {
     tensor x, dt, a, b, c, d, initial, doc;
 };
 
-/* A chunk of one batch row: positions 0..L-1, which are times t0..t0+L-1. Document numbers never decrease, so the masks
- * are ranges. */
+/* A chunk of one batch row: positions 0..L-1, which are times t0..t0+L-1. Document numbers never decrease, so the
+ * masks are ranges. */
 struct ssd_chunk {
     int64_t row, t0, L;
     const int32_t *doc; /* of its positions; NULL: all the same */
@@ -29,13 +38,15 @@ struct ssd_chunk {
     bool open;          /* the entering state itself reaches the state that leaves: one document all through */
 };
 
-/* Decays of one head in one chunk, each L long, with cum[i] = a[0] + ... + a[i] and last = cum[L-1]. */
+/* Decays of one head in one chunk, each L long, with cum[i] = a[0] + ... + a[i] and last = cum[L-1]. cum is a double,
+ * so that a difference of two has the rounding of the difference and not of the sums. */
 struct ssd_decay {
-    real *cum;
+    double *cum;
     real *dt;
-    real *into;  /* exp(cum[i]) where the entering state is seen, else 0 */
-    real *out;   /* exp(last - cum[j]) where the leaving state is reached, else 0; without dt[j] */
-    real whole;  /* exp(last) if the chunk is open, else 0 */
+    real *into; /* exp(cum[i]) where the entering state is seen, else 0 */
+    real *out;  /* exp(last - cum[j]) where the leaving state is reached, else 0; without dt[j] */
+    real *work; /* for ssd_tile_decay */
+    real whole; /* exp(last) if the chunk is open, else 0 */
 };
 
 struct ssd_problem OP(ssd_problem)(tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d, tensor initial,
@@ -45,6 +56,11 @@ void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const s
 
 /* First position of the chunk in the document of position i. */
 int64_t OP(ssd_document_start)(const struct ssd_chunk *k, int64_t i);
+
+/* e (i1-i0, i1-j0): exp(cum[i] - cum[j]) for rows i0..i1-1 and columns j0..i1-1 where j <= i and both are in one
+ * document, else 0. i0 is a multiple of SSD_PIVOT, i1 - i0 at most SSD_ROWS, j0 = ssd_document_start(i0). */
+void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd_chunk *k, int64_t i0, int64_t i1,
+                        int64_t j0);
 
 /* out (count,N) = rows (count,N) times scale[i] (times again[i] unless NULL). */
 void OP(ssd_scale_rows)(real *out, const real *rows, int64_t step, const real *scale, const real *again, int64_t count,
@@ -62,6 +78,13 @@ static inline real *ssd_carve(struct ssd_carver *c, int64_t count) {
     return piece;
 }
 
+/* The vectors of one head in a chunk of Q. */
+static inline struct ssd_decay ssd_carve_decay(struct ssd_carver *c, int64_t Q) {
+    return (struct ssd_decay){.cum = (double *)ssd_carve(c, Q * (int64_t)(sizeof(double) / sizeof(real))),
+                              .dt = ssd_carve(c, Q), .into = ssd_carve(c, Q), .out = ssd_carve(c, Q),
+                              .work = ssd_carve(c, Q)};
+}
+
 /* Strided (B,T,...) arguments: the rows of one batch row from time t0 on, at offset `at` in the row. */
 static inline real *ssd_rows(tensor t, int64_t row, int64_t t0, int64_t at) {
     return (real *)t.data + row * t.stride[0] + t0 * t.stride[1] + at;
@@ -76,14 +99,15 @@ static inline int64_t ssd_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* The calling thread's place in a parallel region, and how many threads a region of `items` pieces of work gets. */
+/* The calling thread's place in a parallel region, and how many threads a region gets: at most one an item, and only
+ * one if all of it is small (size: multiply-adds), because waking threads costs some microseconds. */
 #ifdef RIVERRUN_OPENMP
 static inline int ssd_worker(void) {
     return omp_get_thread_num();
 }
 
-static inline int ssd_workers(int64_t items) {
-    return (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
+static inline int ssd_workers(int64_t items, int64_t size) {
+    return size < 100000 ? 1 : (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
 }
 #else
 static inline int ssd_worker(void) {
@@ -91,9 +115,10 @@ static inline int ssd_worker(void) {
 }
 #endif
 
-/* exp(v) for an exponent that is at most 0 but for rounding. */
+/* exp(v) for an exponent that is at most 0 but for rounding; 0 where it is negligible. */
 static inline real ssd_exp(real v) {
-    return exp_real(v < 0 ? v : 0);
+    real e = exp_real(v < 0 ? v : 0);
+    return v < SSD_EXPONENT_MIN ? 0 : e;
 }
 
 #endif

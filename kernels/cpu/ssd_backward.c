@@ -11,14 +11,15 @@
  *      dc_i  = sum_heads into_i v_i     + sum_j (sum_heads w_ij e_ij dt_j) b_j
  *      dd    = sum_i w_ii
  *      ddt_j = out_j r_j + sum_{i>=j} f_ij                   (dt and a are independent values here)
- *      da_k  = sum_{i>=k} sum_{j<k} f_ij dt_j + sum_{j<k} out_j dt_j r_j + sum_{i>=k} q_i + exp(cum_last) <Z_k, D_k+1>
- * da is a sum of the paths that cross position k and nothing else: unlike the reverse cumulative sum of dy.y - x.dx, to
- * which it is equal, it does not cancel in float. The first of its terms needs no L^2 sums per k: rows i are visited from
- * the last to the first, s_j = sum_{i>=k} f_ij is kept, and the term is sum_{j<k} s_j dt_j.
+ *      da_m  = sum_{i>=m} sum_{j<m} f_ij dt_j + sum_{j<m} out_j dt_j r_j + sum_{i>=m} q_i
+ *              + exp(cum_last) <Z_k, D_k+1>
+ * da_m is a sum over the paths that cross position m and nothing else: unlike the reverse cumulative sum of
+ * dy.(y - d x) - dt ddt, to which it is equal, it does not cancel in float. Its first term: rows i are visited from the
+ * last to the first, s_j = sum_{i>=m} f_ij is kept, and the term is sum_{j<m} s_j dt_j.
  *
  * Work: 1 and 3 in parallel over (batch row, group, chunk), heads of a group in order, tiles of SSD_ROWS rows from the
- * last to the first; 2 over (batch row, head). Only dd is summed over items, in their order, so the bits don't depend on
- * the number of threads. FLOPs per token: about G 6N Q/2 + H (4P Q/2 + 8PN).
+ * last to the first; 2 over (batch row, head). Only dd is summed over items, and that in their order: the order of sums
+ * does not depend on the number of threads. FLOPs per token: G 6N Q/2 + H (4P Q/2 + 8PN).
  */
 #include "kernels/cpu/ssd.h"
 
@@ -45,7 +46,17 @@ struct layout {
     size_t size;
 };
 
-enum { HEAD_VECTORS = 8 };
+/* The vectors of one head; with base NULL only their size counts. */
+static struct head_slot carve_head(struct ssd_carver *c, int64_t Q) {
+    return (struct head_slot){.decay = ssd_carve_decay(c, Q), .flow = ssd_carve(c, Q), .across = ssd_carve(c, Q),
+                              .r = ssd_carve(c, Q), .q = ssd_carve(c, Q)};
+}
+
+static int64_t head_reals(int64_t Q) {
+    struct ssd_carver c = {.base = NULL};
+    carve_head(&c, Q);
+    return (int64_t)(c.used / sizeof(real));
+}
 
 static struct layout lay_out(struct ssd_shape s, void *scratch) {
     struct ssd_carver c = {.base = scratch};
@@ -63,7 +74,7 @@ static struct layout lay_out(struct ssd_shape s, void *scratch) {
         t->weights = ssd_carve(&c, rows * Q);
         t->scaled = ssd_carve(&c, Q * s.N);
         t->product = ssd_carve(&c, Q * s.N);
-        t->heads = ssd_carve(&c, s.H / s.G * HEAD_VECTORS * Q);
+        t->heads = ssd_carve(&c, s.H / s.G * head_reals(Q));
     }
     l.size = c.used;
     return l;
@@ -75,9 +86,8 @@ size_t OP(ssd_backward_scratch)(struct ssd_shape shape) {
 
 /* The vectors of the i-th head of a group. */
 static struct head_slot head_slot(const struct slot *t, int64_t i, int64_t Q) {
-    real *base = t->heads + i * HEAD_VECTORS * Q;
-    return (struct head_slot){.decay = {.cum = base, .dt = base + Q, .into = base + 2 * Q, .out = base + 3 * Q},
-                              .flow = base + 4 * Q, .across = base + 5 * Q, .r = base + 6 * Q, .q = base + 7 * Q};
+    struct ssd_carver c = {.base = (char *)(t->heads + i * head_reals(Q))};
+    return carve_head(&c, Q);
 }
 
 struct backward {
@@ -162,7 +172,8 @@ static void through_leaving(const struct backward *w, const struct slot *t, cons
     memset(s->r, 0, (size_t)k->L * sizeof(real));
     if (!reached) return;
 
-    const real *x = ssd_rows(p->x, k->row, k->t0 + first, h * p->P), *gradient = state_gradient(w, k->row, h, index + 1);
+    const real *x = ssd_rows(p->x, k->row, k->t0 + first, h * p->P);
+    const real *gradient = state_gradient(w, k->row, h, index + 1);
     const real *b = ssd_rows(p->b, k->row, k->t0 + first, g * p->N);
     real *db = ssd_rows(w->db, k->row, k->t0 + first, g * p->N);
     OP(ssd_scale_rows)(t->scaled, b, p->b.stride[1], s->decay.out + first, s->decay.dt + first, count, p->N);
@@ -195,29 +206,27 @@ static void through_entering(const struct backward *w, const struct slot *t, con
 }
 
 /* The rows i0..i1-1, from the last to the first, of the L x L matrices of one head; columns start at j0. `weights` is
- * the matrix that took x to y, the gradient of c b^T is added to dcb, and flow and across go on. */
-static real tile_rows(const struct slot *t, const struct head_slot *s, const struct ssd_chunk *k, int64_t i0, int64_t i1,
-                      int64_t j0, real d) {
+ * the matrix that took x to y, the gradient of c b^T is added to dcb, and flow and across go on. Columns of other
+ * documents have decay 0, so their part of flow and across is 0. */
+static real tile_rows(const struct slot *t, const struct head_slot *s, const struct ssd_chunk *k, int64_t i0,
+                      int64_t i1, int64_t j0, real d) {
     int64_t columns = i1 - j0;
-    real skip = 0;
-    for (int64_t i = i1 - 1, start = -1; i >= i0; i--) {
-        if (start < 0 || i < start) start = OP(ssd_document_start)(k, i);
-        int64_t first = start - j0, end = i - j0;
-        const real here = s->decay.cum[i], *cum = s->decay.cum + j0, *dt = s->decay.dt + j0;
+    const real *dt = s->decay.dt + j0;
+    real skip = 0, *flow = s->flow + j0;
+    OP(ssd_tile_decay)(t->weights, &s->decay, k, i0, i1, j0);
+    for (int64_t i = i1 - 1; i >= i0; i--) {
         const real *cb = t->cb + (i - i0) * columns, *w = t->w + (i - i0) * columns;
-        real *dcb = t->dcb + (i - i0) * columns, *weights = t->weights + (i - i0) * columns, *flow = s->flow + j0;
-        for (int64_t j = 0; j < first; j++) weights[j] = 0;
+        real *dcb = t->dcb + (i - i0) * columns, *weights = t->weights + (i - i0) * columns;
 #pragma omp simd
-        for (int64_t j = first; j <= end; j++) {
-            real e = ssd_exp(here - cum[j]);
+        for (int64_t j = 0; j <= i - j0; j++) {
+            real e = weights[j];
             flow[j] += w[j] * cb[j] * e;
             dcb[j] += w[j] * e * dt[j];
             weights[j] = cb[j] * e * dt[j];
         }
-        for (int64_t j = end + 1; j < columns; j++) weights[j] = 0;
-        weights[end] += d;
-        skip += w[end];
-        s->across[i] = dot(flow + first, dt + first, end - first);
+        weights[i - j0] += d;
+        skip += w[i - j0];
+        s->across[i] = dot(flow, dt, i - j0);
     }
     return skip;
 }
@@ -234,7 +243,8 @@ static void tile_gradients(const struct backward *w, const struct slot *t, const
     for (int64_t i = 0; i < p->H / p->G; i++) {
         int64_t h = g * (p->H / p->G) + i;
         struct head_slot s = head_slot(t, i, p->Q);
-        const real *x = ssd_rows(p->x, k->row, k->t0 + j0, h * p->P), *dy = ssd_rows(w->dy, k->row, k->t0 + i0, h * p->P);
+        const real *x = ssd_rows(p->x, k->row, k->t0 + j0, h * p->P);
+        const real *dy = ssd_rows(w->dy, k->row, k->t0 + i0, h * p->P);
         real *dx = ssd_rows(w->dx, k->row, k->t0 + j0, h * p->P), d = tensor_given(p->d) ? ((real *)p->d.data)[h] : 0;
         gemm(false, true, rows, columns, p->P, 1, dy, w->dy.stride[1], x, p->x.stride[1], 0, t->w, columns);
         w->l.skip[place(w, k->row, h, index)] += tile_rows(t, &s, k, i0, i1, j0, d);
@@ -305,15 +315,16 @@ static void check_gradients(const struct backward *w) {
 
 static void backward_run(const struct backward *w) {
     const struct ssd_problem *p = &w->p;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K))
+    int64_t size = p->B * p->T * p->H * p->P * p->N;
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
                 chunk_outflow(w, &w->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (size >= 100000)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_gradients(w, row, h);
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K))
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)

@@ -31,7 +31,7 @@ void OP(ssd_dt_forward)(struct device *dev, tensor dt, tensor a, tensor raw, ten
     check_dt(raw, bias, A_log, dt, a);
     int64_t R = raw.dim[0] * raw.dim[1], H = raw.dim[2];
     const real *shift = bias.data, *log_rate = A_log.data, low = (real)dt_min, high = (real)dt_max;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (R * H >= 2048)
     for (int64_t r = 0; r < R; r++) {
         const real *in = token_row(raw, r);
         real *out_dt = (real *)dt.data + r * H, *out_a = (real *)a.data + r * H;
@@ -61,14 +61,14 @@ static void rows_backward(int64_t first, int64_t end, tensor draw, tensor ddt, t
     }
 }
 
-void OP(ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da, tensor raw,
-                         tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch) {
+void OP(ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da,
+                         tensor raw, tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch) {
     (void)dev;
     check_dt(raw, bias, A_log, ddt, da);
     check_dt(draw, dbias, dA_log, ddt, da);
     int64_t R = raw.dim[0] * raw.dim[1], H = raw.dim[2], blocks = row_blocks(R);
     real *partial = scratch;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (R * H >= 2048)
     for (int64_t i = 0; i < blocks; i++)
         rows_backward(row_block_first(R, blocks, i), row_block_first(R, blocks, i + 1), draw, ddt, da, raw, bias.data,
                       A_log.data, (real)dt_min, (real)dt_max, partial + i * 2 * H);
