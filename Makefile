@@ -81,11 +81,11 @@ ifeq ($(OPENBLAS),1)
   ifneq ($(BLAS_DIR),)
     BLAS_CFLAGS := -I/usr/include/$(MULTIARCH)/openblas-openmp
     BLAS_LIBS   := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
-    BLAS_TEXT   := $(shell PKG_CONFIG_PATH=$(BLAS_DIR)/pkgconfig pkg-config --modversion openblas 2>/dev/null) its OpenMP build, shared
+    BLAS_TEXT   := $(or $(shell PKG_CONFIG_PATH=$(BLAS_DIR)/pkgconfig pkg-config --modversion openblas 2>/dev/null),found)$(comma) its OpenMP build (shared)
   else
     BLAS_CFLAGS := $(shell pkg-config --cflags openblas 2>/dev/null)
     BLAS_LIBS   := $(or $(shell pkg-config --libs openblas 2>/dev/null),-lopenblas)
-    BLAS_TEXT   := $(call version_of,openblas), shared
+    BLAS_TEXT   := $(call version_of,openblas) (shared)
   endif
   HAVE_OPENBLAS := $(call has_header,cblas.h,$(BLAS_CFLAGS) -include openblas_config.h)
 endif
@@ -246,7 +246,7 @@ report: ; @: ## Only say what was found
 tests: $(TEST_UNITS) $(TEST_TABLES) ## Build the test programs
 
 fuzzers: $(if $(HAVE_FUZZER),$(FUZZ_TARGETS)) ## Build the fuzzers (clang with libFuzzer; left out without it)
-	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: $(CLANG) with libFuzzer is not installed (Debian package clang)")
+	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: $(CLANG) with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)")
 
 install: $(BUILD)/riverrun ## Copy the program to PREFIX/bin (PREFIX=/usr/local, DESTDIR=)
 	install -d $(DESTDIR)$(PREFIX)/bin

@@ -65,7 +65,7 @@ survey() {
     need build optional 'openmpi-bin libopenmpi-dev' 'one process only' -- has_mpi
     need test required libcmocka-dev '' -- header stddef.h stdarg.h setjmp.h stdint.h cmocka.h
     need test optional 'python3 python3-venv' 'tests written in Python, and the check against transformers, are skipped' -- has_venv
-    need test optional clang 'the fuzzers are skipped' -- has_fuzzer
+    need test optional 'clang libclang-rt-dev' 'the fuzzers are skipped' -- has_fuzzer
 }
 
 # The words before apt-get that make it run as root; fails if there is no way.

@@ -166,7 +166,7 @@ run_fuzzers() {
         [ -e "$source" ] || continue
         fuzzer=$(basename "$source" .c)
         if [ ! -x "$BUILD/fuzz/$fuzzer" ]; then
-            record "$fuzzer" 0 0 1 0 'clang with libFuzzer is not installed (Debian package clang)'
+            record "$fuzzer" 0 0 1 0 'clang with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)'
             continue
         fi
         # What it finds goes to the first directory, the seeds are in the second.
