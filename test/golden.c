@@ -1,0 +1,225 @@
+/* test/golden.c: golden vectors: inputs, results and gradients recorded from public reference implementations, against
+ * the operations that training calls.
+ *
+ *   build/test/golden [--device cpu|cuda] [--precision fp32|fp64|bf16] FILE...
+ *
+ * Prints a line for each tensor: its error and the limit. Exit code 0: all within their limits; 1: some are not, or a
+ * tensor of a file was not compared; 2: bad arguments, an unknown kind of file, a device that is not there.
+ */
+#include "test/golden.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *prefix; /* of the base name */
+    int (*check)(struct golden *g, error *err);
+} kinds[] = {
+    {"hf-mamba2", golden_mamba2},
+    {"op-ssd", golden_ssd},
+};
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+/* --- what the kinds use ------------------------------------------------------------------------- */
+
+const struct safetensors_entry *golden_optional(struct golden *g, const char *name) {
+    for (size_t i = 0; i < safetensors_count(g->file); i++) {
+        const struct safetensors_entry *e = safetensors_at(g->file, i);
+        if (strcmp(e->name, name) != 0) continue;
+        g->used[i] = true;
+        return e;
+    }
+    return NULL;
+}
+
+const struct safetensors_entry *golden_entry(struct golden *g, const char *name, error *err) {
+    const struct safetensors_entry *e = golden_optional(g, name);
+    if (!e) error_input(err, "%s has no tensor %s", g->path, name);
+    return e;
+}
+
+static void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count ? count : 1, size);
+    ASSERT(memory != NULL);
+    return memory;
+}
+
+double *golden_values(const struct safetensors_entry *e) {
+    double *values = allocate(e->count, sizeof *values);
+    safetensors_to_f64(e, 0, e->count, values);
+    return values;
+}
+
+static void report(struct golden *g, const char *name, const char *note, double measure, double limit) {
+    bool good = measure <= limit; /* not a number is not good */
+    double share = isfinite(measure) ? measure / limit : INFINITY;
+    g->compared++;
+    g->failed += !good;
+    if (share >= g->worst) {
+        g->worst = share;
+        snprintf(g->worst_name, sizeof g->worst_name, "%s", name);
+    }
+    printf("%s %-52s %9.2e  limit %.0e%s%s\n", good ? "ok  " : "FAIL", name, measure, limit, *note ? "  " : "", note);
+}
+
+void golden_fail(struct golden *g, const char *name, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    printf("FAIL %-52s ", name);
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+    g->failed++;
+}
+
+void golden_judge(struct golden *g, const char *name, const char *note, const double *got, const double *want,
+                  int64_t count, double limit) {
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(got[i]) || !isfinite(want[i])) difference = INFINITY;
+        difference += (got[i] - want[i]) * (got[i] - want[i]);
+        size += want[i] * want[i];
+    }
+    report(g, name, note, difference == 0 ? 0 : sqrt(difference / size), limit);
+}
+
+/* What the file has under the name, if it has as many values. */
+static double *wanted(struct golden *g, const char *name, int64_t count) {
+    const struct safetensors_entry *e = golden_optional(g, name);
+    if (!e) golden_fail(g, name, "is not in the file");
+    if (!e) return NULL;
+    if (e->count == (uint64_t)count) return golden_values(e);
+    golden_fail(g, name, "has %llu values in the file, %lld were computed", (unsigned long long)e->count,
+                (long long)count);
+    return NULL;
+}
+
+void golden_compare(struct golden *g, const char *name, const char *note, const double *got, int64_t count,
+                    double limit) {
+    double *want = wanted(g, name, count);
+    if (want) golden_judge(g, name, note, got, want, count, limit);
+    free(want);
+}
+
+void golden_compare_each(struct golden *g, const char *name, const double *got, int64_t count, double limit) {
+    double *want = wanted(g, name, count), worst = 0;
+    if (!want) return;
+    for (int64_t i = 0; i < count; i++) {
+        double difference = got[i] == want[i] ? 0 : fabs(got[i] - want[i]) / fabs(want[i]);
+        if (!(difference <= worst)) worst = isfinite(difference) ? difference : INFINITY;
+    }
+    report(g, name, "", worst, limit);
+    free(want);
+}
+
+void golden_upload(struct golden *g, void *to, enum dtype dtype, const double *from, int64_t count) {
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
+    float *single = allocate((size_t)count, sizeof *single);
+    for (int64_t i = 0; i < count; i++) single[i] = (float)from[i];
+    device_write(g->dev, to, dtype == DTYPE_F32 ? (const void *)single : from, (size_t)count * dtype_size(dtype));
+    free(single);
+}
+
+void golden_download(struct golden *g, double *to, const void *from, enum dtype dtype, int64_t count) {
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
+    float *single = allocate((size_t)count, sizeof *single);
+    device_read(g->dev, dtype == DTYPE_F32 ? (void *)single : to, from, (size_t)count * dtype_size(dtype));
+    if (dtype == DTYPE_F32)
+        for (int64_t i = 0; i < count; i++) to[i] = single[i];
+    free(single);
+}
+
+/* --- the program -------------------------------------------------------------------------------- */
+
+static const char *base_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static int kind_of(const char *path, error *err) {
+    const char *base = base_name(path);
+    for (int k = 0; k < KINDS; k++)
+        if (strncmp(base, kinds[k].prefix, strlen(kinds[k].prefix)) == 0) return k;
+    char known[256] = "";
+    for (int k = 0; k < KINDS; k++) {
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", k ? ", " : "", kinds[k].prefix);
+    }
+    return error_input(err, "%s: the base name %s tells no kind of golden file; known are names that begin with %s",
+                       path, base, known);
+}
+
+static int check_file(struct golden *g, int kind, error *err) {
+    TRY(safetensors_open(&g->file, g->path, err));
+    g->used = allocate(safetensors_count(g->file), sizeof *g->used);
+    const char *meta = safetensors_metadata(g->file, "meta");
+    if (!meta) return error_input(err, "%s has no meta in its __metadata__", g->path);
+    TRY(json_read_text(&g->meta, meta, strlen(meta), g->path, err));
+    TRY(kinds[kind].check(g, err));
+    for (size_t i = 0; i < safetensors_count(g->file); i++)
+        if (!g->used[i]) golden_fail(g, safetensors_at(g->file, i)->name, "is in the file but was not compared");
+    return 0;
+}
+
+/* Returns the number of failures, or -1 with *err filled. */
+static int run_file(const char *path, struct device *dev, error *err) {
+    int kind = kind_of(path, err);
+    if (kind < 0) return -1;
+    struct golden g = {.path = path, .base = base_name(path), .dev = dev};
+    printf("%s, %s\n", path, dev->ops->name);
+    int result = check_file(&g, kind, err);
+    if (result == 0)
+        printf("%s: %d compared, %d failed; worst %.3g of its limit (%s)\n", g.base, g.compared, g.failed, g.worst,
+               g.worst_name);
+    json_decref(g.meta);
+    free(g.used);
+    safetensors_close(g.file);
+    return result == 0 ? g.failed : -1;
+}
+
+static int choose(const char *option, const char *value, const char *const *names, int *out, error *err) {
+    for (int i = 0; names[i]; i++) {
+        if (!value || strcmp(names[i], value) != 0) continue;
+        *out = i;
+        return 0;
+    }
+    char list[64] = "";
+    for (int i = 0; names[i]; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
+    return error_input(err, "%s %s: it must be one of %s", option, value ? value : "(nothing)", list);
+}
+
+static int run(int argc, char **argv, error *err) {
+    static const char *const devices[] = {"cpu", "cuda", NULL}, *const precisions[] = {"fp32", "fp64", "bf16", NULL};
+    int device = DEVICE_CPU, precision = PRECISION_F32, first = 1, failed = 0;
+    for (; first < argc && strncmp(argv[first], "--", 2) == 0; first += 2) {
+        if (strcmp(argv[first], "--device") == 0)
+            TRY(choose("--device", argv[first + 1], devices, &device, err));
+        else if (strcmp(argv[first], "--precision") == 0)
+            TRY(choose("--precision", argv[first + 1], precisions, &precision, err));
+        else
+            return error_input(err, "%s is no option; there are --device and --precision", argv[first]);
+    }
+    if (first >= argc)
+        return error_input(err, "usage: golden [--device cpu|cuda] [--precision fp32|fp64|bf16] FILE...");
+    for (int i = first; i < argc; i++)
+        if (kind_of(argv[i], err) < 0) return -1; /* before any of them takes its time */
+    struct device *dev;
+    TRY(device_open(&dev, (enum device_kind)device, (enum precision)precision, err));
+    for (int i = first; i < argc && failed >= 0; i++) {
+        int failures = run_file(argv[i], dev, err);
+        failed = failures < 0 ? -1 : failed + failures;
+    }
+    device_close(dev);
+    return failed;
+}
+
+int main(int argc, char **argv) {
+    error err = {0};
+    int failed = run(argc, argv, &err);
+    if (failed < 0) fprintf(stderr, "golden: %s\n", err.text);
+    return failed < 0 ? error_exit_code(&err) : failed > 0;
+}
