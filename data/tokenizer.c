@@ -183,6 +183,10 @@ static int check_kind(const tokenizer *t, const char *path, error *err) {
     if (!same && !is_bytes(root)) {
         const json_t *model = json_object_get(root, "model");
         const char *type = json_string_value(json_object_get(model, "type"));
+        for (const char *c = type; c && *c; c++) {
+            if ((unsigned char)*c < ' ' || *c == 127) type = NULL; /* would make a mess of the message */
+            if (!type) break;
+        }
         failed =
             error_input(err,
                         "%s is a tokenizer of kind '%.40s' with %zu entries, which this version of riverrun does not "
