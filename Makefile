@@ -231,7 +231,7 @@ $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
 TEST_UNITS    := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(wildcard test/test_*.c)))
-TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c))
+TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c test/logits.c))
 OPS_OBJECTS    := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/ops.c test/ops_*.c)))
 GOLDEN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/golden.c test/golden_*.c)))
 SUPPORT        := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/support*.c)))
@@ -321,6 +321,8 @@ $(BUILD)/test/test_%: $(OBJ)/test/test_%.o $(SUPPORT_LIB) $(LIBRARIES)
 $(BUILD)/test/ops: $(OPS_OBJECTS) $(SUPPORT_LIB) $(call archives,kernels common)
 	$(link_table)
 $(BUILD)/test/golden: $(GOLDEN_OBJECTS) $(SUPPORT_LIB) $(LIBRARIES)
+	$(link_table)
+$(BUILD)/test/logits: $(OBJ)/test/logits.o $(LIBRARIES)
 	$(link_table)
 
 # Fuzzers link everything, unless a line fuzz_NAME_LAYERS here says that less is enough.
