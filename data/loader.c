@@ -32,7 +32,7 @@ struct slot {
     uint64_t number; /* of the batch that is, or was last, filled here; NO_BATCH at first */
     int64_t left;    /* rows not finished */
     int64_t failed_row;
-    error failure; /* of failed_row; kind ERROR_NONE: none */
+    error failure; /* of failed_row; kind ERROR_NONE: none. Final: no batch comes into a slot after a failed one */
 };
 
 struct worker {
@@ -145,7 +145,6 @@ static struct slot *take_run(loader *l, int64_t *first, int64_t *end) {
     if (l->next_row == 0) {
         slot->number = l->handing;
         slot->left = B;
-        slot->failure.kind = ERROR_NONE;
         slot->batch.valid = 0;
         slot->batch.first = l->options.start + l->handing * (uint64_t)l->options.ranks * (uint64_t)B;
     }

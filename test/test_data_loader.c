@@ -221,6 +221,16 @@ static void test_any_number_of_threads(void **state) {
     }
 }
 
+/* Runs of rows so long that each thread works in another block of the mixture. */
+static void test_threads_in_different_blocks(void **state) {
+    struct world *world = *state;
+    struct loader_options o = usual_options();
+    o.T = 1;
+    o.B = 5 * LOADER_BLOCK;
+    o.threads = 5;
+    check_loader(world->corpora, world->sources, 2, &o, 3);
+}
+
 /* Epochs as they come out of the loader, told by the tokens: every sample once, in a new order each time. */
 static void test_epochs_through_the_loader(void **state) {
     struct world *world = *state;
@@ -615,6 +625,7 @@ int main(void) {
         cmocka_unit_test(test_ranks_share_one_stream),
         cmocka_unit_test(test_resume_from_anywhere),
         cmocka_unit_test(test_any_number_of_threads),
+        cmocka_unit_test(test_threads_in_different_blocks),
         cmocka_unit_test(test_epochs_through_the_loader),
         cmocka_unit_test(test_documents_and_masks_by_hand),
         cmocka_unit_test(test_single_sample),
