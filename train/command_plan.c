@@ -22,7 +22,7 @@ struct plan_options {
 
 #define FIELD(name) offsetof(struct plan_options, name)
 static const struct option plan_table[] = {
-    {"memory", OPTION_FLOAT, FIELD(memory), "0", 0, 1e6, "GiB",
+    {"memory", OPTION_FLOAT, FIELD(memory), "0", 0, 1e5, "GiB",
      "Memory of a rank, for the largest batch that fits; 0 = all of this machine's.", NULL},
     {"batch", OPTION_INT, FIELD(batch), "0", 0, 1 << 30, "sequences",
      "Sequences that a rank runs at once; 0 = what the config says.", NULL},
