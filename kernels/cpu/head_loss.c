@@ -64,21 +64,29 @@ static real largest(const real *v, int64_t n) {
     return most;
 }
 
-/* exp(v - most) and its sum; the values are kept only for a gradient. A NaN in v becomes a NaN sum. */
-static real exponentials(real *v, real most, bool keep, int64_t n) {
-    real sum = 0;
-    if (keep) {
+#define SUM_BLOCK 1024
+
+/* exp(v - most) and its sum, blocks of it added up in double because V may be 10^5; the values are kept only for a
+ * gradient. A NaN in v becomes a NaN sum. */
+static double exponentials(real *v, real most, bool keep, int64_t n) {
+    double total = 0;
+    for (int64_t from = 0; from < n; from += SUM_BLOCK) {
+        int64_t to = from + SUM_BLOCK < n ? from + SUM_BLOCK : n;
+        real sum = 0;
+        if (keep) {
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n; i++) {
-            real e = exp_real(v[i] - most);
-            v[i] = e;
-            sum += e;
+            for (int64_t i = from; i < to; i++) {
+                real e = exp_real(v[i] - most);
+                v[i] = e;
+                sum += e;
+            }
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = from; i < to; i++) sum += exp_real(v[i] - most);
         }
-    } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n; i++) sum += exp_real(v[i] - most);
+        total += (double)sum;
     }
-    return sum;
+    return total;
 }
 
 static bool first_largest(const real *v, int64_t target, real most) {
@@ -92,12 +100,11 @@ static bool first_largest(const real *v, int64_t target, real most) {
 static struct loss_sums loss_row(real *logits, int64_t V, int64_t target, double z_loss, bool gradient, double scale) {
     real most = largest(logits, V), at_target = logits[target];
     bool correct = first_largest(logits, target, most);
-    real sum = exponentials(logits, most, gradient, V);
-    double log_sum = log((double)sum), lse = (double)most + log_sum;
+    double sum = exponentials(logits, most, gradient, V), log_sum = log(sum), lse = (double)most + log_sum;
     if (gradient) {
         /* p (1 + z') - 1 at the target, in a form that keeps z' where p is 1. */
-        double z_term = 2 * z_loss * lse, p = (double)logits[target] / (double)sum;
-        real factor = (real)(scale * (1 + z_term) / (double)sum);
+        double z_term = 2 * z_loss * lse, p = (double)logits[target] / sum;
+        real factor = (real)(scale * (1 + z_term) / sum);
 #pragma omp simd
         for (int64_t i = 0; i < V; i++) logits[i] *= factor;
         logits[target] = (real)(scale * (p - 1 + z_term * p));
@@ -145,7 +152,7 @@ void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, te
     const int32_t *target = targets.data;
     for (int64_t r = 0; r < R; r++) ASSERT(target[r] < V);
 
-    struct tile t;
+    struct tile t = {0};
     int64_t capacity = head_tile(R, V);
     carve(&t, scratch, capacity, D, V);
     if (gradient) memset(dx.data, 0, (size_t)(R * D) * sizeof(real));
