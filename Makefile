@@ -27,6 +27,7 @@ CUDA_HOME ?= $(if $(wildcard /usr/local/cuda/bin/nvcc),/usr/local/cuda,$(patsubs
 CUDA_ARCH ?=
 
 comma     := ,
+hash      := \#
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .PHONY: all report tests fuzzers install help deps clean test quickstart
@@ -49,7 +50,7 @@ endif
 ifneq ($(BUILDING),)
 
 # has_header HEADER,FLAGS gives 1 or nothing.
-has_header = $(shell printf '\#include <stddef.h>\n\#include <$(1)>\n' | \
+has_header = $(shell printf '$(hash)include <stddef.h>\n$(hash)include <$(1)>\n' | \
                $(CC) $(CPPFLAGS) $(2) -x c -E - >/dev/null 2>&1 && echo 1)
 version_of = $(or $(shell pkg-config --modversion $(1) 2>/dev/null | head -n 1),found)
 # archive_or_shared NAME gives the path of libNAME.a where there is one (so that the binary can be carried), else -lNAME.
