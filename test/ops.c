@@ -280,8 +280,7 @@ static void case_perf(struct session *s, const struct op_row *row, const int64_t
     printf("%s %s\n", row->name, s->report.case_text);
     print_speed(s, &r, false, time_call(&r, run_call_forward), forward);
     if (row->backward) {
-        run_upload(&r);
-        run_call_forward(&r);
+        run_forward(&r);
         run_backward(&r);
         print_speed(s, &r, true, time_call(&r, run_call_backward), backward);
     }

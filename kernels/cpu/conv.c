@@ -17,7 +17,7 @@
 
 enum {
     TAPS_MAX = 8,
-    CHANNELS = 64,       /* in a block */
+    CHANNELS = 128,       /* in a block */
     TIMES = 128,         /* in a block of forward */
     RING = 8,            /* rows of dc that backward keeps */
     PARALLEL_MIN = 8192, /* elements; fewer are not worth waking threads */
@@ -79,7 +79,7 @@ static inline void convolve(const struct strip *s, const real *const *rows, int6
 
 static void strip_convolve(const struct strip *s, int64_t t, const real **rows, real *out) {
     for (int64_t w = 0; w < s->W; w++) rows[w] = strip_input(s, t - (s->W - 1) + w, t);
-    if (s->W == 4 && s->count == CHANNELS) convolve(s, rows, 4, CHANNELS, out);
+    if (s->W == 4) convolve(s, rows, 4, s->count, out);
     else convolve(s, rows, s->W, s->count, out);
 }
 

@@ -86,15 +86,13 @@ void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd
     real *to_pivot = decay->work; /* exp(cum[m-1] - cum[j]) */
     memset(e, 0, (size_t)((i1 - i0) * columns) * sizeof(real));
     for (int64_t m = i0; m < i1; m += SSD_PIVOT) {
-        real near[SSD_PIVOT]; /* cum from the pivot on */
         int64_t end = ssd_min(m + SSD_PIVOT, i1);
-        for (int64_t i = m; i < end; i++) near[i - m] = (real)(m > 0 ? cum[i] - cum[m - 1] : cum[i]);
         for (int64_t j = j0; j < m; j++) to_pivot[j] = ssd_exp((real)(cum[m - 1] - cum[j]));
         for (int64_t i = m; i < end; i++) {
             if (k->doc && i > i0 && k->doc[i] != k->doc[i - 1]) start = i;
-            real *row = e + (i - i0) * columns - j0, scale = ssd_exp(near[i - m]);
+            real *row = e + (i - i0) * columns - j0, scale = m > j0 ? ssd_exp((real)(cum[i] - cum[m - 1])) : 0;
             for (int64_t j = start; j < m; j++) row[j] = scale * to_pivot[j];
-            for (int64_t j = start > m ? start : m; j <= i; j++) row[j] = ssd_exp(near[i - m] - near[j - m]);
+            for (int64_t j = start > m ? start : m; j <= i; j++) row[j] = ssd_exp((real)(cum[i] - cum[j]));
         }
     }
 }
