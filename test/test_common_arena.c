@@ -142,6 +142,13 @@ static void take_too_much(void) {
     arena_take(&a, 129);
 }
 
+static void take_too_much_in_pieces(void) {
+    error err;
+    arena a;
+    if (arena_open(&a, "small", 1024, NULL, &err) != 0) _exit(3);
+    for (int i = 0; i < 17; i++) arena_take(&a, 64);
+}
+
 static void take_a_negative_size(void) {
     error err;
     arena a;
@@ -157,6 +164,7 @@ static void rewind_forwards(void) {
 static void misuse_aborts(void **state) {
     (void)state;
     assert_int_equal(end_of(take_too_much), SIGABRT);
+    assert_int_equal(end_of(take_too_much_in_pieces), SIGABRT);
     assert_int_equal(end_of(take_a_negative_size), SIGABRT);
     assert_int_equal(end_of(rewind_forwards), SIGABRT);
 }

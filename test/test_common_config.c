@@ -128,7 +128,8 @@ static void whole_numbers(void **state) {
         config_free(c);
     }
     static const char *const bad[] = {"", "x", "1.5", "1e3", "0x10", "1__0", "_1", "1_", "1 k", "64K", "64kk", "--1",
-                                      "9223372036854775808", "-9223372036854775809", "9223372036854775807k"};
+                                      "9223372036854775808", "-9223372036854775809", "9223372036854775807k", "18446744073709551617",
+                                      "-18446744073709551617"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[100], sentence[200];
         snprintf(text, sizeof text, "[train]\nsteps=1\nseed=%s\n", bad[i]);

@@ -72,6 +72,18 @@ static void uniform_moments(void **state) {
     assert_true(low < 1e-4 && high > 1 - 1e-4);
 }
 
+static void normals_are_box_muller_of_the_same_bits(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++) {
+        uint32_t out[4];
+        rng_philox((uint32_t[]){i, 0, key.stream, key.purpose}, (uint32_t[]){(uint32_t)key.seed, 0}, out);
+        double radius = sqrt(-2 * log((out[1] * 0x1p32 + out[0]) * 0x1p-64)); /* to the 53 bits that are used */
+        double angle = (out[3] * 0x1p32 + out[2]) * 0x1p-64 * 2 * M_PI;
+        assert_true(fabs(rng_normal(key, i) - radius * cos(angle)) < 1e-12);
+        assert_true(fabs(rng_uniform(key, i) - (out[1] * 0x1p32 + out[0]) * 0x1p-64) < 1e-15);
+    }
+}
+
 static void normal_moments(void **state) {
     (void)state;
     double moment[5] = {0};
@@ -214,6 +226,7 @@ int main(void) {
         cmocka_unit_test(philox_known_answers),
         cmocka_unit_test(bits_are_keyed_by_every_field),
         cmocka_unit_test(uniform_moments),
+        cmocka_unit_test(normals_are_box_muller_of_the_same_bits),
         cmocka_unit_test(normal_moments),
         cmocka_unit_test(below_is_even),
         cmocka_unit_test(permutation_is_a_bijection),

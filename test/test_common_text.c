@@ -101,6 +101,7 @@ static void reals_read_back(void **state) {
     assert_string_equal(text_real(out, sizeof out, 1), "1");
     assert_string_equal(text_real(out, sizeof out, 0.1 + 0.2), "0.30000000000000004");
     assert_int_equal(text_real_digits(0.5), 1);
+    assert_int_equal(text_real_digits(0.1 + 0.7), 16);
     assert_int_equal(text_real_digits(0.1 + 0.2), 17);
     double values[] = {1.0 / 3, 2e-308, 5e-324, 1.7976931348623157e308, -123456.789, 0x1p53 + 2};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {

@@ -1,0 +1,104 @@
+#!/bin/sh
+# test_build_probes.sh: what the Makefile says about the machine is what the machine has. Parts are taken away by a
+# compiler that hides headers, and a CUDA toolkit with GPUs is put there by scripts that only answer questions.
+set -u
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+make=${RIVERRUN_MAKE:-make}
+MAKEFLAGS='' failures=0
+export MAKEFLAGS
+real=$(command -v cc || command -v gcc)
+
+mkdir -p "$work/bin" "$work/cuda/bin" "$work/cuda/include" "$work/cuda/lib64"
+cat >"$work/bin/hiding-cc" <<END
+#!/bin/sh
+# A probe comes through standard input; everything else goes straight on.
+case " \$* " in
+*' - '*) ;;
+*) exec $real "\$@" ;;
+esac
+input=\$(cat)
+for header in \${HIDE:-}; do
+    case \$input in *"<\$header>"*) exit 1 ;; esac
+done
+printf '%s\n' "\$input" | $real "\$@"
+END
+cat >"$work/cuda/bin/nvcc" <<'END'
+#!/bin/sh
+echo 'Cuda compilation tools, release 12.4, V12.4.131'
+END
+cat >"$work/bin/nvidia-smi" <<'END'
+#!/bin/sh
+[ -n "${CAPS:-}" ] || exit 9
+for cap in $CAPS; do echo "$cap"; done
+END
+echo '#define HERE' >"$work/cuda/include/nccl.h"
+chmod +x "$work/bin/hiding-cc" "$work/bin/nvidia-smi" "$work/cuda/bin/nvcc"
+PATH=$work/bin:$PATH
+export PATH
+
+# report WORDS...: what `make report` says, in $out, its exit code in $code.
+report() {
+    out=$("$make" --no-print-directory report BUILD="$work/build" CC=hiding-cc "$@" 2>&1)
+    code=$?
+}
+# expect WHAT PATTERN: a line of the report must match.
+expect() {
+    printf '%s\n' "$out" | grep -Eq -- "$2" && return 0
+    echo "$1: no line matches '$2' in"
+    printf '%s\n' "$out"
+    failures=$((failures + 1))
+}
+
+HIDE='' CAPS=''
+export HIDE CAPS
+report CUDA=0
+expect 'everything there' '^  libraries .*zstd .*xxhash .*jansson .*inih .*z '
+expect 'the compiler' '^  compiler .*-march=native'
+expect 'CUDA=0' '^  CUDA +left out by CUDA=0'
+report CUDA=0 OPENBLAS=0 OPENMP=0 MPI=0
+for part in OpenBLAS:OPENBLAS OpenMP:OPENMP MPI:MPI; do
+    expect "${part#*:}=0" "^  ${part%:*} +left out by ${part#*:}=0"
+done
+
+for pair in cblas.h:OpenBLAS omp.h:OpenMP mpi.h:MPI; do
+    HIDE=${pair%:*}
+    report CUDA=0
+    expect "without $HIDE" "^  ${pair#*:} +not found"
+    [ "$code" = 0 ] || { echo "without $HIDE: report fails" && failures=$((failures + 1)); }
+done
+for pair in zstd.h:libzstd-dev xxhash.h:libxxhash-dev jansson.h:libjansson-dev ini.h:libinih-dev zlib.h:zlib1g-dev; do
+    HIDE=${pair%:*}
+    report CUDA=0
+    expect "without $HIDE" "install the Debian package.* ${pair#*:}: .make deps. does it"
+    [ "$code" != 0 ] || { echo "without $HIDE: report succeeds" && failures=$((failures + 1)); }
+done
+
+HIDE='cudnn.h'
+cuda="CUDA_HOME=$work/cuda CUDA_SOURCES=kernels/cuda/x.cu"
+# shellcheck disable=SC2086  # two words
+{
+    report $cuda
+    expect 'no GPU' '^  CUDA +12\.4 in .*, for sm_80 sm_90a and compute_80 PTX '
+    expect 'NCCL' '^  NCCL +found '
+    expect 'no cuDNN' '^  cuDNN +not found'
+    CAPS='8.6 9.0 8.6'
+    report $cuda
+    expect 'own GPUs' '^  CUDA +12\.4 in .*, for sm_86 sm_90a +\['
+    report $cuda CUDA_ARCH='sm_80,100a'
+    expect 'asked for' '^  CUDA +12\.4 in .*, for sm_80 sm_100a +\['
+    report $cuda NCCL=0
+    expect 'NCCL=0' '^  NCCL +left out by NCCL=0'
+}
+report CUDA_HOME="$work/nothing"
+expect 'no CUDA' '^  CUDA +not found'
+
+# The flags file changes when a switch does, and only then: everything compiled depends on it.
+report CUDA=0
+first=$(stat -c %Y%y%s "$work/build/flags")
+report CUDA=0
+[ "$first" = "$(stat -c %Y%y%s "$work/build/flags")" ] || { echo 'the same switches change flags' && failures=$((failures + 1)); }
+report CUDA=0 OPENBLAS=0
+[ "$first" = "$(stat -c %Y%y%s "$work/build/flags")" ] && echo 'another switch leaves flags as they are' && failures=$((failures + 1))
+
+[ "$failures" = 0 ]
