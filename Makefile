@@ -232,10 +232,13 @@ $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
 TEST_UNITS    := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(wildcard test/test_*.c)))
-TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c test/logits.c))
+TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c))
 OPS_OBJECTS    := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/ops.c test/ops_*.c)))
 GOLDEN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/golden.c test/golden_*.c)))
 SUPPORT        := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/support*.c)))
+# What is left in test/ are programs that scripts call.
+TEST_TOOLS     := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(filter-out test/test_% test/ops.c test/ops_% \
+                    test/golden.c test/golden_% test/support%,$(wildcard test/*.c))))
 FUZZ_TARGETS   := $(patsubst test/fuzz/%.c,$(BUILD)/fuzz/%,$(sort $(wildcard test/fuzz/fuzz_*.c)))
 
 # ---- targets -------------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ all: $(BUILD)/riverrun ## Build the program (the default); says first what it fo
 
 report: ; @: ## Only say what was found
 
-tests: $(TEST_UNITS) $(TEST_TABLES) ## Build the test programs
+tests: $(TEST_UNITS) $(TEST_TABLES) $(TEST_TOOLS) ## Build the test programs
 
 fuzzers: $(if $(HAVE_FUZZER),$(FUZZ_TARGETS)) ## Build the fuzzers (clang with libFuzzer; left out without it)
 	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: $(CLANG) with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)")
@@ -323,7 +326,7 @@ $(BUILD)/test/ops: $(OPS_OBJECTS) $(SUPPORT_LIB) $(call archives,kernels common)
 	$(link_table)
 $(BUILD)/test/golden: $(GOLDEN_OBJECTS) $(SUPPORT_LIB) $(LIBRARIES)
 	$(link_table)
-$(BUILD)/test/logits: $(OBJ)/test/logits.o $(LIBRARIES)
+$(TEST_TOOLS): $(BUILD)/test/%: $(OBJ)/test/%.o $(SUPPORT_LIB) $(LIBRARIES)
 	$(link_table)
 
 # Fuzzers link everything, unless a line fuzz_NAME_LAYERS here says that less is enough.

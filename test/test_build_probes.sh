@@ -17,11 +17,11 @@ case " \$* " in
 *' - '*) ;;
 *) exec $real "\$@" ;;
 esac
-input=\$(cat)
+output=\$($real "\$@") || exit
 for header in \${HIDE:-}; do
-    case \$input in *"<\$header>"*) exit 1 ;; esac
+    # The line markers name every file that was really included.
+    case \$output in *"/\$header\""*) exit 1 ;; esac
 done
-printf '%s\n' "\$input" | $real "\$@"
 END
 cat >"$work/cuda/bin/nvcc" <<'END'
 #!/bin/sh
