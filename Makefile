@@ -161,8 +161,10 @@ FEATURES := $(if $(HAVE_OPENBLAS),-DRIVERRUN_OPENBLAS $(BLAS_CFLAGS)) $(if $(HAV
             $(if $(HAVE_MPI),-DRIVERRUN_MPI $(MPI_CFLAGS)) \
             $(if $(HAVE_CUDA),-DRIVERRUN_CUDA -I$(CUDA_HOME)/include \
               $(if $(HAVE_NCCL),-DRIVERRUN_NCCL) $(if $(HAVE_CUDNN),-DRIVERRUN_CUDNN))
-# Without OpenMP its simd pragmas still count: they let loops that reduce vectorise.
-OMP_FLAG := $(if $(HAVE_OPENMP),-fopenmp,-fopenmp-simd)
+# Without OpenMP its simd pragmas still count: they let loops that reduce vectorise. What only its other pragmas use is then
+# unused.
+NO_OPENMP := -fopenmp-simd -Wno-unused-variable
+OMP_FLAG  := $(if $(HAVE_OPENMP),-fopenmp,$(NO_OPENMP))
 ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
 
 CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcublasLt -lcublas \
@@ -176,7 +178,7 @@ NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(D
 
 # Fuzzers are built by clang with its sanitizers, from the same sources without the optional parts.
 FUZZ_SAN    := -fsanitize=address,undefined -fno-sanitize-recover=all
-FUZZ_CFLAGS := $(BASE_CFLAGS) -O1 -g -fno-omit-frame-pointer $(FUZZ_SAN) -DRIVERRUN_DEBUG $(CPPFLAGS)
+FUZZ_CFLAGS := $(BASE_CFLAGS) -O1 -g -fno-omit-frame-pointer $(FUZZ_SAN) $(NO_OPENMP) -DRIVERRUN_DEBUG $(CPPFLAGS)
 
 # ---- the flags and the version, kept in files that change only when they do ------------------------------------------
 
@@ -330,7 +332,9 @@ $(TEST_TOOLS): $(BUILD)/test/%: $(OBJ)/test/%.o $(SUPPORT_LIB) $(LIBRARIES)
 	$(link_table)
 
 # Fuzzers link everything, unless a line fuzz_NAME_LAYERS here says that less is enough.
-fuzz_config_LAYERS := common
+fuzz_config_LAYERS      := common
+fuzz_safetensors_LAYERS := common
+fuzz_shard_LAYERS       := data common
 define fuzzer
 $(BUILD)/fuzz/$(1): $(BUILD)/fuzz/obj/test/fuzz/$(1).o $(patsubst %,$(BUILD)/fuzz/lib%.a,$(or $($(1)_LAYERS),$(LAYERS)))
 	@echo "  LINK $$@"
