@@ -76,6 +76,15 @@ void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const s
     decay->whole = k->open ? ssd_exp((real)sum) : 0;
 }
 
+/* `count` columns of row i of e, where row and cum start at the pivot and i and `start` are counted from it: 0 before
+ * `start` and behind i. Whole vectors with a mask are faster here than loops of changing length. */
+static inline void near_columns(real *row, const double *cum, int64_t start, int64_t i, int64_t count) {
+    for (int64_t j = 0; j < count; j++) {
+        real e = ssd_exp((real)(cum[i] - cum[j]));
+        row[j] = j >= start && j <= i ? e : 0;
+    }
+}
+
 /* SSD_PIVOT rows share the pivot m, the first of them: for columns before it exp(cum[i] - cum[j]) is the product of
  * exp(cum[i] - cum[m-1]) and exp(cum[m-1] - cum[j]), both at most 1, so that the number of exponentials grows with the
  * sides of the tile and not with its area. Columns from m on are computed one by one. */
@@ -84,15 +93,19 @@ void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd
     const double *cum = decay->cum;
     int64_t columns = i1 - j0, start = j0;
     real *to_pivot = decay->work; /* exp(cum[m-1] - cum[j]) */
-    memset(e, 0, (size_t)((i1 - i0) * columns) * sizeof(real));
     for (int64_t m = i0; m < i1; m += SSD_PIVOT) {
         int64_t end = ssd_min(m + SSD_PIVOT, i1);
+        real from_pivot[SSD_PIVOT]; /* exp(cum[i] - cum[m-1]) */
+        for (int64_t i = m; m > j0 && i < end; i++) from_pivot[i - m] = ssd_exp((real)(cum[i] - cum[m - 1]));
         for (int64_t j = j0; j < m; j++) to_pivot[j] = ssd_exp((real)(cum[m - 1] - cum[j]));
         for (int64_t i = m; i < end; i++) {
             if (k->doc && i > i0 && k->doc[i] != k->doc[i - 1]) start = i;
-            real *row = e + (i - i0) * columns - j0, scale = m > j0 ? ssd_exp((real)(cum[i] - cum[m - 1])) : 0;
-            for (int64_t j = start; j < m; j++) row[j] = scale * to_pivot[j];
-            for (int64_t j = start > m ? start : m; j <= i; j++) row[j] = ssd_exp((real)(cum[i] - cum[j]));
+            real *row = e + (i - i0) * columns - j0;
+            for (int64_t j = j0; j < ssd_min(start, m); j++) row[j] = 0;
+            for (int64_t j = start; j < m; j++) row[j] = from_pivot[i - m] * to_pivot[j];
+            if (end - m == SSD_PIVOT) near_columns(row + m, cum + m, start - m, i - m, SSD_PIVOT);
+            else near_columns(row + m, cum + m, start - m, i - m, end - m);
+            for (int64_t j = end; j < i1; j++) row[j] = 0;
         }
     }
 }
@@ -204,7 +217,8 @@ static void tile_weights(real *weights, const real *cb, const struct ssd_decay *
     const real *dt = decay->dt + j0;
     OP(ssd_tile_decay)(weights, decay, k, i0, i1, j0);
     for (int64_t i = i0; i < i1; i++, weights += columns, cb += columns) {
-        for (int64_t j = 0; j <= i - j0; j++) weights[j] *= cb[j] * dt[j];
+        int64_t end = ssd_whole(i + 1 - j0, columns);
+        for (int64_t j = 0; j < end; j++) weights[j] *= cb[j] * dt[j];
         weights[i - j0] += d;
     }
 }

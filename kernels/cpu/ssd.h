@@ -99,6 +99,11 @@ static inline int64_t ssd_min(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* `count` rounded up to whole vectors, at most `limit`: for loops over rows whose end holds zeros anyway. */
+static inline int64_t ssd_whole(int64_t count, int64_t limit) {
+    return ssd_min((count + SSD_PIVOT - 1) / SSD_PIVOT * SSD_PIVOT, limit);
+}
+
 /* The calling thread's place in a parallel region, and how many threads a region gets: at most one an item, and only
  * one if all of it is small (size: multiply-adds), because waking threads costs some microseconds. */
 #ifdef RIVERRUN_OPENMP

@@ -205,6 +205,15 @@ static void through_entering(const struct backward *w, const struct slot *t, con
     }
 }
 
+/* The sum over the first `count` of `limit` elements; the last ones by a mask, in whole vectors. */
+static real dot_before(const real *a, const real *b, int64_t count, int64_t limit) {
+    int64_t whole = count / SSD_PIVOT * SSD_PIVOT, end = ssd_min(whole + SSD_PIVOT, limit);
+    real sum = dot(a, b, whole), rest = 0;
+#pragma omp simd reduction(+ : rest)
+    for (int64_t i = whole; i < end; i++) rest += i < count ? a[i] * b[i] : 0;
+    return sum + rest;
+}
+
 /* The rows i0..i1-1, from the last to the first, of the L x L matrices of one head; columns start at j0. `weights` is
  * the matrix that took x to y, the gradient of c b^T is added to dcb, and flow and across go on. Columns of other
  * documents have decay 0, so their part of flow and across is 0. */
@@ -217,8 +226,9 @@ static real tile_rows(const struct slot *t, const struct head_slot *s, const str
     for (int64_t i = i1 - 1; i >= i0; i--) {
         const real *cb = t->cb + (i - i0) * columns, *w = t->w + (i - i0) * columns;
         real *dcb = t->dcb + (i - i0) * columns, *weights = t->weights + (i - i0) * columns;
+        int64_t end = ssd_whole(i + 1 - j0, columns);
 #pragma omp simd
-        for (int64_t j = 0; j <= i - j0; j++) {
+        for (int64_t j = 0; j < end; j++) {
             real e = weights[j];
             flow[j] += w[j] * cb[j] * e;
             dcb[j] += w[j] * e * dt[j];
@@ -226,7 +236,7 @@ static real tile_rows(const struct slot *t, const struct head_slot *s, const str
         }
         weights[i - j0] += d;
         skip += w[i - j0];
-        s->across[i] = dot(flow, dt, i - j0);
+        s->across[i] = dot_before(flow, dt, i - j0, columns);
     }
     return skip;
 }
