@@ -1,0 +1,67 @@
+#!/bin/sh
+# test_transformers.sh: transformers and riverrun see the same model. What riverrun trained is opened by transformers, from the
+# checkpoint itself and from exports; what transformers saved is imported, trained for a step and opened there again.
+# Skipped (77) where the Python environment can't be had; the last line says why.
+set -u
+BUILD=${BUILD:-build}
+RIVERRUN=${RIVERRUN:-$BUILD/riverrun}
+python=$(sh scripts/make_venv.sh)
+code=$?
+echo "$python"
+[ $code = 0 ] || exit $code
+python=$(echo "$python" | tail -n 1)
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/transformers.XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+must() {
+    "$@" && return 0
+    echo "FAIL  exit code $? from: $*"
+    exit 1
+}
+
+cat >"$work/small.ini" <<TXT
+[model]
+d_model = 48
+pattern = m*3
+[block.m]
+mixer = mamba2
+d_state = 24
+head_dim = 16
+[train]
+steps = 4
+batch = 4
+[data]
+seq_len = 64
+[optimizer]
+lr = 0.02
+TXT
+must "$RIVERRUN" tokenize --out "$work/data" Makefile common
+
+echo "== trained by riverrun, and exported"
+must "$RIVERRUN" train "$work/small.ini" train.out="$work/run" data.train="$work/data"
+must "$RIVERRUN" export "$work/run" --out "$work/f32"
+must "$RIVERRUN" export "$work/run" --out "$work/bf16" --dtype bf16
+must "$RIVERRUN" export "$work/run" --out "$work/bf16-all" --dtype bf16 --dtype-all
+# Every key of config.json that has a say, away from its usual value.
+must "$RIVERRUN" train "$work/small.ini" train.out="$work/unusual" data.train="$work/data" model.tie_embeddings=false \
+    model.norm_eps=0.01 model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=4 block.m.head_dim=32 block.m.dt_limit_min=0.01
+set -- "$work/run/latest" "$work/unusual/latest" "$work/f32" "$work/bf16" "$work/bf16-all"
+
+echo "== made by transformers, and imported"
+must "$python" scripts/random_transformers_model.py "$work/hf"
+for kind in untied tied bf16 sharded limited; do
+    must "$RIVERRUN" import "$work/hf/$kind" --tokenizer bytes --out "$work/import-$kind"
+    set -- "$@" "$work/hf/$kind=$work/import-$kind"
+done
+
+echo "== imported, and trained further"
+must "$RIVERRUN" train "$work/small.ini" train.out="$work/further" data.train="$work/data" model.tie_embeddings=false \
+    train.init="$work/import-sharded"
+if cmp -s "$work/further/latest/model.safetensors" "$work/import-sharded/model.safetensors"; then
+    echo "FAIL  training left the weights as they were"
+    exit 1
+fi
+
+echo "== compared"
+must "$python" scripts/check_transformers.py --riverrun "$RIVERRUN" "$@" "$work/further/latest"
