@@ -318,6 +318,46 @@ static void test_masks(void **state) {
     lm_close(&lm);
 }
 
+/* The sums are what the logits say: loss, z term, number of targets, and how many are the largest logit. */
+static void test_sums(void **state) {
+    (void)state;
+    const int64_t B = 2, T = 21;
+    struct lm lm;
+    lm_open(&lm, models[1], PRECISION_F64, MODEL_INFER, B, T);
+    struct tokens t = tokens_draw(B, T, VOCAB, 14);
+    lm_set(&lm, &t, true);
+    model_zero_sums(lm.m);
+    model_forward(lm.m, NULL, NULL, false);
+    double *logits = lm_read_logits(&lm, 0, B * T), nll = 0, z = 0, valid = 0, correct = 0;
+    for (int64_t i = 0; i < B * T; i++) {
+        const double *row = logits + i * lm.mc->rows;
+        int64_t best = 0;
+        double sum = 0;
+        for (int64_t v = 0; v < lm.mc->rows; v++) { /* padding rows take part */
+            sum += exp(row[v]);
+            if (row[v] > row[best]) best = v;
+        }
+        if (i % 3 == 0) t.targets[i] = (int32_t)best < VOCAB ? (int32_t)best : -1;
+        if (t.targets[i] < 0) continue;
+        nll += log(sum) - row[t.targets[i]];
+        z += 0.25 * log(sum) * log(sum);
+        valid++;
+        correct += t.targets[i] == best;
+    }
+    lm_set(&lm, &t, true);
+    model_forward(lm.m, NULL, NULL, false);
+    for (int twice = 1; twice <= 2; twice++) { /* they add up until they are zeroed */
+        struct loss_sums sums;
+        model_loss(lm.m, NULL, false, 1, 0.25);
+        model_read_sums(lm.m, &sums);
+        assert_true(fabs(sums.nll / (twice * nll) - 1) < 1e-13 && fabs(sums.z / (twice * z) - 1) < 1e-13);
+        assert_true(sums.valid == twice * valid && sums.correct == twice * correct && correct > 0);
+    }
+    free(logits);
+    tokens_free(&t);
+    lm_close(&lm);
+}
+
 /* --- gradients over several calls --------------------------------------------------------------- */
 
 static void test_accumulate(void **state) {
@@ -468,6 +508,26 @@ static void test_plan(void **state) {
     }
 }
 
+/* A large vocabulary over small layers: the head is what needs most scratch. */
+static void test_wide_head(void **state) {
+    (void)state;
+    const int64_t B = 2, T = 20;
+    for (int mode = 0; mode < 2; mode++) {
+        struct lm lm;
+        lm_open(&lm,
+                "[model]\nd_model = 4\nvocab_size = 4000\npattern = m\n[block.m]\nmixer = mamba2\nhead_dim = 4\n"
+                "d_state = 2\nchunk = 2\n",
+                PRECISION_F32, mode ? MODEL_TRAIN : MODEL_INFER, B, T);
+        struct tokens t = tokens_draw(B, T, 4000, 1);
+        double losses[40];
+        struct loss_sums sums = lm_loss(&lm, &t, true, losses), again = sums;
+        if (mode) again = lm_grads(&lm, &t, true, 1, 0);
+        assert_true(isfinite(sums.nll) && again.nll == sums.nll);
+        tokens_free(&t);
+        lm_close(&lm);
+    }
+}
+
 /* Sizes that no machine holds are refused before anything is allocated or overflows. */
 static void test_absurd_batch(void **state) {
     (void)state;
@@ -492,7 +552,7 @@ int main(void) {
         cmocka_unit_test(test_state_reset), cmocka_unit_test(test_causal),  cmocka_unit_test(test_rows),
         cmocka_unit_test(test_masks),      cmocka_unit_test(test_accumulate), cmocka_unit_test(test_buckets),
         cmocka_unit_test(test_float),      cmocka_unit_test(test_repeats), cmocka_unit_test(test_plan),
-        cmocka_unit_test(test_absurd_batch),
+        cmocka_unit_test(test_absurd_batch), cmocka_unit_test(test_sums), cmocka_unit_test(test_wide_head),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
