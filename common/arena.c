@@ -1,7 +1,7 @@
-/* arena.c: carves one block of memory in order, as arena.h describes. Owns the block; the allocator that made it frees it.
+/* arena.c: carves one block of memory in order, as arena.h describes. Owns the block.
  *
- * Under AddressSanitizer everything not handed out is poisoned, and a gap of one cache line follows every piece, so that
- * a write past a piece or into a piece given back stops at once. Debug builds on host memory also fill what
+ * Under AddressSanitizer everything not handed out is poisoned, and a gap of one cache line follows every piece, so
+ * that a write past a piece or into a piece given back stops at once. Debug builds on host memory also fill what
  * arena_rewind gives back with 0xFF bytes (a NaN in every float format), so that nobody lives on stale contents.
  */
 #include "common/arena.h"
@@ -61,7 +61,8 @@ int arena_open(arena *a, const char *name, size_t capacity, const struct arena_m
     *a = (arena){.name = name, .memory = memory ? memory : &host_memory};
     size_t size = capacity ? align_up(capacity) : ARENA_ALIGN;
     a->base = size == SIZE_MAX ? NULL : a->memory->allocate(a->memory->self, size);
-    if (!a->base) return error_system(err, "cannot allocate %zu bytes (%.2f GiB) for %s", capacity, capacity / 0x1p30, name);
+    if (!a->base)
+        return error_system(err, "cannot allocate %zu bytes (%.2f GiB) for %s", capacity, capacity / 0x1p30, name);
     a->capacity = size;
     if (on_host(a)) poison(a->base, a->capacity);
     return 0;

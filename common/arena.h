@@ -1,8 +1,8 @@
 /* arena.h: one block of memory per lifetime, carved in order.
  *
- * The same carving code runs twice: first on an arena opened with arena_measure(), which hands out NULL and only counts,
- * then on one opened with arena_open() of the counted size. So a plan (`riverrun plan`) and the real run can't disagree,
- * and sizes are known before anything is allocated. After start-up nothing is allocated.
+ * The same carving code runs twice: first on an arena opened with arena_measure(), which hands out NULL and only
+ * counts, then on one opened with arena_open() of the counted size. So a plan (`riverrun plan`) and the real run can't
+ * disagree, and sizes are known before anything is allocated. After start-up nothing is allocated.
  *
  * Every piece starts on a 64-byte boundary (a cache line, an AVX-512 vector, and what BLAS likes). The memory comes
  * zeroed. The allocator is a pair of functions, so that a device can supply its own memory; NULL means host memory.
@@ -16,7 +16,7 @@
 
 #define ARENA_ALIGN 64
 
-struct arena_memory {                         /* where an arena's block comes from */
+struct arena_memory {                           /* where an arena's block comes from */
     void *(*allocate)(void *self, size_t size); /* zeroed, ARENA_ALIGN-aligned; NULL when there is none */
     void (*release)(void *self, void *block);
     void *self;
@@ -41,8 +41,8 @@ void arena_close(arena *a);
 /* The next `size` bytes (NULL while measuring). Taking more than the capacity is a programmer error. */
 void *arena_take(arena *a, size_t size);
 
-/* Stack discipline for scratch and for regions that are reused: remember `used`, go back to it. What is taken again after
- * a rewind holds whatever was left there (NaN in debug builds), not zeros. */
+/* Stack discipline for scratch and for regions that are reused: remember `used`, go back to it. What is taken again
+ * after a rewind holds whatever was left there (NaN in debug builds), not zeros. */
 size_t arena_mark(const arena *a);
 void arena_rewind(arena *a, size_t mark);
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- binding ------------------------------------------------------------------------------------------------------------ */
+/* ---- binding ---------------------------------------------------------------------------------------------------- */
 
 static struct config_binding *find_binding(const config *c, const char *section, const char *key) {
     for (size_t i = 0; i < c->binding_count; i++) {
@@ -73,7 +73,7 @@ bool config_has(const config *c, const char *section, const char *key) {
     return config_find(c, section, key) != NULL;
 }
 
-/* ---- what nobody bound ---------------------------------------------------------------------------------------------------- */
+/* ---- what nobody bound ------------------------------------------------------------------------------------------ */
 
 /* The bound sections or, with `section` given, the bound keys of that one; NULL-terminated, to be freed. */
 static const char **known_names(const config *c, const char *section) {
@@ -83,13 +83,15 @@ static const char **known_names(const config *c, const char *section) {
         const struct config_binding *b = &c->bindings[i];
         bool repeated = false;
         for (size_t k = 0; !section && k < count; k++) repeated |= strcmp(names[k], b->section) == 0;
-        if (section ? strcmp(b->section, section) == 0 : !repeated) names[count++] = section ? b->option->key : b->section;
+        if (section ? strcmp(b->section, section) == 0 : !repeated)
+            names[count++] = section ? b->option->key : b->section;
     }
     return names;
 }
 
 /* A hint behind the sentence about an unknown name: the nearest known one, or the list of them. */
-static void hint(char *out, size_t size, const char *word, const char *const *names, const char *before, const char *after) {
+static void hint(char *out, size_t size, const char *word, const char *const *names, const char *before,
+                 const char *after) {
     const char *nearest = text_nearest(word, names);
     size_t used = 0;
     if (nearest) {
@@ -118,8 +120,10 @@ static int unknown_key(const config *c, const struct config_entry *e, error *err
         if (strcmp(c->bindings[i].option->key, e->key) == 0) elsewhere = c->bindings[i].section;
     }
     const char **names = known_names(c, e->section);
-    if (elsewhere) snprintf(more, sizeof more, "; it belongs to [%s]", elsewhere);
-    else if (names) hint(more, sizeof more, e->key, names, "", "");
+    if (elsewhere)
+        snprintf(more, sizeof more, "; it belongs to [%s]", elsewhere);
+    else if (names)
+        hint(more, sizeof more, e->key, names, "", "");
     free(names);
     config_place(c, e, place);
     return error_input(err, "%s: [%s] has no option %s%s", place, e->section, e->key, more);
@@ -136,7 +140,7 @@ int config_finish(config *c, error *err) {
     return 0;
 }
 
-/* ---- the effective config ------------------------------------------------------------------------------------------------- */
+/* ---- the effective config --------------------------------------------------------------------------------------- */
 
 static bool section_printed_before(const config *c, size_t binding) {
     for (size_t i = 0; i < binding; i++) {
@@ -145,7 +149,7 @@ static bool section_printed_before(const config *c, size_t binding) {
     return false;
 }
 
-/* A section that holds no option at all is still part of the config: `[block.m]` alone may say that there is a block m. */
+/* A section without options is still part of the config: `[block.m]` alone may say that there is a block m. */
 static bool section_has_options(const config *c, const char *name) {
     for (size_t i = 0; i < c->binding_count; i++) {
         if (strcmp(c->bindings[i].section, name) == 0) return true;

@@ -51,12 +51,12 @@ void config_free(config *c);                                        /* NULL is f
 /* Set, from a program, a value that neither file nor command line gave (what import derives from config.json). */
 int config_set(config *c, const char *section, const char *key, const char *value, error *err);
 
-/* Fill the struct at `out` from `section` by `table`; defaults where the config is silent. The same section may be bound
- * by several tables (common block options, then the mixer's). Messages name file, line, section and key. */
+/* Fill the struct at `out` from `section` by `table`; defaults where the config is silent. The same section may be
+ * bound by several tables (common block options, then the mixer's). Messages name file, line, section and key. */
 int config_bind(config *c, const char *section, const struct option *table, void *out, error *err);
 
-/* Names of the sections that start with `prefix` ("block."), in order of first appearance. Returned strings live as long
- * as the config. Returns the count; `names` may be NULL to ask for it. */
+/* Names of the sections that start with `prefix` ("block."), in order of first appearance. Returned strings live as
+ * long as the config. Returns the count; `names` may be NULL to ask for it. */
 size_t config_sections(const config *c, const char *prefix, const char **names, size_t max);
 bool config_has(const config *c, const char *section, const char *key);
 

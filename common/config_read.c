@@ -1,10 +1,10 @@
 /* config_read.c: config files and overrides to a list of given keys. config.c looks them up.
  *
- * inih splits sections, keys and values; the reader that feeds it keeps it from being lenient. inih sees a line through a
- * buffer of fixed size (200 bytes in Debian), cuts section names at 49 bytes, takes an indented line for the continuation
- * of the value above, `:` for `=`, and passes duplicates on. So the reader checks each line of the file first, and
- * hands a value over in pieces that fit: the first behind its key, the others as continuation lines. Each piece stands
- * between two '|' so that inih trims nothing off it; the handler takes them away and joins the pieces.
+ * inih splits sections, keys and values; the reader that feeds it keeps it from being lenient. inih sees a line through
+ * a buffer of fixed size (200 bytes in Debian), cuts section names at 49 bytes, takes an indented line for the
+ * continuation of the value above, `:` for `=`, and passes duplicates on. So the reader checks each line of the file
+ * first, and hands a value over in pieces that fit: the first behind its key, the others as continuation lines. Each
+ * piece stands between two '|' so that inih trims nothing off it; the handler takes them away and joins the pieces.
  */
 #include "common/config_internal.h"
 
@@ -36,7 +36,7 @@ struct span {
     size_t size;
 };
 
-/* ---- the lists -------------------------------------------------------------------------------------------------------- */
+/* ---- the lists -------------------------------------------------------------------------------------------------- */
 
 void *config_grow(void *array, size_t count, size_t *capacity, size_t element, error *err) {
     if (count < *capacity) return array;
@@ -98,7 +98,8 @@ void config_place(const config *c, const struct config_entry *e, char out[CONFIG
     const char *more = strlen(e->value) > 100 ? "..." : "";
     switch (e->origin) {
     case CONFIG_FILE:
-        snprintf(out, CONFIG_PLACE, "%.120s:%ld: [%s] %s = %.100s%s", c->name, e->line, e->section, e->key, e->value, more);
+        snprintf(out, CONFIG_PLACE, "%.120s:%ld: [%s] %s = %.100s%s", c->name, e->line, e->section, e->key, e->value,
+                 more);
         return;
     case CONFIG_COMMAND_LINE:
         snprintf(out, CONFIG_PLACE, "command line: %s.%s=%.100s%s", e->section, e->key, e->value, more);
@@ -109,7 +110,7 @@ void config_place(const config *c, const struct config_entry *e, char out[CONFIG
     }
 }
 
-/* ---- what a line may hold ----------------------------------------------------------------------------------------------- */
+/* ---- what a line may hold --------------------------------------------------------------------------------------- */
 
 static bool is_blank(char c) {
     return c == ' ' || c == '\t' || c == '\r';
@@ -154,7 +155,7 @@ static void copy_name(char out[LIMIT_CONFIG_NAME + 1], struct span name) {
     out[name.size] = 0;
 }
 
-/* ---- the reader that feeds inih --------------------------------------------------------------------------------------- */
+/* ---- the reader that feeds inih --------------------------------------------------------------------------------- */
 
 /* The next line without its end; false at the end of the text. */
 static bool take_line(struct reading *r, struct span *line) {
@@ -194,12 +195,12 @@ static int read_key(struct reading *r, struct span line) {
     }
     struct span key = trim((struct span){line.at, (size_t)(equals - line.at)});
     if (!is_name(key, false)) {
-        return error_input(r->err, "%s:%ld: '%.*s' does not begin with a key: up to %d letters, digits, '_' and '-'", name,
-                           r->line, shown, line.at, LIMIT_CONFIG_NAME);
+        return error_input(r->err, "%s:%ld: '%.*s' does not begin with a key: up to %d letters, digits, '_' and '-'",
+                           name, r->line, shown, line.at, LIMIT_CONFIG_NAME);
     }
     if (!r->has_section) {
-        return error_input(r->err, "%s:%ld: '%.*s' stands before the first [section], it must stand in one", name, r->line,
-                           shown, line.at);
+        return error_input(r->err, "%s:%ld: '%.*s' stands before the first [section], it must stand in one", name,
+                           r->line, shown, line.at);
     }
     copy_name(r->key, key);
     struct span value = {equals + 1, (size_t)(line.at + line.size - equals - 1)};
@@ -243,8 +244,8 @@ static char *read_line(char *out, int room, void *user) {
     char front[LIMIT_CONFIG_NAME + 3];
     int result = 0;
     if (control >= 0) {
-        result = error_input(r->err, "%s:%ld: the line holds the byte 0x%02x, a config is plain text", r->c->name, r->line,
-                             (unsigned)control);
+        result = error_input(r->err, "%s:%ld: the line holds the byte 0x%02x, a config is plain text", r->c->name,
+                             r->line, (unsigned)control);
     } else if (comment_start(line) == 0) { /* empty lines, too */
         snprintf(out, (size_t)room, "\n");
     } else if (line.at[0] == '[') {
@@ -283,7 +284,7 @@ static int take_piece(void *user, const char *section, const char *key, const ch
     return 1;
 }
 
-/* ---- entry points ------------------------------------------------------------------------------------------------------- */
+/* ---- entry points ----------------------------------------------------------------------------------------------- */
 
 static int config_new(config **c, const char *name, error *err) {
     *c = calloc(1, sizeof **c);
@@ -298,7 +299,8 @@ int config_parse(config **c, const char *text, size_t size, const char *name, er
     TRY(config_new(c, name, err));
     int result = 0;
     if (size > LIMIT_CONFIG_BYTES) {
-        result = error_input(err, "%s: the config has %zu bytes, at most %d are allowed", name, size, LIMIT_CONFIG_BYTES);
+        result =
+            error_input(err, "%s: the config has %zu bytes, at most %d are allowed", name, size, LIMIT_CONFIG_BYTES);
     } else {
         struct reading r = {.c = *c, .text = text, .end = text + size, .err = err};
         if (size >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) r.text += 3; /* the mark some editors put in front */
@@ -306,7 +308,8 @@ int config_parse(config **c, const char *text, size_t size, const char *name, er
         if (r.failed) {
             result = -1;
         } else if (line != 0) {
-            result = error_system(err, "%s: inih refused its line %d, it must be built with multi-line values", name, line);
+            result =
+                error_system(err, "%s: inih refused its line %d, it must be built with multi-line values", name, line);
         }
     }
     if (result != 0) {
@@ -347,7 +350,8 @@ void config_free(config *c) {
 }
 
 /* Give a key a value that no line of the file gave. The names are valid. */
-static int give(config *c, const char *section, const char *key, struct span value, enum config_origin origin, error *err) {
+static int give(config *c, const char *section, const char *key, struct span value, enum config_origin origin,
+                error *err) {
     struct config_entry *e = config_find(c, section, key);
     if (e && e->origin > origin) return 0;
     ASSERT(!e || !e->bound); /* whoever bound it would not see the new value */
@@ -361,7 +365,8 @@ static int give(config *c, const char *section, const char *key, struct span val
                            (unsigned)control);
     }
     if (comment_start(value) < value.size) {
-        return error_input(err, "the value of %s.%s holds a # or ; that would begin a comment in a config", section, key);
+        return error_input(err, "the value of %s.%s holds a # or ; that would begin a comment in a config", section,
+                           key);
     }
     char *copy = strndup(value.at, value.size);
     if (!copy) return error_system(err, "no memory for a config");
@@ -385,7 +390,8 @@ int config_override(config *c, const char *assignment, error *err) {
         key = (struct span){dot + 1, (size_t)(equals - dot - 1)};
     }
     if (!dot || !is_name(section, true) || !is_name(key, false)) {
-        return error_input(err, "'%.200s' is not an override: write section.key=value, such as train.steps=1000", assignment);
+        return error_input(err, "'%.200s' is not an override: write section.key=value, such as train.steps=1000",
+                           assignment);
     }
     char section_name[LIMIT_CONFIG_NAME + 1], key_name[LIMIT_CONFIG_NAME + 1];
     copy_name(section_name, section);

@@ -23,8 +23,8 @@ typedef struct error {
     char text[1024];
 } error;
 
-/* Fill *err and return -1, so that `return error_input(err, ...)` is the whole failure path. Control characters in what is
- * quoted come out as '?'. */
+/* Fill *err and return -1, so that `return error_input(err, ...)` is the whole failure path. Control characters in what
+ * is quoted come out as '?'. */
 int error_input(error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 int error_system(error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -40,7 +40,7 @@ int error_exit_code(const error *err);
         if ((call) != 0) return -1;                                                                                    \
     } while (0)
 
-/* A broken precondition is a bug in riverrun: say where and abort. On in every build; the condition has no side effect. */
+/* A broken precondition is a bug in riverrun: say where and abort. On in every build; the condition is pure. */
 #define ASSERT(condition)                                                                                              \
     do {                                                                                                               \
         if (!(condition)) assert_failed(#condition, __FILE__, __LINE__);                                               \

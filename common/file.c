@@ -1,7 +1,8 @@
 /* file.c: every change riverrun makes to the disk, as file.h describes. Owns nothing beyond its file_writers.
  *
  * Each changing system call is preceded by fault(), which tests use to fail or kill at the N-th of them. The counter
- * behind it is the one piece of state this file keeps outside its arguments; without RIVERRUN_TEST_FAULT it is not used.
+ * behind it is the one piece of state this file keeps outside its arguments; it is only used with
+ * RIVERRUN_TEST_FAULT set.
  */
 #include "common/file.h"
 
@@ -29,7 +30,7 @@ struct file_writer {
     XXH64_state_t *hash; /* of those bytes */
 };
 
-/* ---- rehearsed failures -------------------------------------------------------------------------------------------- */
+/* ---- rehearsed failures ----------------------------------------------------------------------------------------- */
 
 static enum { FAULT_OFF, FAULT_FAIL, FAULT_KILL } fault_kind;
 static unsigned long fault_at;
@@ -59,7 +60,7 @@ static int fault(void) {
     return -1;
 }
 
-/* ---- writing -------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 static void writer_free(file_writer *w) {
     free(w->path);
@@ -160,7 +161,7 @@ void file_abandon(file_writer *w) {
     writer_free(w);
 }
 
-/* ---- whole files ---------------------------------------------------------------------------------------------------- */
+/* ---- whole files ------------------------------------------------------------------------------------------------ */
 
 /* A path that can't be opened for reading is the caller's input, unless the machine is what failed. */
 static int open_for_reading(const char *path, int *descriptor, error *err) {
@@ -173,7 +174,8 @@ static int open_for_reading(const char *path, int *descriptor, error *err) {
     if (*descriptor >= 0) return 0;
     const char *why = strerror(errno);
     bool machine = errno == EIO || errno == EMFILE || errno == ENFILE || errno == ENOMEM;
-    return machine ? error_system(err, "cannot read %s: %s", path, why) : error_input(err, "cannot read %s: %s", path, why);
+    return machine ? error_system(err, "cannot read %s: %s", path, why)
+                   : error_input(err, "cannot read %s: %s", path, why);
 }
 
 /* Up to `size` bytes; fewer only at the end of the file; -1 on failure. */
@@ -263,7 +265,7 @@ done:
     return result;
 }
 
-/* ---- directories and names -------------------------------------------------------------------------------------------- */
+/* ---- directories and names -------------------------------------------------------------------------------------- */
 
 int file_make_directories(const char *path, error *err) {
     char *prefix = strdup(path);

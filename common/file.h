@@ -1,9 +1,9 @@
 /* file.h: the thin layer through which riverrun changes the disk.
  *
  * Everything that writes goes through these functions, so that messages are uniform and tests can rehearse failure:
- * with RIVERRUN_TEST_FAULT=kill:N in the environment the process kills itself with SIGKILL in place of the N-th changing
- * operation (open for writing, write, sync, make directory, rename, link, remove; counted from 1); with fail:N it fails with
- * ENOSPC. The variable is read once; unset costs nothing.
+ * with RIVERRUN_TEST_FAULT=kill:N in the environment the process kills itself with SIGKILL in place of the N-th
+ * changing operation (open for writing, write, sync, make directory, rename, link, remove; counted from 1); with fail:N
+ * it fails with ENOSPC. The variable is read once; unset costs nothing.
  *
  * A durable save is: write files under a temporary directory name, file_close_synced each, file_sync_directory,
  * file_rename, file_sync_directory of the parent.
@@ -20,16 +20,17 @@
  * bytes written in order. */
 typedef struct file_writer file_writer;
 
-int file_create(file_writer **w, const char *path, error *err);               /* truncates */
-int file_write(file_writer *w, const void *bytes, size_t size, error *err);   /* appends; buffered */
-int file_write_at(file_writer *w, uint64_t offset, const void *bytes, size_t size, error *err); /* not hashed; flushes first */
-uint64_t file_hash(const file_writer *w);                                     /* XXH64 of all file_write bytes so far */
+int file_create(file_writer **w, const char *path, error *err);             /* truncates */
+int file_write(file_writer *w, const void *bytes, size_t size, error *err); /* appends; buffered */
+/* Not hashed; flushes first, and file_write goes on where it was. */
+int file_write_at(file_writer *w, uint64_t offset, const void *bytes, size_t size, error *err);
+uint64_t file_hash(const file_writer *w); /* XXH64 of all file_write bytes so far */
 uint64_t file_size_so_far(const file_writer *w);
-int file_close_synced(file_writer *w, error *err);                            /* flush, fsync, close, free; frees on failure too */
-void file_abandon(file_writer *w);                                            /* close and free, keep what is on disk; NULL is fine */
+int file_close_synced(file_writer *w, error *err); /* flush, fsync, close, free; frees on failure too */
+void file_abandon(file_writer *w);                 /* close and free, keep what is on disk; NULL is fine */
 
-/* Whole files. file_read_all allocates *bytes (one extra 0 byte behind it); the caller frees. A file above `limit` bytes
- * is ERROR_INPUT. */
+/* Whole files. file_read_all allocates *bytes (one extra 0 byte behind it); the caller frees. A file above `limit`
+ * bytes is ERROR_INPUT. */
 int file_read_all(const char *path, size_t limit, char **bytes, size_t *size, error *err);
 int file_write_all(const char *path, const void *bytes, size_t size, error *err); /* create, write, sync, close */
 int file_hash_of(const char *path, uint64_t *hash, uint64_t *size, error *err);   /* XXH64 by streaming */
@@ -37,8 +38,9 @@ int file_hash_of(const char *path, uint64_t *hash, uint64_t *size, error *err); 
 int file_make_directories(const char *path, error *err); /* like mkdir -p */
 int file_sync_directory(const char *path, error *err);
 int file_rename(const char *from, const char *to, error *err);
-int file_remove_tree(const char *path, error *err);      /* like rm -rf; a missing path is fine */
-int file_link_atomically(const char *target, const char *link_path, error *err); /* symlink via a temporary name and rename */
+int file_remove_tree(const char *path, error *err); /* like rm -rf; a missing path is fine */
+/* A symlink via a temporary name and rename: at any moment there is the old one or the new one. */
+int file_link_atomically(const char *target, const char *link_path, error *err);
 bool file_exists(const char *path);
 bool file_is_directory(const char *path);
 

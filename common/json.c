@@ -11,7 +11,8 @@ int json_read_text(json_t **out, const char *text, size_t size, const char *name
     json_error_t problem;
     *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &problem);
     if (*out) return 0;
-    return error_input(err, "%s:%d: is not valid JSON: %s (column %d)", name, problem.line, problem.text, problem.column);
+    return error_input(err, "%s:%d: is not valid JSON: %s (column %d)", name, problem.line, problem.text,
+                       problem.column);
 }
 
 int json_read(json_t **out, const char *path, error *err) {
@@ -78,12 +79,14 @@ int json_get_string(const json_t *object, const char *key, const char *name, con
     return 0;
 }
 
-int json_get_int_or(const json_t *object, const char *key, const char *name, int64_t fallback, int64_t *out, error *err) {
+int json_get_int_or(const json_t *object, const char *key, const char *name, int64_t fallback, int64_t *out,
+                    error *err) {
     *out = fallback;
     return json_object_get(object, key) ? json_get_int(object, key, name, out, err) : 0;
 }
 
-int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out, error *err) {
+int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out,
+                     error *err) {
     *out = fallback;
     return json_object_get(object, key) ? json_get_real(object, key, name, out, err) : 0;
 }
@@ -107,7 +110,8 @@ static int digits_needed(const json_t *value) {
     if (json_is_object(value)) {
         const char *key;
         json_t *member;
-        json_object_foreach((json_t *)value, key, member) { /* the cast: jansson's iterator takes no const, it only reads */
+        /* The cast: jansson's iterator takes no const, though it only reads. */
+        json_object_foreach((json_t *)value, key, member) {
             int digits = digits_needed(member);
             if (digits > most) most = digits;
         }

@@ -11,12 +11,14 @@ int json_read(json_t **out, const char *path, error *err);
 int json_read_text(json_t **out, const char *text, size_t size, const char *name, error *err);
 
 /* Typed members of an object. A missing or wrongly typed one is ERROR_INPUT naming `name` and the key; with `fallback`
- * variants a missing one takes the fallback, a wrongly typed one is still an error. */
+ * variants a missing one takes the fallback, a wrongly typed one is still an error. A real may be written as an
+ * integer. */
 int json_get_int(const json_t *object, const char *key, const char *name, int64_t *out, error *err);
-int json_get_real(const json_t *object, const char *key, const char *name, double *out, error *err); /* accepts integers */
+int json_get_real(const json_t *object, const char *key, const char *name, double *out, error *err);
 int json_get_bool(const json_t *object, const char *key, const char *name, bool *out, error *err);
 int json_get_string(const json_t *object, const char *key, const char *name, const char **out, error *err);
-int json_get_int_or(const json_t *object, const char *key, const char *name, int64_t fallback, int64_t *out, error *err);
+int json_get_int_or(const json_t *object, const char *key, const char *name, int64_t fallback, int64_t *out,
+                    error *err);
 int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out, error *err);
 int json_get_bool_or(const json_t *object, const char *key, const char *name, bool fallback, bool *out, error *err);
 

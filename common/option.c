@@ -1,4 +1,4 @@
-/* option.c: one option of a table: its value from text and back, and its help. Called by config.c; the help also by main. */
+/* option.c: one option of a table: its value from text and back, and its help. Called by config.c and by main. */
 #include "common/config_internal.h"
 
 #include "common/text.h"
@@ -32,8 +32,10 @@ static bool has_max(const struct option *o) {
 
 /* A bound as a person writes it: 1048576, not 1.04858e+06. */
 static const char *bound_text(char out[NUMBER], double bound) {
-    if (bound == floor(bound) && fabs(bound) < 1e15) snprintf(out, NUMBER, "%.0f", bound);
-    else text_real(out, NUMBER, bound);
+    if (bound == floor(bound) && fabs(bound) < 1e15)
+        snprintf(out, NUMBER, "%.0f", bound);
+    else
+        text_real(out, NUMBER, bound);
     return out;
 }
 
@@ -45,9 +47,12 @@ void option_rule(const struct option *o, char out[OPTION_TEXT]) {
     case OPTION_FLOAT:
         append(out, o->type == OPTION_INT ? "a whole number" : "a number");
         if (o->unit && *o->unit) append(out, " of %s", o->unit);
-        if (has_min(o) && has_max(o)) append(out, " from %s to %s", bound_text(low, o->min), bound_text(high, o->max));
-        else if (has_min(o)) append(out, ", at least %s", bound_text(low, o->min));
-        else if (has_max(o)) append(out, ", at most %s", bound_text(high, o->max));
+        if (has_min(o) && has_max(o))
+            append(out, " from %s to %s", bound_text(low, o->min), bound_text(high, o->max));
+        else if (has_min(o))
+            append(out, ", at least %s", bound_text(low, o->min));
+        else if (has_max(o))
+            append(out, ", at most %s", bound_text(high, o->max));
         return;
     case OPTION_BOOL: append(out, "true or false"); return;
     case OPTION_STRING: append(out, "a text"); return;
@@ -58,14 +63,14 @@ void option_rule(const struct option *o, char out[OPTION_TEXT]) {
     }
 }
 
-/* ---- text to value ------------------------------------------------------------------------------------------------------ */
+/* ---- text to value ---------------------------------------------------------------------------------------------- */
 
 /* The suffix behind a whole number; 0 if there is no such suffix. */
 static int64_t multiplier(const char *suffix) {
     static const struct {
         const char *suffix;
         int64_t factor;
-    } known[] = {{"", 1},          {"k", 1000},      {"m", 1000000},     {"g", 1000000000},
+    } known[] = {{"", 1},         {"k", 1000},     {"m", 1000000}, {"g", 1000000000},
                  {"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(suffix, known[i].suffix) == 0) return known[i].factor;
@@ -169,7 +174,7 @@ int option_parse(const struct option *o, const char *text, void *out, char probl
     return refuse(o, problem);
 }
 
-/* ---- value to text ------------------------------------------------------------------------------------------------------ */
+/* ---- value to text ---------------------------------------------------------------------------------------------- */
 
 char *option_text(const struct option *o, const void *in) {
     const void *field = (const char *)in + o->offset;
@@ -189,8 +194,10 @@ void option_help(FILE *out, const char *section, const struct option *table) {
     fprintf(out, "[%s]\n", section);
     for (const struct option *o = table; o->key; o++) {
         option_rule(o, rule);
-        if (o->fallback) fprintf(out, "  %s = %s\n", o->key, o->fallback);
-        else fprintf(out, "  %s (must be given)\n", o->key);
+        if (o->fallback)
+            fprintf(out, "  %s = %s\n", o->key, o->fallback);
+        else
+            fprintf(out, "  %s (must be given)\n", o->key);
         fprintf(out, "      %s Valid: %s.\n", o->help, rule);
     }
 }
@@ -206,8 +213,10 @@ void option_document(FILE *out, const char *section, const struct option *table)
     for (const struct option *o = table; o->key; o++) {
         option_rule(o, rule);
         fprintf(out, "| `%s` | ", o->key);
-        if (o->fallback && *o->fallback) fprintf(out, "`%s`", o->fallback);
-        else fprintf(out, o->fallback ? "empty" : "must be given");
+        if (o->fallback && *o->fallback)
+            fprintf(out, "`%s`", o->fallback);
+        else
+            fprintf(out, o->fallback ? "empty" : "must be given");
         fprintf(out, " | ");
         print_cell(out, rule);
         fprintf(out, " | ");

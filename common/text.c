@@ -86,9 +86,12 @@ char *text_duration(char *out, size_t size, double seconds) {
         snprintf(out, size, "%.1f s", seconds);
     } else {
         long long s = llround(seconds);
-        if (s < 3600) snprintf(out, size, "%lldm %02llds", s / 60, s % 60);
-        else if (s < 86400) snprintf(out, size, "%lldh %02lldm", s / 3600, s / 60 % 60);
-        else snprintf(out, size, "%lldd %02lldh", s / 86400, s / 3600 % 24);
+        if (s < 3600)
+            snprintf(out, size, "%lldm %02llds", s / 60, s % 60);
+        else if (s < 86400)
+            snprintf(out, size, "%lldh %02lldm", s / 3600, s / 60 % 60);
+        else
+            snprintf(out, size, "%lldd %02lldh", s / 86400, s / 3600 % 24);
     }
     return out;
 }

@@ -12,8 +12,8 @@ const char *text_nearest(const char *word, const char *const *candidates);
 /* Edit distance with a neighbouring swap counted as one; words above 64 bytes are cut. */
 int text_distance(const char *a, const char *b);
 
-/* "1.50 GiB", "12.3 k", "1h 02m" into the caller's buffer (24 bytes are enough); returns it. What is not a finite number
- * is written "?". */
+/* "1.50 GiB", "12.3 k", "1h 02m" into the caller's buffer (24 bytes are enough); returns it. What is not a finite
+ * number is written "?". */
 char *text_bytes(char *out, size_t size, double bytes);
 char *text_count(char *out, size_t size, double count);
 char *text_duration(char *out, size_t size, double seconds);

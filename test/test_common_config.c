@@ -63,11 +63,12 @@ static struct train bound(config *c) {
     return t;
 }
 
-/* ---- what is accepted ----------------------------------------------------------------------------------------------------- */
+/* ---- what is accepted ------------------------------------------------------------------------------------------- */
 
 static void every_type_and_default(void **state) {
     (void)state;
-    config *c = parsed("\xEF\xBB\xBF# a comment\r\n; another\n\n[train] # behind a section\r\n  steps =10\n\tlr= 1e-3 ; behind a value\n"
+    config *c = parsed("\xEF\xBB\xBF# a comment\r\n; another\n\n[train] # behind a section\r\n  steps =10\n\tlr= 1e-3 "
+                       "; behind a value\n"
                        "name = a = b # c\n\n   [ other ]\nx=1\n[train]\nschedule=wsd\ntied = off");
     error err;
     assert_true(config_has(c, "train", "steps"));
@@ -93,7 +94,8 @@ static void every_type_and_default(void **state) {
 
 static void values_keep_what_only_looks_like_a_comment(void **state) {
     (void)state;
-    static const char *const kept[] = {"a#b;c", "|", "||", "a:b", "=x", "\"quoted\"", "a  b", "[x]", "\xc3\xa9\xe2\x82\xac", ""};
+    static const char *const kept[] = {
+        "a#b;c", "|", "||", "a:b", "=x", "\"quoted\"", "a  b", "[x]", "\xc3\xa9\xe2\x82\xac", ""};
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
         char text[200];
         snprintf(text, sizeof text, "[train]\nsteps=1\nname = %s\n", kept[i]);
@@ -128,14 +130,16 @@ static void whole_numbers(void **state) {
         config_free(c);
     }
     static const char *const bad[] = {"", "x", "1.5", "1e3", "0x10", "1__0", "_1", "1_", "1 k", "64K", "64kk", "--1",
-                                      "9223372036854775808", "-9223372036854775809", "9223372036854775807k", "18446744073709551617",
+                                      "9223372036854775808", "-9223372036854775809", "9223372036854775807k",
+                                      "18446744073709551617",
                                       "-18446744073709551617"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[100], sentence[200];
         snprintf(text, sizeof text, "[train]\nsteps=1\nseed=%s\n", bad[i]);
-        snprintf(sentence, sizeof sentence,
-                 "c.ini:3: [train] seed = %s: must be a whole number; 64000 may be written 64_000 or 64k, and 64Ki is 65536",
-                 bad[i]);
+        snprintf(
+            sentence, sizeof sentence,
+            "c.ini:3: [train] seed = %s: must be a whole number; 64000 may be written 64_000 or 64k, and 64Ki is 65536",
+            bad[i]);
         expect(text, NULL, sentence);
     }
 }
@@ -146,7 +150,8 @@ static void real_numbers_and_booleans(void **state) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[100], sentence[200];
         snprintf(text, sizeof text, "[train]\nsteps=1\nfloor=%s\n", bad[i]);
-        snprintf(sentence, sizeof sentence, "c.ini:3: [train] floor = %s: must be a number, such as 0.1 or 3e-4", bad[i]);
+        snprintf(sentence, sizeof sentence, "c.ini:3: [train] floor = %s: must be a number, such as 0.1 or 3e-4",
+                 bad[i]);
         expect(text, NULL, sentence);
     }
     static const char *const yes[] = {"true", "yes", "on", "1"}, *const no[] = {"false", "no", "off", "0"};
@@ -160,20 +165,24 @@ static void real_numbers_and_booleans(void **state) {
     expect("[train]\nsteps=1\ntied=True\n", NULL, "c.ini:3: [train] tied = True: must be true or false");
 }
 
-/* ---- what is refused ------------------------------------------------------------------------------------------------------ */
+/* ---- what is refused -------------------------------------------------------------------------------------------- */
 
 static void bounds_name_the_nearest_value(void **state) {
     (void)state;
     expect("[train]\nsteps=0\n", NULL,
            "c.ini:2: [train] steps = 0: must be a whole number of steps from 1 to 1000000000; the nearest is 1");
-    expect("[train]\nsteps=2g\n", NULL,
-           "c.ini:2: [train] steps = 2g: must be a whole number of steps from 1 to 1000000000; the nearest is 1000000000");
+    expect(
+        "[train]\nsteps=2g\n", NULL,
+        "c.ini:2: [train] steps = 2g: must be a whole number of steps from 1 to 1000000000; the nearest is 1000000000");
     expect("[train]\nsteps=1g\n", NULL, NULL);
     expect("[train]\nsteps=1\nbatch=0\n", NULL,
            "c.ini:3: [train] batch = 0: must be a whole number of tokens, at least 1; the nearest is 1");
-    expect("[train]\nsteps=1\nlr=-1e-9\n", NULL, "c.ini:3: [train] lr = -1e-9: must be a number from 0 to 1; the nearest is 0");
-    expect("[train]\nsteps=1\nlr=1.5\n", NULL, "c.ini:3: [train] lr = 1.5: must be a number from 0 to 1; the nearest is 1");
-    expect("[train]\nsteps=1\nclip=2.6\n", NULL, "c.ini:3: [train] clip = 2.6: must be a number, at most 2.5; the nearest is 2.5");
+    expect("[train]\nsteps=1\nlr=-1e-9\n", NULL,
+           "c.ini:3: [train] lr = -1e-9: must be a number from 0 to 1; the nearest is 0");
+    expect("[train]\nsteps=1\nlr=1.5\n", NULL,
+           "c.ini:3: [train] lr = 1.5: must be a number from 0 to 1; the nearest is 1");
+    expect("[train]\nsteps=1\nclip=2.6\n", NULL,
+           "c.ini:3: [train] clip = 2.6: must be a number, at most 2.5; the nearest is 2.5");
     expect("[train]\nsteps=1\nclip=-1e300\n", NULL, NULL);
 }
 
@@ -181,21 +190,27 @@ static void choices_and_missing_options(void **state) {
     (void)state;
     expect("[train]\nsteps=1\nschedule=cosin\n", NULL,
            "c.ini:3: [train] schedule = cosin: must be one of cosine, linear, wsd; did you mean cosine?");
-    expect("[train]\nsteps=1\nschedule=step\n", NULL, "c.ini:3: [train] schedule = step: must be one of cosine, linear, wsd");
-    expect("[train]\n", NULL, "c.ini: [train] steps is missing, it must be a whole number of steps from 1 to 1000000000");
+    expect("[train]\nsteps=1\nschedule=step\n", NULL,
+           "c.ini:3: [train] schedule = step: must be one of cosine, linear, wsd");
+    expect("[train]\n", NULL,
+           "c.ini: [train] steps is missing, it must be a whole number of steps from 1 to 1000000000");
 }
 
 static void unknown_names_get_the_nearest(void **state) {
     (void)state;
-    expect("[train]\nsteps=1\nsede=3\n", NULL, "c.ini:3: [train] sede = 3: [train] has no option sede; did you mean seed?");
+    expect("[train]\nsteps=1\nsede=3\n", NULL,
+           "c.ini:3: [train] sede = 3: [train] has no option sede; did you mean seed?");
     expect("[train]\nsteps=1\nxyzzy=3\n", NULL,
-           "c.ini:3: [train] xyzzy = 3: [train] has no option xyzzy; known are steps, batch, seed, lr, floor, clip, tied, name, "
+           "c.ini:3: [train] xyzzy = 3: [train] has no option xyzzy; known are steps, batch, seed, lr, floor, clip, "
+           "tied, name, "
            "schedule");
     expect("[train]\nsteps=1\n[trian]\nseed=3\n", NULL, "c.ini:3: there is no section [trian]; did you mean [train]?");
     expect("[train]\nsteps=1\n[xyzzy]\n", NULL, "c.ini:3: there is no section [xyzzy]; known are [train]");
-    expect("[train]\nsteps=1\n", "train.sede=3", "command line: train.sede=3: [train] has no option sede; did you mean seed?");
+    expect("[train]\nsteps=1\n", "train.sede=3",
+           "command line: train.sede=3: [train] has no option sede; did you mean seed?");
     expect("[train]\nsteps=1\n", "trian.seed=3", "command line: there is no section [trian]; did you mean [train]?");
-    expect("[train]\nsteps=1\n", "train.lr=x", "command line: train.lr=x: must be a number from 0 to 1, such as 0.1 or 3e-4");
+    expect("[train]\nsteps=1\n", "train.lr=x",
+           "command line: train.lr=x: must be a number from 0 to 1, such as 0.1 or 3e-4");
 
     static const struct option model_options[] = {{"width", OPTION_INT, 0, "8", 0, 0, "", "Width.", NULL}, {0}};
     config *c = parsed("[train]\nsteps=1\nwidth=9\n");
@@ -213,8 +228,10 @@ static void lines_that_are_nothing(void **state) {
     (void)state;
     expect("[train]\nsteps\n", NULL, "c.ini:2: 'steps' is neither a [section] nor key = value nor a comment");
     expect("[train]\nsteps: 3\n", NULL, "c.ini:2: 'steps: 3' is neither a [section] nor key = value nor a comment");
-    expect("[train]\nsteps = 1\n   more\n", NULL, "c.ini:3: 'more' is neither a [section] nor key = value nor a comment");
-    expect("steps = 1\n[train]\n", NULL, "c.ini:1: 'steps = 1' stands before the first [section], it must stand in one");
+    expect("[train]\nsteps = 1\n   more\n", NULL,
+           "c.ini:3: 'more' is neither a [section] nor key = value nor a comment");
+    expect("steps = 1\n[train]\n", NULL,
+           "c.ini:1: 'steps = 1' stands before the first [section], it must stand in one");
     static const char *const keys[] = {"= 1", "a b = 1", "a:b = 1", "a.b = 1", "\xc3\xa9 = 1"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         char text[100], sentence[200];
@@ -227,7 +244,8 @@ static void lines_that_are_nothing(void **state) {
     for (size_t i = 0; i < sizeof sections / sizeof *sections; i++) {
         char sentence[200];
         snprintf(sentence, sizeof sentence,
-                 "c.ini:1: %s is not a section: write a name of up to 49 letters, digits, '_', '-' and '.' in brackets, such as "
+                 "c.ini:1: %s is not a section: write a name of up to 49 letters, digits, '_', '-' and '.' in "
+                 "brackets, such as "
                  "[block.m]",
                  sections[i]);
         expect(sections[i], NULL, sentence);
@@ -241,13 +259,14 @@ static void lines_that_are_nothing(void **state) {
 
 static void a_key_given_twice(void **state) {
     (void)state;
-    expect("[train]\nsteps=1\nlr=1\nsteps=1\n", NULL, "c.ini:4: [train] steps is given a second time, the first is in line 2");
+    expect("[train]\nsteps=1\nlr=1\nsteps=1\n", NULL,
+           "c.ini:4: [train] steps is given a second time, the first is in line 2");
     expect("[train]\nsteps=1\n[other]\n[train]\nsteps=2\n", NULL,
            "c.ini:5: [train] steps is given a second time, the first is in line 2");
     expect("[train]\nsteps=1\n[train]\nlr=0.5\n", NULL, NULL);
 }
 
-/* ---- lengths -------------------------------------------------------------------------------------------------------------- */
+/* ---- lengths ---------------------------------------------------------------------------------------------------- */
 
 /* A config whose line `name = xyz...` has `length` bytes; the value must come back whole. */
 static void expect_line_length(size_t length, bool accepted) {
@@ -284,7 +303,8 @@ static void expect_line_length(size_t length, bool accepted) {
 
 static void lines_beyond_the_parsers_buffer(void **state) {
     (void)state;
-    for (size_t length = 8; length <= 1000; length++) expect_line_length(length, true); /* 198, 199, 200, 201 among them */
+    for (size_t length = 8; length <= 1000; length++)
+        expect_line_length(length, true); /* 198, 199, 200, 201 among them */
     expect_line_length(4095, true);
     expect_line_length(4096, true);
     expect_line_length(4097, false);
@@ -349,7 +369,7 @@ static void files_and_their_size(void **state) {
     unit_directory_remove(directory);
 }
 
-/* ---- other origins ---------------------------------------------------------------------------------------------------------- */
+/* ---- other origins ---------------------------------------------------------------------------------------------- */
 
 static void overrides_win(void **state) {
     (void)state;
@@ -367,12 +387,13 @@ static void overrides_win(void **state) {
     assert_string_equal(t.name, "a=b.c");
     config_free(c);
 
-    static const char *const wrong[] = {"", "train", "train.steps", "steps=1", ".steps=1", "train.=1", "a b.c=1", "=a.b"};
+    static const char *const wrong[] = {"",         "train",    "train.steps", "steps=1",
+                                        ".steps=1", "train.=1", "a b.c=1",     "=a.b"};
     c = parsed("");
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char sentence[200];
-        snprintf(sentence, sizeof sentence, "'%s' is not an override: write section.key=value, such as train.steps=1000",
-                 wrong[i]);
+        snprintf(sentence, sizeof sentence,
+                 "'%s' is not an override: write section.key=value, such as train.steps=1000", wrong[i]);
         unit_expect(config_override(c, wrong[i], &err), &err, ERROR_INPUT, sentence);
     }
     unit_expect(config_override(c, "train.name=a #b", &err), &err, ERROR_INPUT,
@@ -413,7 +434,8 @@ static void what_a_program_sets_gives_way(void **state) {
     c = parsed("");
     assert_int_equal(config_set(c, "train", "steps", "many", &err), 0);
     unit_expect(config_bind(c, "train", train_options, &t, &err), &err, ERROR_INPUT,
-                "c.ini: derived [train] steps = many: must be a whole number of steps from 1 to 1000000000; 64000 may be written "
+                "c.ini: derived [train] steps = many: must be a whole number of steps from 1 to 1000000000; 64000 may "
+                "be written "
                 "64_000 or 64k, and 64Ki is 65536");
     config_free(c);
 }
@@ -431,7 +453,7 @@ static void no_file_at_all(void **state) {
     config_free(c);
 }
 
-/* ---- output ----------------------------------------------------------------------------------------------------------------- */
+/* ---- output ----------------------------------------------------------------------------------------------------- */
 
 static const struct option width_options[] = {{"width", OPTION_INT, 0, "8", 0, 0, "", "Width.", NULL}, {0}};
 static const struct option depth_options[] = {{"depth", OPTION_FLOAT, 0, "0.1", 0, 0, "", "Depth.", NULL}, {0}};
@@ -439,10 +461,11 @@ static const struct option depth_options[] = {{"depth", OPTION_FLOAT, 0, "0.1", 
 /* Bind the two tables of a block (one section may have several), then [train]. */
 static void bind_all(config *c, int64_t *width, double *depth, struct train *t) {
     error err = {0};
-    if (config_bind(c, "block.m", width_options, width, &err) != 0 || config_bind(c, "train", train_options, t, &err) != 0 ||
+    if (config_bind(c, "block.m", width_options, width, &err) != 0 ||
+        config_bind(c, "train", train_options, t, &err) != 0 ||
         config_bind(c, "block.m", depth_options, depth, &err) != 0 ||
-        config_bind(c, "block.m", width_options, width, &err) != 0 || config_bind(c, "block.e", (struct option[]){{0}}, t, &err) != 0 ||
-        config_finish(c, &err) != 0) {
+        config_bind(c, "block.m", width_options, width, &err) != 0 ||
+        config_bind(c, "block.e", (struct option[]){{0}}, t, &err) != 0 || config_finish(c, &err) != 0) {
         fail_msg("%s", err.text);
     }
 }
@@ -491,10 +514,12 @@ static char *printed(void (*print)(FILE *, const char *, const struct option *))
 static void help_and_documents_come_from_the_table(void **state) {
     (void)state;
     char *help = printed(option_help);
-    const char *start = "[train]\n  steps (must be given)\n      Length of the run. Valid: a whole number of steps from 1 to "
-                        "1000000000.\n  batch = 64k\n      Tokens in a batch. Valid: a whole number of tokens, at least 1.\n";
+    const char *start =
+        "[train]\n  steps (must be given)\n      Length of the run. Valid: a whole number of steps from 1 to "
+        "1000000000.\n  batch = 64k\n      Tokens in a batch. Valid: a whole number of tokens, at least 1.\n";
     assert_memory_equal(help, start, strlen(start));
-    assert_non_null(strstr(help, "  schedule = cosine\n      Shape of the decay. Valid: one of cosine, linear, wsd.\n"));
+    assert_non_null(
+        strstr(help, "  schedule = cosine\n      Shape of the decay. Valid: one of cosine, linear, wsd.\n"));
     free(help);
     char *page = printed(option_document);
     start = "| `[train]` | default | valid | meaning |\n|---|---|---|---|\n"

@@ -1,5 +1,5 @@
-/* test_common_file.c: writing, hashing, whole files, directories, and a durable save that is failed and killed at each of
- * its operations in turn. For the latter the program runs itself: `test_common_file save DIRECTORY`. */
+/* test_common_file.c: writing, hashing, whole files, directories, and a durable save that is failed and killed at each
+ * of its operations in turn. For the latter the program runs itself: `test_common_file save DIRECTORY`. */
 #include "test/unit.h"
 
 #include <errno.h>
@@ -330,7 +330,7 @@ static void lists_are_sorted_and_filtered(void **state) {
     assert_null(names);
 }
 
-/* ---- rehearsed failures -------------------------------------------------------------------------------------------------- */
+/* ---- rehearsed failures ----------------------------------------------------------------------------------------- */
 
 enum { SAVED = (2 << 20) + 5 }; /* bytes in the file of a save: three buffers */
 
@@ -413,8 +413,10 @@ static int rehearse(const char *kind) {
             assert_int_equal(latest_is_whole(done + 1), done + 1);
             return n - 1;
         }
-        if (strcmp(kind, "kill") == 0) assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
-        else assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+        if (strcmp(kind, "kill") == 0)
+            assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        else
+            assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
         done = latest_is_whole(done);
         char again[32]; /* a name taken by a save whose link never moved is cleared, as a new start would */
         snprintf(again, sizeof again, "save-%d", done + 1);

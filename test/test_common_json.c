@@ -22,7 +22,8 @@ static void expect_unreadable(const char *text, const char *sentence) {
 static void damaged_texts_are_refused(void **state) {
     (void)state;
     expect_unreadable("", "c.json:1: is not valid JSON: '[' or '{' expected near end of file (column 0)");
-    expect_unreadable("{\"a\": 1,\n \"a\": 2}", "c.json:2: is not valid JSON: duplicate object key near '\"a\"' (column 4)");
+    expect_unreadable("{\"a\": 1,\n \"a\": 2}",
+                      "c.json:2: is not valid JSON: duplicate object key near '\"a\"' (column 4)");
     expect_unreadable("{\"a\": \x01}", "c.json:1: is not valid JSON: invalid token near '?' (column 7)");
     expect_unreadable("{} x", "c.json:1: is not valid JSON: end of file expected near 'x' (column 4)");
     expect_unreadable("{\"a\": 1e999}", "c.json:1: is not valid JSON: real number overflow near '1e999' (column 11)");
@@ -47,13 +48,16 @@ static void typed_members(void **state) {
     assert_true(b);
     assert_int_equal(json_get_string(o, "s", "c.json", &s, &err), 0);
     assert_string_equal(s, "text");
-    unit_expect(json_get_int(o, "x", "c.json", &i, &err), &err, ERROR_INPUT, "c.json: 'x' is missing, it must be an integer");
+    unit_expect(json_get_int(o, "x", "c.json", &i, &err), &err, ERROR_INPUT,
+                "c.json: 'x' is missing, it must be an integer");
     unit_expect(json_get_int(o, "r", "c.json", &i, &err), &err, ERROR_INPUT,
                 "c.json: 'r' is a real number, it must be an integer");
-    unit_expect(json_get_real(o, "s", "c.json", &r, &err), &err, ERROR_INPUT, "c.json: 's' is a string, it must be a number");
+    unit_expect(json_get_real(o, "s", "c.json", &r, &err), &err, ERROR_INPUT,
+                "c.json: 's' is a string, it must be a number");
     unit_expect(json_get_bool(o, "i", "c.json", &b, &err), &err, ERROR_INPUT,
                 "c.json: 'i' is an integer, it must be true or false");
-    unit_expect(json_get_string(o, "n", "c.json", &s, &err), &err, ERROR_INPUT, "c.json: 'n' is null, it must be a string");
+    unit_expect(json_get_string(o, "n", "c.json", &s, &err), &err, ERROR_INPUT,
+                "c.json: 'n' is null, it must be a string");
     unit_expect(json_get_string(o, "l", "c.json", &s, &err), &err, ERROR_INPUT,
                 "c.json: 'l' is an array, it must be a string");
     json_decref(o);
@@ -109,8 +113,9 @@ static void writing_keeps_order_and_values(void **state) {
     unit_directory(directory);
     json_t *o = parsed("{\"z\": 1, \"a\": [0.1, 1e-5, 2.0], \"s\": \"\\u00e9\\\"\\n\", \"o\": {\"deep\": -0.25}}");
     char *text = written(directory, o);
-    assert_string_equal(text, "{\n  \"z\": 1,\n  \"a\": [\n    0.1,\n    1e-5,\n    2.0\n  ],\n  \"s\": \"\xc3\xa9\\\"\\n\",\n"
-                              "  \"o\": {\n    \"deep\": -0.25\n  }\n}\n");
+    assert_string_equal(
+        text, "{\n  \"z\": 1,\n  \"a\": [\n    0.1,\n    1e-5,\n    2.0\n  ],\n  \"s\": \"\xc3\xa9\\\"\\n\",\n"
+              "  \"o\": {\n    \"deep\": -0.25\n  }\n}\n");
     free(text);
     json_object_set_new(o, "third", json_real(1.0 / 3)); /* needs all 17 digits */
     json_object_set_new(o, "tiny", json_real(5e-324));

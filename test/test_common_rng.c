@@ -123,7 +123,8 @@ static void below_is_even(void **state) {
     for (uint64_t i = 0; i < 1000; i++) assert_true(rng_below(key, i, UINT64_MAX) < UINT64_MAX);
     /* The whole range is reached: among 64 draws one lies in the upper half. */
     uint64_t most = 0;
-    for (uint64_t i = 0; i < 64; i++) most = most > rng_below(key, i, UINT64_MAX) ? most : rng_below(key, i, UINT64_MAX);
+    for (uint64_t i = 0; i < 64; i++)
+        most = most > rng_below(key, i, UINT64_MAX) ? most : rng_below(key, i, UINT64_MAX);
     assert_true(most > UINT64_MAX / 2);
 }
 
@@ -146,7 +147,7 @@ static void permutation_is_a_bijection(void **state) {
     }
 }
 
-/* The share of all `n`! orders that `keys` keys reach, and how evenly: returns the largest count over the expected one. */
+/* Which of the n! orders `keys` keys reach, and how evenly: returns the largest count over the expected one. */
 static double small_orders(uint64_t n, int factorial, int keys, int *reached) {
     int *count = calloc((size_t)factorial, sizeof *count);
     assert_non_null(count);

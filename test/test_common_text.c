@@ -119,9 +119,12 @@ static void the_clock_runs_forward(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(distances),     cmocka_unit_test(nearest),
-        cmocka_unit_test(sizes),         cmocka_unit_test(durations),
-        cmocka_unit_test(small_buffers_are_not_overrun), cmocka_unit_test(reals_read_back),
+        cmocka_unit_test(distances),
+        cmocka_unit_test(nearest),
+        cmocka_unit_test(sizes),
+        cmocka_unit_test(durations),
+        cmocka_unit_test(small_buffers_are_not_overrun),
+        cmocka_unit_test(reals_read_back),
         cmocka_unit_test(the_clock_runs_forward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

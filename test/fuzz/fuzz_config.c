@@ -1,6 +1,6 @@
 /* fuzz_config.c: any bytes as a config and overrides. The input is the file's text up to the first zero byte, then
- * overrides, each ended by a zero byte. Besides what the sanitizers see: a refusal is bad input with a sentence, and what is
- * accepted is printed as a config that reads back to the same print. */
+ * overrides, each ended by a zero byte. Besides what the sanitizers see: a refusal is bad input with a sentence, and
+ * what is accepted is printed as a config that reads back to the same print. */
 #include "common/config.h"
 #include <stdint.h>
 #include <stdlib.h>
