@@ -77,7 +77,7 @@ static int set_limits(struct golden *g, config *c, const json_t *from, error *er
     double low = json_number_value(json_array_get(limit, 0)), high = json_number_value(json_array_get(limit, 1));
     TRY(set(c, "block.m", "dt_limit_min", err, "%.17g", low));
     return set(c, "block.m", "dt_limit_max", err, "%.17g",
-               high > 0 && high < 1e6 ? high : 0); /* infinity is no JSON number */
+               high > 0 && high < 1e6 ? high : 0); /* infinite: null here */
 }
 
 static int make_config(struct problem *p, const json_t *from, error *err) {

@@ -114,6 +114,8 @@ CASES = [
     (MAMBA2, config("conv_kernel", 3), 2, "conv1d.weight"),
     (MAMBA2, config("head_dim", 15), 2, "head_dim"),
     (MAMBA2, config("num_heads", 8), 2, "num_heads"),
+    (MAMBA2, config("time_step_limit", [0.0, math.inf]), 0, "0 failed"),
+    (MAMBA2, config("time_step_limit", [0.0, 0.05]), 1, "FAIL logits"),
     (MAMBA2, optimizer("beta2", 0.9), 1, "FAIL after."),
     (MAMBA2, optimizer("clip", 1e9), 1, "FAIL losses"),
     (MAMBA2, optimizer("decayed", []), 1, "FAIL after."),
