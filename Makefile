@@ -23,7 +23,8 @@ DEBUG     ?= 0
 V         ?= 0
 SAN       ?=
 MPICC     ?= mpicc
-CUDA_HOME ?= $(if $(wildcard /usr/local/cuda/bin/nvcc),/usr/local/cuda,$(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)))
+NVCC_FOUND := $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+CUDA_HOME ?= $(NVCC_FOUND:%/bin/nvcc=%)
 CUDA_ARCH ?=
 
 comma     := ,
@@ -53,7 +54,7 @@ ifneq ($(BUILDING),)
 has_header = $(shell printf '$(hash)include <stddef.h>\n$(hash)include <$(1)>\n' | \
                $(CC) $(CPPFLAGS) $(2) -x c -E - >/dev/null 2>&1 && echo 1)
 version_of = $(or $(shell pkg-config --modversion $(1) 2>/dev/null | head -n 1),found)
-# archive_or_shared NAME gives the path of libNAME.a where there is one (so that the binary can be carried), else -lNAME.
+# archive_or_shared NAME gives the path of libNAME.a where there is one, so that the binary can be carried, else -lNAME.
 archive_or_shared = $(if $(findstring /,$(call archive,$(1))),$(call archive,$(1)),-l$(1))
 archive           = $(shell $(CC) $(LDFLAGS) -print-file-name=lib$(1).a)
 linkage           = $(if $(filter %.a,$(1)),static,shared)
@@ -70,7 +71,8 @@ REQUIRED := zstd.h:zstd:libzstd:libzstd-dev xxhash.h:xxhash:libxxhash:libxxhash-
 part = $(word $(2),$(subst :, ,$(1)))
 ABSENT := $(foreach r,$(REQUIRED),$(if $(call has_header,$(call part,$r,1)),,$(call part,$r,4)))
 ifneq ($(strip $(ABSENT)),)
-$(error riverrun needs a library whose header is missing here, install the Debian package(s) $(strip $(ABSENT)): `make deps` does it)
+$(error riverrun needs a library whose header is missing here, install the Debian package(s) \
+  $(strip $(ABSENT)): `make deps` does it)
 endif
 $(foreach r,$(REQUIRED),$(eval LIB_$(call part,$r,2) := $(call archive_or_shared,$(call part,$r,2))))
 REQUIRED_LIBS := $(foreach r,$(REQUIRED),$(LIB_$(call part,$r,2)))
@@ -82,7 +84,7 @@ ifeq ($(OPENBLAS),1)
   ifneq ($(BLAS_DIR),)
     BLAS_CFLAGS := -I/usr/include/$(MULTIARCH)/openblas-openmp
     BLAS_LIBS   := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
-    BLAS_TEXT   := $(or $(shell PKG_CONFIG_PATH=$(BLAS_DIR)/pkgconfig pkg-config --modversion openblas 2>/dev/null),found)$(comma) its OpenMP build (shared)
+    BLAS_TEXT   := $(call version_of,$(wildcard $(BLAS_DIR)/pkgconfig/openblas.pc))$(comma) its OpenMP build (shared)
   else
     BLAS_CFLAGS := $(shell pkg-config --cflags openblas 2>/dev/null)
     BLAS_LIBS   := $(or $(shell pkg-config --libs openblas 2>/dev/null),-lopenblas)
@@ -97,8 +99,9 @@ endif
 
 # MPI: Open MPI's or MPICH's wrapper is asked for its flags, so that the compiler stays ours.
 ifeq ($(MPI),1)
-  MPI_CFLAGS := $(or $(shell $(MPICC) --showme:compile 2>/dev/null),$(shell pkg-config --cflags ompi-c 2>/dev/null || pkg-config --cflags mpich 2>/dev/null))
-  MPI_LIBS   := $(or $(shell $(MPICC) --showme:link 2>/dev/null),$(shell pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs mpich 2>/dev/null))
+  either_package = $(or $(shell pkg-config $(1) ompi-c 2>/dev/null),$(shell pkg-config $(1) mpich 2>/dev/null))
+  MPI_CFLAGS := $(or $(shell $(MPICC) --showme:compile 2>/dev/null),$(call either_package,--cflags))
+  MPI_LIBS   := $(or $(shell $(MPICC) --showme:link 2>/dev/null),$(call either_package,--libs))
   HAVE_MPI   := $(if $(MPI_LIBS),$(call has_header,mpi.h,$(MPI_CFLAGS)))
   MPI_TEXT   := $(or $(shell $(MPICC) --showme:version 2>/dev/null | sed -n 's/.*\(Open MPI [0-9.]*\).*/\1/p'),found)
 endif
@@ -108,7 +111,8 @@ CUDA_SOURCES := $(sort $(wildcard kernels/cuda/*.cu train/*.cu))
 ifeq ($(CUDA),1)
   NVCC         := $(wildcard $(CUDA_HOME)/bin/nvcc)
   CUDA_VERSION := $(if $(NVCC),$(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p'))
-  GPU_CAPS     := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -u))
+  GPU_CAPS     := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+                    grep -E '^[0-9]+\.[0-9]+$$' | sort -u))
   # 9.0 and newer chips have instructions of their own that only the "a" targets reach.
   GPU_ARCHS    := $(foreach c,$(GPU_CAPS),$(if $(filter 9.0 10.0 10.3 12.0 12.1,$c),$(subst .,,$c)a,$(subst .,,$c)))
   ifneq ($(CUDA_ARCH),)
@@ -151,7 +155,8 @@ endif
 # Not wanted: gcc's guess that a snprintf may cut (messages are cut on purpose), and clang's note that it did not
 # vectorise a loop. gcc's guess that a variable may be unset depends on how it optimises: a warning, but no error.
 QUIET_GCC := $(if $(findstring clang,$(CC_VERSION)),,-Wno-format-truncation -Wno-error=maybe-uninitialized)
-WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla $(if $(filter 1,$(WERROR)),-Werror) -Wno-pass-failed
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-pass-failed \
+        $(if $(filter 1,$(WERROR)),-Werror)
 MARCH := $(if $(CPU_ARCH),-march=$(CPU_ARCH))
 
 # What the language, the layout of the tree and the required libraries ask of every compiler.
@@ -161,15 +166,16 @@ FEATURES := $(if $(HAVE_OPENBLAS),-DRIVERRUN_OPENBLAS $(BLAS_CFLAGS)) $(if $(HAV
             $(if $(HAVE_MPI),-DRIVERRUN_MPI $(MPI_CFLAGS)) \
             $(if $(HAVE_CUDA),-DRIVERRUN_CUDA -I$(CUDA_HOME)/include \
               $(if $(HAVE_NCCL),-DRIVERRUN_NCCL) $(if $(HAVE_CUDNN),-DRIVERRUN_CUDNN))
-# Without OpenMP its simd pragmas still count: they let loops that reduce vectorise. What only its other pragmas use is then
-# unused.
+# Without OpenMP its simd pragmas still count: they let loops that reduce vectorise. What only its other pragmas use is
+# then unused.
 NO_OPENMP := -fopenmp-simd -Wno-unused-variable
 OMP_FLAG  := $(if $(HAVE_OPENMP),-fopenmp,$(NO_OPENMP))
 ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
 
 CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcublasLt -lcublas \
                $(if $(HAVE_NCCL),-lnccl) $(if $(HAVE_CUDNN),-lcudnn) -lcudart -lstdc++)
-LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) -lm -ldl
+LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) \
+        -lm -ldl
 LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
 
 NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(DEBUG)),-g -DRIVERRUN_DEBUG) $(GENCODE) \
@@ -182,12 +188,15 @@ FUZZ_CFLAGS := $(BASE_CFLAGS) -O1 -g -fno-omit-frame-pointer $(FUZZ_SAN) $(NO_OP
 
 # ---- the flags and the version, kept in files that change only when they do ------------------------------------------
 
-COMMIT := $(or $(shell GIT_OPTIONAL_LOCKS=0 git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
+GIT    := GIT_OPTIONAL_LOCKS=0 git
+COMMIT := $(or $(shell $(GIT) describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
+PARTS  := $(strip $(if $(HAVE_OPENBLAS),openblas) $(if $(HAVE_OPENMP),openmp) $(if $(HAVE_MPI),mpi) \
+            $(if $(HAVE_CUDA),cuda $(if $(HAVE_NCCL),nccl) $(if $(HAVE_CUDNN),cudnn)))
 define VERSION_H
 /* Written by the Makefile. */
 #define RIVERRUN_COMMIT "$(COMMIT)"
 #define RIVERRUN_COMPILER "$(CC_VERSION)"
-#define RIVERRUN_PARTS "$(strip $(if $(HAVE_OPENBLAS),openblas) $(if $(HAVE_OPENMP),openmp) $(if $(HAVE_MPI),mpi) $(if $(HAVE_CUDA),cuda) $(if $(HAVE_NCCL),$(if $(HAVE_CUDA),nccl)) $(if $(HAVE_CUDNN),$(if $(HAVE_CUDA),cudnn)))"
+#define RIVERRUN_PARTS "$(PARTS)"
 #define RIVERRUN_FLAGS "$(strip $(OPTIMISE) $(MARCH))"
 endef
 define FLAGS_TEXT
@@ -197,7 +206,7 @@ $(NVCC) $(NVCCFLAGS_ALL)
 $(LINK) $(LIBS)
 endef
 # write_if_new FILE,VARIABLE: the file gets the variable's text unless it has it already.
-write_if_new = $(if $(filter-out x,$(if $(wildcard $(1)),$(if $(call same,$(file <$(1)),$($(2))),x,n),n)),$(file >$(1),$($(2))))
+write_if_new = $(if $(and $(wildcard $(1)),$(call same,$(file <$(1)),$($(2)))),,$(file >$(1),$($(2))))
 same = $(and $(findstring <$(1)>,<$(2)>),$(findstring <$(2)>,<$(1)>))
 $(shell mkdir -p $(BUILD)/gen)
 $(call write_if_new,$(BUILD)/flags,FLAGS_TEXT)
@@ -252,7 +261,7 @@ report: ; @: ## Only say what was found
 tests: $(TEST_UNITS) $(TEST_TABLES) $(TEST_TOOLS) ## Build the test programs
 
 fuzzers: $(if $(HAVE_FUZZER),$(FUZZ_TARGETS)) ## Build the fuzzers (clang with libFuzzer; left out without it)
-	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: $(CLANG) with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)")
+	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: no $(CLANG) with libFuzzer (Debian packages clang, libclang-rt-dev)")
 
 install: $(BUILD)/riverrun ## Copy the program to PREFIX/bin (PREFIX=/usr/local, DESTDIR=)
 	install -d $(DESTDIR)$(PREFIX)/bin
@@ -294,12 +303,12 @@ $(BUILD)/fuzz/obj/%.f64.o: %.c $(BUILD)/flags
 $(BUILD)/fuzz/obj/%.o: %.c $(BUILD)/flags
 	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link)
 
-# Test programs. The name says how much of the tree a program needs: test_common_* links common/, test_kernels_* kernels/
-# and common/, and so on; a name without a layer links everything. test/support*.c goes into each that uses it.
+# Test programs. The name says how much of the tree a program needs: test_common_* links common/, test_kernels_*
+# kernels/ and common/, and so on; a name without a layer links everything. test/support*.c goes into each that uses it.
 archives = $(1:%=$(BUILD)/lib%.a)
 define link_test
 	@echo "  LINK $@"
-	$(if $(HAVE_CMOCKA),,$(error The unit tests need cmocka, install the Debian package libcmocka-dev: `make deps` does it))
+	$(if $(HAVE_CMOCKA),,$(error The unit tests need cmocka, Debian package libcmocka-dev: `make deps` installs it))
 	@mkdir -p $(@D)
 	$(Q)$(LINK) -o $@ $(filter-out %libsupport.a %/flags $(LIBRARIES),$^) $(filter %libsupport.a,$^) \
 	  $(filter $(LIBRARIES),$^) -lcmocka $(LIBS)
@@ -348,16 +357,29 @@ $(foreach t,$(FUZZ_TARGETS),$(eval $(call fuzzer,$(notdir $t))))
 # ---- the report ----------------------------------------------------------------------------------------------------
 
 ifneq ($(REPORTING),)
-switched = $(if $(filter 1,$($(1))),not found,left out by $(1)=$($(1)))
+# absent SWITCH gives why a part is not there; row NAME,TEXT,SWITCHES prints one line.
+absent = $(if $(filter 1,$($(1))),not found,left out by $(1)=$($(1)))
+row    = $(info $()  $(1) $(2)  [$(3)])
+library_text = $(call part,$(1),3) $(call version_of,$(call part,$(1),3)) ($(call linkage,$(LIB_$(call part,$(1),2))))
+
+ifeq ($(NVCC),)
+  CUDA_TEXT := $(call absent,CUDA): CPU only
+else ifeq ($(HAVE_CUDA),)
+  CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME): not used, this version of riverrun has no CUDA kernels yet
+else
+  CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME), for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX)
+endif
+with_cuda = $(if $(HAVE_CUDA),found,found: of use with CUDA kernels only)
+
 $(info riverrun $(COMMIT), building in $(BUILD)/)
-$(info $()  compiler   $(CC_VERSION), -march=$(or $(CPU_ARCH),default)$(if $(SAN), with sanitizers: $(SAN))  [CC=, CPU_ARCH=])
-$(info $()  OpenBLAS   $(if $(HAVE_OPENBLAS),$(BLAS_TEXT),$(call switched,OPENBLAS): riverrun's own loops multiply matrices)  [OPENBLAS=0])
-$(info $()  OpenMP     $(if $(HAVE_OPENMP),found,$(call switched,OPENMP): one thread)  [OPENMP=0])
-$(info $()  MPI        $(if $(HAVE_MPI),$(MPI_TEXT),$(call switched,MPI): one process)  [MPI=0, MPICC=])
-$(info $()  libraries $(foreach r,$(REQUIRED), $(call part,$r,2) $(call version_of,$(call part,$r,3)) ($(call linkage,$(LIB_$(call part,$r,2))))))
-$(info $()  CUDA       $(if $(filter 1,$(CUDA)),$(if $(NVCC),$(CUDA_VERSION) in $(CUDA_HOME)$(if $(HAVE_CUDA),$(comma) for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX),: not used$(comma) this version of riverrun has no CUDA kernels yet),not found: CPU only),left out by CUDA=$(CUDA): CPU only)  [CUDA=0, CUDA_HOME=, CUDA_ARCH=])
-$(info $()  NCCL       $(if $(HAVE_NCCL),found$(if $(HAVE_CUDA),,: not used without CUDA kernels),$(call switched,NCCL): one GPU)  [NCCL=0])
-$(info $()  cuDNN      $(if $(HAVE_CUDNN),found$(if $(HAVE_CUDA),,: not used without CUDA kernels),$(call switched,CUDNN): riverrun's own attention)  [CUDNN=0])
+$(call row,compiler  ,$(CC_VERSION)$(comma) $(or $(MARCH),default)$(if $(SAN), -fsanitize=$(SAN)),CC= CPU_ARCH=)
+$(call row,OpenBLAS  ,$(if $(HAVE_OPENBLAS),$(BLAS_TEXT),$(call absent,OPENBLAS): riverrun's own loops),OPENBLAS=0)
+$(call row,OpenMP    ,$(if $(HAVE_OPENMP),found,$(call absent,OPENMP): one thread),OPENMP=0)
+$(call row,MPI       ,$(if $(HAVE_MPI),$(MPI_TEXT),$(call absent,MPI): one process),MPI=0 MPICC=)
+$(info $()  libraries  $(foreach r,$(REQUIRED),$(call library_text,$r)))
+$(call row,CUDA      ,$(CUDA_TEXT),CUDA=0 CUDA_HOME= CUDA_ARCH=)
+$(call row,NCCL      ,$(if $(HAVE_NCCL),$(with_cuda),$(call absent,NCCL)),NCCL=0)
+$(call row,cuDNN     ,$(if $(HAVE_CUDNN),$(with_cuda),$(call absent,CUDNN)),CUDNN=0)
 endif
 
 endif # BUILDING
@@ -378,6 +400,7 @@ clean: ## Remove what was built
 
 help: ## Print this list
 	@echo "make [target] [SWITCH=value ...]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t h; do printf '  %-11s %s\n' "$$t" "$$h"; done
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+	  while IFS='|' read -r target text; do printf '  %-11s %s\n' "$$target" "$$text"; done
 	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0 CUDNN=0"
 	@echo "          CUDA_HOME= CUDA_ARCH='80 90a' SAN=address,undefined DEBUG=1 WERROR=0 V=1 (commands shown) PREFIX="

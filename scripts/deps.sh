@@ -4,8 +4,9 @@
 #   sh scripts/deps.sh build     what `make` needs (scripts/quickstart.sh calls this)
 #   sh scripts/deps.sh test      that and what `make test` needs (scripts/test.sh and `make deps` call this)
 #
-# It looks first for the parts themselves, not for packages: where all are there, apt is not called, so a machine without
-# a network or with another package manager works. A missing required part is an error, a missing optional part a warning.
+# It looks first for the parts themselves, not for packages: where all are there, apt is not called, so a machine
+# without a network or with another package manager works. A missing required part is an error, a missing optional part
+# a warning.
 set -u
 level=${1:-build}
 case $level in
@@ -64,7 +65,7 @@ survey() {
     need build optional libopenblas-openmp-dev 'matrix products run in slower loops' -- has_openblas
     need build optional 'openmpi-bin libopenmpi-dev' 'one process only' -- has_mpi
     need test required libcmocka-dev '' -- header stddef.h stdarg.h setjmp.h stdint.h cmocka.h
-    need test optional 'python3 python3-venv' 'tests written in Python, and the check against transformers, are skipped' -- has_venv
+    need test optional 'python3 python3-venv' 'the tests in Python are skipped, transformers among them' -- has_venv
     need test optional 'clang libclang-rt-dev' 'the fuzzers are skipped' -- has_fuzzer
 }
 
@@ -111,7 +112,8 @@ else
 fi
 
 if [ -n "$required" ]; then
-    echo "deps: these Debian packages are needed and missing:$required (${problem:-apt-get could not install them, see above})" >&2
+    problem=${problem:-apt-get could not install them, see above}
+    echo "deps: these Debian packages are needed and missing:$required ($problem)" >&2
     exit 1
 fi
 printf '%s' "$lost" >&2

@@ -1,15 +1,15 @@
 #!/bin/sh
-# run-tests.sh: builds and runs every test; `make test` calls it. The last line is `N passed, N failed, N skipped`, and the
-# exit code is 1 if any failed.
+# run-tests.sh: builds and runs every test; `make test` calls it. The last line is `N passed, N failed, N skipped`, and
+# the exit code is 1 if any failed.
 #
 # What is run: the cmocka programs test/test_*.c (each of their tests counts), the operation table build/test/ops in its
-# modes test and grad, build/test/golden on each file in test/golden/, the scripts test/test_*.sh and test/test_*.py, the
-# fuzzers for a bounded time, and then cmocka programs, operations and golden files once more under AddressSanitizer and
-# UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is the
-# reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
+# modes test and grad, build/test/golden on each file in test/golden/, the scripts test/test_*.sh and test/test_*.py,
+# the fuzzers for a bounded time, and then cmocka programs, operations and golden files once more under AddressSanitizer
+# and UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is
+# the reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
 #
-# From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern: only
-# what it matches runs), TEST_SAN=0 (no second pass), FUZZ_SECONDS (each fuzzer, 20), TEST_TIMEOUT (seconds for one
+# From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern:
+# only what it matches runs), TEST_SAN=0 (no second pass), FUZZ_SECONDS (each fuzzer, 20), TEST_TIMEOUT (seconds for one
 # program, 1200).
 set -u
 cd "$(dirname "$0")/.." || exit 1

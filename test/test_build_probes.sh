@@ -53,7 +53,7 @@ expect() {
 HIDE='' CAPS=''
 export HIDE CAPS
 report CUDA=0
-expect 'everything there' '^  libraries .*zstd .*xxhash .*jansson .*inih .*z '
+expect 'everything there' '^  libraries .*zstd .*xxhash .*jansson .*inih .*zlib '
 expect 'the compiler' '^  compiler .*-march=native'
 expect 'CUDA=0' '^  CUDA +left out by CUDA=0'
 report CUDA=0 OPENBLAS=0 OPENMP=0 MPI=0
@@ -95,10 +95,12 @@ expect 'no CUDA' '^  CUDA +not found'
 
 # The flags file changes when a switch does, and only then: everything compiled depends on it.
 report CUDA=0
-first=$(stat -c %Y%y%s "$work/build/flags")
+state() { stat -c %Y%y%s "$work/build/flags"; }
+fail() { echo "$1" && failures=$((failures + 1)); }
+first=$(state)
 report CUDA=0
-[ "$first" = "$(stat -c %Y%y%s "$work/build/flags")" ] || { echo 'the same switches change flags' && failures=$((failures + 1)); }
+[ "$first" = "$(state)" ] || fail 'the same switches change flags'
 report CUDA=0 OPENBLAS=0
-[ "$first" = "$(stat -c %Y%y%s "$work/build/flags")" ] && echo 'another switch leaves flags as they are' && failures=$((failures + 1))
+[ "$first" = "$(state)" ] && fail 'another switch leaves flags as they are'
 
 [ "$failures" = 0 ]
