@@ -10,6 +10,15 @@
         if ((call) != 0) fail_msg("%s: %s", #call, (err).text);                                                        \
     } while (0)
 
+#define MODEL "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\n"
+#define BLOCK "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\n"
+const char *const lm_models[] = {
+    MODEL "pattern = m*2\n" BLOCK,
+    MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "n_groups = 2\nmlp = swiglu\nmlp_width = 24\n"
+          "[block.k]\nmixer = mamba2\nhead_dim = 16\nd_state = 4\nd_conv = 2\nchunk = 64\n",
+};
+const int lm_model_count = sizeof lm_models / sizeof *lm_models;
+
 struct model_config *lm_config(config **c, const char *text) {
     error err = {0};
     struct model_config *mc = NULL;

@@ -13,6 +13,12 @@ struct lm {
     size_t real; /* bytes of a real number */
 };
 
+/* The models that every test of a property of models runs through: a new mixer is tested by a line here. All have
+ * LM_VOCAB token ids. The first is tied, without MLP. */
+enum { LM_VOCAB = 29 };
+extern const char *const lm_models[];
+extern const int lm_model_count;
+
 /* What of a config: only the model's sections. */
 struct model_config *lm_config(config **c, const char *text);
 

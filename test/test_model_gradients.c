@@ -105,6 +105,17 @@ static void close_problem(struct problem *p) {
 #define MODEL "[model]\nd_model = 8\nvocab_size = 13\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 5\nhead_dim = 4\nchunk = 4\n"
 
+/* The models of every other test, with documents and without. */
+static void test_listed(void **state) {
+    (void)state;
+    for (int i = 0; i < 2 * lm_model_count; i++) {
+        struct problem p;
+        open_problem(&p, lm_models[i / 2], 6, i % 2);
+        check_model(&p);
+        close_problem(&p);
+    }
+}
+
 static void test_tied(void **state) {
     (void)state;
     for (int documents = 0; documents < 2; documents++) {
@@ -174,8 +185,8 @@ static void test_one_token(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tied),          cmocka_unit_test(test_untied_mlp_groups), cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_initial_state), cmocka_unit_test(test_one_token),
+        cmocka_unit_test(test_listed), cmocka_unit_test(test_tied),          cmocka_unit_test(test_untied_mlp_groups),
+        cmocka_unit_test(test_limits), cmocka_unit_test(test_initial_state), cmocka_unit_test(test_one_token),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -7,17 +7,7 @@
 
 #include <math.h>
 
-enum { VOCAB = 29 };
-
-#define MODEL "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\n"
-#define BLOCK "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\n"
-/* Tied; and untied with an MLP, two groups and another block. */
-static const char *const models[] = {
-    MODEL "pattern = m*2\n" BLOCK,
-    MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "n_groups = 2\nmlp = swiglu\nmlp_width = 24\n"
-          "[block.k]\nmixer = mamba2\nhead_dim = 16\nd_state = 4\nd_conv = 2\nchunk = 64\n",
-};
-enum { MODELS = sizeof models / sizeof *models };
+enum { VOCAB = LM_VOCAB };
 
 static void expect_close(const char *what, const double *got, const double *want, int64_t count, double limit) {
     double distance = relative_error(got, want, count);
@@ -75,7 +65,7 @@ static void check_packed(const char *text) {
 
 static void test_packed(void **state) {
     (void)state;
-    for (int i = 0; i < MODELS; i++) check_packed(models[i]);
+    for (int i = 0; i < lm_model_count; i++) check_packed(lm_models[i]);
 }
 
 /* --- states ------------------------------------------------------------------------------------- */
@@ -126,8 +116,8 @@ static void check_split(const char *text, bool in_place, bool documents) {
 
 static void test_split(void **state) {
     (void)state;
-    for (int i = 0; i < MODELS; i++)
-        for (int k = 0; k < 4; k++) check_split(models[i], k & 1, k & 2);
+    for (int i = 0; i < lm_model_count; i++)
+        for (int k = 0; k < 4; k++) check_split(lm_models[i], k & 1, k & 2);
 }
 
 /* Prefill of `prefill` tokens, then token by token: the logits of one forward pass. */
@@ -170,9 +160,9 @@ static void check_step(const char *text, enum precision precision, int64_t prefi
 static void test_step(void **state) {
     (void)state;
     static const int64_t prefills[] = {0, 1, 2, 3, 7};
-    for (int i = 0; i < MODELS; i++) {
-        for (size_t k = 0; k < 5; k++) check_step(models[i], PRECISION_F64, prefills[k], 1e-12);
-        check_step(models[i], PRECISION_F32, 5, 1e-5);
+    for (int i = 0; i < lm_model_count; i++) {
+        for (size_t k = 0; k < 5; k++) check_step(lm_models[i], PRECISION_F64, prefills[k], 1e-12);
+        check_step(lm_models[i], PRECISION_F32, 5, 1e-5);
     }
 }
 
@@ -181,7 +171,7 @@ static void test_state_reset(void **state) {
     (void)state;
     error err = {0};
     struct lm lm;
-    lm_open(&lm, models[1], PRECISION_F64, MODEL_INFER, 2, 5);
+    lm_open(&lm, lm_models[1], PRECISION_F64, MODEL_INFER, 2, 5);
     int64_t V = lm.mc->rows;
     struct tokens t = tokens_draw(2, 5, VOCAB, 3);
     struct model_state *s, *fresh;
@@ -216,9 +206,9 @@ static void test_state_reset(void **state) {
 static void test_causal(void **state) {
     (void)state;
     const int64_t B = 2, T = 12;
-    for (int i = 0; i < MODELS; i++) {
+    for (int i = 0; i < lm_model_count; i++) {
         struct lm lm;
-        lm_open(&lm, models[i], PRECISION_F64, MODEL_INFER, B, T);
+        lm_open(&lm, lm_models[i], PRECISION_F64, MODEL_INFER, B, T);
         struct tokens t = tokens_draw(B, T, VOCAB, 8);
         for (int64_t k = 0; k < B * T; k++) t.targets[k] = (int32_t)(k % VOCAB);
         double *before = doubles(B * T), *after = doubles(B * T);
@@ -243,9 +233,9 @@ static void test_causal(void **state) {
 static void test_rows(void **state) {
     (void)state;
     const int64_t B = 3, T = 7;
-    for (int i = 0; i < MODELS; i++) {
+    for (int i = 0; i < lm_model_count; i++) {
         struct lm lm;
-        lm_open(&lm, models[i], PRECISION_F64, MODEL_TRAIN, B, T);
+        lm_open(&lm, lm_models[i], PRECISION_F64, MODEL_TRAIN, B, T);
         struct tokens t = tokens_draw(B, T, VOCAB, 12);
         double *together = doubles(B * T), *alone = doubles(B * T);
         lm_loss(&lm, &t, true, together);
@@ -282,7 +272,7 @@ static void test_masks(void **state) {
     (void)state;
     const int64_t B = 2, T = 9;
     struct lm lm;
-    lm_open(&lm, models[0], PRECISION_F64, MODEL_TRAIN, B, T);
+    lm_open(&lm, lm_models[0], PRECISION_F64, MODEL_TRAIN, B, T);
     struct tokens t = tokens_draw(B, T, VOCAB, 2);
     double *grads[3], losses[2 * 9], *sum;
     int32_t all[2 * 9];
@@ -323,7 +313,7 @@ static void test_sums(void **state) {
     (void)state;
     const int64_t B = 2, T = 21;
     struct lm lm;
-    lm_open(&lm, models[1], PRECISION_F64, MODEL_INFER, B, T);
+    lm_open(&lm, lm_models[1], PRECISION_F64, MODEL_INFER, B, T);
     struct tokens t = tokens_draw(B, T, VOCAB, 14);
     lm_set(&lm, &t, true);
     model_zero_sums(lm.m);
@@ -363,7 +353,7 @@ static void test_sums(void **state) {
 static void test_accumulate(void **state) {
     (void)state;
     struct lm lm;
-    lm_open(&lm, models[1], PRECISION_F64, MODEL_TRAIN, 3, 8);
+    lm_open(&lm, lm_models[1], PRECISION_F64, MODEL_TRAIN, 3, 8);
     int64_t count = model_params(lm.m)->elements;
     struct tokens a = tokens_draw(2, 8, VOCAB, 1), b = tokens_draw(3, 5, VOCAB, 2); /* the second one is ragged */
     double *alone[2], *sum = doubles(count);
@@ -407,10 +397,9 @@ static void on_ready(void *self, int bucket) {
  */
 static void test_buckets(void **state) {
     (void)state;
-    static const int orders[MODELS][6] = {{3, 2, 1, 0, -1, -1}, {4, 3, 2, 1, 0, -1}};
-    for (int i = 0; i < MODELS; i++) {
+    for (int i = 0; i < lm_model_count; i++) {
         struct lm lm;
-        lm_open(&lm, models[i], PRECISION_F64, MODEL_TRAIN, 2, 6);
+        lm_open(&lm, lm_models[i], PRECISION_F64, MODEL_TRAIN, 2, 6);
         struct tokens t = tokens_draw(2, 6, VOCAB, 4);
         struct announced a = {.lm = &lm, .at_ready = doubles(model_params(lm.m)->elements)};
         lm_set(&lm, &t, true);
@@ -418,7 +407,7 @@ static void test_buckets(void **state) {
         model_loss(lm.m, NULL, true, 1, 0);
         model_backward(lm.m, on_ready, &a);
         assert_int_equal(a.count, model_params(lm.m)->bucket_count);
-        for (int k = 0; k < a.count; k++) assert_int_equal(a.order[k], orders[i][k]);
+        for (int k = 0; k < a.count; k++) assert_int_equal(a.order[k], a.count - 1 - k);
         double *end = lm_read_grads(&lm);
         assert_memory_equal(a.at_ready, end, (size_t)model_params(lm.m)->elements * sizeof *end);
         free(end);
@@ -432,10 +421,10 @@ static void test_buckets(void **state) {
 
 static void test_float(void **state) {
     (void)state;
-    for (int i = 0; i < MODELS; i++) {
+    for (int i = 0; i < lm_model_count; i++) {
         struct lm single, exact;
-        lm_open(&single, models[i], PRECISION_F32, MODEL_TRAIN, 2, 33);
-        lm_open(&exact, models[i], PRECISION_F64, MODEL_TRAIN, 2, 33);
+        lm_open(&single, lm_models[i], PRECISION_F32, MODEL_TRAIN, 2, 33);
+        lm_open(&exact, lm_models[i], PRECISION_F64, MODEL_TRAIN, 2, 33);
         lm_copy_params(&exact, &single);
         struct tokens t = tokens_draw(2, 33, VOCAB, 6);
         struct loss_sums a = lm_grads(&single, &t, true, 1, 0.01), b = lm_grads(&exact, &t, true, 1, 0.01);
@@ -456,7 +445,7 @@ static void test_float(void **state) {
 static void test_repeats(void **state) {
     (void)state;
     struct lm lm;
-    lm_open(&lm, models[1], PRECISION_F32, MODEL_TRAIN, 3, 9);
+    lm_open(&lm, lm_models[1], PRECISION_F32, MODEL_TRAIN, 3, 9);
     size_t bytes = (size_t)model_params(lm.m)->elements * sizeof(double);
     for (int64_t T = 1; T <= 9; T++) {
         struct tokens t = tokens_draw(3, T, VOCAB, (uint64_t)T), other = tokens_draw(2, 9, VOCAB, 99);
@@ -479,9 +468,9 @@ static void test_repeats(void **state) {
 static void test_plan(void **state) {
     (void)state;
     error err = {0};
-    for (int k = 0; k < MODELS * 8; k++) {
+    for (int k = 0; k < lm_model_count * 8; k++) {
         config *c = NULL;
-        struct model_config *mc = lm_config(&c, models[k % MODELS]);
+        struct model_config *mc = lm_config(&c, lm_models[k % lm_model_count]);
         enum model_mode mode = k & 2 ? MODEL_TRAIN : MODEL_INFER;
         enum precision precision = k & 4 ? PRECISION_F64 : PRECISION_F32;
         int ranks = k & 8 ? 3 : 1;
@@ -533,7 +522,7 @@ static void test_absurd_batch(void **state) {
     (void)state;
     error err = {0};
     config *c = NULL;
-    struct model_config *mc = lm_config(&c, models[0]);
+    struct model_config *mc = lm_config(&c, lm_models[0]);
     struct device *dev;
     struct model *m;
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
