@@ -132,12 +132,12 @@ static int find_checkpoint(struct trainer *t, error *err) {
                            checkpoint_path(t->from));
     }
     TRY(check_tokenizer(t, t->from, err));
-    TRY(compare_configs(t, err));
     t->state = *checkpoint_state(t->from);
     if (t->state.step > o->steps) {
         return error_input(err, "train.steps = %lld, but %s stands at step %lld already; give at least that many",
                            (long long)o->steps, checkpoint_path(t->from), (long long)t->state.step);
     }
+    TRY(compare_configs(t, err));
     return report_read_history(o->out, t->state.step, &t->history, err);
 }
 
