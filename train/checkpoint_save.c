@@ -292,9 +292,10 @@ static int finish(struct save *s, int64_t keep, error *err) {
     TRY(manifest_write(&s->directory, s->state, err));
     TRY(model_directory_verify(&s->directory, err));
     TRY(make_room(s, &keep_it, err));
-    if (keep_it) return remove_leftovers(s->run, err);
-    TRY(model_directory_publish(&s->directory, s->path, err));
-    TRY(point_latest(s, err));
+    if (!keep_it) {
+        TRY(model_directory_publish(&s->directory, s->path, err));
+        TRY(point_latest(s, err));
+    }
     return prune(s, keep, err);
 }
 

@@ -1,0 +1,318 @@
+/* test_model_architecture.c: config.json of a model and back: every key, what is refused, and models that no other
+ * software has. */
+#include "test/unit.h"
+
+#include "model/architecture.h"
+#include "model/mamba2.h"
+#include <math.h>
+
+static const char mamba2_text[] =
+    "[model]\nd_model = 40\nvocab_size = 257\npad_vocab_to = 16\nnorm_eps = 1e-6\npattern = a*2 b\n"
+    "[block.a]\nmixer = mamba2\nd_state = 12\nhead_dim = 8\nexpand = 3\nd_conv = 3\nchunk = 32\n"
+    "dt_min = 0.002\ndt_max = 0.2\ndt_init_floor = 1e-5\n"
+    "[block.b]\nmixer = mamba2\nd_state = 12\nhead_dim = 8\nexpand = 3\nd_conv = 3\nA_init_max = 9\n";
+
+struct bound {
+    config *c;
+    struct model_config *mc;
+};
+
+static struct bound bind(const char *text, const char *override) {
+    struct bound b;
+    error err = {0};
+    assert_int_equal(config_parse(&b.c, text, strlen(text), "test", &err), 0);
+    if (override) assert_int_equal(config_override(b.c, override, &err), 0);
+    if (model_config_bind(&b.mc, b.c, 0, &err) != 0) fail_msg("%s", err.text);
+    return b;
+}
+
+static void unbind(struct bound *b) {
+    model_config_free(b->mc);
+    config_free(b->c);
+}
+
+/* A config read from config.json, bound. */
+static struct bound read_back(const json_t *object) {
+    struct bound b;
+    error err = {0};
+    assert_int_equal(config_load(&b.c, NULL, &err), 0);
+    if (architecture_read(object, "c.json", b.c, &err) != 0) fail_msg("%s", err.text);
+    if (model_config_bind(&b.mc, b.c, 0, &err) != 0) fail_msg("%s", err.text);
+    assert_int_equal(config_finish(b.c, &err), 0);
+    return b;
+}
+
+static void expect_same_tensors(const struct model_config *a, const struct model_config *b) {
+    assert_int_equal(a->params.count, b->params.count);
+    for (int i = 0; i < a->params.count; i++) {
+        const struct param *x = &a->params.list[i], *y = &b->params.list[i];
+        assert_string_equal(x->name, y->name);
+        assert_int_equal(x->ndim, y->ndim);
+        assert_memory_equal(x->dim, y->dim, (size_t)x->ndim * sizeof *x->dim);
+    }
+}
+
+/* ---- Mamba-2 ----------------------------------------------------------------------------------------------------- */
+
+static void every_key_of_mamba2_is_written(void **state) {
+    (void)state;
+    struct bound b = bind(mamba2_text, NULL);
+    assert_string_equal(architecture_class(b.mc), "Mamba2ForCausalLM");
+    json_t *object = architecture_write(b.mc, b.c, 256), *wanted;
+    error err = {0};
+    static const char text[] =
+        "{\"architectures\": [\"Mamba2ForCausalLM\"], \"model_type\": \"mamba2\", \"vocab_size\": 272, "
+        "\"hidden_size\": 40,"
+        " \"num_heads\": 15, \"head_dim\": 8, \"state_size\": 12, \"num_hidden_layers\": 3, \"layer_norm_epsilon\": "
+        "1e-6,"
+        " \"pad_token_id\": 256, \"bos_token_id\": 256, \"eos_token_id\": 256, \"expand\": 3, \"conv_kernel\": 3,"
+        " \"n_groups\": 1, \"chunk_size\": 256, \"use_bias\": false, \"use_conv_bias\": true, \"hidden_act\": \"silu\","
+        " \"initializer_range\": 0.1, \"residual_in_fp32\": true, \"rms_norm\": true, \"time_step_rank\": 3,"
+        " \"time_step_min\": 0.002, \"time_step_max\": 0.2, \"time_step_floor\": 1e-5, \"rescale_prenorm_residual\": "
+        "false,"
+        " \"use_cache\": true, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}";
+    assert_int_equal(json_read_text(&wanted, text, strlen(text), "wanted", &err), 0);
+    if (!json_equal(object, wanted)) fail_msg("%s", json_dumps(object, 0));
+    json_decref(wanted);
+    json_decref(object);
+    object = architecture_write(b.mc, b.c, -1);
+    assert_true(json_is_null(json_object_get(object, "eos_token_id")));
+    json_decref(object);
+    unbind(&b);
+}
+
+static void mamba2_comes_back(void **state) {
+    (void)state;
+    static const char *const changes[] = {NULL, "model.tie_embeddings=false", "model.d_model=8", "model.vocab_size=16"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(mamba2_text, changes[i]);
+        json_t *object = architecture_write(b.mc, b.c, 0);
+        struct bound r = read_back(object);
+        expect_same_tensors(b.mc, r.mc);
+        assert_int_equal(r.mc->rows, b.mc->rows);
+        assert_true(r.mc->options.norm_eps == b.mc->options.norm_eps);
+        assert_true(r.mc->options.tie_embeddings == b.mc->options.tie_embeddings);
+        const struct mamba2_options *o = r.mc->kinds[0].mixer_options;
+        assert_true(o->dt_min == 0.002 && o->dt_max == 0.2 && o->dt_init_floor == 1e-5);
+        assert_true(o->dt_limit_min == 0 && o->dt_limit_max == 0);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+/* Limits of the step size, which most models don't have. */
+static void limits_are_written_and_read(void **state) {
+    (void)state;
+    static const struct {
+        const char *change;
+        double least, most;
+    } cases[] = {{"block.m.dt_limit_min=0.25", 0.25, 0}, {"block.m.dt_limit_max=0.5", 0, 0.5}};
+    static const char text[] =
+        "[model]\nd_model = 8\nvocab_size = 9\npattern = m\n[block.m]\nmixer = mamba2\nhead_dim = 4\n";
+    for (size_t i = 0; i < 2; i++) {
+        struct bound b = bind(text, cases[i].change);
+        json_t *object = architecture_write(b.mc, b.c, 0);
+        assert_int_equal(json_array_size(json_object_get(object, "time_step_limit")), 2);
+        struct bound r = read_back(object);
+        const struct mamba2_options *o = r.mc->kinds[0].mixer_options;
+        assert_true(o->dt_limit_min == cases[i].least && o->dt_limit_max == cases[i].most);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+/* A small config.json with one member changed; NULL takes it away. */
+static json_t *altered(const char *key, const char *value) {
+    static const char text[] = "{\"model_type\": \"mamba2\", \"vocab_size\": 50, \"hidden_size\": 16, \"num_heads\": 4,"
+                               " \"head_dim\": 8, \"state_size\": 6, \"num_hidden_layers\": 2, \"n_groups\": 1}";
+    json_t *object, *member = NULL;
+    error err = {0};
+    assert_int_equal(json_read_text(&object, text, strlen(text), "base", &err), 0);
+    if (value) {
+        json_error_t problem;
+        member = json_loads(value, JSON_DECODE_ANY, &problem);
+        assert_non_null(member);
+    }
+    if (member) json_object_set_new(object, key, member);
+    else if (key) json_object_del(object, key);
+    return object;
+}
+
+static void what_is_left_out_has_the_default_of_transformers(void **state) {
+    (void)state;
+    json_t *object = altered(NULL, NULL);
+    struct bound r = read_back(object);
+    const struct mamba2_options *o = r.mc->kinds[0].mixer_options;
+    assert_int_equal(o->expand, 2);
+    assert_int_equal(o->d_conv, 4);
+    assert_true(r.mc->options.norm_eps == 1e-5);
+    assert_false(r.mc->options.tie_embeddings);
+    assert_int_equal(r.mc->blocks, 2);
+    unbind(&r);
+    json_decref(object);
+    /* All of them: Codestral Mamba, but for its groups. */
+    error err = {0};
+    static const char codestral[] = "{\"model_type\": \"mamba2\", \"n_groups\": 1}";
+    assert_int_equal(json_read_text(&object, codestral, strlen(codestral), "c.json", &err), 0);
+    r = read_back(object);
+    assert_int_equal(r.mc->options.d_model, 4096);
+    assert_int_equal(r.mc->blocks, 64);
+    assert_int_equal(r.mc->rows, 32768);
+    unbind(&r);
+    json_decref(object);
+    static const char *const harmless[][2] = {
+        {"hidden_act", "\"swish\""}, {"use_bias", "false"}, {"use_conv_bias", "true"}, {"rms_norm", "true"},
+        {"chunk_size", "99"}, {"residual_in_fp32", "false"}, {"unknown", "[1]"}, {"transformers_version", "\"9\""},
+        {"time_step_limit", "[0.0, \"Infinity\"]"}, {"time_step_limit", "[0.0, {\"__float__\": \"Infinity\"}]"},
+        {"time_step_limit", "[0, 1e30]"}, {"time_step_rank", "\"auto\""},
+    };
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
+        object = altered(harmless[i][0], harmless[i][1]);
+        r = read_back(object);
+        o = r.mc->kinds[0].mixer_options;
+        assert_true(o->dt_limit_min == 0 && o->dt_limit_max == 0);
+        unbind(&r);
+        json_decref(object);
+    }
+}
+
+static void what_the_layer_can_not_be_is_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value, *sentence;
+    } cases[] = {
+        {"model_type", NULL, "c.json: 'model_type' is missing, it must be a string"},
+        {"model_type", "\"llama\"", "c.json: model_type is 'llama'; riverrun reads mamba2, and its own, riverrun"},
+        {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's Mamba-2 needs false"},
+        {"use_conv_bias", "false", "c.json: 'use_conv_bias' is false; riverrun's Mamba-2 needs true"},
+        {"rms_norm", "false", "c.json: 'rms_norm' is false; riverrun's Mamba-2 needs true"},
+        {"use_bias", "1", "c.json: 'use_bias' is an integer, it must be true or false"},
+        {"hidden_act", "\"gelu\"", "c.json: 'hidden_act' is 'gelu'; riverrun's Mamba-2 needs silu"},
+        {"n_groups", "2",
+         "c.json: 'n_groups' is 2; riverrun reads models with 1, because transformers normalises several "
+         "groups in two different ways"},
+        {"n_groups", NULL,
+         "c.json: 'n_groups' is 8; riverrun reads models with 1, because transformers normalises several "
+         "groups in two different ways"},
+        {"num_heads", "5", "c.json: 'num_heads' * 'head_dim' is 40; it must equal 'expand' * 'hidden_size', 32"},
+        {"hidden_size", "0", "c.json: 'hidden_size' is 0; it must be from 1 to 65536"},
+        {"num_hidden_layers", "-3", "c.json: 'num_hidden_layers' is -3; it must be from 1 to 1024"},
+        {"state_size", "6.0", "c.json: 'state_size' is a real number, it must be an integer"},
+        {"vocab_size", "100000000", "c.json: 'vocab_size' is 100000000; it must be from 1 to 16777216"},
+        {"layer_norm_epsilon", "\"x\"", "c.json: 'layer_norm_epsilon' is a string, it must be a number"},
+        {"tie_word_embeddings", "null", "c.json: 'tie_word_embeddings' is null, it must be true or false"},
+        {"time_step_limit", "[0]", "c.json: 'time_step_limit' must be a list of two numbers"},
+        {"time_step_limit", "[0, \"x\"]", "c.json: 'time_step_limit' must be a list of two numbers"},
+        {"time_step_limit", "[2, 1]",
+         "c.json: 'time_step_limit' is [2, 1]; the first must be at least 0 and at most the "
+         "second, which must be above 0"},
+        {"time_step_limit", "[-1, 1]",
+         "c.json: 'time_step_limit' is [-1, 1]; the first must be at least 0 and at most the "
+         "second, which must be above 0"},
+        {"time_step_min", "[]", "c.json: 'time_step_min' is an array, it must be a number"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *object = altered(cases[i].key, cases[i].value);
+        config *c;
+        error err = {0};
+        assert_int_equal(config_load(&c, NULL, &err), 0);
+        unit_expect(architecture_read(object, "c.json", c, &err), &err, ERROR_INPUT, cases[i].sentence);
+        config_free(c);
+        json_decref(object);
+    }
+}
+
+/* ---- models of riverrun's own ------------------------------------------------------------------------------------ */
+
+static const char own_text[] = "[model]\nd_model = 16\nvocab_size = 30\npattern = (m a)*2 m\n"
+                               "[block.m]\nmixer = mamba2\nd_state = 4\nhead_dim = 8\nmlp = swiglu\nmlp_width = 24\n"
+                               "[block.a]\nmixer = mamba2\nd_state = 6\nhead_dim = 8\nn_groups = 2\n";
+
+static void what_transformers_lacks_comes_back_too(void **state) {
+    (void)state;
+    struct bound b = bind(own_text, NULL);
+    assert_null(architecture_class(b.mc));
+    json_t *object = architecture_write(b.mc, b.c, 29);
+    assert_string_equal(json_string_value(json_object_get(object, "model_type")), "riverrun");
+    assert_int_equal(json_integer_value(json_object_get(object, "vocab_size")), 32);
+    assert_int_equal(json_integer_value(json_object_get(object, "eos_token_id")), 29);
+    struct bound r = read_back(object);
+    expect_same_tensors(b.mc, r.mc);
+    char *before = config_text(b.c), *after = config_text(r.c);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+    unbind(&r);
+    json_decref(object);
+    unbind(&b);
+    /* The number of ids, where the tokenizer gave it. */
+    error err = {0};
+    assert_int_equal(config_parse(&b.c, own_text, strlen(own_text), "test", &err), 0);
+    assert_int_equal(config_override(b.c, "model.vocab_size=0", &err), 0);
+    assert_int_equal(model_config_bind(&b.mc, b.c, 20, &err), 0);
+    object = architecture_write(b.mc, b.c, 19);
+    r = read_back(object);
+    assert_int_equal(r.mc->vocab, 20);
+    unbind(&r);
+    json_decref(object);
+    unbind(&b);
+}
+
+/* What keeps a model from being Mamba2ForCausalLM. */
+static void what_transformers_would_compute_otherwise(void **state) {
+    (void)state;
+    static const char *const changes[] = {"block.b.d_state=5",  "block.b.head_dim=4", "block.a.n_groups=3",
+                                          "block.b.mlp=swiglu", "block.b.d_conv=4",   "block.a.dt_limit_max=1",
+                                          "block.b.expand=2"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(mamba2_text, changes[i]);
+        assert_null(architecture_class(b.mc));
+        unbind(&b);
+    }
+}
+
+/* A config.json is anybody's file: names must not reach the config unchecked. */
+static void strange_settings_are_refused(void **state) {
+    (void)state;
+    static const char *const texts[] = {
+        "{\"model_type\": \"riverrun\"}",
+        "{\"model_type\": \"riverrun\", \"settings\": []}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": 1}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"train\": {}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block.\": {}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block.a b\": {}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block.m\": []}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"\": \"1\"}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"a=b\": \"1\"}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"d_model\": 1}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"pattern\": \"a\\nb\"}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"pattern\": \"a ; b\"}}}",
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        json_t *object;
+        config *c;
+        error err = {0};
+        assert_int_equal(json_read_text(&object, texts[i], strlen(texts[i]), "c.json", &err), 0);
+        assert_int_equal(config_load(&c, NULL, &err), 0);
+        assert_int_equal(architecture_read(object, "c.json", c, &err), -1);
+        assert_int_equal(err.kind, ERROR_INPUT);
+        config_free(c);
+        json_decref(object);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_key_of_mamba2_is_written),
+        cmocka_unit_test(mamba2_comes_back),
+        cmocka_unit_test(limits_are_written_and_read),
+        cmocka_unit_test(what_is_left_out_has_the_default_of_transformers),
+        cmocka_unit_test(what_the_layer_can_not_be_is_refused),
+        cmocka_unit_test(what_transformers_lacks_comes_back_too),
+        cmocka_unit_test(what_transformers_would_compute_otherwise),
+        cmocka_unit_test(strange_settings_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
