@@ -64,48 +64,63 @@ int64_t OP(ssd_document_start)(const struct ssd_chunk *k, int64_t i) {
 void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const struct ssd_chunk *k, int64_t h) {
     const real *a = (const real *)p->a.data + (k->row * p->T + k->t0) * p->H + h;
     const real *dt = (const real *)p->dt.data + (k->row * p->T + k->t0) * p->H + h;
-    double sum = 0;
+    double before = 0, after = 0;
     for (int64_t i = 0; i < k->L; i++) {
-        decay->cum[i] = sum += a[i * p->H];
+        decay->a[i] = a[i * p->H];
         decay->dt[i] = dt[i * p->H];
+        decay->into[i] = (real)(before += decay->a[i]);
     }
-    for (int64_t i = 0; i < k->entering; i++) decay->into[i] = ssd_exp((real)decay->cum[i]);
-    for (int64_t i = k->entering; i < k->L; i++) decay->into[i] = 0;
-    for (int64_t j = 0; j < k->leaving; j++) decay->out[j] = 0;
-    for (int64_t j = k->leaving; j < k->L; j++) decay->out[j] = ssd_exp((real)(sum - decay->cum[j]));
-    decay->whole = k->open ? ssd_exp((real)sum) : 0;
+    for (int64_t j = k->L - 1; j >= 0; j--) {
+        decay->out[j] = (real)after;
+        after += decay->a[j];
+    }
+    for (int64_t i = 0; i < k->L; i++) decay->step[i] = ssd_exp(decay->a[i]);
+    for (int64_t i = 0; i < k->L; i++) decay->into[i] = i < k->entering ? ssd_exp(decay->into[i]) : 0;
+    for (int64_t j = 0; j < k->L; j++) decay->out[j] = j >= k->leaving ? ssd_exp(decay->out[j]) : 0;
+    decay->whole = k->open ? ssd_exp((real)before) : 0;
 }
 
-/* `count` columns of row i of e, where row and cum start at the pivot and i and `start` are counted from it: 0 before
- * `start` and behind i. Whole vectors with a mask are faster here than loops of changing length. */
-static inline void near_columns(real *row, const double *cum, int64_t start, int64_t i, int64_t count) {
+static inline real without_tiny(real v) {
+    return v < SSD_DECAY_MIN ? 0 : v;
+}
+
+/* `count` columns of row i of e from the pivot m on, where the rows start at m and i and `start` are counted from it:
+ * the row before times the step, 1 on the diagonal, 0 behind it and before the document's start. Whole vectors with a
+ * mask are faster here than loops of changing length. */
+static inline void near_columns(real *row, const real *row_before, real step, int64_t start, int64_t i, int64_t count) {
     for (int64_t j = 0; j < count; j++) {
-        real e = ssd_exp((real)(cum[i] - cum[j]));
+        real e = j < i ? without_tiny(step * row_before[j]) : 1;
         row[j] = j >= start && j <= i ? e : 0;
     }
 }
 
-/* SSD_PIVOT rows share the pivot m, the first of them: for columns before it exp(cum[i] - cum[j]) is the product of
- * exp(cum[i] - cum[m-1]) and exp(cum[m-1] - cum[j]), both at most 1, so that the number of exponentials grows with the
- * sides of the tile and not with its area. Columns from m on are computed one by one. */
+/* Row i is row i-1 times exp(a[i]). So that roundings don't pile up, SSD_PIVOT rows share a pivot m, the first of them:
+ * columns before it are row m-1 times exp(a[m] + ... + a[i]), itself a product of at most SSD_PIVOT steps. Nothing is
+ * ever divided, and no difference of sums is taken, so large and small decays can be mixed without loss. */
 void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd_chunk *k, int64_t i0, int64_t i1,
                         int64_t j0) {
-    const double *cum = decay->cum;
     int64_t columns = i1 - j0, start = j0;
-    real *to_pivot = decay->work; /* exp(cum[m-1] - cum[j]) */
+    real *base = decay->work; /* row i0-1 */
+    double sum = 0;
+    for (int64_t j = i0 - 1; j >= j0; j--) {
+        base[j - j0] = (real)sum;
+        sum += decay->a[j];
+    }
+    for (int64_t j = 0; j < i0 - j0; j++) base[j] = ssd_exp(base[j]);
     for (int64_t m = i0; m < i1; m += SSD_PIVOT) {
         int64_t end = ssd_min(m + SSD_PIVOT, i1);
-        real from_pivot[SSD_PIVOT]; /* exp(cum[i] - cum[m-1]) */
-        for (int64_t i = m; m > j0 && i < end; i++) from_pivot[i - m] = ssd_exp((real)(cum[i] - cum[m - 1]));
-        for (int64_t j = j0; j < m; j++) to_pivot[j] = ssd_exp((real)(cum[m - 1] - cum[j]));
+        const real *far = m == i0 ? base : e + (m - 1 - i0) * columns; /* row m-1 */
+        real product = 1;
         for (int64_t i = m; i < end; i++) {
+            real *row = e + (i - i0) * columns, *near = row + m - j0;
+            const real *near_before = i > m ? near - columns : near; /* not used where i == m */
             if (k->doc && i > i0 && k->doc[i] != k->doc[i - 1]) start = i;
-            real *row = e + (i - i0) * columns - j0;
-            for (int64_t j = j0; j < ssd_min(start, m); j++) row[j] = 0;
-            for (int64_t j = start; j < m; j++) row[j] = from_pivot[i - m] * to_pivot[j];
-            if (end - m == SSD_PIVOT) near_columns(row + m, cum + m, start - m, i - m, SSD_PIVOT);
-            else near_columns(row + m, cum + m, start - m, i - m, end - m);
-            for (int64_t j = end; j < i1; j++) row[j] = 0;
+            product *= decay->step[i];
+            for (int64_t j = 0; j < ssd_min(start, m) - j0; j++) row[j] = 0;
+            for (int64_t j = start - j0; j < m - j0; j++) row[j] = without_tiny(product * far[j]);
+            if (end - m == SSD_PIVOT) near_columns(near, near_before, decay->step[i], start - m, i - m, SSD_PIVOT);
+            else near_columns(near, near_before, decay->step[i], start - m, i - m, end - m);
+            for (int64_t j = end - j0; j < columns; j++) row[j] = 0;
         }
     }
 }

@@ -14,12 +14,11 @@ enum {
     SSD_WORKERS = 64, /* threads that get scratch of their own */
 };
 
-/* Below this exponent a decay counts as 0. exp(-69) = 1e-30; smaller factors would only bring subnormal numbers, which
- * are slow, into the products. */
+/* A smaller decay counts as 0: it would only bring subnormal numbers, which are slow, into the products. */
 #ifdef REAL_IS_FLOAT
-#define SSD_EXPONENT_MIN (-69.0f)
+#define SSD_DECAY_MIN 1e-30f
 #else
-#define SSD_EXPONENT_MIN (-690.0)
+#define SSD_DECAY_MIN 1e-290
 #endif
 
 /* The arguments of a problem, with B..N as in ops.h, Q the chunk length (at most T) and K the number of chunks. */
@@ -38,15 +37,14 @@ struct ssd_chunk {
     bool open;          /* the entering state itself reaches the state that leaves: one document all through */
 };
 
-/* Decays of one head in one chunk, each L long, with cum[i] = a[0] + ... + a[i] and last = cum[L-1]. cum is a double,
- * so that a difference of two has the rounding of the difference and not of the sums. */
+/* Decays of one head in one chunk, each L long. */
 struct ssd_decay {
-    double *cum;
-    real *dt;
-    real *into; /* exp(cum[i]) where the entering state is seen, else 0 */
-    real *out;  /* exp(last - cum[j]) where the leaving state is reached, else 0; without dt[j] */
+    real *a, *dt;
+    real *step; /* exp(a[i]) */
+    real *into; /* exp(a[0] + ... + a[i]) where the entering state is seen, else 0 */
+    real *out;  /* exp(a[j+1] + ... + a[L-1]) where the leaving state is reached, else 0; without dt[j] */
     real *work; /* for ssd_tile_decay */
-    real whole; /* exp(last) if the chunk is open, else 0 */
+    real whole; /* exp(a[0] + ... + a[L-1]) if the chunk is open, else 0 */
 };
 
 struct ssd_problem OP(ssd_problem)(tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d, tensor initial,
@@ -57,7 +55,7 @@ void OP(ssd_decay)(struct ssd_decay *decay, const struct ssd_problem *p, const s
 /* First position of the chunk in the document of position i. */
 int64_t OP(ssd_document_start)(const struct ssd_chunk *k, int64_t i);
 
-/* e (i1-i0, i1-j0): exp(cum[i] - cum[j]) for rows i0..i1-1 and columns j0..i1-1 where j <= i and both are in one
+/* e (i1-i0, i1-j0): exp(a[j+1] + ... + a[i]) for rows i0..i1-1 and columns j0..i1-1 where j <= i and both are in one
  * document, else 0. i0 is a multiple of SSD_PIVOT, i1 - i0 at most SSD_ROWS, j0 = ssd_document_start(i0). */
 void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd_chunk *k, int64_t i0, int64_t i1,
                         int64_t j0);
@@ -80,9 +78,8 @@ static inline real *ssd_carve(struct ssd_carver *c, int64_t count) {
 
 /* The vectors of one head in a chunk of Q. */
 static inline struct ssd_decay ssd_carve_decay(struct ssd_carver *c, int64_t Q) {
-    return (struct ssd_decay){.cum = (double *)ssd_carve(c, Q * (int64_t)(sizeof(double) / sizeof(real))),
-                              .dt = ssd_carve(c, Q), .into = ssd_carve(c, Q), .out = ssd_carve(c, Q),
-                              .work = ssd_carve(c, Q)};
+    return (struct ssd_decay){.a = ssd_carve(c, Q), .dt = ssd_carve(c, Q), .step = ssd_carve(c, Q),
+                              .into = ssd_carve(c, Q), .out = ssd_carve(c, Q), .work = ssd_carve(c, Q)};
 }
 
 /* Strided (B,T,...) arguments: the rows of one batch row from time t0 on, at offset `at` in the row. */
@@ -123,7 +120,7 @@ static inline int ssd_worker(void) {
 /* exp(v) for an exponent that is at most 0 but for rounding; 0 where it is negligible. */
 static inline real ssd_exp(real v) {
     real e = exp_real(v < 0 ? v : 0);
-    return v < SSD_EXPONENT_MIN ? 0 : e;
+    return e < SSD_DECAY_MIN ? 0 : e;
 }
 
 #endif
