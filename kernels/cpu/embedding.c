@@ -8,8 +8,20 @@
  * Deterministic: in backward each thread owns a range of columns and walks all rows in order, so every element of
  * dtable is summed in row order whatever the number of threads. Called for the first and last thing of a step. */
 #include "kernels/cpu/cpu.h"
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
-#define COLUMNS_AT_ONCE 64 /* at least a cache line, so that threads don't share one */
+/* Columns for each thread: whole cache lines, and as many as possible, because every range walks through all tokens and
+ * meets the table's pages anew. The sums don't depend on it. */
+static int64_t columns_each(int64_t D) {
+    int64_t threads = 1, line = 64 / (int64_t)sizeof(real);
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    int64_t columns = (D + threads - 1) / threads;
+    return columns < 4 * line ? 4 * line : (columns + line - 1) / line * line;
+}
 
 void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table) {
     (void)dev;
@@ -35,9 +47,10 @@ void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tens
     const int32_t *token = tokens.data;
     for (int64_t r = 0; r < R; r++) ASSERT(token[r] >= 0 && token[r] < V);
 
+    int64_t columns = columns_each(D);
 #pragma omp parallel for schedule(static) if (R * D > 16384)
-    for (int64_t from = 0; from < D; from += COLUMNS_AT_ONCE) {
-        int64_t count = D - from < COLUMNS_AT_ONCE ? D - from : COLUMNS_AT_ONCE;
+    for (int64_t from = 0; from < D; from += columns) {
+        int64_t count = D - from < columns ? D - from : columns;
         for (int64_t r = 0; r < R; r++) {
             real *to = row_of(dtable, token[r]) + from;
             const real *add = row_of(dout, r) + from;

@@ -4,7 +4,7 @@
  * bits don't depend on their number. */
 #include "kernels/cpu/cpu.h"
 
-#define COLUMNS_AT_ONCE 64
+#define COLUMNS_AT_ONCE 256
 
 void add_partials(real *sum, const real *partial, int64_t blocks, int64_t n) {
 #pragma omp parallel for schedule(static) if (blocks * n > 16384)
