@@ -46,7 +46,7 @@ struct encode_pipeline {
     const tokenizer *tokenizer;
     const struct input_list *inputs;
     const char *separator;
-    const volatile sig_atomic_t *interrupted;
+    const atomic_bool *interrupted;
     struct block *blocks;
     size_t block_count;
     struct block *filling; /* the reading thread's block, or NULL */
@@ -210,7 +210,7 @@ static int start_threads(encode_pipeline *p, int threads, error *err) {
 }
 
 int encode_pipeline_open(encode_pipeline **out, const tokenizer *t, const struct input_list *inputs,
-                         const char *separator, int threads, const volatile sig_atomic_t *interrupted, error *err) {
+                         const char *separator, int threads, const atomic_bool *interrupted, error *err) {
     *out = NULL;
     ASSERT(threads >= 1);
     encode_pipeline *p = calloc(1, sizeof *p);
@@ -241,7 +241,7 @@ int encode_pipeline_open(encode_pipeline **out, const tokenizer *t, const struct
 }
 
 static bool is_interrupted(const encode_pipeline *p) {
-    return p->interrupted && *p->interrupted != 0;
+    return p->interrupted && atomic_load(p->interrupted);
 }
 
 /* Wait, with the lock held, until something may have changed or it is time to look at `interrupted`. */

@@ -9,7 +9,7 @@
 #include "common/error.h"
 #include "data/input_list.h"
 #include "data/tokenizer.h"
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 
 struct document_mark {
@@ -29,9 +29,9 @@ struct encoded_block {
 typedef struct encode_pipeline encode_pipeline;
 
 /* The tokenizer, the list and the separator must outlive the pipeline. *interrupted (may be NULL) is looked at while
- * the caller waits; once it is not 0, the pipeline stops. */
+ * the caller waits; once it is true, the pipeline stops. */
 int encode_pipeline_open(encode_pipeline **p, const tokenizer *t, const struct input_list *inputs,
-                         const char *separator, int threads, const volatile sig_atomic_t *interrupted, error *err);
+                         const char *separator, int threads, const atomic_bool *interrupted, error *err);
 
 /* The next block, valid until the next call; *block = NULL at the end of the last input. */
 int encode_pipeline_next(encode_pipeline *p, const struct encoded_block **block, error *err);

@@ -133,7 +133,7 @@ static int write_shards(struct output *o, const struct input_list *inputs, error
     encode_pipeline_close(p);
     shard_writer_abandon(o->writer); /* NULL unless something failed */
     if (failed) {
-        if (options->interrupted && *options->interrupted) {
+        if (options->interrupted && atomic_load(options->interrupted)) {
             error_system(err, "interrupted by a signal; nothing was left in %s", options->out);
         }
         stage_abandon(o->stage);

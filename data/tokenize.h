@@ -10,7 +10,7 @@
 
 #include "common/error.h"
 #include "data/tokenizer.h"
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 
 #define TOKENIZE_SEPARATOR "<|endoftext|>"           /* what document collections commonly use */
@@ -28,7 +28,7 @@ struct tokenize_options {
     /* Called now and then from the calling thread; may be NULL. */
     void (*progress)(void *self, uint64_t text_bytes, uint64_t tokens, uint64_t documents);
     void *progress_self;
-    const volatile sig_atomic_t *interrupted; /* not 0: stop and leave nothing behind; may be NULL */
+    const atomic_bool *interrupted; /* true: stop and leave nothing behind; may be NULL */
 };
 
 struct tokenize_result {

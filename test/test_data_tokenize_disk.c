@@ -360,12 +360,12 @@ static void too_many_shards(void **state) {
 
 /* ---- interruption ------------------------------------------------------------------------------------------------ */
 
-static volatile sig_atomic_t flag;
+static atomic_bool flag;
 
 static void raise_flag(void *self, uint64_t text_bytes, uint64_t tokens, uint64_t documents) {
     (void)text_bytes, (void)tokens, (void)documents;
     ++*(int *)self;
-    flag = 1;
+    atomic_store(&flag, true);
 }
 
 static void expect_interruption(const char *path, const struct tokenize_options *o) {
@@ -388,7 +388,7 @@ static void interrupted_at_work(void **state) {
     o.progress = raise_flag;
     o.progress_self = &calls;
     o.interrupted = &flag;
-    flag = 0;
+    atomic_store(&flag, false);
     expect_interruption(path, &o);
     assert_int_equal(calls, 1); /* 16 blocks are there; the first one was the last */
 }
@@ -396,7 +396,7 @@ static void interrupted_at_work(void **state) {
 static void *raise_flag_later(void *argument) {
     (void)argument;
     usleep(150000);
-    flag = 1;
+    atomic_store(&flag, true);
     return NULL;
 }
 
@@ -411,7 +411,7 @@ static void interrupted_while_waiting(void **state) {
         int descriptor = writer ? open(pipe, O_RDWR) : -1;
         if (writer) assert_int_equal(write(descriptor, "some text", 9), 9);
         pthread_t thread;
-        flag = 0;
+        atomic_store(&flag, false);
         assert_int_equal(pthread_create(&thread, NULL, raise_flag_later, NULL), 0);
         expect_interruption(pipe, &o);
         pthread_join(thread, NULL);

@@ -9,6 +9,7 @@
 #include "train/processors.h"
 #include <inttypes.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -56,17 +57,18 @@ static const struct flags tokenize_command = {
 /* ---- signals ----------------------------------------------------------------------------------------------------- */
 
 /* A signal handler reaches nothing but globals. */
-static volatile sig_atomic_t interrupted;
+static atomic_bool interrupted;
 
 static void interrupt(int number) {
-    interrupted = number;
+    (void)number;
+    atomic_store(&interrupted, true);
 }
 
 /* The first signal asks tokenize to clean up and end; the second one kills, should that take too long. */
 static void catch_signals(void) {
     struct sigaction action = {.sa_handler = interrupt, .sa_flags = (int)SA_RESETHAND};
     const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    interrupted = 0;
+    atomic_store(&interrupted, false);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         struct sigaction before;
         /* What is ignored (nohup) stays ignored. */
