@@ -77,9 +77,32 @@ static int save(const struct job *job) {
 
 enum { LOOK_ABSENT = 100, LOOK_BROKEN = 101 };
 
+/* Whatever has the name of a checkpoint is a complete one. */
+static bool all_complete(const char *run) {
+    char **names, path[500];
+    size_t count;
+    error err = {0};
+    bool good = true;
+    ASSERT(file_list(run, "", &names, &count, &err) == 0);
+    for (size_t i = 0; i < count; i++) {
+        struct checkpoint *c;
+        if (strncmp(names[i], "step-", 5) != 0) continue;
+        snprintf(path, sizeof path, "%s/%s", run, names[i]);
+        if (checkpoint_open(&c, path, &err) == 0) {
+            checkpoint_close(c);
+        } else {
+            fprintf(stderr, "%s\n", err.text);
+            good = false;
+        }
+    }
+    file_list_free(names, count);
+    return good;
+}
+
 /* Exit code: the step that `latest` holds, once every bit of it is compared; LOOK_ABSENT without `latest`. */
 static int look(const struct job *job) {
     char path[500];
+    if (access(job->run, F_OK) == 0 && !all_complete(job->run)) return LOOK_BROKEN;
     struct comm one;
     struct parts p;
     error err = {0};
@@ -136,12 +159,19 @@ static void check_after(const struct scene *s, const char *kind, int n, const ch
     expect_names(run, s->after);
 }
 
+/* Children are slow to start with a sanitizer, which is not there to find what this test is after. */
+#if defined __SANITIZE_ADDRESS__
+enum { STRIDE = 5 };
+#else
+enum { STRIDE = 1 };
+#endif
+
 /* Faults at operation 1, 2, ... until the save gets through undisturbed. */
 static void rehearse(const struct scene *s, const char *kind) {
     char run[500], fault[40];
     bool moved = false;
     int wanted = strcmp(kind, "kill") == 0 ? 128 + SIGKILL : 1;
-    for (int n = 1;; n++) {
+    for (int n = 1;; n += STRIDE) {
         assert_true(n < 1000);
         snprintf(run, sizeof run, "%s/%s", directory, s->name);
         snprintf(fault, sizeof fault, "%s:%d", kind, n);
@@ -153,7 +183,7 @@ static void rehearse(const struct scene *s, const char *kind) {
         if (code != 0) continue;
         /* At least: a directory, nine files of two operations and more, two renames, a link. */
         assert_true(n > 25);
-        print_message("%s, %s: %d operations\n", s->name, kind, n - 1);
+        print_message("%s, %s: %d operations\n", s->name, kind, n - STRIDE);
         return;
     }
 }
@@ -240,7 +270,7 @@ static void an_export_is_there_or_not(void **state) {
     struct job job = {.run = base};
     for (int k = 0; k < 2; k++) {
         int code = 1;
-        for (int n = 1; code != 0; n++) {
+        for (int n = 1; code != 0; n += STRIDE) {
             assert_true(n < 1000);
             snprintf(fault, sizeof fault, "%s:%d", kinds[k], n);
             code = in_child(fault, export_it, &job);
