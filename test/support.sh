@@ -39,8 +39,8 @@ make_text() {
         while (size < bytes) {
             line = ""
             for (i = 0; i < 12; i++) {
-                x = (x * 1103515245 + 12345) % 2147483648
-                w = int(x / 65536) % 40
+                x = x * 16807 % 2147483647
+                w = int(x / 1024) % 40
                 line = line substr("theandofriverrunpastevefromswervebendbayes", w + 1, 3 + w % 4) " "
             }
             print line

@@ -1,0 +1,138 @@
+#!/bin/sh
+# test_cli.sh: the command line: help, version, docs/config.md, results on standard output, and bad input, which is one line that
+# names the key and the value, exit code 2, with nothing written.
+set -u
+. "$(dirname "$0")/support.sh"
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+make_data
+make_config "$WORK/c.ini"
+
+# refuse 'WORDS' ARGUMENT...: riverrun ARGUMENT... fails with 2 and one line that holds the words (a basic regular expression).
+refuse() {
+    words=$1
+    shift
+    "$RIVERRUN" "$@" > "$WORK/out" 2> "$WORK/err" < /dev/null
+    code=$?
+    [ "$code" = 2 ] || fail "riverrun $*: exit code $code"
+    [ "$(wc -l < "$WORK/err")" = 1 ] || fail "riverrun $*: not one line: $(cat "$WORK/err")"
+    grep -q -- "^riverrun: .*$words" "$WORK/err" || fail "riverrun $*: $(cat "$WORK/err") does not say '$words'"
+    [ ! -s "$WORK/out" ] || fail "riverrun $*: writes to standard output: $(head -n 2 "$WORK/out")"
+    [ ! -e "$WORK/run" ] || { fail "riverrun $*: made the run's directory"; rm -rf "$WORK/run"; }
+}
+refuse_train() {
+    words=$1
+    shift
+    refuse "$words" train "$WORK/c.ini" train.out="$WORK/run" "$@"
+}
+accept() {
+    "$RIVERRUN" "$@" > "$WORK/out" 2> "$WORK/err" < /dev/null || fail "riverrun $*: $(cat "$WORK/err")"
+}
+
+# ---- help and version
+accept --help
+for command in train eval generate tokenize shards plan import export; do
+    grep -q "riverrun $command " "$WORK/out" || fail "--help does not name $command"
+    "$RIVERRUN" $command --help > "$WORK/help" 2>&1 || fail "$command --help fails"
+    grep -q "^riverrun $command" "$WORK/help" || fail "$command --help: $(head -n 1 "$WORK/help")"
+    "$RIVERRUN" help $command | cmp -s - "$WORK/help" || fail "help $command is not $command --help"
+done
+accept train --help
+grep -q '\[optimizer\]' "$WORK/out" && grep -q 'half_life = 0' "$WORK/out" || fail "train --help does not list the options"
+accept --version
+grep -Eq '^riverrun [0-9]+\.[0-9]+\.[0-9]+ \(' "$WORK/out" || fail "--version: $(cat "$WORK/out")"
+accept help config
+cmp "$WORK/out" "$ROOT/docs/config.md" || fail "docs/config.md is not what 'riverrun help config' prints; write it anew"
+"$RIVERRUN" > "$WORK/out" 2> "$WORK/err"
+[ $? = 2 ] && grep -q 'riverrun train' "$WORK/err" || fail "without arguments: $(cat "$WORK/err")"
+
+# ---- commands and flags
+refuse "'trian' is no command; did you mean train?" trian
+refuse "'xyzzy' is no command; riverrun --help lists them" xyzzy
+refuse "'evil' is no command; did you mean eval?" help evil
+refuse 'eval takes CHECKPOINT, but 0 arguments' eval --data x
+refuse 'eval needs --data' eval x
+refuse "'--dta' is no option of riverrun eval; did you mean --data?" eval x --dta y
+refuse '--window 0: must be a whole number of tokens from 1' eval x --data y --window 0
+refuse '--mode windw: must be one of window, carry; did you mean window?' eval x --data y --mode windw
+refuse '--batch is given twice' eval x --data y --batch 1 --batch 2
+refuse '--tokens needs a value' eval x --data y --tokens
+refuse "'-x' is no option" eval x -x
+refuse 'takes CHECKPOINT, but 2 arguments were given; one too many is y' eval x y --data z
+refuse 'there is no prompt' generate x
+refuse '--prompt and --prompt-file are both given' generate x --prompt a --prompt-file b
+refuse '--temperature -1: must be a number from 0' generate x --prompt a --temperature=-1
+refuse '--temperature nan: must be a number' generate x --prompt a --temperature nan
+refuse '--top-p 0: must be a number' generate x --prompt a --top-p 0
+refuse '--top-p 1.5: must be a number' generate x --prompt a --top-p 1.5
+refuse '--top-k -3: must be a whole number' generate x --prompt a --top-k=-3
+refuse '--tokens 0: must be a whole number' generate x --prompt a --tokens 0
+refuse '--seed 1.5: must be a whole number' generate x --prompt a --seed 1.5
+refuse 'no-such-file' generate x --prompt-file "$WORK/no-such-file"
+
+# ---- configs
+refuse 'train takes CONFIG' train
+refuse 'no-such.ini' train "$WORK/no-such.ini"
+refuse "'steps=3' is not an override" train "$WORK/c.ini" steps=3
+refuse_train 'has no option stps; did you mean steps?' train.stps=3
+refuse_train 'there is no section \[trian\]; did you mean \[train\]?' trian.steps=3
+refuse_train 'has no option seq_len; it belongs to \[data\]' train.seq_len=3
+refuse_train 'train.steps=-1: must be a whole number of steps from 1' train.steps=-1
+refuse_train 'train.steps=many' train.steps=many
+refuse_train 'optimizer.lr=inf' optimizer.lr=inf
+refuse_train 'optimizer.lr=1e-3x' optimizer.lr=1e-3x
+refuse_train 'schedule.kind=cosin: must be one of .* did you mean cosine?' schedule.kind=cosin
+refuse_train 'schedule.warmup = 41 is longer than train.steps = 40' schedule.warmup=41
+refuse_train 'schedule.min_lr = 0.01 is above the peak optimizer.lr = 0.005' schedule.min_lr=0.01
+refuse_train 'train.batch = 7 is no multiple of .* train.batch = 6 or 8, or train.micro_batch = 1' train.batch=7
+refuse_train 'train.micro_batch = 1 \* 4 = 4; .* train.micro_batch = 3' train.micro_batch=4
+refuse_train 'data.train.*no-data' data.train="$WORK/no-data"
+refuse_train 'data.valid.*no-data' data.valid="$WORK/no-data"
+refuse_train 'no training data' data.train=
+refuse_train 'data.train = .*source.a' source.a.path="$WORK/train"
+refuse_train 'vocab_size' model.vocab_size=100
+refuse_train 'model.pattern' model.pattern='m*'
+refuse_train 'train.init: .*no-checkpoint' train.init="$WORK/no-checkpoint"
+refuse_train 'seq_len\|tokens' data.seq_len=1000000
+refuse_train 'head_dim' block.m.head_dim=7
+refuse 'train.out is empty' train "$WORK/c.ini"
+refuse 'train.out = .*c.ini is a file' train "$WORK/c.ini" train.out="$WORK/c.ini"
+printf '[train]\nsteps = 4\nsteps = 5\n' > "$WORK/twice.ini"
+refuse 'twice.ini:3: \[train\] steps is given a second time, the first is in line 2' train "$WORK/twice.ini" train.out="$WORK/run"
+# An unknown key is told even where the data is missing too.
+refuse_train 'has no option stps' data.train="$WORK/no-data" train.stps=3
+
+# ---- results
+accept train "$WORK/c.ini" train.out="$WORK/ok" train.steps=12 schedule.warmup=0
+[ "$(wc -l < "$WORK/out")" = 1 ] || fail "train writes more than its result to standard output: $(cat "$WORK/out")"
+loss=$(sed -n 's|^validation loss \([0-9.]*\) nats/byte$|\1|p' "$WORK/out")
+"$RIVERRUN" train "$WORK/ok/config.ini" > "$WORK/again" 2>&1 || fail "the effective config is refused: $(cat "$WORK/again")"
+accept eval "$WORK/ok" --data "$WORK/valid"
+[ "$(wc -l < "$WORK/out")" = 1 ] || fail "eval does not print one line"
+case $(sed 's/.*"loss":\([0-9.]*\).*/\1/' "$WORK/out" | awk '{ printf "%.3f", $1 }') in
+"$loss") ;;
+*) fail "eval gives $(cat "$WORK/out"), the trainer $loss" ;;
+esac
+for key in perplexity bits_per_byte accuracy tokens bytes mode window reset precision step checkpoint data; do
+    grep -q "\"$key\":" "$WORK/out" || fail "eval's line has no $key: $(cat "$WORK/out")"
+done
+accept eval "$WORK/ok/latest" --data "$WORK/valid" --mode carry --window 13 --no-reset --precision fp64 --tokens 100
+grep -q '"tokens":100,.*"mode":"carry","window":13,"reset":false,"precision":"fp64","step":12' "$WORK/out" || fail "eval with options: $(cat "$WORK/out")"
+accept generate "$WORK/ok" --prompt 'the ' --tokens 40 --ignore-eod --seed 3 --echo
+mv "$WORK/out" "$WORK/first"
+printf 'the ' > "$WORK/prompt"
+"$RIVERRUN" generate "$WORK/ok" --prompt-file - --tokens 40 --ignore-eod --seed 3 --echo < "$WORK/prompt" > "$WORK/out" 2>&1 || fail "a prompt on standard input: $(cat "$WORK/out")"
+cmp -s "$WORK/first" "$WORK/out" || fail "the prompt on standard input gives another text"
+[ "$(wc -c < "$WORK/out")" -ge 30 ] || fail "40 tokens are $(wc -c < "$WORK/out") bytes"
+accept generate "$WORK/ok" --prompt '' --tokens 5 --ignore-eod --temperature 0
+refuse 'is no shard' eval "$WORK/ok" --data "$WORK/c.ini"
+refuse 'no-data' eval "$WORK/ok" --data "$WORK/no-data"
+refuse 'nothing-here' eval "$WORK/nothing-here" --data "$WORK/valid"
+refuse 'nothing-here' generate "$WORK/nothing-here" --prompt a
+# A result that can't be written is no success.
+if [ -w /dev/full ]; then
+    "$RIVERRUN" eval "$WORK/ok" --data "$WORK/valid" > /dev/full 2> "$WORK/err"
+    [ $? = 1 ] && grep -q 'standard output' "$WORK/err" || fail "eval to a full disk: $(cat "$WORK/err")"
+    "$RIVERRUN" generate "$WORK/ok" --prompt a > /dev/full 2> "$WORK/err"
+    [ $? = 1 ] && grep -q 'standard output' "$WORK/err" || fail "generate to a full disk: $(cat "$WORK/err")"
+fi
+finish
