@@ -41,8 +41,8 @@ int device_open(struct device **dev, enum device_kind kind, enum precision preci
     if (precision != PRECISION_F32 && precision != PRECISION_F64)
         return error_input(err, "precision bf16 needs a GPU; the CPU computes in fp32 or fp64: choose one of them");
     if (!VECTORS_PRESENT)
-        return error_input(err, "this riverrun was compiled for a processor with %s, which this machine lacks: build it "
-                                "here, or with CPU_ARCH=x86-64-v2", VECTORS);
+        return error_input(err, "this riverrun was compiled for a processor with %s, which this machine lacks: build "
+                                "it here, or with CPU_ARCH=x86-64-v2", VECTORS);
     struct device *opened = calloc(1, sizeof *opened);
     if (!opened) return error_system(err, "out of memory while opening the CPU device");
     opened->ops = precision == PRECISION_F64 ? &ops_cpu_f64 : &ops_cpu_f32;

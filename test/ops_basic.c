@@ -1,5 +1,5 @@
-/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, SwiGLU, head with loss, and the
- * optimizer's passes. test/ops.h says what a row is. */
+/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, SwiGLU, head with loss, and
+ * the optimizer's passes. test/ops.h says what a row is. */
 #include "test/ops.h"
 
 #include <math.h>
@@ -61,7 +61,8 @@ static const struct op_row embedding = {
     .declare = embedding_declare,
     .forward = embedding_forward,
     .backward = embedding_backward,
-    .identities = (const struct op_identity[]){{"unused rows keep their gradient", embedding_unused_rows}, {NULL, NULL}},
+    .identities = (const struct op_identity[]){{"unused rows keep their gradient", embedding_unused_rows},
+                                               {NULL, NULL}},
 };
 
 /* --- residual add + RMSNorm --------------------------------------------------------------------------------------- */
@@ -306,7 +307,8 @@ static const struct op_row gated_rmsnorm = {
     .forward = gated_rmsnorm_forward,
     .backward = gated_rmsnorm_backward,
     .flops = gated_rmsnorm_flops,
-    .identities = (const struct op_identity[]){{"a group = a norm of its own", gated_rmsnorm_groups_apart}, {NULL, NULL}},
+    .identities = (const struct op_identity[]){{"a group = a norm of its own", gated_rmsnorm_groups_apart},
+                                               {NULL, NULL}},
 };
 
 /* --- SwiGLU ------------------------------------------------------------------------------------------------------- */

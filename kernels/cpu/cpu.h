@@ -10,7 +10,7 @@
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
-/* --- checks of arguments -------------------------------------------------------------------------------------------- */
+/* --- checks of arguments ------------------------------------------------------------------------------------------ */
 
 /* t has these dimensions (-1 matches any) and this dtype, and lies contiguously (`dense`) or at least in contiguous
  * last dimensions. */
@@ -36,7 +36,7 @@ static inline real *row_of(tensor t, int64_t r) {
     return (real *)t.data + r * t.stride[0];
 }
 
-/* --- blocks of rows ------------------------------------------------------------------------------------------------- */
+/* --- blocks of rows ----------------------------------------------------------------------------------------------- */
 
 /* A sum over rows (the gradient of a norm's weight, of a bias) is made of one partial sum per block of rows, added in
  * the order of the blocks. The number of blocks depends on the number of rows only, so the bits don't depend on the
@@ -62,7 +62,7 @@ void add_partials(real *sum, const real *partial, int64_t blocks, int64_t n);
 #define add_column_sums OP(add_column_sums)
 void add_column_sums(real *sum, const real *rows, int64_t R, int64_t n, int64_t stride);
 
-/* --- the operations, in the order of struct ops ----------------------------------------------------------------------- */
+/* --- the operations, in the order of struct ops ------------------------------------------------------------------- */
 
 void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
 void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens);
@@ -86,8 +86,8 @@ void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor 
 
 void OP(ssd_dt_forward)(struct device *dev, tensor dt, tensor a, tensor raw, tensor bias, tensor A_log, double dt_min,
                         double dt_max);
-void OP(ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da, tensor raw,
-                         tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch);
+void OP(ssd_dt_backward)(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da,
+                         tensor raw, tensor bias, tensor A_log, double dt_min, double dt_max, void *scratch);
 size_t OP(ssd_dt_backward_scratch)(int64_t B, int64_t T, int64_t H);
 
 void OP(ssd_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a, tensor b,
@@ -98,9 +98,11 @@ void OP(ssd_backward)(struct device *dev, tensor dx, tensor ddt, tensor da, tens
 size_t OP(ssd_saved)(struct ssd_shape shape);
 size_t OP(ssd_forward_scratch)(struct ssd_shape shape);
 size_t OP(ssd_backward_scratch)(struct ssd_shape shape);
-void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d);
+void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c,
+                  tensor d);
 
-void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps);
+void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
+                               double eps);
 void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
                                 tensor rstd, tensor weight, void *scratch);
 size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);

@@ -57,7 +57,8 @@ static void pack_rows(const struct gemm_plan *g, int64_t i0, int64_t rows, int64
 }
 
 /* strip[k][j] = op(B)[k0+k][j0+j], 0 beyond the last column. */
-static void pack_columns(const struct gemm_plan *g, int64_t j0, int64_t columns, int64_t k0, int64_t depth, real *strip) {
+static void pack_columns(const struct gemm_plan *g, int64_t j0, int64_t columns, int64_t k0, int64_t depth,
+                         real *strip) {
     if (!g->transB) {
         for (int64_t k = 0; k < depth; k++) {
             const real *from = g->B + (k0 + k) * g->ldb + j0;

@@ -9,9 +9,10 @@
  * Only rows with a target are worked on: they are gathered into a tile of head_tile() rows, so that a task with a few
  * targets among thousands of tokens pays for a few. The tile's logits are the only ones in memory at a time.
  *
- * A tile takes TILE_BYTES of logits, more only to have TILE_ROWS_MIN rows. For each tile w passes through the caches (and
- * is packed by gemm) twice, dw once back and forth: 16 V D bytes against 6 rows V D FLOPs. With V = 50,288 in float, 64 MiB
- * are 333 rows, which run at 90 GFLOP/s a core where 16 MiB ran at 45 to 60 and a product of large squares at 105.
+ * A tile takes TILE_BYTES of logits, more only to have TILE_ROWS_MIN rows. For each tile w passes through the caches
+ * (and is packed by gemm) twice, dw once back and forth: 16 V D bytes against 6 rows V D FLOPs. With V = 50,288 in
+ * float, 64 MiB are 333 rows, which run at 90 GFLOP/s a core where 16 MiB ran at 45 to 60 and a product of large squares
+ * at 105.
  *
  * 6 R V D FLOPs (2 without gradients), R V exps; bytes about 16 V D R/tile + 20 R V. Bound by arithmetic.
  * Deterministic for a fixed number of threads: rows are independent, their losses are added in row order, the tiles in
@@ -98,8 +99,8 @@ static double exponentials(real *v, real most, bool keep, int64_t n) {
     return total;
 }
 
-/* v *= factor, where v was cut and where products fall below the normal numbers the result is 0: subnormal numbers would
- * slow down the matrix products that follow, and by far (20 times, with logits of some hundreds). */
+/* v *= factor, where v was cut and where products fall below the normal numbers the result is 0: subnormal numbers
+ * would slow down the matrix products that follow, and by far (20 times, with logits of some hundreds). */
 static void scale_row(real *v, real factor, int64_t n) {
     real least = REAL_MIN / fabs_real(factor);
     least = least < 2 * REAL_MIN ? 2 * REAL_MIN : least; /* above exp(REAL_EXP_LOWEST) */

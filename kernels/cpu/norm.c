@@ -10,8 +10,8 @@
  *   forward    u = y silu(z);  rstd = 1/sqrt(mean(u^2) + eps);  g = u rstd weight
  *   backward   xh = u rstd;  wdg = weight dg;  c = mean(xh wdg);  du = (wdg - xh c) rstd;
  *              dy = du silu(z);  dz = du y silu'(z);  dweight += sum dg xh
- *   elements: forward 3RI (read y, z; write g), backward 5RI (read dg, y, z; write dy, dz); one exp and about 8 FLOPs an
- *   element forward, one exp and about 22 backward.
+ *   elements: forward 3RI (read y, z; write g), backward 5RI (read dg, y, z; write dy, dz); one exp and about 8 FLOPs
+ *   an element forward, one exp and about 22 backward.
  *
  * Each row is read from memory once: the second pass over it finds it in the first cache. All are bound by memory
  * bandwidth. Deterministic, whatever the number of threads: rows are independent, and the gradients of the weights are
@@ -122,7 +122,8 @@ size_t OP(add_rmsnorm_backward_scratch)(int64_t R, int64_t D) {
     return (size_t)row_blocks(R) * (size_t)D * sizeof(real);
 }
 
-void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps) {
+void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
+                               double eps) {
     (void)dev;
     int64_t R = y.dim[0], I = y.dim[1], groups = rstd.dim[1];
     CHECK_DENSE(y, R, I);

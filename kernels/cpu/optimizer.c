@@ -4,8 +4,8 @@
  *   adamw         g' = grad_scale g;  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
  *                 p -= lr lr_scale decay p;  p -= lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps)
  *
- * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v); 2 and about 15 FLOPs an element, a division and
- * a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares adds
+ * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v); 2 and about 15 FLOPs an element, a division
+ * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares adds
  * SUM_CHUNKS partial sums in order, adamw's elements are independent. */
 #include "kernels/cpu/cpu.h"
 
@@ -55,8 +55,8 @@ static struct adamw_constants constants_of(const struct adamw_step *step, const 
     };
 }
 
-/* Moments below the smallest normal number become 0: a row of an embedding whose token is no longer seen would otherwise
- * keep subnormal moments for ever, on which arithmetic is a hundred times slower. */
+/* Moments below the smallest normal number become 0: a row of an embedding whose token is no longer seen would
+ * otherwise keep subnormal moments for ever, on which arithmetic is a hundred times slower. */
 static inline real flush(real v) {
     return fabs_real(v) < REAL_MIN ? 0 : v;
 }
@@ -71,7 +71,7 @@ static void adamw_block(real *restrict p, real *restrict m, real *restrict v, co
         real v1 = flush(c.beta2 * v[i] + c.rest2 * grad * grad);
         m[i] = m1;
         v[i] = v1;
-        /* Both parts in one subtraction: p is rounded once, and 1 - decay, which float would round to 1, never arises. */
+        /* Both parts in one subtraction: p is rounded once, and 1 - decay, which may round to 1, never arises. */
         p[i] -= c.decay * p[i] + c.rate * m1 / (sqrt_real(v1) * c.root2 + c.eps);
     }
 }

@@ -1,7 +1,7 @@
 /* reduce.c: sums over rows in a fixed order, shared by the operations that have gradients of vectors (norms, biases).
  *
- * Both are bound by memory bandwidth and give each thread columns of its own, so no sum is shared between threads and the
- * bits don't depend on their number. */
+ * Both are bound by memory bandwidth and give each thread columns of its own, so no sum is shared between threads and
+ * the bits don't depend on their number. */
 #include "kernels/cpu/cpu.h"
 
 #define COLUMNS_AT_ONCE 256
