@@ -11,8 +11,8 @@
  *
  * A tile takes TILE_BYTES of logits, more only to have TILE_ROWS_MIN rows. For each tile w passes through the caches
  * (and is packed by gemm) twice, dw once back and forth: 16 V D bytes against 6 rows V D FLOPs. With V = 50,288 in
- * float, 64 MiB are 333 rows, which run at 90 GFLOP/s a core where 16 MiB ran at 45 to 60 and a product of large squares
- * at 105.
+ * float, 64 MiB are 333 rows, which run at 90 GFLOP/s a core where 16 MiB ran at 45 to 60 and a product of large
+ * squares at 105.
  *
  * 6 R V D FLOPs (2 without gradients), R V exps; bytes about 16 V D R/tile + 20 R V. Bound by arithmetic.
  * Deterministic for a fixed number of threads: rows are independent, their losses are added in row order, the tiles in

@@ -5,8 +5,8 @@
  *                 p -= lr lr_scale decay p;  p -= lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps)
  *
  * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v); 2 and about 15 FLOPs an element, a division
- * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares adds
- * SUM_CHUNKS partial sums in order, adamw's elements are independent. */
+ * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares
+ * adds SUM_CHUNKS partial sums in order, adamw's elements are independent. */
 #include "kernels/cpu/cpu.h"
 
 #define SUM_CHUNKS 1024

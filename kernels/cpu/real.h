@@ -1,7 +1,7 @@
 /* real.h: the number type that a file of kernels/cpu/ is compiled for, and the mathematics that depends on it.
  *
  * Every file of kernels/cpu/ is compiled twice: with REAL_IS_FLOAT for the table that trains, and with REAL_IS_DOUBLE
- * for the oracle that everything else is compared with. `real` is the type, OP(name) the name of a function in that table.
+ * for the oracle that everything else is compared with. `real` is the type, OP(name) a function's name in that table.
  *
  * The functions of one number are inline, branch-free in float, and built from operations that have vector forms, so
  * that a loop over them (under `#pragma omp simd` where it reduces) runs in SIMD without -ffast-math. */
