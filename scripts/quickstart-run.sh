@@ -33,7 +33,7 @@ if [ -d "$TEXT" ]; then
     pattern='*'
     [ "$TEXT" = /usr/include ] && pattern='*.h'
     find "$TEXT" -type f -name "$pattern" -size +0 -size -400k 2>/dev/null | LC_ALL=C sort > "$WORK/files"
-    awk 'NR % 40 == 20' "$WORK/files" | head -n 60 > "$WORK/files.valid"
+    awk 'NR % 40 == 20' "$WORK/files" | head -n 40 > "$WORK/files.valid"
     awk 'NR % 40 != 20' "$WORK/files" > "$WORK/files.train"
     [ -s "$WORK/files.valid" ] || fail "TEXT=$TEXT holds fewer than 20 text files; give a directory with more, or one file"
     join_documents < "$WORK/files.train" > "$WORK/train.txt"
