@@ -7,19 +7,26 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { TAIL = 4 }; /* bytes kept for what ends the line */
+/* Bytes that strings leave free: for what ends them, the keys and numbers behind them, and the end of the line. */
+enum { ROOM = 2048 };
 
-static bool add(struct json_line *l, const char *text) {
+static bool add_within(struct json_line *l, const char *text, size_t limit) {
     size_t size = strlen(text);
-    if (l->used + size + TAIL >= JSON_LINE) return false;
+    if (l->used + size >= limit) return false;
     memcpy(l->text + l->used, text, size + 1);
     l->used += size;
     return true;
 }
 
+static void add(struct json_line *l, const char *text) {
+    bool fits = add_within(l, text, JSON_LINE - 4);
+    ASSERT(fits); /* keys and numbers of one line are far fewer than fill the room for them */
+}
+
 static void add_key(struct json_line *l, const char *key) {
-    bool fits = add(l, l->used > 1 ? ",\"" : "\"") && add(l, key) && add(l, "\":");
-    ASSERT(fits); /* keys and numbers of one line are far shorter than it */
+    add(l, l->used > 1 ? ",\"" : "\"");
+    add(l, key);
+    add(l, "\":");
 }
 
 void json_line_begin(struct json_line *l) {
@@ -59,25 +66,29 @@ static int character_size(const unsigned char *text) {
 
 static bool add_character(struct json_line *l, const unsigned char *text, int size) {
     char out[8];
-    if (size == 0) return add(l, "\xEF\xBF\xBD");
+    if (size == 0) return add_within(l, "\xEF\xBF\xBD", JSON_LINE - ROOM);
     if (size == 1 && (*text < ' ' || *text == '"' || *text == '\\')) {
         snprintf(out, sizeof out, *text < ' ' ? "\\u%04x" : "\\%c", *text);
     } else {
         memcpy(out, text, (size_t)size);
         out[size] = '\0';
     }
-    return add(l, out);
+    return add_within(l, out, JSON_LINE - ROOM);
 }
 
 void json_line_string(struct json_line *l, const char *key, const char *value) {
     size_t start = l->used;
-    bool fits = add(l, l->used > 1 ? ",\"" : "\"") && add(l, key) && add(l, "\":\"");
+    bool fits = true;
+    add_key(l, key);
+    add(l, "\"");
     for (const unsigned char *at = (const unsigned char *)value; *at && fits;) {
         int size = character_size(at);
         fits = add_character(l, at, size);
         at += size ? size : 1;
     }
-    if (!fits || !add(l, "\"")) {
+    if (fits) {
+        add(l, "\"");
+    } else {
         l->used = start;
         l->text[start] = '\0';
     }
