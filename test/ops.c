@@ -197,7 +197,7 @@ static double derivative(struct run *r, double *place, double *size) {
     return sum / (12 * GRAD_STEP);
 }
 
-/* All elements of small operands, a keyed sample of large ones. Allowed: 1e-7 of the gradient (its own size plus the
+/* All elements of small operands, a keyed sample of large ones. Allowed: 1e-9 of the gradient (its own size plus the
  * operand's rms) for the rule's error, and the rounding of the scalar divided by the step. */
 static void check_gradient(struct run *r, struct operand *o) {
     enum { SAMPLE = 48 };
@@ -212,7 +212,7 @@ static void check_gradient(struct run *r, struct operand *o) {
     }
     char what[64];
     snprintf(what, sizeof what, "the gradient of %s", o->name);
-    compare_arrays(r->report, what, got, want, count, 1e-7, 64 * dtype_unit(DTYPE_F64) * (1 + size) / GRAD_STEP);
+    compare_arrays(r->report, what, got, want, count, 1e-9, 64 * dtype_unit(DTYPE_F64) * (1 + size) / GRAD_STEP);
 }
 
 static void case_grad(struct session *s, const struct op_row *row, const int64_t *parameters) {
