@@ -1,0 +1,99 @@
+#!/bin/sh
+# planted-mistakes.sh: shows that the tests can fail. In a copy of the tree it plants one mistake at a time, each where a
+# person might make it, rebuilds what is needed and runs the test that must notice.
+#
+#   sh scripts/planted-mistakes.sh [PATTERN]     only those whose name matches the shell pattern
+#
+# One line a mistake: caught, or MISSED with the exit code 1 at the end. Takes about ten minutes on two cores.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+only=${1:-*}
+copy=$(mktemp -d "${TMPDIR:-/tmp}/riverrun-planted.XXXXXX") || exit 1
+trap 'rm -rf "$copy"' EXIT
+trap 'exit 1' HUP INT TERM
+git archive HEAD | tar -x -C "$copy" || exit 1
+# The virtual environment of the check against transformers is reused where there is one.
+[ -d "${BUILD:-build}/venv" ] && mkdir -p "$copy/build" && ln -s "$PWD/${BUILD:-build}/venv" "$copy/build/venv"
+cd "$copy" || exit 1
+export OMP_NUM_THREADS=2 BUILD=build RIVERRUN=build/riverrun
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+    OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
+caught=0 missed=0
+
+# build_and_run TARGETS COMMAND: 0 if the command passes; 3 if the build fails.
+build_and_run() {
+    # shellcheck disable=SC2086
+    make -j2 $1 > log 2>&1 || return 3
+    sh -c "$2" >> log 2>&1
+}
+
+# plant NAME FILE SED-EXPRESSION TARGETS COMMAND
+plant() {
+    # shellcheck disable=SC2254
+    case $1 in $only) ;; *) return 0 ;; esac
+    cp -p "$2" saved
+    sed -i "$3" "$2"
+    if cmp -s "$2" saved; then
+        echo "MISSED  $1: the mistake could not be planted, $2 has changed"
+        missed=$((missed + 1))
+        return 0
+    fi
+    build_and_run "$4" "$5"
+    code=$?
+    if [ "$code" = 3 ]; then
+        echo "MISSED  $1: does not build with the mistake"; tail -n 5 log; missed=$((missed + 1))
+    elif [ "$code" = 0 ] || [ "$code" = 77 ]; then
+        echo "MISSED  $1: '$5' gave $code"; missed=$((missed + 1))
+    else
+        echo "caught  $1: '$5' gave $code: $(grep -iE 'fail|error|expected|differ|off by|!=' log | grep -vE '^\[ +(RUN|OK)' | head -n 1 | cut -c 1-150)"
+        caught=$((caught + 1))
+    fi
+    cp -p saved "$2"
+    touch "$2"
+}
+
+ops=build/test/ops
+# Finite differences, of an operation and of the whole model.
+plant gradient-of-a-decay kernels/cpu/ssd_backward.c 's/s->across\[i\] + before;/s->across[i];/' "$ops" "$ops grad ssd"
+plant gradient-of-the-skip model/mamba2.c 's/tensor_none(), dw\[SKIP\], dy/tensor_none(), tensor_none(), dy/' \
+    build/test/test_model_gradients build/test/test_model_gradients
+# Identities of recurrent operations and of the model.
+plant chunked-is-sequential kernels/cpu/ssd.c 's/leaving\[i\] += whole \* entering\[i\];/leaving[i] += 0 * whole * entering[i];/' \
+    "$ops" "$ops test ssd"
+plant packed-is-separate kernels/cpu/ssd.c 's/k.open = before == last;/k.open = true;/' "$ops" "$ops test ssd"
+plant split-is-whole kernels/cpu/ssd.c 's/if (tensor_given(p->initial)) memcpy(first/if (tensor_given(p->initial) \&\& p->K > 1) memcpy(first/' \
+    "$ops" "$ops test ssd"
+plant step-is-forward kernels/cpu/conv.c 's/memmove(past, past + C, (size_t)((W - 2)/memmove(past, past, (size_t)((W - 2)/' \
+    build/test/test_model_lm build/test/test_model_lm
+plant ragged-length kernels/cpu/ssd.c 's/p.K = (p.T + p.Q - 1) \/ p.Q;/p.K = p.T \/ p.Q;/' "$ops" "$ops test ssd"
+plant length-one kernels/cpu/conv.c 's/store_final(&s, b)/&/; s/if (tensor_given(final) \&\& t0 == 0) store_final/if (tensor_given(final) \&\& t0 == 0 \&\& y.dim[1] > 1) store_final/' \
+    "$ops" "$ops test conv"
+plant empty-document data/split.c 's/TRY(p->sink->end(p->sink->self, err));/if (p->start > 0) &/' \
+    build/test/test_data_tokenize build/test/test_data_tokenize
+# Float against double: a mistake in only one of the two types.
+plant float-is-double kernels/cpu/real.h 's/v > 20.0f ? v/v > 2.0f ? v/' "$ops" "$ops test ssd_dt"
+# Golden vectors.
+plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
+    build/test/golden "build/test/golden test/golden/op-ssd.safetensors"
+plant golden-model model/mamba2.c 's/w\[NORM\], call->layer->context.norm_eps/w[NORM], 1e-3/' \
+    build/test/golden "build/test/golden test/golden/hf-mamba2.safetensors"
+# Several ranks, exact resume, kills.
+plant two-ranks-are-one train/optimizer.c 's/comm_sum_f64(o->comm, &squares, 1);//' \
+    "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"
+plant resume-is-exact train/trainer.c 's/state->samples += (uint64_t)o->train.batch;/state->samples += t->state.step % 7 != 3 ? (uint64_t)o->train.batch : 0;/' \
+    build/riverrun "sh test/test_resume.sh"
+plant kill-during-save train/checkpoint_save.c '/TRY(model_directory_publish/{h;d};/TRY(point_latest(s, err));/{G}' \
+    build/test/test_train_checkpoint_faults build/test/test_train_checkpoint_faults
+plant kill-during-training train/checkpoint_load.c 's/optimizer_scatter(o, b, which/if (which == 0) &/' \
+    build/riverrun "sh test/test_kill.sh"
+# Data and interchange.
+plant shard-checksum data/shard_reader.c 's/uint64_t hash = XXH64(h, offsetof(struct shard_header, header_hash), 0);/uint64_t hash = h->header_hash;/' \
+    build/test/test_data_shard build/test/test_data_shard
+plant transformers-opens model/architecture_mamba2.c 's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
+    "build/riverrun build/test/logits" "sh test/test_transformers.sh"
+# Sanitizers: a mistake that changes no result.
+plant sanitizers kernels/cpu/conv.c 's/memcpy(past + (W - 2) \* C, now, (size_t)C \* sizeof(real));/&{ volatile real beyond = past[(W - 1) * C * B]; (void)beyond; }/' \
+    "BUILD=build-san SAN=address,undefined build-san/test/ops" "build-san/test/ops test conv_step"
+
+echo "$caught caught, $missed missed"
+[ "$missed" = 0 ]
