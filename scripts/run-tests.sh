@@ -165,7 +165,7 @@ run_fuzzers() {
     for source in test/fuzz/fuzz_*.c; do
         [ -e "$source" ] || continue
         fuzzer=$(basename "$source" .c)
-        if [ ! -x "$BUILD/fuzz/$fuzzer" ]; then
+        if grep -q '^fuzzers left out' "$logs/build-fuzzers.log"; then
             record "$fuzzer" 0 0 1 0 'clang with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)'
             continue
         fi
