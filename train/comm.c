@@ -36,7 +36,7 @@ int comm_open(struct comm *c, error *err) {
     }
 #endif
     (void)err;
-    comm_none_open(c);
+    comm_open_alone(c);
     return 0;
 }
 

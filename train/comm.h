@@ -20,6 +20,8 @@ struct comm {
 /* Under mpirun (found by the launcher's environment variables) MPI, else none: a plain start never initialises MPI. Under
  * mpirun with a build without MPI: ERROR_INPUT. What communication needs besides the callers' buffers is allocated here. */
 int comm_open(struct comm *c, error *err);
+/* One process, however it was started: for work that belongs to one rank alone. */
+void comm_open_alone(struct comm *c);
 void comm_close(struct comm *c);
 _Noreturn void comm_abort(struct comm *c, int exit_code);
 

@@ -22,7 +22,6 @@ struct comm_functions {
 /* into[i] += from[i]; f32 or f64. */
 void comm_add(void *into, const void *from, int64_t count, enum dtype dtype);
 
-void comm_none_open(struct comm *c);
 #ifdef RIVERRUN_MPI
 int comm_mpi_open(struct comm *c, error *err);
 #endif
