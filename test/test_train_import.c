@@ -533,6 +533,27 @@ static void bf16_is_rounded_where_it_may_be(void **state) {
     }
 }
 
+/* An odd number of bf16 before an f32 would put that where nobody can view it as f32. */
+static void odd_counts_are_aligned(void **state) {
+    (void)state;
+    static const char text[] = "[model]\nd_model = 5\nvocab_size = 0\npad_vocab_to = 1\npattern = m\n"
+                               "[block.m]\nmixer = mamba2\nd_state = 3\nhead_dim = 5\n";
+    struct parts p;
+    error err = {0};
+    safetensors *s;
+    parts_open(&p, &one, PRECISION_F32, text);
+    assert_int_equal(parts_save(&p, at("odd"), 1, 0, &err), 0);
+    export_to(at("odd"), at("odd-out"), "bf16", NULL);
+    assert_int_equal(safetensors_open(&s, at("odd-out/model.safetensors"), &err), 0);
+    assert_int_equal(safetensors_find(s, "backbone.embeddings.weight")->count % 2, 1);
+    for (size_t i = 0; i < safetensors_count(s); i++) {
+        const struct safetensors_entry *e = safetensors_at(s, i);
+        assert_int_equal((uintptr_t)e->data % safetensors_dtype_size(e->dtype), 0);
+    }
+    safetensors_close(s);
+    parts_close(&p);
+}
+
 static void outputs_that_are_in_the_way(void **state) {
     (void)state;
     error err = {0};
@@ -616,6 +637,7 @@ int main(void) {
         cmocka_unit_test(tokenizers_of_imports),
         cmocka_unit_test(export_gives_back_the_weights),
         cmocka_unit_test(bf16_is_rounded_where_it_may_be),
+        cmocka_unit_test(odd_counts_are_aligned),
         cmocka_unit_test(outputs_that_are_in_the_way),
         cmocka_unit_test(a_model_of_our_own),
     };
