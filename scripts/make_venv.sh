@@ -8,8 +8,8 @@
 #
 # PyPI has torch for x86-64 Linux only as its CUDA build: a wheel of 540 MB that would bring 1.9 GB of NVIDIA's libraries
 # with it, because they are loaded when torch is. So nothing is installed but what requirements-test.txt names, and
-# torch_stand_ins.py puts empty libraries in the place of NVIDIA's: 0.6 GB to download in place of 2.5, 1.7 GB on disk in
-# place of 5. Should the stand-ins not do (another torch, another linker), the real ones are fetched.
+# torch_stand_ins.py puts empty libraries in the place of NVIDIA's: 0.6 GB to download in place of 2.5. The versions
+# are pinned, so what works once goes on working, and it is tried out before it is believed.
 set -u
 here=$(dirname "$0")
 BUILD=${BUILD:-build}
@@ -25,8 +25,8 @@ unavailable() {
 command -v "$PYTHON" >/dev/null 2>&1 || unavailable "there is no $PYTHON (Debian package python3)"
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || unavailable "$PYTHON does not run"
 case $version in
-3.11 | 3.12 | 3.13) ;;
-*) unavailable "$PYTHON is version $version, the packages need 3.11 to 3.13" ;;
+3.11 | 3.12 | 3.13 | 3.14) ;;
+*) unavailable "$PYTHON is version $version, the packages need 3.11 to 3.14" ;;
 esac
 
 state=$(cat "$requirements" "$here/torch_stand_ins.py" "$0" | cksum)" $version"
@@ -37,7 +37,9 @@ fi
 
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || unavailable "$PYTHON has no venv module (Debian package python3-venv)"
 CC=${CC:-cc}
-command -v "$CC" >/dev/null 2>&1 && command -v readelf >/dev/null 2>&1 || unavailable 'there is no C compiler with readelf'
+for program in "$CC" readelf; do
+    command -v "$program" >/dev/null 2>&1 || unavailable "there is no $program"
+done
 export CC
 
 rm -rf "$venv"
@@ -45,7 +47,7 @@ mkdir -p "$BUILD"
 log=$BUILD/venv.log
 : >"$log"
 why() { unavailable "$1: $(grep -v '^ *$' "$log" | tail -n 1) (see $log)"; }
-pip() { "$venv/bin/python" -m pip install -q --no-input --retries 2 --only-binary=:all: "$@" >>"$log" 2>&1; }
+pip() { "$venv/bin/python" -m pip install -q --no-input --retries 2 --no-compile --only-binary=:all: "$@" >>"$log" 2>&1; }
 works() {
     "$venv/bin/python" -c 'import torch; a = torch.eye(3); assert float((a @ a).sum()) == 3
 import tokenizers; from transformers import Mamba2ForCausalLM' >>"$log" 2>&1
@@ -53,12 +55,8 @@ import tokenizers; from transformers import Mamba2ForCausalLM' >>"$log" 2>&1
 
 "$PYTHON" -m venv "$venv" >>"$log" 2>&1 || why 'python -m venv'
 echo "installing torch and transformers into $venv (0.6 GB to download)"
-pip --no-deps -r "$requirements" || why 'pip'
-"$venv/bin/python" "$here/torch_stand_ins.py" >>"$log" 2>&1 || echo 'the stand-ins could not be built' >>"$log"
-if ! works; then
-    echo "torch does not load with stand-ins for NVIDIA's libraries; fetching these (1.9 GB)"
-    pip $(grep '^torch==' "$requirements") || why 'pip'
-    works || why 'torch and transformers do not load'
-fi
+pip --no-deps -r "$requirements" || why 'pip could not get the packages (is there a network?)'
+"$venv/bin/python" "$here/torch_stand_ins.py" >>"$log" 2>&1 || why "the stand-ins for NVIDIA's libraries can't be built"
+works || why 'torch and transformers do not load'
 echo "$state" >"$venv/state"
 echo "$venv/bin/python"

@@ -1,4 +1,4 @@
-/* checkpoint.h: checkpoints are model directories. The layout is specified in docs/formats.md.
+/* checkpoint.h: checkpoints are model directories. The layout is specified in docs/checkpoint.md.
  *
  *   RUN/step-00001000/   config.json model.safetensors generation_config.json    what from_pretrained opens
  *                        tokenizer.json tokenizer_config.json
