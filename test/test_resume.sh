@@ -31,7 +31,7 @@ train train.out="$WORK/again" > /dev/null 2>&1 || fail "the second uninterrupted
 same_weights "$WORK/whole" "$WORK/again" "repeated"
 same_curve "$WORK/whole" "$WORK/again" "repeated"
 
-# interrupted NAME SIGNAL STEP...: send the signal once so many steps are logged, and at least one by this session; start again,
+# interrupted NAME SIGNAL STEP...: with the options in $MORE, whose uninterrupted run is $WANT, send the signal once so many steps are logged, and at least one by this session; start again,
 # and so on; then to the end.
 interrupted() {
     name=$1 signal=$2
@@ -39,7 +39,7 @@ interrupted() {
     for step in "$@"; do
         logged=$(steps_logged "$WORK/$name")
         [ "${logged:-0}" -lt "$step" ] || step=$((logged + 1))
-        start train.out="$WORK/$name"
+        start train.out="$WORK/$name" $MORE
         await_steps "$WORK/$name" "$step" "$pid"
         kill -s "$signal" "$pid" 2>/dev/null
         wait "$pid"
@@ -53,16 +53,22 @@ interrupted() {
             [ "$(steps_logged "$WORK/$name")" -lt 40 ] || fail "$name: it was over before the signal came"
         fi
     done
-    train train.out="$WORK/$name" > "$WORK/out" 2> "$WORK/err" || fail "$name: the last session failed: $(cat "$WORK/err")"
+    train train.out="$WORK/$name" $MORE > "$WORK/out" 2> "$WORK/err" || fail "$name: the last session failed: $(cat "$WORK/err")"
     grep -q "goes on from step" "$WORK/err" || fail "$name: the last session did not go on: $(cat "$WORK/err")"
-    same_weights "$WORK/whole" "$WORK/$name" "$name"
-    same_curve "$WORK/whole" "$WORK/$name" "$name"
-    cmp -s "$WORK/whole.out" "$WORK/out" || fail "$name: another last line: $(cat "$WORK/out")"
+    same_weights "$WORK/$WANT" "$WORK/$name" "$name"
+    same_curve "$WORK/$WANT" "$WORK/$name" "$name"
+    cmp -s "$WORK/$WANT.out" "$WORK/out" || fail "$name: another last line: $(cat "$WORK/out")"
 }
+WANT=whole MORE=''
 interrupted term TERM 3 5 6 18
 interrupted int INT 12
 interrupted usr1 USR1 8
 interrupted killed KILL 10 9 25
+
+# Where every step is followed by a validation, a session that a signal ended owes one to the next.
+WANT=often MORE='eval.every=1 eval.tokens=60'
+train train.out="$WORK/often" $MORE > "$WORK/often.out" 2> "$WORK/err" || fail "validation after every step: $(cat "$WORK/err")"
+interrupted owed TERM 4 15
 
 # A finished run says so, changes nothing, and ends with the same line.
 before=$(listing "$WORK/whole")

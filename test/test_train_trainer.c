@@ -29,9 +29,9 @@ static uint8_t mask[TOKENS], starts[TOKENS];
 static bool counts(int s, int i) {
     if (s >= 2 * BATCH) return false;
     switch (s % 4) {
-    case 0: return false;
-    case 1: return i < 2;
-    case 2: return i % 2 == 0;
+    case 0: return i % 2 == 0;
+    case 1: return false;
+    case 2: return i < 2;
     default: return true;
     }
 }
@@ -105,7 +105,7 @@ static void run(const char *name, int steps, int micro_batch, const char *more) 
 }
 
 struct logged {
-    double loss, accuracy, valid, norm;
+    double loss, accuracy, valid, norm, lr;
     bool skipped;
 };
 
@@ -130,7 +130,7 @@ static void read_log(const char *name, struct logged *steps, int count) {
             assert_true(found < count);
             assert_int_equal(json_integer_value(json_object_get(o, "step")), found + 1);
             steps[found++] = (struct logged){.loss = number(o, "loss"), .accuracy = number(o, "accuracy"),
-                                             .valid = number(o, "valid"), .norm = number(o, "grad_norm"),
+                                             .valid = number(o, "valid"), .norm = number(o, "grad_norm"), .lr = number(o, "lr"),
                                              .skipped = json_is_true(json_object_get(o, "skipped"))};
         }
         json_decref(o);
@@ -245,6 +245,17 @@ static void test_resumes_at_the_next_sample(void **state) {
     }
 }
 
+static void test_learning_rate(void **state) {
+    (void)state;
+    struct logged got[5];
+    static const char options[] = "[optimizer]\nlr = 0.02\n[schedule]\nkind = linear\nwarmup = 2\ndecay_steps = 4\n";
+    run("rates", 2, 0, options); /* across two sessions */
+    run("rates", 5, 0, options);
+    read_log("rates", got, 5);
+    static const double want[5] = {0.01, 0.02, 0.02, 0.015, 0.01};
+    for (int step = 0; step < 5; step++) check_near(got[step].lr, want[step], 1e-15);
+}
+
 static void read_state(const char *name, struct trainer_state *s) {
     char path[400];
     error err = {0};
@@ -337,8 +348,8 @@ int main(void) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mean_over_the_global_batch),  cmocka_unit_test(test_split_changes_nothing),
-        cmocka_unit_test(test_resumes_at_the_next_sample), cmocka_unit_test(test_nothing_to_learn_is_skipped),
-        cmocka_unit_test(test_not_finite_is_skipped),
+        cmocka_unit_test(test_resumes_at_the_next_sample), cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_nothing_to_learn_is_skipped), cmocka_unit_test(test_not_finite_is_skipped),
     };
     int failed = cmocka_run_group_tests(tests, group_setup, group_teardown);
     comm_close(&world);
