@@ -39,7 +39,7 @@ static void conv_step_declare(struct run *r) {
     int64_t B = param(r, "B"), C = param(r, "C"), W = param(r, "W");
     struct operand *o = output(r, "y", DIMS(B, C));
     o->lead = 1;
-    o->terms = (double)W;
+    o->terms = (double)(16 * W); /* there may be one element only, and its sum may cancel */
     state(r, "state", DIMS(B, W - 1, C));
     input(r, "x", DIMS(B, C))->lead = 1;
     parameter(r, "weight", DIMS(C, W));
@@ -121,6 +121,7 @@ static void ssd_dt_declare(struct run *r) {
     parameter(r, "A_log", DIMS(H))->gradient_terms = (double)(16 * B * T);
     struct operand *raw = input(r, "raw", DIMS(B, T, H));
     raw->fill = fill_raw;
+    raw->gradient_terms = 16; /* the rounding of raw + bias goes through the derivative of softplus */
     raw->lead = 2;
     r->backward_scratch = r->ops->ssd_dt_backward_scratch(B, T, H);
 }

@@ -20,6 +20,7 @@ enum {
     CHANNELS = 128,       /* in a block */
     TIMES = 128,         /* in a block of forward */
     RING = 8,            /* rows of dc that backward keeps */
+    AHEAD = 8,           /* tokens between asking for a row and using it */
     PARALLEL_MIN = 8192, /* elements; fewer are not worth waking threads */
 };
 
@@ -65,6 +66,19 @@ static const real *strip_input(const struct strip *s, int64_t tap, int64_t t) {
     if (strip_document(s, tap) != strip_document(s, t)) return zeros;
     if (tap >= 0) return s->x + tap * s->x_step;
     return s->initial ? s->initial + (s->W - 1 + tap) * s->C : zeros;
+}
+
+/* The rows of a strip lie too far apart for the processor to guess the next one: ask for those of time t, if it exists.
+ * `reads` and `writes` are where time 0 is read and written. (Always inline: gcc drops calls of a function that does
+ * nothing but this.) */
+__attribute__((always_inline)) static inline void
+strip_prefetch(const struct strip *s, int64_t t, const real *reads, int64_t reads_step, const real *writes,
+               int64_t writes_step) {
+    if (t < 0 || t >= s->T) return;
+    for (int64_t k = 0; k < s->count; k += (int64_t)(64 / sizeof(real))) {
+        __builtin_prefetch(reads + t * reads_step + k, 0);
+        __builtin_prefetch(writes + t * writes_step + k, 1);
+    }
 }
 
 /* c of one token into out[0..n). `W` is a constant where this is inlined, so that the loop over taps is unrolled. */
@@ -117,7 +131,8 @@ void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tens
                 real c[CHANNELS];
                 strip_open(&s, x, weight, bias, initial, doc, b, k0);
                 for (int64_t t = t0; t < T && t < t0 + TIMES; t++) {
-                    real *out = (real *)y.data + b * y.stride[0] + t * y.stride[1] + k0;
+                    real *first = (real *)y.data + b * y.stride[0] + k0, *out = first + t * y.stride[1];
+                    strip_prefetch(&s, t + AHEAD, s.x, s.x_step, first, y.stride[1]);
                     strip_convolve(&s, t, rows, c);
                     for (int64_t k = 0; k < s.count; k++) out[k] = silu(c[k]);
                 }
@@ -168,6 +183,8 @@ static void strip_backward(const struct strip *s, const struct conv_gradients *g
     const real *dy = (const real *)g->dy.data + b * g->dy.stride[0] + s->k0;
     real *dx = (real *)g->dx.data + b * g->dx.stride[0] + s->k0;
     for (int64_t t = s->T - 1; t >= 0; t--) {
+        strip_prefetch(s, t - AHEAD, dy, g->dy.stride[1], dx, g->dx.stride[1]);
+        strip_prefetch(s, t - AHEAD, s->x, s->x_step, dx, g->dx.stride[1]);
         token_gradient(s, t, dy + t * g->dy.stride[1], ring, dtaps, dbias);
         input_gradient(s, t, (const real(*)[CHANNELS])ring, dfinal, dx + t * g->dx.stride[1]);
     }

@@ -271,7 +271,7 @@ static void forward_run(const struct forward *f) {
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
                 chunk_state(f, &f->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static) if (size >= 100000)
+#pragma omp parallel for collapse(2) schedule(static) if (size >= SSD_PARALLEL_MIN)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_states(f, row, h);
 #pragma omp parallel for collapse(4) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K * tiles, size))
@@ -297,6 +297,21 @@ void OP(ssd_forward)(struct device *dev, tensor y, tensor final, void *saved, te
 
 /* --- one token ---------------------------------------------------------------------------------------------------- */
 
+/* One head: state (P,N), x and y (P), b and c (N). */
+static void step_head(real *y, real *state, const real *x, real dt, real a, const real *b, const real *c, real d,
+                      int64_t P, int64_t N) {
+    real keep = ssd_exp(a);
+    for (int64_t i = 0; i < P; i++, state += N) {
+        real sum = 0, inflow = dt * x[i];
+#pragma omp simd reduction(+ : sum)
+        for (int64_t n = 0; n < N; n++) {
+            state[n] = keep * state[n] + inflow * b[n];
+            sum += state[n] * c[n];
+        }
+        y[i] = sum + d * x[i];
+    }
+}
+
 void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c,
                   tensor d) {
     (void)dev;
@@ -310,23 +325,14 @@ void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor d
     CHECK_DENSE(state, B, H, P, N);
     CHECK_OPTIONAL(d, H);
     ASSERT(H % G == 0);
-#pragma omp parallel for collapse(2) schedule(static) if (B * H * P * N >= 100000)
+#pragma omp parallel for collapse(2) schedule(static) if (B * H * P * N >= SSD_PARALLEL_MIN)
     for (int64_t row = 0; row < B; row++) {
         for (int64_t h = 0; h < H; h++) {
-            int64_t g = h / (H / G);
-            const real *in = row_of(x, row) + h * x.stride[1], *key = row_of(b, row) + g * b.stride[1];
-            const real *query = row_of(c, row) + g * c.stride[1];
-            real *out = row_of(y, row) + h * y.stride[1], *s = (real *)state.data + (row * H + h) * P * N;
-            real step = ((const real *)dt.data)[row * H + h], keep = ssd_exp(((const real *)a.data)[row * H + h]);
-            for (int64_t i = 0; i < P; i++, s += N) {
-                real sum = 0, inflow = step * in[i];
-#pragma omp simd reduction(+ : sum)
-                for (int64_t n = 0; n < N; n++) {
-                    s[n] = keep * s[n] + inflow * key[n];
-                    sum += s[n] * query[n];
-                }
-                out[i] = tensor_given(d) ? sum + ((const real *)d.data)[h] * in[i] : sum;
-            }
+            int64_t g = h / (H / G), head = row * H + h;
+            step_head(row_of(y, row) + h * y.stride[1], (real *)state.data + head * P * N,
+                      row_of(x, row) + h * x.stride[1], ((const real *)dt.data)[head], ((const real *)a.data)[head],
+                      row_of(b, row) + g * b.stride[1], row_of(c, row) + g * c.stride[1],
+                      tensor_given(d) ? ((const real *)d.data)[h] : 0, P, N);
         }
     }
 }

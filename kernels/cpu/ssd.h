@@ -9,9 +9,10 @@
 #endif
 
 enum {
-    SSD_ROWS = 64,    /* rows of a tile of the L x L products in a chunk: it stays in cache, half of them is skipped */
-    SSD_PIVOT = 16,   /* rows of a tile that share a pivot (see ssd_tile_decay) */
+    SSD_ROWS = 64,  /* rows of a tile of the L x L products in a chunk: it stays in cache, half of them is skipped */
+    SSD_PIVOT = 16, /* rows of a tile that share a pivot (see ssd_tile_decay) */
     SSD_WORKERS = 64, /* threads that get scratch of their own */
+    SSD_PARALLEL_MIN = 100000, /* multiply-adds; fewer are not worth waking threads, which costs some microseconds */
 };
 
 /* A smaller decay counts as 0: it would only bring subnormal numbers, which are slow, into the products. */
@@ -102,14 +103,14 @@ static inline int64_t ssd_whole(int64_t count, int64_t limit) {
 }
 
 /* The calling thread's place in a parallel region, and how many threads a region gets: at most one an item, and only
- * one if all of it is small (size: multiply-adds), because waking threads costs some microseconds. */
+ * one if all of it is small (size: multiply-adds). */
 #ifdef RIVERRUN_OPENMP
 static inline int ssd_worker(void) {
     return omp_get_thread_num();
 }
 
 static inline int ssd_workers(int64_t items, int64_t size) {
-    return size < 100000 ? 1 : (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
+    return size < SSD_PARALLEL_MIN ? 1 : (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
 }
 #else
 static inline int ssd_worker(void) {

@@ -331,7 +331,7 @@ static void backward_run(const struct backward *w) {
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
                 chunk_outflow(w, &w->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static) if (size >= 100000)
+#pragma omp parallel for collapse(2) schedule(static) if (size >= SSD_PARALLEL_MIN)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_gradients(w, row, h);
 #pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
