@@ -83,9 +83,11 @@ static int read_dtype(const char *path, const json_t *object, struct safetensors
             return 0;
         }
     }
-    return error_input(
-        err, "%s: tensor %s has dtype %.32s; riverrun reads F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL", path,
-        e->name, name);
+    /* Names are part of messages, so what does not look like one stays out of them. */
+    bool plain = strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == strlen(name) && strlen(name) <= 32;
+    return error_input(err,
+                       "%s: tensor %s has dtype %s; riverrun reads F64, F32, F16, BF16, I64, I32, I16, I8, U8 and BOOL",
+                       path, e->name, plain ? name : "?");
 }
 
 static int read_shape(const char *path, const json_t *object, struct safetensors_entry *e, error *err) {
@@ -143,8 +145,13 @@ static int read_item(const char *path, const char *name, const json_t *object, s
                      error *err) {
     struct safetensors_entry *e = &item->entry;
     if (strlen(name) == 0 || strlen(name) >= sizeof e->name) {
-        return error_input(err, "%s: the tensor name '%.80s...' is empty or longer than %d bytes", path, name,
+        return error_input(err, "%s: a tensor's name has %zu bytes, it must have 1 to %d", path, strlen(name),
                            LIMIT_NAME - 1);
+    }
+    for (const char *c = name; *c; c++) { /* names are part of messages */
+        if ((unsigned char)*c < ' ' || *c == 127) {
+            return error_input(err, "%s: a tensor's name holds the control character 0x%02x", path, (unsigned char)*c);
+        }
     }
     snprintf(e->name, sizeof e->name, "%s", name);
     if (!json_is_object(object)) return error_input(err, "%s: tensor %s is not described by an object", path, e->name);
@@ -158,8 +165,7 @@ static int read_metadata(safetensors *s, const json_t *object, error *err) {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)object, key, value) {
-        if (!json_is_string(value))
-            return error_input(err, "%s: __metadata__ entry '%.80s' is not a string", s->path, key);
+        if (!json_is_string(value)) return error_input(err, "%s: an entry of __metadata__ is not a string", s->path);
     }
     s->metadata = object;
     return 0;

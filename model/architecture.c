@@ -42,6 +42,13 @@ void architecture_put_ids(json_t *object, int64_t eod) {
     for (int i = 0; i < 3; i++) json_object_set_new(object, keys[i], eod < 0 ? json_null() : json_integer(eod));
 }
 
+const char *architecture_shown(const char *text, char out[65]) {
+    size_t length = strnlen(text, 64);
+    for (size_t i = 0; i < length; i++) out[i] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
+    out[length] = 0;
+    return out;
+}
+
 /* ---- models that transformers does not have ---------------------------------------------------------------------- */
 
 static bool describes_model(const char *section) {
@@ -112,18 +119,19 @@ static int read_own(const json_t *object, const char *name, config *c, error *er
     json_t *settings = json_object_get(object, SETTINGS);
     const char *section, *key;
     json_t *members, *value;
+    char shown[65];
     if (!json_is_object(json_object_get(settings, "model")))
         return error_input(
             err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
     json_object_foreach(settings, section, members) {
         bool good = describes_model(section) && (section[0] == 'm' || plain_name(section + 6, true));
         if (!good || !json_is_object(members))
-            return error_input(err, "%s: '%.64s' in '" SETTINGS "' must be an object called model or block.NAME", name,
-                               section);
+            return error_input(err, "%s: '%s' in '" SETTINGS "' must be an object called model or block.NAME", name,
+                               architecture_shown(section, shown));
         json_object_foreach(members, key, value) {
             if (!plain_name(key, false) || !json_is_string(value))
-                return error_input(err, "%s: '%.64s' in '" SETTINGS ".%s' must be a plain name with a string", name,
-                                   key, section);
+                return error_input(err, "%s: '%s' in '" SETTINGS ".%s' must be a plain name with a string", name,
+                                   architecture_shown(key, shown), section);
             TRY(config_set(c, section, key, json_string_value(value), err));
         }
     }
@@ -132,6 +140,7 @@ static int read_own(const json_t *object, const char *name, config *c, error *er
 
 int architecture_read(const json_t *object, const char *name, config *c, error *err) {
     const char *type;
+    char shown[65];
     TRY(json_get_string(object, "model_type", name, &type, err));
     if (strcmp(type, OWN_TYPE) == 0) return read_own(object, name, c, err);
     char known[256] = "";
@@ -139,5 +148,6 @@ int architecture_read(const json_t *object, const char *name, config *c, error *
         if (strcmp(type, architectures[i]->model_type) == 0) return architectures[i]->read(object, name, c, err);
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s, ", architectures[i]->model_type);
     }
-    return error_input(err, "%s: model_type is '%.64s'; riverrun reads %sand its own, " OWN_TYPE, name, type, known);
+    return error_input(err, "%s: model_type is '%s'; riverrun reads %sand its own, " OWN_TYPE, name,
+                       architecture_shown(type, shown), known);
 }

@@ -38,5 +38,7 @@ const char *architecture_class(const struct model_config *mc);
 int architecture_set_int(config *c, const char *section, const char *key, int64_t value, error *err);
 int architecture_set_real(config *c, const char *section, const char *key, double value, error *err);
 void architecture_put_ids(json_t *object, int64_t eod);
+/* A text from a file for a message: its first 64 bytes without control characters. */
+const char *architecture_shown(const char *text, char out[65]);
 
 #endif

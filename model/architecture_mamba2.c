@@ -109,9 +109,11 @@ static int check_flags(const json_t *object, const char *name, error *err) {
                                value ? "true" : "false", value ? "false" : "true");
     }
     const char *activation = "silu";
+    char shown[65];
     if (json_object_get(object, "hidden_act")) TRY(json_get_string(object, "hidden_act", name, &activation, err));
     if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
-        return error_input(err, "%s: 'hidden_act' is '%.64s'; riverrun's Mamba-2 needs silu", name, activation);
+        return error_input(err, "%s: 'hidden_act' is '%s'; riverrun's Mamba-2 needs silu", name,
+                           architecture_shown(activation, shown));
     return 0;
 }
 

@@ -230,11 +230,12 @@ static void several_files_behind_an_index(void **state) {
     static const struct {
         const char *name, *file, *sentence;
     } lies[] = {
+        {"a\nb", "model-00000.safetensors", "a tensor's name holds a control character"},
         {"ghost", "model-00000.safetensors", "names tensor ghost, which is in none of its files"},
         {"lm_head.weight", "model-99999.safetensors", "model-99999.safetensors does not exist"},
         {"lm_head.weight", "../sharded/model-00000.safetensors",
-         "the file of tensor lm_head.weight is not a plain file name"},
-        {"lm_head.weight", "", "the file of tensor lm_head.weight is not a plain file name"},
+         "'weight_map' must give each tensor the plain name of a file"},
+        {"lm_head.weight", "", "'weight_map' must give each tensor the plain name of a file"},
     };
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
         json_t *copy = json_deep_copy(index);

@@ -7,8 +7,9 @@
  *                        trainer.json           step, samples, counters, and size and XXH64 of every other file
  *   RUN/latest           symbolic link to the newest complete one
  *
- * Saving: everything goes to RUN/tmp-step-..., is synced, re-read and compared by checksum, renamed; then `latest` moves; then old ones go.
- * A kill at any moment leaves `latest` pointing to a complete checkpoint, or absent before the first save.
+ * Saving: everything goes to RUN/tmp-step-..., is synced, re-read and compared by checksum, renamed; then `latest`
+ * moves; then old ones go. A kill at any moment leaves `latest` pointing to a complete checkpoint, or absent before the
+ * first save.
  */
 #ifndef RIVERRUN_CHECKPOINT_H
 #define RIVERRUN_CHECKPOINT_H
@@ -30,18 +31,21 @@ struct trainer_state {
     double best_valid;       /* lowest validation loss so far; NaN: none */
 };
 
-/* Collective. Saves RUN/step-<state.step>/ and moves latest; keeps the newest `keep` (0 = all). optimizer may be NULL (import): no
- * optimizer.safetensors. Rank 0 writes. */
+/* Collective. Saves RUN/step-<state.step>/ and moves latest; keeps the newest `keep` (0 = all). Rank 0 writes; all
+ * ranks return alike, with the sentence on one of them (comm_agree). optimizer may be NULL: then no
+ * optimizer.safetensors; t may be NULL: then no tokenizer files. A save of what `latest` holds already changes nothing;
+ * other contents for the step that `latest` points to are ERROR_INPUT. */
 int checkpoint_save(const char *run, const struct trainer_state *state, struct model *m, struct optimizer *optimizer,
                     const config *c, const tokenizer *t, struct comm *comm, int64_t keep, error *err);
 
-/* A model directory, opened for reading: one of ours (config.ini, trainer.json, checksums verified) or any directory that
- * transformers could open and riverrun has the architecture of (config.json + model.safetensors, sharded or not). `path` may also be a
- * run directory: then its `latest`. */
+/* A model directory, opened for reading: one of ours (config.ini, trainer.json, every checksum verified) or any
+ * directory that transformers could open and riverrun has the architecture of (config.json + model.safetensors, sharded
+ * or not). `path` may also be a run's directory: then its `latest`, which is looked up once. */
 struct checkpoint;
 int checkpoint_open(struct checkpoint **c, const char *path, error *err);
 void checkpoint_close(struct checkpoint *c);
-config *checkpoint_config(struct checkpoint *c);            /* effective config (owned): [model], [block.*], and the run's other sections if ours */
+/* The effective config (owned): [model], [block.*], and the run's other sections if ours. */
+config *checkpoint_config(struct checkpoint *c);
 const char *checkpoint_path(const struct checkpoint *c);    /* the resolved directory */
 bool checkpoint_is_ours(const struct checkpoint *c);
 const struct trainer_state *checkpoint_state(const struct checkpoint *c); /* zeros if not ours */
@@ -50,7 +54,8 @@ int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err); /* th
 /* Fill the model's parameters: every tensor of the table must be there with its shape, any floating dtype; extra
  * tensors are refused by name (a tied lm_head.weight equal to the embedding is accepted). */
 int checkpoint_load_model(struct checkpoint *c, struct model *m, error *err);
-/* Collective: m and v; ours only. */
+/* Collective: m and v, of the model that checkpoint_load_model filled from the same checkpoint; ours only. Rank 0
+ * reads; on failure it has the sentence, the others its kind. The step count is the caller's to set. */
 int checkpoint_load_optimizer(struct checkpoint *c, struct optimizer *o, struct comm *comm, error *err);
 
 #endif

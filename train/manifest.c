@@ -95,7 +95,7 @@ static int read_files(struct manifest *m, const json_t *files, const char *name,
         struct model_file *f = &m->files[m->count];
         int64_t size;
         if (!*key || strlen(key) >= sizeof f->name || strchr(key, '/')) {
-            return error_input(err, "%s: '%.64s' in 'files' is not a plain file name", name, key);
+            return error_input(err, "%s: 'files' must give the plain name of each file", name);
         }
         TRY(json_get_int(value, "size", name, &size, err));
         TRY(read_hash(value, name, &f->hash, err));
@@ -127,7 +127,7 @@ static int read_object(struct manifest *m, json_t *object, const char *name, err
     const char *format;
     int64_t version;
     TRY(json_get_string(object, "format", name, &format, err));
-    if (strcmp(format, FORMAT) != 0) return error_input(err, "%s: 'format' is '%.64s', not '" FORMAT "'", name, format);
+    if (strcmp(format, FORMAT) != 0) return error_input(err, "%s: 'format' is not '" FORMAT "'", name);
     TRY(json_get_int(object, "version", name, &version, err));
     if (version != VERSION) {
         return error_input(err, "%s has version %" PRId64 " of the checkpoint format; this riverrun reads version %d",

@@ -27,6 +27,14 @@ static int add_file(struct weights *w, const char *name, error *err) {
     return 0;
 }
 
+/* Names are part of messages. */
+static bool has_control(const char *text) {
+    for (; *text; text++) {
+        if ((unsigned char)*text < ' ' || *text == 127) return true;
+    }
+    return false;
+}
+
 /* Each different file that the map names; a name is a file beside the index, nothing else. */
 static int add_indexed(struct weights *w, const json_t *map, const char *index, error *err) {
     json_t *seen = json_object(), *file;
@@ -34,8 +42,8 @@ static int add_indexed(struct weights *w, const json_t *map, const char *index, 
     int result = 0;
     json_object_foreach((json_t *)map, name, file) {
         const char *file_name = json_string_value(file);
-        if (!file_name || !*file_name || strchr(file_name, '/')) {
-            result = error_input(err, "%s: the file of tensor %.191s is not a plain file name", index, name);
+        if (!file_name || !*file_name || strchr(file_name, '/') || has_control(file_name)) {
+            result = error_input(err, "%s: 'weight_map' must give each tensor the plain name of a file", index);
         } else if (!json_object_get(seen, file_name)) {
             json_object_set_new(seen, file_name, json_true());
             result = add_file(w, file_name, err);
@@ -51,6 +59,7 @@ static int check_index(const struct weights *w, const json_t *map, const char *i
     const char *name;
     json_t *file;
     json_object_foreach((json_t *)map, name, file) {
+        if (has_control(name)) return error_input(err, "%s: a tensor's name holds a control character", index);
         int found = 0;
         for (size_t f = 0; f < w->count; f++) found += safetensors_find(w->files[f], name) != NULL;
         if (found != 1) {
