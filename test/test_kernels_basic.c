@@ -191,6 +191,78 @@ static void test_tables_complete(void **state) {
     }
 }
 
+/* --- forward values by the definition ----------------------------------------------------------------------------- */
+
+/* The case table compares the two tables, which share their source, and gradients with differences of the same forward;
+ * so the formulas themselves are written out once more here. */
+enum { ROWS = 5, COLUMNS = 12, GROUPS = 3 };
+
+static void test_norm_definitions(void **state) {
+    (void)state;
+    struct device *dev = open_cpu(PRECISION_F64);
+    tensor x = random_matrix(dev, ROWS, COLUMNS, 1, 2), branch = random_matrix(dev, ROWS, COLUMNS, 2, 3);
+    tensor r = random_matrix(dev, ROWS, COLUMNS, 0, 0), y = random_matrix(dev, ROWS, COLUMNS, 0, 0);
+    tensor rstd = random_matrix(dev, ROWS, GROUPS, 0, 0), weight = random_vector(dev, COLUMNS, 3, 1);
+    const double eps = 0.125;
+    enum { N = COLUMNS / GROUPS };
+
+    dev->ops->add_rmsnorm_forward(dev, r, y, tensor_1d(rstd.data, rstd.dtype, ROWS), x, branch, weight, eps);
+    for (int row = 0; row < ROWS; row++) {
+        double squares = 0;
+        for (int i = row * COLUMNS; i < (row + 1) * COLUMNS; i++) squares += pow(get(x, i) + get(branch, i), 2);
+        double want = 1 / sqrt(squares / COLUMNS + eps);
+        assert_close(get(rstd, row), want, 1e-14, 0, "rstd", row);
+        for (int c = 0, i = row * COLUMNS; c < COLUMNS; c++, i++) {
+            assert_close(get(r, i), get(x, i) + get(branch, i), 0, 0, "r", i);
+            assert_close(get(y, i), get(r, i) * want * get(weight, c), 1e-13, 0, "y", i);
+        }
+    }
+    dev->ops->gated_rmsnorm_forward(dev, y, rstd, x, branch, weight, eps);
+    for (int group = 0; group < ROWS * GROUPS; group++) {
+        double u[N], squares = 0;
+        for (int c = 0, i = group * N; c < N; c++, i++) {
+            u[c] = get(x, i) * get(branch, i) / (1 + exp(-get(branch, i)));
+            squares += u[c] * u[c];
+        }
+        double want = 1 / sqrt(squares / N + eps);
+        assert_close(get(rstd, group), want, 1e-14, 0, "rstd", group);
+        for (int c = 0, i = group * N; c < N; c++, i++)
+            assert_close(get(y, i), u[c] * want * get(weight, i % COLUMNS), 1e-13, 0, "g", i);
+    }
+    tensor owned[] = {x, branch, r, y, rstd, weight};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i].data);
+    device_close(dev);
+}
+
+static void test_linear_swiglu_embedding_definitions(void **state) {
+    (void)state;
+    struct device *dev = open_cpu(PRECISION_F64);
+    tensor x = random_matrix(dev, ROWS, 2 * COLUMNS, 1, 3), w = random_matrix(dev, COLUMNS, 2 * COLUMNS, 2, 1);
+    tensor y = random_matrix(dev, ROWS, COLUMNS, 0, 0), bias = random_vector(dev, COLUMNS, 3, 1);
+    int32_t tokens[ROWS] = {11, 0, 3, 3, 7};
+
+    dev->ops->linear_forward(dev, y, x, w, bias);
+    for (int i = 0; i < ROWS * COLUMNS; i++) {
+        double want = get(bias, i % COLUMNS);
+        for (int k = 0; k < 2 * COLUMNS; k++)
+            want += get(x, i / COLUMNS * 2 * COLUMNS + k) * get(w, i % COLUMNS * 2 * COLUMNS + k);
+        assert_close(get(y, i), want, 1e-13, 1e-13, "y", i);
+    }
+    dev->ops->swiglu_forward(dev, y, x);
+    for (int i = 0; i < ROWS * COLUMNS; i++) {
+        double gate = get(x, i / COLUMNS * 2 * COLUMNS + i % COLUMNS);
+        double up = get(x, i / COLUMNS * 2 * COLUMNS + COLUMNS + i % COLUMNS);
+        assert_close(get(y, i), gate / (1 + exp(-gate)) * up, 1e-13, 0, "h", i);
+    }
+    tensor out = tensor_2d(x.data, x.dtype, ROWS, 2 * COLUMNS);
+    dev->ops->embedding_forward(dev, out, tensor_1d(tokens, DTYPE_I32, ROWS), w);
+    for (int i = 0; i < ROWS * 2 * COLUMNS; i++)
+        assert_true(get(out, i) == get(w, tokens[i / (2 * COLUMNS)] * 2 * COLUMNS + i % (2 * COLUMNS)));
+    tensor owned[] = {x, w, y, bias};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i].data);
+    device_close(dev);
+}
+
 /* --- head with loss against all logits at once -------------------------------------------------------------------- */
 
 struct head_case {
@@ -410,8 +482,9 @@ static void reference_adamw(double *p, double *m, double *v, const double *g, in
 
 static void test_adamw(void **state) {
     (void)state;
-    static const struct adamw_segment segments[2] = {{.offset = 1, .count = 20, .decay = 0.25f, .lr_scale = 1},
-                                                     {.offset = 24, .count = 25, .decay = 0, .lr_scale = 0.5f}};
+    static const struct adamw_segment segments[3] = {{.offset = 1, .count = 20, .decay = 0.25f, .lr_scale = 1},
+                                                     {.offset = 24, .count = 13, .decay = 2, .lr_scale = 0.5f},
+                                                     {.offset = 37, .count = 12, .decay = 0, .lr_scale = 3}};
     for (int precision = 0; precision < 2; precision++) {
         struct device *dev = open_cpu(precision ? PRECISION_F64 : PRECISION_F32);
         double p[PARAMETERS], m[PARAMETERS] = {0}, v[PARAMETERS] = {0}, g[PARAMETERS];
@@ -426,10 +499,11 @@ static void test_adamw(void **state) {
                 g[i] = get(tg, i);
             }
             reference_adamw(p, m, v, g, 1, 20, step.lr, 0.25, &step);
-            reference_adamw(p, m, v, g, 24, 25, 0.5 * step.lr, 0, &step);
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 2, &step);
+            reference_adamw(p, m, v, g, 24, 13, 0.5 * step.lr, 2, &step);
+            reference_adamw(p, m, v, g, 37, 12, 3 * step.lr, 0, &step);
+            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 3, &step);
             step.skip = 1;
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 2, &step); /* changes nothing */
+            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 3, &step); /* changes nothing */
         }
         for (int i = 0; i < PARAMETERS; i++) {
             assert_close(get(tp, i), p[i], 32 * unit_of(dev), 0, "p", i);
@@ -666,6 +740,8 @@ int main(void) {
         cmocka_unit_test(test_dtypes),
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_tables_complete),
+        cmocka_unit_test(test_norm_definitions),
+        cmocka_unit_test(test_linear_swiglu_embedding_definitions),
         cmocka_unit_test(test_head_loss),
         cmocka_unit_test(test_head_ties),
         cmocka_unit_test(test_head_large_logits),
