@@ -2,6 +2,7 @@
  *
  * One thread reads and splits the inputs into blocks of text, `threads` threads encode blocks, the caller takes them in
  * order. Memory is a fixed number of blocks. Where a block ends does not depend on timing, nor on how reads were cut.
+ * A document longer than a block is encoded in parts, cut at any byte: right for a tokenizer that goes byte by byte.
  */
 #ifndef RIVERRUN_ENCODE_PIPELINE_H
 #define RIVERRUN_ENCODE_PIPELINE_H
