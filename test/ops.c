@@ -233,8 +233,12 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Median seconds of a call, over at least 5 and at most 200 calls or about 0.4 s. */
-static double time_call(struct run *r, void (*call)(struct run *)) {
+/* Seconds of a call, over at least 5 and at most 200 calls or about 0.4 s. On a busy machine the two lie far apart. */
+struct timing {
+    double median, best;
+};
+
+static struct timing time_call(struct run *r, void (*call)(struct run *)) {
     enum { MOST = 200 };
     double seconds[MOST], start = clock_seconds();
     error err = {0};
@@ -246,7 +250,7 @@ static double time_call(struct run *r, void (*call)(struct run *)) {
         seconds[count++] = clock_seconds() - before;
     } while (count < 5 || (count < MOST && clock_seconds() - start < 0.4));
     qsort(seconds, (size_t)count, sizeof *seconds, compare_doubles);
-    return seconds[count / 2];
+    return (struct timing){seconds[count / 2], seconds[0]};
 }
 
 /* Bytes that a call has to move at least: every operand it reads or writes once, states and "+=" twice. */
@@ -262,8 +266,9 @@ static double bytes_moved(const struct run *r, bool backward) {
     return sum;
 }
 
-static void print_speed(const struct session *s, const struct run *r, bool backward, double seconds, double flops) {
-    printf("%-9s %10.3f ms %8.2f GB/s", backward ? "  backward" : "  forward", seconds * 1e3,
+static void print_speed(const struct session *s, const struct run *r, bool backward, struct timing time, double flops) {
+    double seconds = time.median;
+    printf("  %-8s %10.3f ms (best %.3f) %8.2f GB/s", backward ? "backward" : "forward", seconds * 1e3, time.best * 1e3,
            bytes_moved(r, backward) / seconds * 1e-9);
     if (flops > 0)
         printf(" %8.1f GFLOP/s %6.1f %% of gemm", flops / seconds * 1e-9, 100 * flops / seconds / s->gemm_rate);
@@ -307,7 +312,7 @@ static double measure_gemm(struct session *s) {
     run_open(&r, &row, s->dev, parameters, s->options.seed, s->dev->ops->act, &s->report);
     run_upload(&r);
     run_call_forward(&r);
-    double rate = 2 * 1024.0 * 1024.0 * 1024.0 / time_call(&r, run_call_forward);
+    double rate = 2 * 1024.0 * 1024.0 * 1024.0 / time_call(&r, run_call_forward).median;
     run_close(&r);
     return rate;
 }
