@@ -3,7 +3,6 @@
 #include "model/architecture.h"
 
 #include "common/text.h"
-#include <ctype.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,14 +104,16 @@ json_t *architecture_write(const struct model_config *mc, const config *c, int64
     return object;
 }
 
-/* Letters, digits and "_" (and "-" in a section's name), not beginning with a digit: what config_set takes. */
-static bool plain_name(const char *name, bool dash) {
-    if (!isalpha((unsigned char)*name) && *name != '_') return false;
+/* What config_set takes as a name, and what the config's own files can say: letters, digits, "_" and "-". */
+static bool plain_name(const char *name) {
     size_t length = strlen(name);
-    for (size_t i = 0; i < length; i++) {
-        if (!isalnum((unsigned char)name[i]) && name[i] != '_' && !(dash && name[i] == '-')) return false;
-    }
-    return length < 64;
+    return length > 0 && length <= LIMIT_CONFIG_NAME &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == length;
+}
+
+static bool model_section(const char *name) {
+    if (strcmp(name, "model") == 0) return true;
+    return strncmp(name, "block.", 6) == 0 && plain_name(name + 6) && strlen(name) <= LIMIT_CONFIG_NAME;
 }
 
 static int read_own(const json_t *object, const char *name, config *c, error *err) {
@@ -124,12 +125,11 @@ static int read_own(const json_t *object, const char *name, config *c, error *er
         return error_input(
             err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
     json_object_foreach(settings, section, members) {
-        bool good = describes_model(section) && (section[0] == 'm' || plain_name(section + 6, true));
-        if (!good || !json_is_object(members))
+        if (!model_section(section) || !json_is_object(members))
             return error_input(err, "%s: '%s' in '" SETTINGS "' must be an object called model or block.NAME", name,
                                architecture_shown(section, shown));
         json_object_foreach(members, key, value) {
-            if (!plain_name(key, false) || !json_is_string(value))
+            if (!plain_name(key) || !json_is_string(value))
                 return error_input(err, "%s: '%s' in '" SETTINGS ".%s' must be a plain name with a string", name,
                                    architecture_shown(key, shown), section);
             TRY(config_set(c, section, key, json_string_value(value), err));

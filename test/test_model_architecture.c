@@ -273,6 +273,8 @@ static void what_transformers_would_compute_otherwise(void **state) {
     }
 }
 
+#define LONG_NAME "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" /* 69 */
+
 /* A config.json is anybody's file: names must not reach the config unchecked. */
 static void strange_settings_are_refused(void **state) {
     (void)state;
@@ -287,6 +289,8 @@ static void strange_settings_are_refused(void **state) {
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"\": \"1\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"a=b\": \"1\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"d_model\": 1}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"" LONG_NAME "\": \"1\"}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block." LONG_NAME "\": {\"mlp\": \"none\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"pattern\": \"a\\nb\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"pattern\": \"a ; b\"}}}",
     };
