@@ -93,14 +93,14 @@ start_ranks() {
 for signal in USR1 TERM; do
     run=$WORK/signal$signal
     [ "$signal" = USR1 ] || export OMPI_MCA_odls_base_sigkill_timeout=30
-    start_ranks 2 "$run" train.micro_batch=3 train.steps=400
+    start_ranks 2 "$run" train.micro_batch=3 train.steps=50000
     unset OMPI_MCA_odls_base_sigkill_timeout
     await_steps "$run" 9 "$pid"
     kill -s "$signal" "$pid"
     wait "$pid"
     [ "$(grep -c "the same command goes on from there" "$WORK/err")" = 1 ] || fail "SIG$signal to mpirun: $(tail -n 5 "$WORK/err")"
     stopped=$(steps_logged "$run")
-    [ "$stopped" -lt 400 ] || fail "SIG$signal: it was over before the signal came"
+    [ "$stopped" -lt 50000 ] || fail "SIG$signal: it was over before the signal came"
     [ "$(readlink "$run/latest")" = "$(printf 'step-%08d' "$stopped")" ] || fail "SIG$signal: latest is $(readlink "$run/latest") after $stopped steps"
     tail -n 1 "$run/log.jsonl" | grep -q '"type":"stop"' || fail "SIG$signal: the log ends with $(tail -n 1 "$run/log.jsonl")"
 done
