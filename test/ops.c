@@ -135,6 +135,14 @@ static void check_repeatable(struct run *first, bool backward) {
     run_close(&again);
 }
 
+static void check_identities(struct session *s, struct run *r) {
+    for (const struct op_identity *identity = r->row->identities; identity && identity->name; identity++) {
+        int before = s->report.case_failures;
+        identity->check(r);
+        if (s->report.case_failures > before) fprintf(stderr, "     identity: %s\n", identity->name);
+    }
+}
+
 static void case_test(struct session *s, const struct op_row *row, const int64_t *parameters) {
     struct run got, want;
     bool backward = row->backward != NULL;
@@ -149,11 +157,7 @@ static void case_test(struct session *s, const struct op_row *row, const int64_t
         if (backward) compare_with_reference(&got, &want, true);
     }
     check_repeatable(&got, backward);
-    for (const struct op_identity *identity = row->identities; identity && identity->name; identity++) {
-        int before = s->report.case_failures;
-        identity->check(&got);
-        if (s->report.case_failures > before) fprintf(stderr, "     identity: %s\n", identity->name);
-    }
+    check_identities(s, &got);
     run_close(&got);
     run_close(&want);
 }
@@ -223,6 +227,8 @@ static void case_grad(struct session *s, const struct op_row *row, const int64_t
     run_backward(&r);
     for (int i = 0; i < r.operands; i++)
         if (r.operand[i].kind == OPERAND_INPUT && !r.operand[i].no_gradient) check_gradient(&r, &r.operand[i]);
+    run_forward(&r); /* once more, because the values are those of the last finite difference */
+    check_identities(s, &r);
     run_close(&r);
 }
 

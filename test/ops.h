@@ -12,7 +12,8 @@
  *              pattern: both runs must give the same bits), and then the row's identities.
  *   ops grad   compares every gradient with finite differences, in double, of the scalar
  *                  sum over outputs of <weights, output>
- *              where the weights (random) are what backward receives as gradients of the outputs.
+ *              where the weights (random) are what backward receives as gradients of the outputs; then the identities,
+ *              in double.
  *   ops perf   times forward and backward, and prints bytes, FLOPs and the share of a measured sgemm.
  *
  * How to add an operation: one row, that is
