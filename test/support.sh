@@ -5,7 +5,9 @@
 RIVERRUN=${RIVERRUN:-${BUILD:-build}/riverrun}
 case $RIVERRUN in /*) ;; *) RIVERRUN=$PWD/$RIVERRUN ;; esac
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-export OMP_NUM_THREADS
+# Threads that wait give their processor away: on a busy machine spinning ones make tiny steps twenty times slower.
+OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+export OMP_NUM_THREADS OMP_WAIT_POLICY
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/riverrun-sh.XXXXXX") || exit 1
 trap 'cleanup' EXIT
 trap 'exit 1' HUP INT TERM

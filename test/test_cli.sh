@@ -92,7 +92,7 @@ refuse_train 'data.train = .*source.a' source.a.path="$WORK/train"
 refuse_train 'vocab_size' model.vocab_size=100
 refuse_train 'model.pattern' model.pattern='m*'
 refuse_train 'train.init: .*no-checkpoint' train.init="$WORK/no-checkpoint"
-refuse_train 'seq_len\|tokens' data.seq_len=1000000
+refuse_train 'tokens' data.seq_len=1000000
 refuse_train 'head_dim' block.m.head_dim=7
 refuse 'train.out is empty' train "$WORK/c.ini"
 refuse 'train.out = .*c.ini is a file' train "$WORK/c.ini" train.out="$WORK/c.ini"

@@ -92,7 +92,7 @@ start_ranks() {
 # kills them a second later unless it is told to wait longer.
 for signal in USR1 TERM; do
     run=$WORK/signal$signal
-    [ "$signal" = USR1 ] || export OMPI_MCA_odls_base_sigkill_timeout=30
+    [ "$signal" = USR1 ] || export OMPI_MCA_odls_base_sigkill_timeout=5
     start_ranks 2 "$run" train.micro_batch=3 train.steps=50000
     unset OMPI_MCA_odls_base_sigkill_timeout
     await_steps "$run" 9 "$pid"

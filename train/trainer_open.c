@@ -4,7 +4,7 @@
  *   1. what the config says and what the data is   (no rank writes)
  *   2. the lock of a directory that exists already (rank 0)
  *   3. the checkpoint to go on from, and whether this config may go on from it
- *   4. device, model, optimizer, weights, loader   (all the memory of the run)
+ *   4. device, loader, model, weights, optimizer   (all the memory of the run)
  *   5. directory, config.ini, log                  (rank 0)
  */
 #include "train/trainer_parts.h"
@@ -18,6 +18,12 @@
 
 const char *trainer_unit(const struct trainer *t) {
     return strcmp(tokenizer_name(t->tokenizer), TOKENIZER_BYTES) == 0 ? "nats/byte" : "nats/token";
+}
+
+/* Tokens in the longest row that the model will see, in training or validation. */
+static int64_t trainer_length(const struct trainer *t) {
+    int64_t T = t->options.data.T;
+    return t->data.valid && t->eval.window > T ? t->eval.window : T;
 }
 
 /* ---- 1. config and data --------------------------------------------------------------------------------------------------------- */
@@ -143,21 +149,9 @@ static int find_checkpoint(struct trainer *t, error *err) {
 
 /* ---- 4. what the run computes with ------------------------------------------------------------------------------------------------ */
 
-static int open_model(struct trainer *t, error *err) {
-    const struct run_options *o = &t->options;
-    int64_t T = o->data.T;
-    if (t->data.valid && t->eval.window > T) T = t->eval.window;
-    TRY(device_open(&t->dev, DEVICE_CPU, (enum precision)o->train.precision, err));
-    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, T, t->comm->ranks, err));
-    TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
-    if (!t->from) {
-        model_init(t->model, (uint64_t)o->train.seed);
-        return 0;
-    }
-    return checkpoint_load_model(t->from, t->model, err);
-}
-
+/* The loader comes first: it finds data too short for a row, before gigabytes are taken for a model. */
 static int open_loader(struct trainer *t, error *err) {
+    TRY(device_open(&t->dev, DEVICE_CPU, (enum precision)t->options.train.precision, err));
     struct loader_options options = data_loader_options(&t->options.data);
     options.B = t->micro_batch;
     options.rank = t->comm->rank;
@@ -165,6 +159,17 @@ static int open_loader(struct trainer *t, error *err) {
     options.start = t->state.samples;
     options.memory = t->dev->memory;
     return loader_open(&t->loader, t->data.train, t->data.count, &options, err);
+}
+
+static int open_model(struct trainer *t, error *err) {
+    const struct run_options *o = &t->options;
+    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
+    TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
+    if (!t->from) {
+        model_init(t->model, (uint64_t)o->train.seed);
+        return 0;
+    }
+    return checkpoint_load_model(t->from, t->model, err);
 }
 
 static int load_optimizer(struct trainer *t, error *err) {
@@ -204,8 +209,7 @@ static void print_summary(const struct trainer *t) {
     print_data(t);
     fprintf(stderr, "batch       %lld sequences of %lld tokens: %lld micro-batch%s of %lld on each rank\n", (long long)o->train.batch,
             (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es", (long long)t->micro_batch);
-    struct model_memory memory = model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch,
-                                            t->data.valid && t->eval.window > o->data.T ? t->eval.window : o->data.T, t->comm->ranks);
+    struct model_memory memory = model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks);
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
             text_bytes(total, sizeof total, (double)memory.total),
             text_bytes(parts[0], sizeof parts[0], (double)(memory.parameters + memory.gradients)),
@@ -255,8 +259,8 @@ static int open_stages(struct trainer *t, error *err) {
     TRY(comm_agree(comm, find_checkpoint(t, err), err));
     comm_broadcast(comm, &t->history, sizeof t->history, 0);
     if (t->state.step == t->options.train.steps) return 0; /* finished: there is nothing to compute */
-    TRY(comm_agree(comm, open_model(t, err), err));
     TRY(comm_agree(comm, open_loader(t, err), err));
+    TRY(comm_agree(comm, open_model(t, err), err));
     TRY(comm_agree(comm, load_optimizer(t, err), err));
     TRY(comm_agree(comm, open_directory(t, err), err));
     checkpoint_close(t->from);
