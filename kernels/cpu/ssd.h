@@ -116,6 +116,12 @@ static inline int ssd_workers(int64_t items, int64_t size) {
 static inline int ssd_worker(void) {
     return 0;
 }
+
+static inline int ssd_workers(int64_t items, int64_t size) {
+    (void)items;
+    (void)size;
+    return 1;
+}
 #endif
 
 /* exp(v) for an exponent that is at most 0 but for rounding; 0 where it is negligible. */
