@@ -380,7 +380,7 @@ static void truth_is_what_the_writer_writes(void **state) {
  * that threads are at work on several bad ones at a time. */
 static void the_first_fault_is_told(void **state) {
     (void)state;
-    const struct sample large = {2, 30000, false, true, 300, 12 * 30000, 0};
+    const struct sample large = {2, 150000, false, true, 300, 24 * 150000, 0};
     error err;
     char file[300], text[400], *bytes;
     size_t size;
@@ -389,15 +389,15 @@ static void the_first_fault_is_told(void **state) {
     assert_int_equal(file_read_all(file, 1 << 30, &bytes, &size, &err), 0);
     struct shard_header h;
     memcpy(&h, bytes, sizeof h);
-    for (uint64_t n = 2; n < h.frames; n++) {
+    for (uint64_t n = 10; n < h.frames; n++) {
         bytes[h.seek_offset + n * sizeof(struct shard_seek) + offsetof(struct shard_seek, hash)] ^= 1;
     }
     shard_reseal((unsigned char *)bytes, size);
     write_bytes(bytes, size);
     free(bytes);
-    snprintf(text, sizeof text, "%s is damaged: frame 2 has checksum ", path);
-    for (int i = 0; i < 60; i++) {
-        assert_int_equal(shard_verify_with(path, 1 + i % 6, NULL, &err), -1);
+    snprintf(text, sizeof text, "%s is damaged: frame 10 has checksum ", path);
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(shard_verify_with(path, 1 + i % 8, NULL, &err), -1);
         assert_memory_equal(err.text, text, strlen(text));
     }
 }

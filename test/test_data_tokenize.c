@@ -433,7 +433,7 @@ static void gzip_members_around_buffer_ends(void **state) {
     struct text tail = text_from("tail\n");
     struct text packed_tail = gzip_of(&tail);
     size_t checked = 0;
-    for (size_t cut = 0; cut < 200; cut += 2) {
+    for (size_t cut = 0; cut < 200; cut++) {
         struct text head = {.bytes = noise.bytes, .size = noise.size - cut}, packed = gzip_of(&head), whole = {0};
         if (packed.size + 4 < 1 << 18 || packed.size > (1 << 18) + 4) {
             text_free(&packed);
@@ -449,7 +449,7 @@ static void gzip_members_around_buffer_ends(void **state) {
         text_free(&whole);
         checked++;
     }
-    assert_in_range(checked, 4, 5); /* else zlib has changed, and the noise above must be of another length */
+    assert_int_equal(checked, 9); /* else zlib has changed, and the noise above must be of another length */
     text_free(&packed_tail);
     text_free(&tail);
     text_free(&noise);
