@@ -1,6 +1,6 @@
-# support.sh: what the scripts test/test_*.sh share; sourced by them. They drive the real binary on a tiny model and text that is
-# generated here, in a directory of their own which is removed at the end.
-# From the environment: RIVERRUN (the program; default build/riverrun), TMPDIR.
+# support.sh: what the scripts test/test_*.sh share; sourced by them. They drive the real binary on a tiny model and
+# text that is generated here, in a directory of their own which is removed at the end. From the environment: RIVERRUN
+# (the program; default build/riverrun), TMPDIR.
 
 RIVERRUN=${RIVERRUN:-${BUILD:-build}/riverrun}
 case $RIVERRUN in /*) ;; *) RIVERRUN=$PWD/$RIVERRUN ;; esac

@@ -1,5 +1,5 @@
-/* support_ranks.c: ranks as threads. Every call publishes this rank's buffer, waits for all, reads the others', and waits
- * again before anyone may go on to change its own. */
+/* support_ranks.c: ranks as threads. Every call publishes this rank's buffer, waits for all, reads the others',
+ * and waits again before anyone may go on to change its own. */
 #include "test/support_ranks.h"
 
 #include "train/comm_internal.h"
@@ -120,7 +120,8 @@ static const struct comm_functions ranks_functions = {
 
 static void *run_rank(void *self) {
     struct rank_thread *t = self;
-    struct comm c = {.rank = t->rank, .ranks = t->group->ranks, .name = "threads", .functions = &ranks_functions, .impl = t->group};
+    struct comm c = {
+        .rank = t->rank, .ranks = t->group->ranks, .name = "threads", .functions = &ranks_functions, .impl = t->group};
     t->group->body(&c, t->group->self);
     return NULL;
 }

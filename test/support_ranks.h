@@ -1,5 +1,5 @@
-/* support_ranks.h: several ranks as threads of one process, with communication by shared memory, so that a unit test sees
- * what many ranks do without mpirun. Sums are in rank order, as train/comm.h promises. */
+/* support_ranks.h: several ranks as threads of one process, with communication by shared memory, so that a unit
+ * test sees what many ranks do without mpirun. Sums are in rank order, as train/comm.h promises. */
 #ifndef RIVERRUN_SUPPORT_RANKS_H
 #define RIVERRUN_SUPPORT_RANKS_H
 

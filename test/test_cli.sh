@@ -1,13 +1,14 @@
 #!/bin/sh
-# test_cli.sh: the command line: help, version, docs/config.md, results on standard output, and bad input, which is one line that
-# names the key and the value, exit code 2, with nothing written.
+# test_cli.sh: the command line: help, version, docs/config.md, results on standard output, and bad input, which is
+# one line that names the key and the value, exit code 2, with nothing written.
 set -u
 . "$(dirname "$0")/support.sh"
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 make_data
 make_config "$WORK/c.ini"
 
-# refuse 'WORDS' ARGUMENT...: riverrun ARGUMENT... fails with 2 and one line that holds the words (a basic regular expression).
+# refuse 'WORDS' ARGUMENT...: riverrun ARGUMENT... fails with 2 and one line that holds the words (a basic regular
+# expression).
 refuse() {
     words=$1
     shift
@@ -37,7 +38,8 @@ for command in train eval generate tokenize shards plan import export; do
     "$RIVERRUN" help $command | cmp -s - "$WORK/help" || fail "help $command is not $command --help"
 done
 accept train --help
-grep -q '\[optimizer\]' "$WORK/out" && grep -q 'half_life = 0' "$WORK/out" || fail "train --help does not list the options"
+grep -q '\[optimizer\]' "$WORK/out" && grep -q 'half_life = 0' "$WORK/out" ||
+    fail "train --help does not list the options"
 accept --version
 grep -Eq '^riverrun [0-9]+\.[0-9]+\.[0-9]+ \(' "$WORK/out" || fail "--version: $(cat "$WORK/out")"
 accept help config
@@ -97,7 +99,8 @@ refuse_train 'head_dim' block.m.head_dim=7
 refuse 'train.out is empty' train "$WORK/c.ini"
 refuse 'train.out = .*c.ini is a file' train "$WORK/c.ini" train.out="$WORK/c.ini"
 printf '[train]\nsteps = 4\nsteps = 5\n' > "$WORK/twice.ini"
-refuse 'twice.ini:3: \[train\] steps is given a second time, the first is in line 2' train "$WORK/twice.ini" train.out="$WORK/run"
+refuse 'twice.ini:3: \[train\] steps is given a second time, the first is in line 2' \
+    train "$WORK/twice.ini" train.out="$WORK/run"
 # An unknown key is told even where the data is missing too.
 refuse_train 'has no option stps' data.train="$WORK/no-data" train.stps=3
 
@@ -105,7 +108,8 @@ refuse_train 'has no option stps' data.train="$WORK/no-data" train.stps=3
 accept train "$WORK/c.ini" train.out="$WORK/ok" train.steps=12 schedule.warmup=0
 [ "$(wc -l < "$WORK/out")" = 1 ] || fail "train writes more than its result to standard output: $(cat "$WORK/out")"
 loss=$(sed -n 's|^validation loss \([0-9.]*\) nats/byte$|\1|p' "$WORK/out")
-"$RIVERRUN" train "$WORK/ok/config.ini" > "$WORK/again" 2>&1 || fail "the effective config is refused: $(cat "$WORK/again")"
+"$RIVERRUN" train "$WORK/ok/config.ini" > "$WORK/again" 2>&1 ||
+    fail "the effective config is refused: $(cat "$WORK/again")"
 accept eval "$WORK/ok" --data "$WORK/valid"
 [ "$(wc -l < "$WORK/out")" = 1 ] || fail "eval does not print one line"
 case $(sed 's/.*"loss":\([0-9.]*\).*/\1/' "$WORK/out" | awk '{ printf "%.3f", $1 }') in
@@ -116,11 +120,14 @@ for key in perplexity bits_per_byte accuracy tokens bytes mode window reset prec
     grep -q "\"$key\":" "$WORK/out" || fail "eval's line has no $key: $(cat "$WORK/out")"
 done
 accept eval "$WORK/ok/latest" --data "$WORK/valid" --mode carry --window 13 --no-reset --precision fp64 --tokens 100
-grep -q '"tokens":100,.*"mode":"carry","window":13,"reset":false,"precision":"fp64","step":12' "$WORK/out" || fail "eval with options: $(cat "$WORK/out")"
+grep -q '"tokens":100,.*"mode":"carry","window":13,"reset":false,"precision":"fp64","step":12' "$WORK/out" ||
+    fail "eval with options: $(cat "$WORK/out")"
 accept generate "$WORK/ok" --prompt 'the ' --tokens 40 --ignore-eod --seed 3 --echo
 mv "$WORK/out" "$WORK/first"
 printf 'the ' > "$WORK/prompt"
-"$RIVERRUN" generate "$WORK/ok" --prompt-file - --tokens 40 --ignore-eod --seed 3 --echo < "$WORK/prompt" > "$WORK/out" 2>&1 || fail "a prompt on standard input: $(cat "$WORK/out")"
+"$RIVERRUN" generate "$WORK/ok" --prompt-file - --tokens 40 --ignore-eod --seed 3 --echo \
+    < "$WORK/prompt" > "$WORK/out" 2>&1 ||
+    fail "a prompt on standard input: $(cat "$WORK/out")"
 cmp -s "$WORK/first" "$WORK/out" || fail "the prompt on standard input gives another text"
 [ "$(wc -c < "$WORK/out")" -ge 30 ] || fail "40 tokens are $(wc -c < "$WORK/out") bytes"
 accept generate "$WORK/ok" --prompt '' --tokens 5 --ignore-eod --temperature 0

@@ -1,7 +1,8 @@
 #!/bin/sh
-# test_kill.sh: SIGKILL at any moment loses nothing but the steps since the last save. Sessions are killed at keyed instants: in place
-# of the N-th change to the disk (so also in the middle of a save, at each of its steps), and after random times. After every kill
-# `latest` is absent or a complete checkpoint; in the end weights, optimizer state and log are those of an uninterrupted run.
+# test_kill.sh: SIGKILL at any moment loses nothing but the steps since the last save. Sessions are killed at keyed
+# instants: in place of the N-th change to the disk (so also in the middle of a save, at each of its steps), and after
+# random times. After every kill `latest` is absent or a complete checkpoint; in the end weights, optimizer state and
+# log are those of an uninterrupted run.
 set -u
 . "$(dirname "$0")/support.sh"
 make_data
@@ -18,7 +19,8 @@ draw() { awk -v n="$1" -v bound="$2" 'BEGIN { x = 7 + n * n * 7919; for (i = 0; 
 # What a kill may leave: no `latest`, or one whose files are all there and whole.
 check_latest() {
     [ -L "$WORK/run/latest" ] || return 0
-    "$RIVERRUN" export "$WORK/run/latest" --out "$WORK/exported" > /dev/null 2> "$WORK/err" || fail "$1: latest can't be read: $(cat "$WORK/err")"
+    "$RIVERRUN" export "$WORK/run/latest" --out "$WORK/exported" > /dev/null 2> "$WORK/err" ||
+        fail "$1: latest can't be read: $(cat "$WORK/err")"
     rm -rf "$WORK/exported"
     for file in optimizer.safetensors trainer.json config.ini; do
         [ -s "$WORK/run/latest/$file" ] || fail "$1: latest has no $file"
@@ -63,15 +65,20 @@ left=$(ls -A "$WORK/run" | grep -v -e '^config.ini$' -e '^lock$' -e '^log.jsonl$
 [ "$(ls -d "$WORK"/run/step-* | wc -l)" = 2 ] || fail "keep = 2 left $(ls "$WORK/run")"
 
 # A full disk at any change ends the session with one sentence; the run goes on when there is room again.
+SHORT='train.steps=8 eval.every=0 schedule.kind=constant'
 for at in $(seq 1 13 110); do
     rm -rf "$WORK/full"
-    RIVERRUN_TEST_FAULT=fail:$at "$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/full" train.steps=8 eval.every=0 schedule.kind=constant > /dev/null 2> "$WORK/err"
+    RIVERRUN_TEST_FAULT=fail:$at "$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/full" $SHORT \
+        > /dev/null 2> "$WORK/err"
     code=$?
     [ "$code" = 0 ] || [ "$code" = 1 ] || fail "full disk at change $at: exit code $code: $(tail -n 1 "$WORK/err")"
-    [ "$code" = 0 ] || [ "$(grep -c '^riverrun: ' "$WORK/err")" = 1 ] || fail "full disk at change $at: $(cat "$WORK/err")"
-    train train.out="$WORK/full" train.steps=8 eval.every=0 schedule.kind=constant > /dev/null 2> "$WORK/err" || fail "after a full disk at change $at: $(cat "$WORK/err")"
+    [ "$code" = 0 ] || [ "$(grep -c '^riverrun: ' "$WORK/err")" = 1 ] ||
+        fail "full disk at change $at: $(cat "$WORK/err")"
+    train train.out="$WORK/full" $SHORT > /dev/null 2> "$WORK/err" ||
+        fail "after a full disk at change $at: $(cat "$WORK/err")"
     if [ "$at" = 1 ]; then cp -R "$WORK/full" "$WORK/never"; fi
-    cmp -s "$WORK/full/latest/model.safetensors" "$WORK/never/latest/model.safetensors" || fail "after a full disk at change $at the weights differ"
+    cmp -s "$WORK/full/latest/model.safetensors" "$WORK/never/latest/model.safetensors" ||
+        fail "after a full disk at change $at the weights differ"
 done
 echo "$kills kills in $session sessions, $saves with a save"
 finish

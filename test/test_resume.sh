@@ -1,7 +1,7 @@
 #!/bin/sh
-# test_resume.sh: a run that is stopped by a signal, or killed, and started again with the same command ends with the same weights,
-# the same optimizer state and the same logged curve, bit for bit, as one that was never interrupted. With accumulation and
-# validations in between, at several moments. And what may and may not change on the way.
+# test_resume.sh: a run that is stopped by a signal, or killed, and started again with the same command ends with the
+# same weights, the same optimizer state and the same logged curve, bit for bit, as one that was never interrupted.
+# With accumulation and validations in between, at several moments. And what may and may not change on the way.
 set -u
 . "$(dirname "$0")/support.sh"
 make_data
@@ -20,10 +20,13 @@ await_begin() {
 }
 listing() { ls -l --time-style=full-iso "$1" | grep -v ' lock$'; }
 
-train train.out="$WORK/whole" > "$WORK/whole.out" 2> "$WORK/whole.err" || fail "the uninterrupted run failed: $(cat "$WORK/whole.err")"
+train train.out="$WORK/whole" > "$WORK/whole.out" 2> "$WORK/whole.err" ||
+    fail "the uninterrupted run failed: $(cat "$WORK/whole.err")"
 [ "$(steps_logged "$WORK/whole")" = 40 ] || fail "the log has $(steps_logged "$WORK/whole") steps, not 40"
-tail -n 1 "$WORK/whole.out" | grep -Eqx 'validation loss [0-9]+\.[0-9]{3} nats/byte' || fail "the last line is $(tail -n 1 "$WORK/whole.out")"
-[ "$(grep -c '"type":"valid"' "$WORK/whole/log.jsonl")" = 7 ] || fail "there are not 7 validations, at 6, 12, ... 36 and 40"
+tail -n 1 "$WORK/whole.out" | grep -Eqx 'validation loss [0-9]+\.[0-9]{3} nats/byte' ||
+    fail "the last line is $(tail -n 1 "$WORK/whole.out")"
+[ "$(grep -c '"type":"valid"' "$WORK/whole/log.jsonl")" = 7 ] ||
+    fail "there are not 7 validations, at 6, 12, ... 36 and 40"
 [ "$(ls -d "$WORK"/whole/step-* | wc -l)" = 2 ] || fail "keep = 2 left $(ls "$WORK/whole")"
 
 # Two runs of the same command give the same bits, or nothing below means anything.
@@ -31,8 +34,8 @@ train train.out="$WORK/again" > /dev/null 2>&1 || fail "the second uninterrupted
 same_weights "$WORK/whole" "$WORK/again" "repeated"
 same_curve "$WORK/whole" "$WORK/again" "repeated"
 
-# interrupted NAME SIGNAL STEP...: with the options in $MORE, whose uninterrupted run is $WANT, send the signal once so many steps are logged, and at least one by this session; start again,
-# and so on; then to the end.
+# interrupted NAME SIGNAL STEP...: with the options in $MORE, whose uninterrupted run is $WANT, send the signal once
+# so many steps are logged, and at least one by this session; start again, and so on; then to the end.
 interrupted() {
     name=$1 signal=$2
     shift 2
@@ -48,12 +51,15 @@ interrupted() {
             [ "$code" = 137 ] || fail "$name: exit code $code after SIGKILL at step $step"
         else
             [ "$code" = 0 ] || fail "$name: exit code $code after SIG$signal at step $step: $(cat "$WORK/err")"
-            grep -q "the same command goes on from there" "$WORK/err" || fail "$name: no word on how to go on: $(tail -n 2 "$WORK/err")"
-            tail -n 1 "$WORK/$name/log.jsonl" | grep -q "\"type\":\"stop\".*\"signal\":\"SIG$signal\"" || fail "$name: the log does not end with the signal"
+            grep -q "the same command goes on from there" "$WORK/err" ||
+                fail "$name: no word on how to go on: $(tail -n 2 "$WORK/err")"
+            tail -n 1 "$WORK/$name/log.jsonl" | grep -q "\"type\":\"stop\".*\"signal\":\"SIG$signal\"" ||
+                fail "$name: the log does not end with the signal"
             [ "$(steps_logged "$WORK/$name")" -lt 40 ] || fail "$name: it was over before the signal came"
         fi
     done
-    train train.out="$WORK/$name" $MORE > "$WORK/out" 2> "$WORK/err" || fail "$name: the last session failed: $(cat "$WORK/err")"
+    train train.out="$WORK/$name" $MORE > "$WORK/out" 2> "$WORK/err" ||
+        fail "$name: the last session failed: $(cat "$WORK/err")"
     grep -q "goes on from step" "$WORK/err" || fail "$name: the last session did not go on: $(cat "$WORK/err")"
     same_weights "$WORK/$WANT" "$WORK/$name" "$name"
     same_curve "$WORK/$WANT" "$WORK/$name" "$name"
@@ -67,7 +73,8 @@ interrupted killed KILL 10 9 25
 
 # Where every step is followed by a validation, a session that a signal ended owes one to the next.
 WANT=often MORE='eval.every=1 eval.tokens=60'
-train train.out="$WORK/often" $MORE > "$WORK/often.out" 2> "$WORK/err" || fail "validation after every step: $(cat "$WORK/err")"
+train train.out="$WORK/often" $MORE > "$WORK/often.out" 2> "$WORK/err" ||
+    fail "validation after every step: $(cat "$WORK/err")"
 interrupted owed TERM 4 15
 
 # A finished run says so, changes nothing, and ends with the same line.
@@ -79,13 +86,17 @@ cmp -s "$WORK/whole.out" "$WORK/out" || fail "a finished run's last line is $(ca
 
 # Another split of the batch is another rounding, not another run.
 train train.out="$WORK/split" train.steps=40 train.micro_batch=6 > /dev/null 2>&1 || fail "micro_batch = 6 failed"
-for run in whole split; do sed -n 's/.*"type":"step".*"loss":\([^,]*\),.*/\1/p' "$WORK/$run/log.jsonl" > "$WORK/$run.losses"; done
+for run in whole split; do
+    sed -n 's/.*"type":"step".*"loss":\([^,]*\),.*/\1/p' "$WORK/$run/log.jsonl" > "$WORK/$run.losses"
+done
 paste "$WORK/whole.losses" "$WORK/split.losses" |
-    awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > 2e-5 * $1) bad = 1 } END { exit bad || NR != 40 }' || fail "accumulation changes the losses"
+    awk '{ d = $1 - $2; if (d < 0) d = -d; if (d > 2e-5 * $1) bad = 1 } END { exit bad || NR != 40 }' ||
+        fail "accumulation changes the losses"
 
 # What may change when a run goes on, and what may not.
 cp -R "$WORK/whole" "$WORK/more"
-train train.out="$WORK/more" train.steps=44 eval.every=11 checkpoint.keep=1 data.threads=2 train.micro_batch=3 > /dev/null 2> "$WORK/err" ||
+train train.out="$WORK/more" train.steps=44 eval.every=11 checkpoint.keep=1 data.threads=2 train.micro_batch=3 \
+    > /dev/null 2> "$WORK/err" ||
     fail "more steps are refused: $(cat "$WORK/err")"
 grep -q 'from here on train.steps = 44 (it was 40)' "$WORK/err" || fail "no word about train.steps: $(cat "$WORK/err")"
 [ "$(steps_logged "$WORK/more")" = 44 ] || fail "the longer run has $(steps_logged "$WORK/more") steps"
@@ -110,9 +121,12 @@ refused 'train.resume = false' train.resume=false
 [ "$before" = "$(listing "$WORK/whole")" ] || fail "a refused start changed the run's directory"
 
 # train.init starts a fresh run from trained weights: its first loss is near the old run's last one.
-train train.out="$WORK/init" train.init="$WORK/whole" train.steps=2 schedule.warmup=0 > /dev/null 2> "$WORK/err" || fail "train.init failed: $(cat "$WORK/err")"
-awk -v first="$(sed -n 's/.*"step":1,"loss":\([^,]*\),.*/\1/p' "$WORK/init/log.jsonl")" -v last="$(tail -n 1 "$WORK/whole.losses")" \
-    -v fresh="$(head -n 1 "$WORK/whole.losses")" 'BEGIN { exit !(first != "" && first < (last + fresh) / 2) }' || fail "train.init did not start from the weights"
+train train.out="$WORK/init" train.init="$WORK/whole" train.steps=2 schedule.warmup=0 > /dev/null 2> "$WORK/err" ||
+    fail "train.init failed: $(cat "$WORK/err")"
+awk -v first="$(sed -n 's/.*"step":1,"loss":\([^,]*\),.*/\1/p' "$WORK/init/log.jsonl")" \
+    -v last="$(tail -n 1 "$WORK/whole.losses")" -v fresh="$(head -n 1 "$WORK/whole.losses")" \
+    'BEGIN { exit !(first != "" && first < (last + fresh) / 2) }' ||
+        fail "train.init did not start from the weights"
 
 # A second SIGINT does not wait for the step. A large batch makes the step take seconds.
 start train.out="$WORK/twice" train.batch=6000 train.micro_batch=6000
@@ -133,5 +147,6 @@ train train.out="$WORK/shared" > /dev/null 2> "$WORK/err"
 code=$?
 kill -9 "$pid"
 wait "$pid" 2>/dev/null
-[ "$code" = 2 ] && grep -q "another riverrun trains into this directory (process $pid on " "$WORK/err" || fail "a shared directory: $code, $(cat "$WORK/err")"
+[ "$code" = 2 ] && grep -q "another riverrun trains into this directory (process $pid on " "$WORK/err" ||
+    fail "a shared directory: $code, $(cat "$WORK/err")"
 finish

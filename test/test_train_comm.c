@@ -1,5 +1,5 @@
-/* test_train_comm.c: every call of train/comm.h, checked on every rank with exact data. Started plainly it is one process, and
- * also plays three ranks as threads (test/support_ranks.h); test/test_mpi.sh starts it under mpirun. */
+/* test_train_comm.c: every call of train/comm.h, checked on every rank with exact data. Started plainly it is one
+ * process, and also plays three ranks as threads (test/support_ranks.h); test/test_mpi.sh starts it under mpirun. */
 #include "test/support_ranks.h"
 #include "test/unit.h"
 #include "train/comm.h"
@@ -7,12 +7,12 @@
 #include <math.h>
 
 /* A failed check on a thread can't leave through cmocka; it ends the program, which is as red. */
-#define CHECK(condition)                                                                                                     \
-    do {                                                                                                                     \
-        if (!(condition)) {                                                                                                  \
-            fprintf(stderr, "%s:%d: rank %d of %d: %s\n", __FILE__, __LINE__, c->rank, c->ranks, #condition);               \
-            exit(1);                                                                                                         \
-        }                                                                                                                    \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: rank %d of %d: %s\n", __FILE__, __LINE__, c->rank, c->ranks, #condition);          \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 /* Values whose sum depends on the order of adding: 1e16 + 1 is 1e16 in double, 1e8 + 1 is 1e8 in float. */
@@ -81,7 +81,8 @@ static void check_reduce_scatter(struct comm *c, int64_t count, enum dtype dtype
 static void check_all_gather(struct comm *c, int64_t count, enum dtype dtype) {
     void *buffer = calloc((size_t)(c->ranks * count) + 1, dtype_size(dtype));
     CHECK(buffer != NULL);
-    for (int64_t i = 0; i < c->ranks * count; i++) put(buffer, dtype, i, i / (count ? count : 1) == c->rank ? exact(c->rank, i) : -1);
+    for (int64_t i = 0; i < c->ranks * count; i++)
+        put(buffer, dtype, i, i / (count ? count : 1) == c->rank ? exact(c->rank, i) : -1);
     comm_all_gather(c, buffer, count, dtype);
     for (int64_t i = 0; i < c->ranks * count; i++) CHECK(get(buffer, dtype, i) == exact((int)(i / count), i));
     free(buffer);
@@ -89,7 +90,8 @@ static void check_all_gather(struct comm *c, int64_t count, enum dtype dtype) {
 
 static void check_gather_scatter(struct comm *c, int64_t count, enum dtype dtype) {
     size_t size = dtype_size(dtype);
-    void *mine = calloc((size_t)count + 1, size), *all = c->rank == 0 ? calloc((size_t)(c->ranks * count) + 1, size) : NULL;
+    void *mine = calloc((size_t)count + 1, size),
+         *all = c->rank == 0 ? calloc((size_t)(c->ranks * count) + 1, size) : NULL;
     CHECK(mine && (all || c->rank != 0));
     for (int64_t i = 0; i < count; i++) put(mine, dtype, i, exact(c->rank, i));
     comm_gather(c, all, mine, count, dtype);
@@ -112,7 +114,8 @@ static void check_agree(struct comm *c) {
         int result = c->rank >= failing ? error_input(&mine, "trouble on %d", c->rank) : 0;
         CHECK(comm_agree(c, result, &mine) == -1 && mine.kind == ERROR_INPUT);
         char want[64] = "";
-        if (c->rank == failing) snprintf(want, sizeof want, c->ranks > 1 ? "rank %d: trouble on %d" : "trouble on 0", failing, failing);
+        if (c->rank == failing)
+            snprintf(want, sizeof want, c->ranks > 1 ? "rank %d: trouble on %d" : "trouble on 0", failing, failing);
         CHECK(strcmp(mine.text, want) == 0);
     }
 }
@@ -154,7 +157,8 @@ int main(void) {
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
-    const char *want = getenv("EXPECT_RANKS"); /* set by test_mpi.sh: a job of single processes must not pass for one of several */
+    /* Set by test_mpi.sh: a job of single processes must not pass for one of several. */
+    const char *want = getenv("EXPECT_RANKS");
     if (want && atoi(want) != world.ranks) {
         fprintf(stderr, "%d ranks, not %s\n", world.ranks, want);
         return 1;

@@ -1,5 +1,5 @@
-/* test_train_evaluate.c: the loss on a data set against losses computed from the logits of plain forwards, token by token:
- * windows and carried state, documents, masks, ragged ends, any batch, ranks, limits. */
+/* test_train_evaluate.c: the loss on a data set against losses computed from the logits of plain forwards, token
+ * by token: windows and carried state, documents, masks, ragged ends, any batch, ranks, limits. */
 #include "common/rng.h"
 #include "test/support_corpus.h"
 #include "test/support_model.h"
@@ -33,8 +33,12 @@ static void make_corpus(struct fixture *f, bool masked) {
         if (i > 0 && starts[i]) ids[i - 1] = BYTES_EOD;
     }
     ids[TOKENS - 1] = BYTES_EOD;
-    struct corpus_plan plan = {.directory = f->directory, .token_bytes = 2, .vocab = BYTES_VOCAB, .has_mask = masked,
-                               .shard_sizes = {90, 40}, .frame_tokens = 32};
+    struct corpus_plan plan = {.directory = f->directory,
+                               .token_bytes = 2,
+                               .vocab = BYTES_VOCAB,
+                               .has_mask = masked,
+                               .shard_sizes = {90, 40},
+                               .frame_tokens = 32};
     corpus_write(&f->corpus, &plan, ids, mask, starts, TOKENS);
 }
 
@@ -53,10 +57,10 @@ static void fixture_close(struct fixture *f) {
     unit_directory_remove(f->directory);
 }
 
-/* ---- the reference ----------------------------------------------------------------------------------------------------------- */
+/* ---- the reference ---------------------------------------------------------------------------------------------- */
 
-/* Add the losses of predicting tokens [from + 1, from + count] from inputs [from, from + count), by the logits of one forward
- * over inputs [begin, from + count), which starts from nothing. */
+/* Add the losses of predicting tokens [from + 1, from + count] from inputs [from, from + count), by the logits of
+ * one forward over inputs [begin, from + count), which starts from nothing. */
 static void add_losses(struct fixture *f, int begin, int from, int count, bool reset, double sums[4]) {
     int T = from + count - begin;
     int32_t doc[WINDOW_MAX];
@@ -108,7 +112,7 @@ static void check_equal(const struct evaluation *got, const struct evaluation *w
     check_near(got->bytes, want->bytes, 0, "bytes");
 }
 
-/* ---- ranks, one after the other -------------------------------------------------------------------------------------------------- */
+/* ---- ranks, one after the other --------------------------------------------------------------------------------- */
 
 /* A communication whose sum only keeps what this rank would have added. */
 static void keep_sum(struct comm *c, double *values, int count) {
@@ -126,14 +130,17 @@ static struct evaluation run(struct fixture *f, struct eval_options o, bool rese
         if (evaluate(&e, f->lm.m, f->corpus.data, f->tokenizer, &o, reset, &c, &err) != 0) fail_msg("%s", err.text);
     }
     if (ranks > 1) { /* what the last rank would have made of the sums */
-        e = (struct evaluation){.loss = sums[0] / sums[1], .perplexity = exp(sums[0] / sums[1]),
-                                .bits_per_byte = sums[0] / log(2) / sums[3], .accuracy = sums[2] / sums[1], .tokens = sums[1],
+        e = (struct evaluation){.loss = sums[0] / sums[1],
+                                .perplexity = exp(sums[0] / sums[1]),
+                                .bits_per_byte = sums[0] / log(2) / sums[3],
+                                .accuracy = sums[2] / sums[1],
+                                .tokens = sums[1],
                                 .bytes = sums[3]};
     }
     return e;
 }
 
-/* ---- tests ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
 
 static void check_modes(bool masked, enum precision precision, double tolerance) {
     static const int windows[] = {1, 10, 64, 101, 202, 300};
@@ -167,7 +174,8 @@ static void test_batch_and_ranks(void **state) {
         struct evaluation want = run(&f, (struct eval_options){.mode = mode, .window = 10, .batch = 1}, true, 1);
         for (int batch = 1; batch <= 7; batch += 3) {
             for (int ranks = 1; ranks <= 5; ranks += 2) {
-                struct evaluation got = run(&f, (struct eval_options){.mode = mode, .window = 10, .batch = batch}, true, ranks);
+                struct evaluation got =
+                    run(&f, (struct eval_options){.mode = mode, .window = 10, .batch = batch}, true, ranks);
                 check_equal(&got, &want, 1e-13);
             }
         }
@@ -180,7 +188,8 @@ static void test_modes_differ(void **state) {
     /* What the comparisons above could not tell apart if it were equal. */
     struct fixture f;
     fixture_open(&f, false, PRECISION_F64);
-    struct eval_options window = {.mode = EVAL_WINDOW, .window = 10, .batch = 2}, carry = {.mode = EVAL_CARRY, .window = 10, .batch = 2};
+    struct eval_options window = {.mode = EVAL_WINDOW, .window = 10, .batch = 2},
+                        carry = {.mode = EVAL_CARRY, .window = 10, .batch = 2};
     double losses[4] = {run(&f, window, false, 1).loss, run(&f, window, true, 1).loss, run(&f, carry, false, 1).loss,
                         run(&f, carry, true, 1).loss};
     for (int i = 0; i < 4; i++) {

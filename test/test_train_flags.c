@@ -21,7 +21,8 @@ static const struct option table[] = {
     {"color", OPTION_CHOICE, AT(color), "green", 0, 0, "", "Which.", colors},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
-static const struct flags flags = {.command = "paint", .arguments = "WALL", .summary = "Paints.", .table = table, .least = 1, .most = 2};
+static const struct flags flags = {
+    .command = "paint", .arguments = "WALL", .summary = "Paints.", .table = table, .least = 1, .most = 2};
 
 static char *words[16];
 static int count;
@@ -99,17 +100,19 @@ static void test_help(void **state) {
     FILE *out = open_memstream(&text, &size);
     flags_help(out, &flags);
     fclose(out);
-    assert_string_equal(text, "riverrun paint WALL [options]\n\nPaints.\n\n"
-                              "  --count VALUE\n      How many. Valid: a whole number of things from 1 to 100. Default: 3.\n"
-                              "  --rest VALUE\n      Left alone if it is not given. Valid: a whole number from 0 to 9.\n"
-                              "  --share VALUE\n      How much. Valid: a number from 0 to 1. Default: 0.5.\n"
-                              "  --name VALUE\n      Whose. Valid: a text. Must be given.\n"
-                              "  --loud, --no-loud\n      Whether. Default: false.\n"
-                              "  --color VALUE\n      Which. Valid: one of red, green. Default: green.\n");
+    assert_string_equal(text,
+                        "riverrun paint WALL [options]\n\nPaints.\n\n"
+                        "  --count VALUE\n      How many. Valid: a whole number of things from 1 to 100. Default: 3.\n"
+                        "  --rest VALUE\n      Left alone if it is not given. Valid: a whole number from 0 to 9.\n"
+                        "  --share VALUE\n      How much. Valid: a number from 0 to 1. Default: 0.5.\n"
+                        "  --name VALUE\n      Whose. Valid: a text. Must be given.\n"
+                        "  --loud, --no-loud\n      Whether. Default: false.\n"
+                        "  --color VALUE\n      Which. Valid: one of red, green. Default: green.\n");
     free(text);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_accepted), cmocka_unit_test(test_refused), cmocka_unit_test(test_help)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_accepted), cmocka_unit_test(test_refused),
+                                       cmocka_unit_test(test_help)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

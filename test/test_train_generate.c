@@ -11,7 +11,8 @@ enum { VOCAB = 6 };
 static const struct generate_options greedy = {.tokens = 1, .temperature = 0, .top_p = 1, .piece = 8, .eod = -1};
 
 static int32_t pick(const double *logits, int64_t count, struct generate_options options, uint64_t position) {
-    struct generate_candidate *scratch = malloc((size_t)count * sizeof *scratch); /* exactly: a sanitizer sees one too many */
+    /* Exactly as many as are needed: a sanitizer sees one too many. */
+    struct generate_candidate *scratch = malloc((size_t)count * sizeof *scratch);
     int32_t token = generate_pick(logits, count, &options, position, scratch);
     free(scratch);
     return token;
@@ -27,7 +28,8 @@ static void test_greedy(void **state) {
 
 static void test_no_numbers(void **state) {
     (void)state;
-    const double nan_last[3] = {1, 2, NAN}, infinite[2] = {INFINITY, 0}, nothing[2] = {-INFINITY, -INFINITY}, nan_first[2] = {NAN, 1};
+    const double nan_last[3] = {1, 2, NAN}, infinite[2] = {INFINITY, 0}, nothing[2] = {-INFINITY, -INFINITY},
+                 nan_first[2] = {NAN, 1};
     struct generate_options warm = greedy;
     warm.temperature = 1;
     for (int i = 0; i < 2; i++) {
@@ -105,7 +107,7 @@ static void test_keyed(void **state) {
     assert_in_range(equal, 20, 90); /* 50 expected */
 }
 
-/* ---- with a model --------------------------------------------------------------------------------------------------------- */
+/* ---- with a model ----------------------------------------------------------------------------------------------- */
 
 /* 13 ids, padded to 32 rows. */
 static const char model_text[] = "[model]\nd_model = 24\nvocab_size = 13\npad_vocab_to = 32\npattern = m*3\n"
@@ -136,10 +138,12 @@ static void make_padding_tempting(struct lm *lm) {
 }
 
 static void draw_prompt(int32_t *prompt, int count) {
-    for (int i = 0; i < count; i++) prompt[i] = (int32_t)rng_below((rng_key){9, RNG_TEST, (uint32_t)count}, (uint64_t)i, 13);
+    for (int i = 0; i < count; i++)
+        prompt[i] = (int32_t)rng_below((rng_key){9, RNG_TEST, (uint32_t)count}, (uint64_t)i, 13);
 }
 
-/* Generate greedily; then all of it at once through the parallel forward, whose largest logits must be the same tokens. */
+/* Generate greedily; then all of it at once through the parallel forward, whose largest logits must be the same
+ * tokens. */
 static void check_against_forward(enum precision precision, int prompt_count, int64_t piece) {
     struct lm lm, whole;
     struct collected got = {.stop_after = -1};
@@ -170,7 +174,7 @@ static void check_against_forward(enum precision precision, int prompt_count, in
         distinct += i > 0 && got.tokens[i] != got.tokens[i - 1];
         assert_int_equal(got.tokens[i], best);
     }
-    assert_true(tempted > NEW / 4); /* or the padding was no temptation */
+    assert_true(tempted > NEW / 4);  /* or the padding was no temptation */
     assert_true(distinct > NEW / 4); /* or the text was one token again and again */
     free(logits);
     lm_close(&lm);
@@ -251,9 +255,11 @@ static void test_damaged_weights(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_greedy),      cmocka_unit_test(test_no_numbers),        cmocka_unit_test(test_frequencies),
-        cmocka_unit_test(test_narrow_is_greedy), cmocka_unit_test(test_keyed),        cmocka_unit_test(test_greedy_is_forward),
-        cmocka_unit_test(test_sampled),     cmocka_unit_test(test_ends),              cmocka_unit_test(test_damaged_weights),
+        cmocka_unit_test(test_greedy),          cmocka_unit_test(test_no_numbers),
+        cmocka_unit_test(test_frequencies),     cmocka_unit_test(test_narrow_is_greedy),
+        cmocka_unit_test(test_keyed),           cmocka_unit_test(test_greedy_is_forward),
+        cmocka_unit_test(test_sampled),         cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_damaged_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

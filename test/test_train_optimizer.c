@@ -1,5 +1,6 @@
-/* test_train_optimizer.c: AdamW over the ranks' slices against AdamW written out in double over whole tensors, for one rank
- * and for several (as threads): weights, moments, norm, clipping, decay, skipped steps, and the way through a checkpoint. */
+/* test_train_optimizer.c: AdamW over the ranks' slices against AdamW written out in double over whole tensors, for
+ * one rank and for several (as threads): weights, moments, norm, clipping, decay, skipped steps, and the way
+ * through a checkpoint. */
 #include "common/rng.h"
 #include "test/support_ranks.h"
 #include "test/unit.h"
@@ -41,12 +42,13 @@ static const double scale = 1 / 64.0;
 
 /* Element i of tensor `index` of rank r's gradient at a step: the sum over its targets, times scale. */
 static double gradient(int rank, int step, int index, int64_t i) {
-    rng_key key = {.seed = (uint64_t)(100 + rank), .purpose = RNG_TEST, .stream = (uint32_t)(step * PARAMS_MAX + index)};
+    rng_key key = {
+        .seed = (uint64_t)(100 + rank), .purpose = RNG_TEST, .stream = (uint32_t)(step * PARAMS_MAX + index)};
     /* Different sizes at different steps, so that some are clipped and others are not. */
     return (float)(rng_normal(key, (uint64_t)i) * (step % 2 ? 0.002 : 0.06));
 }
 
-/* ---- the optimizer under test ------------------------------------------------------------------------------------------ */
+/* ---- the optimizer under test ----------------------------------------------------------------------------------- */
 
 static void put_gradients(struct model *m, int rank, int step, bool bad) {
     const struct params *p = model_params(m);
@@ -82,7 +84,8 @@ static void read_moments(struct optimizer *o, struct model *m, const struct comm
 }
 
 /* All of o's state into a new optimizer, through the host memory of rank 0. */
-static struct optimizer *reload(struct optimizer *old, struct model *m, struct comm *c, const struct optimizer_options *options) {
+static struct optimizer *reload(struct optimizer *old, struct model *m, struct comm *c,
+                                const struct optimizer_options *options) {
     struct optimizer *o = NULL;
     error err = {0};
     ASSERT(optimizer_open(&o, m, c, options, &err) == 0);
@@ -117,7 +120,8 @@ static void run_rank(struct comm *c, void *self) {
         if (plan->reload && step == STEPS / 2) o = reload(o, m, c, &plan->options);
         put_gradients(m, c->rank, step, step == plan->bad_step && c->rank == plan->bad_rank);
         for (int b = p->bucket_count - 1; b >= 0; b--) optimizer_reduce(o, b);
-        struct optimizer_report r = optimizer_step(o, learning_rate(step), scale, valid_targets(step), step != plan->not_finite_step);
+        struct optimizer_report r =
+            optimizer_step(o, learning_rate(step), scale, valid_targets(step), step != plan->not_finite_step);
         if (c->rank == 0) plan->reports[step] = r;
         /* Every rank decides alike. */
         double skipped = r.skipped;
@@ -139,9 +143,7 @@ static void run_rank(struct comm *c, void *self) {
     config_free(cfg);
 }
 
-static void run_plan(struct plan *plan, int ranks) {
-    ranks_run(ranks, run_rank, plan);
-}
+static void run_plan(struct plan *plan, int ranks) { ranks_run(ranks, run_rank, plan); }
 
 static void plan_free(struct plan *plan) {
     for (int i = 0; i < PARAMS_MAX; i++) {
@@ -151,7 +153,7 @@ static void plan_free(struct plan *plan) {
     }
 }
 
-/* ---- AdamW in double over whole tensors --------------------------------------------------------------------------------- */
+/* ---- AdamW in double over whole tensors ------------------------------------------------------------------------- */
 
 static double mean_gradient(int ranks, int step, int index, int64_t i) {
     double sum = 0;
@@ -159,7 +161,8 @@ static double mean_gradient(int ranks, int step, int index, int64_t i) {
     return sum / (scale * valid_targets(step));
 }
 
-static void update_tensor(struct plan *want, const struct param *param, int index, int ranks, int step, int64_t t, double clipping) {
+static void update_tensor(struct plan *want, const struct param *param, int index, int ranks, int step, int64_t t,
+                          double clipping) {
     const struct optimizer_options *o = &want->options;
     bool decays = o->decay == DECAY_ALL || param->decay;
     double lr = learning_rate(step), decay = decays ? (double)(float)o->weight_decay : 0;
@@ -197,7 +200,8 @@ static void reference(struct plan *want, const struct plan *plan, int ranks) {
         if (want->reports[step].skipped) continue;
         double clipping = plan->options.clip > 0 ? fmin(1, plan->options.clip / (sqrt(squares) + 1e-6)) : 1;
         int64_t t = ++want->steps_taken;
-        for (int index = 0; index < p->count; index++) update_tensor(want, &p->list[index], index, ranks, step, t, clipping);
+        for (int index = 0; index < p->count; index++)
+            update_tensor(want, &p->list[index], index, ranks, step, t, clipping);
     }
     model_config_free(mc);
     config_free(cfg);
@@ -213,7 +217,8 @@ static void compare_tensors(const char *what, double *const *got, double *const 
             size = fmax(size, fabs(want[index][i]));
             assert_true(isfinite(got[index][i]));
         }
-        if (worst > tolerance * size) fail_msg("%s of %s is off by %g of %g", what, mc->params.list[index].name, worst, size);
+        if (worst > tolerance * size)
+            fail_msg("%s of %s is off by %g of %g", what, mc->params.list[index].name, worst, size);
     }
     model_config_free(mc);
     config_free(cfg);
@@ -240,17 +245,19 @@ static void check_plan(struct plan plan, int ranks) {
 static struct plan plan_make(enum precision precision) {
     return (struct plan){
         .precision = precision,
-        .options = {.lr = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1, .decay = DECAY_TABLE},
+        .options =
+            {.lr = 1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1, .decay = DECAY_TABLE},
         .bad_step = -1,
         .not_finite_step = -1,
     };
 }
 
-/* ---- tests ----------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
 
 static void test_clip_matters(void **state) {
     (void)state;
-    /* The test's gradients are clipped at some steps and not at others, or the comparisons below say nothing about it. */
+    /* The test's gradients are clipped at some steps and not at others, or the comparisons below say nothing about
+     * it. */
     struct plan plan = plan_make(PRECISION_F64), want;
     reference(&want, &plan, 1);
     assert_true(want.reports[0].grad_norm > 1.5 && want.reports[1].grad_norm < 0.9);
@@ -348,8 +355,10 @@ static void test_segments(void **state) {
             for (int r = 0; r < ranks; r++) {
                 int64_t offset, count;
                 params_slice(&p, b, r, &offset, &count);
-                int n = optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, segments);
-                assert_int_equal(n, optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, NULL));
+                int n =
+                    optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, segments);
+                assert_int_equal(
+                    n, optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, NULL));
                 for (int s = 0; s < n; s++) {
                     assert_true(segments[s].offset >= 0 && segments[s].offset + segments[s].count <= count);
                     assert_true(segments[s].lr_scale == 1);
@@ -378,8 +387,8 @@ static void test_segments(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_clip_matters),  cmocka_unit_test(test_against_double),
-        cmocka_unit_test(test_options),       cmocka_unit_test(test_skipped),
+        cmocka_unit_test(test_clip_matters),    cmocka_unit_test(test_against_double),
+        cmocka_unit_test(test_options),         cmocka_unit_test(test_skipped),
         cmocka_unit_test(test_no_valid_target), cmocka_unit_test(test_through_a_checkpoint),
         cmocka_unit_test(test_segments),
     };

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <unistd.h>
 
-/* ---- json_line ----------------------------------------------------------------------------------------------------------- */
+/* ---- json_line -------------------------------------------------------------------------------------------------- */
 
 static json_t *parse_line(const struct json_line *l) {
     json_t *object = NULL;
@@ -48,10 +48,10 @@ static void test_line_bad_text(void **state) {
     static const struct {
         const char *text, *want;
     } cases[] = {
-        {"\xFF", "\xEF\xBF\xBD"},                             /* no UTF-8 at all */
-        {"a\xC3", "a\xEF\xBF\xBD"},                           /* cut off by the end */
-        {"\xC0\xAF", "\xEF\xBF\xBD\xEF\xBF\xBD"},             /* an overlong slash */
-        {"\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"}, /* a surrogate */
+        {"\xFF", "\xEF\xBF\xBD"},                                                 /* no UTF-8 at all */
+        {"a\xC3", "a\xEF\xBF\xBD"},                                               /* cut off by the end */
+        {"\xC0\xAF", "\xEF\xBF\xBD\xEF\xBF\xBD"},                                 /* an overlong slash */
+        {"\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},                 /* a surrogate */
         {"\xF4\x90\x80\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"}, /* beyond Unicode */
         {"\xF0\x9F\x98\x80", "\xF0\x9F\x98\x80"},
         {"", ""},
@@ -98,7 +98,7 @@ static void test_line_too_long(void **state) {
     free(text);
 }
 
-/* ---- the log ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the log ---------------------------------------------------------------------------------------------------- */
 
 static void write_text(const char *path, const char *text) {
     error err = {0};
@@ -146,7 +146,8 @@ static void test_log_is_cut(void **state) {
     (void)state;
     char directory[256], damaged[1024];
     unit_directory(directory);
-    size_t until_one = length_until("{\"type\":\"step\",\"step\":1"), until_three = length_until("{\"type\":\"step\",\"step\":3");
+    size_t until_one = length_until("{\"type\":\"step\",\"step\":1"),
+           until_three = length_until("{\"type\":\"step\",\"step\":3");
     assert_int_equal(reopen(directory, log_text, 0, until_one).valid_step, -1);
     struct report_history history = reopen(directory, log_text, 2, until_three);
     assert_int_equal(history.valid_step, 2);
@@ -199,8 +200,15 @@ static void test_log_lines(void **state) {
     struct report_history history;
     unit_directory(directory);
     assert_int_equal(report_open(&r, directory, 0, 10, 5, "nats/byte", &history, &err), 0);
-    struct report_step step = {.step = 1, .loss = 2.5, .lr = 1e-3, .grad_norm = 0.1, .accuracy = 0.25, .tokens = 64, .valid = 64,
-                               .step_seconds = 0.5, .seconds = 0.5};
+    struct report_step step = {.step = 1,
+                               .loss = 2.5,
+                               .lr = 1e-3,
+                               .grad_norm = 0.1,
+                               .accuracy = 0.25,
+                               .tokens = 64,
+                               .valid = 64,
+                               .step_seconds = 0.5,
+                               .seconds = 0.5};
     struct report_step bad = {.step = 2, .loss = NAN, .grad_norm = INFINITY, .skipped = true, .skipped_total = 1};
     struct evaluation e = {.loss = 2, .perplexity = exp(2), .bits_per_byte = NAN, .accuracy = 0.5, .tokens = 10};
     int kept = silence();
@@ -214,16 +222,17 @@ static void test_log_lines(void **state) {
     report_close(r);
     snprintf(path, sizeof path, "%s/log.jsonl", directory);
     assert_int_equal(file_read_all(path, 1 << 20, &text, &size, &err), 0);
-    assert_string_equal(text,
-                        "{\"type\":\"step\",\"step\":1,\"loss\":2.5,\"perplexity\":12.182493960703473,\"lr\":0.001,"
-                        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"tokens_per_s\":128,\"skipped\":false,"
-                        "\"seconds\":0.5}\n"
-                        "{\"type\":\"step\",\"step\":2,\"loss\":null,\"perplexity\":null,\"lr\":0,\"grad_norm\":null,\"accuracy\":0,"
-                        "\"tokens\":0,\"valid\":0,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
-                        "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
-                        "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
-                        "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"
-                        "{\"type\":\"stop\",\"step\":2,\"signal\":\"SIGTERM\"}\n");
+    assert_string_equal(
+        text,
+        "{\"type\":\"step\",\"step\":1,\"loss\":2.5,\"perplexity\":12.182493960703473,\"lr\":0.001,"
+        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"tokens_per_s\":128,\"skipped\":false,"
+        "\"seconds\":0.5}\n"
+        "{\"type\":\"step\",\"step\":2,\"loss\":null,\"perplexity\":null,\"lr\":0,\"grad_norm\":null,\"accuracy\":0,"
+        "\"tokens\":0,\"valid\":0,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
+        "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
+        "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
+        "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"
+        "{\"type\":\"stop\",\"step\":2,\"signal\":\"SIGTERM\"}\n");
     free(text);
     /* Ranks above 0 have no report. */
     assert_int_equal(report_step(NULL, &step, &err), 0);
@@ -231,7 +240,7 @@ static void test_log_lines(void **state) {
     unit_directory_remove(directory);
 }
 
-/* ---- settings ------------------------------------------------------------------------------------------------------------------ */
+/* ---- settings --------------------------------------------------------------------------------------------------- */
 
 static config *bound(const char *text) {
     config *c = NULL;
@@ -287,13 +296,19 @@ static void test_compare(void **state) {
     assert_int_equal(noted, 0);
     /* A key written out with its default is the same config. */
     assert_int_equal(compare(plain, "[train]\nsteps = 7\nbatch = 8\n[data]\ntrain = d\n", &err), 0);
-    assert_int_equal(compare(plain, "[train]\nsteps = 7\nout = x\nlog_every = 3\nmicro_batch = 2\n[data]\ntrain = d\nthreads = 3\n"
-                                    "ahead = 9\nvalid = v\n[eval]\nevery = 2\n[checkpoint]\nkeep = 9\n", &err), 0);
+    assert_int_equal(
+        compare(plain,
+                "[train]\nsteps = 7\nout = x\nlog_every = 3\nmicro_batch = 2\n[data]\ntrain = d\nthreads = 3\n"
+                "ahead = 9\nvalid = v\n[eval]\nevery = 2\n[checkpoint]\nkeep = 9\n",
+                &err),
+        0);
     assert_int_equal(noted, 0);
-    assert_int_equal(compare(plain, "[train]\nsteps = 8\n[data]\ntrain = moved\n[schedule]\nkind = constant\n", &err), 0);
+    assert_int_equal(compare(plain, "[train]\nsteps = 8\n[data]\ntrain = moved\n[schedule]\nkind = constant\n", &err),
+                     0);
     assert_int_equal(noted, 3);
     unit_expect(compare(plain, "[train]\nsteps = 8\nbatch = 16\n[data]\ntrain = d\n", &err), &err, ERROR_INPUT,
-                "train.batch = 16 differs from the 8 of run/step-5, and can't change in a run that goes on; put it back, or start "
+                "train.batch = 16 differs from the 8 of run/step-5, and can't change in a run that goes on; put it "
+                "back, or start "
                 "another run with train.init and another train.out");
     assert_int_equal(noted, 0); /* nothing is said of a start that is refused */
     assert_int_equal(compare(plain, "[optimizer]\nbeta1 = 0.8\n[train]\nsteps = 7\n[data]\ntrain = d\n", &err), -1);
@@ -310,9 +325,9 @@ static void test_compare(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_line),      cmocka_unit_test(test_line_bad_text), cmocka_unit_test(test_line_too_long),
-        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),       cmocka_unit_test(test_log_lines),
-        cmocka_unit_test(test_settings),  cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_line),       cmocka_unit_test(test_line_bad_text), cmocka_unit_test(test_line_too_long),
+        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),        cmocka_unit_test(test_log_lines),
+        cmocka_unit_test(test_settings),   cmocka_unit_test(test_compare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

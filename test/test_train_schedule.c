@@ -1,5 +1,5 @@
-/* test_train_schedule.c: the learning rate at points computed by hand, its edges, the options that belong to it, and how
- * a global batch is dealt out. */
+/* test_train_schedule.c: the learning rate at points computed by hand, its edges, the options that belong to it,
+ * and how a global batch is dealt out. */
 #include "test/unit.h"
 #include "train/options.h"
 
@@ -112,7 +112,7 @@ static void test_falls_and_is_bounded(void **state) {
     }
 }
 
-/* ---- options ----------------------------------------------------------------------------------------------------------- */
+/* ---- options ---------------------------------------------------------------------------------------------------- */
 
 static int bind(const char *text, struct run_options *o, error *err) {
     config *c = NULL;
@@ -137,11 +137,11 @@ static void test_option_rules(void **state) {
     assert_int_equal(bind("", &o, &err), 0);
     assert_int_equal(bind("[train]\nsteps = 5\n[schedule]\nwarmup = 5\n", &o, &err), 0);
     assert_int_equal(bind("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 2\ndecay_steps = 3\n", &o, &err), 0);
-    check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 6\n",
-                  "schedule.warmup = 6 is longer than train.steps = 5");
+    check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 6\n", "schedule.warmup = 6 is longer than train.steps = 5");
     check_refused("[optimizer]\nlr = 1e-4\n[schedule]\nmin_lr = 2e-4\n",
                   "schedule.min_lr = 0.0002 is above the peak optimizer.lr = 0.0001");
-    check_refused("[schedule]\nkind = wsd\n", "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
+    check_refused("[schedule]\nkind = wsd\n",
+                  "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
     check_refused("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 3\ndecay_steps = 3\n", "from 1 to 2");
     check_refused("[schedule]\nkind = exponential\n", "schedule.half_life = 0");
     check_refused("[train]\nsteps = 0\n", "steps = 0");
@@ -172,7 +172,8 @@ static void test_split(void **state) {
     check_split(12, 0, 3, 4, 1);
     check_split(12, 2, 3, 2, 2);
     check_split(1, 1, 1, 1, 1);
-    check_split_refused(10, 0, 3, "train.batch = 10 does not divide among 3 ranks; the nearest valid: train.batch = 9 or 12");
+    check_split_refused(10, 0, 3,
+                        "train.batch = 10 does not divide among 3 ranks; the nearest valid: train.batch = 9 or 12");
     check_split_refused(2, 0, 3, "train.batch = 2 does not divide among 3 ranks; the nearest valid: train.batch = 3");
     check_split_refused(10, 4, 1,
                         "train.batch = 10 is no multiple of ranks * train.micro_batch = 1 * 4 = 4; the nearest valid: "
@@ -187,10 +188,17 @@ static void test_split(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_warmup),    cmocka_unit_test(test_no_warmup), cmocka_unit_test(test_all_warmup),
-        cmocka_unit_test(test_constant),  cmocka_unit_test(test_cosine),    cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_wsd),       cmocka_unit_test(test_exponential), cmocka_unit_test(test_falls_and_is_bounded),
-        cmocka_unit_test(test_option_rules), cmocka_unit_test(test_split),
+        cmocka_unit_test(test_warmup),
+        cmocka_unit_test(test_no_warmup),
+        cmocka_unit_test(test_all_warmup),
+        cmocka_unit_test(test_constant),
+        cmocka_unit_test(test_cosine),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_wsd),
+        cmocka_unit_test(test_exponential),
+        cmocka_unit_test(test_falls_and_is_bounded),
+        cmocka_unit_test(test_option_rules),
+        cmocka_unit_test(test_split),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

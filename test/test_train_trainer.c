@@ -1,7 +1,7 @@
-/* test_train_trainer.c: what a training step computes, against the same batch run by hand: mean over the valid targets of the
- * global batch where micro-batches hold very different numbers of them, gradient norm, order of samples, resuming, and steps
- * that are skipped. In fp64, so that nothing hides in rounding. Started plainly it is one rank; test/test_mpi.sh starts it
- * under mpirun. */
+/* test_train_trainer.c: what a training step computes, against the same batch run by hand: mean over the valid
+ * targets of the global batch where micro-batches hold very different numbers of them, gradient norm, order of
+ * samples, resuming, and steps that are skipped. In fp64, so that nothing hides in rounding. Started plainly it is
+ * one rank; test/test_mpi.sh starts it under mpirun. */
 #include "common/json.h"
 #include "common/rng.h"
 #include "test/support_corpus.h"
@@ -24,8 +24,8 @@ static char directory[256];
 static int32_t ids[TOKENS];
 static uint8_t mask[TOKENS], starts[TOKENS];
 
-/* Whether target i of sample s counts: none, two, half or all of a sample's, so that the mean of means is far from the mean;
- * and nothing at all in the third batch. */
+/* Whether target i of sample s counts: none, two, half or all of a sample's, so that the mean of means is far from
+ * the mean; and nothing at all in the third batch. */
 static bool counts(int s, int i) {
     if (s >= 2 * BATCH) return false;
     switch (s % 4) {
@@ -50,7 +50,10 @@ static void write_data(const char *path) {
     char file[400];
     size_t size;
     assert_int_equal(tokenizer_open(&t, TOKENIZER_BYTES, &err), 0);
-    struct corpus_plan plan = {.directory = path, .token_bytes = 2, .vocab = BYTES_VOCAB, .has_mask = true,
+    struct corpus_plan plan = {.directory = path,
+                               .token_bytes = 2,
+                               .vocab = BYTES_VOCAB,
+                               .has_mask = true,
                                .tokenizer_identity = tokenizer_identity(t)};
     corpus_write(&c, &plan, ids, mask, starts, TOKENS);
     corpus_free(&c);
@@ -78,7 +81,7 @@ static int group_teardown(void **state) {
     return 0;
 }
 
-/* ---- running the trainer -------------------------------------------------------------------------------------------------- */
+/* ---- running the trainer ---------------------------------------------------------------------------------------- */
 
 /* Train with the options in `more` (sections and keys); the run's directory is NAME below the test's. */
 static void run(const char *name, int steps, int micro_batch, const char *more) {
@@ -129,8 +132,11 @@ static void read_log(const char *name, struct logged *steps, int count) {
         if (strcmp(json_string_value(json_object_get(o, "type")), "step") == 0) {
             assert_true(found < count);
             assert_int_equal(json_integer_value(json_object_get(o, "step")), found + 1);
-            steps[found++] = (struct logged){.loss = number(o, "loss"), .accuracy = number(o, "accuracy"),
-                                             .valid = number(o, "valid"), .norm = number(o, "grad_norm"), .lr = number(o, "lr"),
+            steps[found++] = (struct logged){.loss = number(o, "loss"),
+                                             .accuracy = number(o, "accuracy"),
+                                             .valid = number(o, "valid"),
+                                             .norm = number(o, "grad_norm"),
+                                             .lr = number(o, "lr"),
                                              .skipped = json_is_true(json_object_get(o, "skipped"))};
         }
         json_decref(o);
@@ -139,7 +145,7 @@ static void read_log(const char *name, struct logged *steps, int count) {
     assert_int_equal(found, count);
 }
 
-/* ---- the batch by hand ----------------------------------------------------------------------------------------------------- */
+/* ---- the batch by hand ------------------------------------------------------------------------------------------ */
 
 /* Global batch `step` of the data at the initial weights, in one piece. */
 static struct logged by_hand(int step, double z_loss) {
@@ -167,7 +173,9 @@ static struct logged by_hand(int step, double z_loss) {
     double squares = 0;
     for (int64_t i = 0; i < grads.dim[0]; i++) squares += ((double *)grads.data)[i] * ((double *)grads.data)[i];
     lm_close(&lm);
-    return (struct logged){.loss = sums.nll / sums.valid, .accuracy = sums.correct / sums.valid, .valid = sums.valid,
+    return (struct logged){.loss = sums.nll / sums.valid,
+                           .accuracy = sums.correct / sums.valid,
+                           .valid = sums.valid,
                            .norm = sqrt(squares) / sums.valid};
 }
 
@@ -193,7 +201,7 @@ static int micro_batches(int sizes[4]) {
     return found;
 }
 
-/* ---- tests ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------ */
 
 static void test_mean_over_the_global_batch(void **state) {
     (void)state;
@@ -348,7 +356,7 @@ int main(void) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mean_over_the_global_batch),  cmocka_unit_test(test_split_changes_nothing),
-        cmocka_unit_test(test_resumes_at_the_next_sample), cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_resumes_at_the_next_sample),  cmocka_unit_test(test_learning_rate),
         cmocka_unit_test(test_nothing_to_learn_is_skipped), cmocka_unit_test(test_not_finite_is_skipped),
     };
     int failed = cmocka_run_group_tests(tests, group_setup, group_teardown);

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* Whether a launcher of parallel jobs started this process, and of how many (0: it does not say). The variables are those of
- * Open MPI, of MPICH and its kin, and of what Slurm sets when it starts MPI programs itself. */
+/* Whether a launcher of parallel jobs started this process, and of how many (0: it does not say). The variables
+ * are those of Open MPI, of MPICH and its kin, and of what Slurm sets when it starts MPI programs itself. */
 static bool launched(long *processes) {
     static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"};
     static const char *const ranks[] = {"PMIX_RANK", "PMI_RANK"};
@@ -31,8 +31,9 @@ int comm_open(struct comm *c, error *err) {
     if (parallel) return comm_mpi_open(c, err);
 #else
     if (parallel && processes != 1) {
-        return error_input(err, "this riverrun was built without MPI but started as one of several processes; build it with "
-                                "MPI=1 where MPI is installed, or start it without mpirun");
+        return error_input(err,
+                           "this riverrun was built without MPI but started as one of several processes; build it with "
+                           "MPI=1 where MPI is installed, or start it without mpirun");
     }
 #endif
     (void)err;

@@ -1,8 +1,9 @@
-/* comm.h: communication between ranks, one small interface, several implementations: none (one process), MPI (CPU ranks);
- * NCCL later. All calls are collective: every rank makes them in the same order. Sums are deterministic for a given number of ranks.
+/* comm.h: communication between ranks, one small interface, several implementations: none (one process), MPI (CPU
+ * ranks); NCCL later. All calls are collective: every rank makes them in the same order. Sums are deterministic for a
+ * given number of ranks.
  *
- * Failure: a rank that fails calls comm_abort, which ends the whole job; errors inside MPI do the same with one line that
- * names rank and operation. So the calls return nothing.
+ * Failure: a rank that fails calls comm_abort, which ends the whole job; errors inside MPI do the same with one line
+ * that names rank and operation. So the calls return nothing.
  */
 #ifndef RIVERRUN_COMM_H
 #define RIVERRUN_COMM_H
@@ -17,17 +18,18 @@ struct comm {
     void *impl;
 };
 
-/* Under mpirun (found by the launcher's environment variables) MPI, else none: a plain start never initialises MPI. Under
- * mpirun with a build without MPI: ERROR_INPUT. What communication needs besides the callers' buffers is allocated here. */
+/* Under mpirun (found by the launcher's environment variables) MPI, else none: a plain start never initialises
+ * MPI. Under mpirun with a build without MPI: ERROR_INPUT. What communication needs besides the callers' buffers
+ * is allocated here. */
 int comm_open(struct comm *c, error *err);
 /* One process, however it was started: for work that belongs to one rank alone. */
 void comm_open_alone(struct comm *c);
 void comm_close(struct comm *c);
 _Noreturn void comm_abort(struct comm *c, int exit_code);
 
-/* Agree on how a stage went that may have failed on some ranks only: 0 if result was 0 on all; else -1 on all, and the lowest
- * failing rank keeps its *err (with "rank N: " in front if there are several). The others get its kind and an empty text, so
- * that one rank tells it and all leave with the same exit code. */
+/* Agree on how a stage went that may have failed on some ranks only: 0 if result was 0 on all; else -1 on all, and
+ * the lowest failing rank keeps its *err (with "rank N: " in front if there are several). The others get its kind
+ * and an empty text, so that one rank tells it and all leave with the same exit code. */
 int comm_agree(struct comm *c, int result, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */
@@ -37,9 +39,9 @@ void comm_max_i64(struct comm *c, int64_t *values, int count);
 void comm_broadcast(struct comm *c, void *bytes, size_t count, int root);
 void comm_barrier(struct comm *c);
 
-/* `buffer` holds ranks * count elements (f32 or f64) on every rank. reduce_scatter: rank r's slice [r*count, (r+1)*count)
- * becomes the sum of all ranks' slices, added in rank order; other slices are left undefined. all_gather: every rank's own slice
- * is copied to all. */
+/* `buffer` holds ranks * count elements (f32 or f64) on every rank. reduce_scatter: rank r's slice [r*count,
+ * (r+1)*count) becomes the sum of all ranks' slices, added in rank order; other slices are left undefined.
+ * all_gather: every rank's own slice is copied to all. */
 void comm_reduce_scatter(struct comm *c, void *buffer, int64_t count, enum dtype dtype);
 void comm_all_gather(struct comm *c, void *buffer, int64_t count, enum dtype dtype);
 /* Rank 0 receives every rank's `count` elements into `all` (ranks * count; NULL elsewhere), and the reverse. */

@@ -1,5 +1,5 @@
-/* comm_internal.h: what an implementation of train/comm.h provides. Included by comm.c, the implementations, and tests that
- * bring one of their own (ranks as threads). */
+/* comm_internal.h: what an implementation of train/comm.h provides. Included by comm.c, the implementations, and
+ * tests that bring one of their own (ranks as threads). */
 #ifndef RIVERRUN_COMM_INTERNAL_H
 #define RIVERRUN_COMM_INTERNAL_H
 

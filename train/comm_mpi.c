@@ -1,8 +1,8 @@
 /* comm_mpi.c: communication between processes by MPI.
  *
- * Sums are made here, not by MPI's reductions, because those may add in any order: every rank receives the others' values and
- * adds them in rank order, so a run on n ranks gives the same bits every time. Messages are cut into pieces whose length fits
- * MPI's int and the buffer taken at the start; counts and offsets are 64-bit.
+ * Sums are made here, not by MPI's reductions, because those may add in any order: every rank receives the others'
+ * values and adds them in rank order, so a run on n ranks gives the same bits every time. Messages are cut into
+ * pieces whose length fits MPI's int and the buffer taken at the start; counts and offsets are 64-bit.
  *
  * Errors that MPI reports end the whole job, with one line that names rank and operation.
  */
@@ -19,7 +19,7 @@
 enum {
     SMALL = 64,              /* values that one call of sum_f64 or max_i64 may have */
     BUFFER_BYTES = 16 << 20, /* for pieces received from all ranks */
-    PIECE_LEAST = 1 << 12,   /* elements: with very many ranks the buffer grows instead of the pieces shrinking further */
+    PIECE_LEAST = 1 << 12,   /* elements: with very many ranks the buffer grows, pieces shrink no further */
     PLAIN_PIECE = 1 << 28,   /* bytes of a message that needs no buffer */
     TAG = 1,
 };
@@ -28,10 +28,10 @@ struct mpi {
     MPI_Comm world;
     MPI_Request *requests; /* 2 * ranks */
     int pending;
-    double *small;         /* ranks * SMALL: sums */
-    int64_t *votes;        /* ranks * SMALL */
-    char *buffer;          /* ranks pieces */
-    int64_t piece;         /* elements of up to 8 bytes in a piece */
+    double *small;  /* ranks * SMALL: sums */
+    int64_t *votes; /* ranks * SMALL */
+    char *buffer;   /* ranks pieces */
+    int64_t piece;  /* elements of up to 8 bytes in a piece */
 };
 
 static _Noreturn void fail(struct comm *c, const char *operation, int code) {
@@ -46,7 +46,7 @@ static void check(struct comm *c, const char *operation, int code) {
     if (code != MPI_SUCCESS) fail(c, operation, code);
 }
 
-/* ---- pieces: a few messages at a time, then all are waited for ------------------------------------------------------- */
+/* ---- pieces: a few messages at a time, then all are waited for -------------------------------------------------- */
 
 static void send_to(struct comm *c, const char *operation, const void *bytes, int64_t size, int rank) {
     struct mpi *m = c->impl;
@@ -66,7 +66,7 @@ static void wait_all(struct comm *c, const char *operation) {
 
 static int64_t piece_bytes(int64_t at, int64_t total) { return total - at < PLAIN_PIECE ? total - at : PLAIN_PIECE; }
 
-/* ---- the calls ------------------------------------------------------------------------------------------------------------ */
+/* ---- the calls -------------------------------------------------------------------------------------------------- */
 
 static void mpi_sum_f64(struct comm *c, double *values, int count) {
     struct mpi *m = c->impl;
@@ -86,7 +86,8 @@ static void mpi_max_i64(struct comm *c, int64_t *values, int count) {
 static void mpi_broadcast(struct comm *c, void *bytes, size_t count, int root) {
     struct mpi *m = c->impl;
     for (int64_t at = 0; at < (int64_t)count; at += PLAIN_PIECE) {
-        check(c, "broadcast", MPI_Bcast((char *)bytes + at, (int)piece_bytes(at, (int64_t)count), MPI_BYTE, root, m->world));
+        check(c, "broadcast",
+              MPI_Bcast((char *)bytes + at, (int)piece_bytes(at, (int64_t)count), MPI_BYTE, root, m->world));
     }
 }
 
@@ -135,7 +136,8 @@ static void mpi_gather(struct comm *c, void *all, const void *mine, int64_t coun
     for (int64_t at = 0; at < total; at += PLAIN_PIECE) {
         int64_t bytes = piece_bytes(at, total);
         if (c->rank != 0) send_to(c, "gather", (const char *)mine + at, bytes, 0);
-        for (int r = 1; r < c->ranks && c->rank == 0; r++) receive_from(c, "gather", (char *)all + r * total + at, bytes, r);
+        for (int r = 1; r < c->ranks && c->rank == 0; r++)
+            receive_from(c, "gather", (char *)all + r * total + at, bytes, r);
         wait_all(c, "gather");
     }
 }
@@ -146,7 +148,8 @@ static void mpi_scatter(struct comm *c, void *mine, const void *all, int64_t cou
     for (int64_t at = 0; at < total; at += PLAIN_PIECE) {
         int64_t bytes = piece_bytes(at, total);
         if (c->rank != 0) receive_from(c, "scatter", (char *)mine + at, bytes, 0);
-        for (int r = 1; r < c->ranks && c->rank == 0; r++) send_to(c, "scatter", (const char *)all + r * total + at, bytes, r);
+        for (int r = 1; r < c->ranks && c->rank == 0; r++)
+            send_to(c, "scatter", (const char *)all + r * total + at, bytes, r);
         wait_all(c, "scatter");
     }
 }

@@ -7,7 +7,9 @@ static void nothing(struct comm *c) { (void)c; }
 static void none_abort(struct comm *c, int exit_code) { (void)c, (void)exit_code; }
 static void none_sum_f64(struct comm *c, double *values, int count) { (void)c, (void)values, (void)count; }
 static void none_max_i64(struct comm *c, int64_t *values, int count) { (void)c, (void)values, (void)count; }
-static void none_broadcast(struct comm *c, void *bytes, size_t count, int root) { (void)c, (void)bytes, (void)count, (void)root; }
+static void none_broadcast(struct comm *c, void *bytes, size_t count, int root) {
+    (void)c, (void)bytes, (void)count, (void)root;
+}
 static void in_place(struct comm *c, void *buffer, int64_t count, enum dtype dtype) {
     (void)c, (void)buffer, (void)count, (void)dtype;
 }

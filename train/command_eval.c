@@ -1,6 +1,6 @@
-/* command_eval.c: `riverrun eval CHECKPOINT --data PATH`: how well a model predicts a data set, as one JSON line. The work is
- * evaluate.c's; what is not said on the command line is as in the run that made the checkpoint, so that the number is the
- * one its validation gave. */
+/* command_eval.c: `riverrun eval CHECKPOINT --data PATH`: how well a model predicts a data set, as one JSON line.
+ * The work is evaluate.c's; what is not said on the command line is as in the run that made the checkpoint, so
+ * that the number is the one its validation gave. */
 #include "train/commands.h"
 
 #include "common/file.h"
@@ -22,15 +22,18 @@ enum { GIVEN_DATA, GIVEN_MODE, GIVEN_WINDOW, GIVEN_BATCH, GIVEN_TOKENS, GIVEN_RE
 
 #define AT(field) offsetof(struct eval_flags, field)
 static const struct option eval_flags_table[] = {
-    [GIVEN_DATA] = {"data", OPTION_STRING, AT(data), NULL, 0, 0, "", "Data set: a directory of shards or one shard.", NULL},
-    [GIVEN_MODE] = {"mode", OPTION_CHOICE, AT(mode), "", 0, 0, "",
-                    "window: windows that each start from an empty state. carry: the state is carried through every document. "
-                    "If not given: eval.mode of the checkpoint's config.",
-                    eval_mode_choices},
-    [GIVEN_WINDOW] = {"window", OPTION_INT, AT(window), "", 1, 1 << 24, "tokens",
-                      "Length of a window, or of the pieces in which carry goes through the data. If not given: eval.window, or "
-                      "data.seq_len where that is 0.",
-                      NULL},
+    [GIVEN_DATA] = {"data", OPTION_STRING, AT(data), NULL, 0, 0, "", "Data set: a directory of shards or one shard.",
+                    NULL},
+    [GIVEN_MODE] =
+        {"mode", OPTION_CHOICE, AT(mode), "", 0, 0, "",
+         "window: windows that each start from an empty state. carry: the state is carried through every document. "
+         "If not given: eval.mode of the checkpoint's config.",
+         eval_mode_choices},
+    [GIVEN_WINDOW] =
+        {"window", OPTION_INT, AT(window), "", 1, 1 << 24, "tokens",
+         "Length of a window, or of the pieces in which carry goes through the data. If not given: eval.window, or "
+         "data.seq_len where that is 0.",
+         NULL},
     [GIVEN_BATCH] = {"batch", OPTION_INT, AT(batch), "", 1, 1 << 24, "windows",
                      "Windows at once; does not change the result. If not given: eval.batch.", NULL},
     [GIVEN_TOKENS] = {"tokens", OPTION_INT, AT(tokens), "", 0, 1e12, "tokens",
@@ -45,9 +48,9 @@ static const struct option eval_flags_table[] = {
 static const struct flags flags = {
     .command = "eval",
     .arguments = "CHECKPOINT",
-    .summary = "Loss (mean nats a token), perplexity, bits per byte and accuracy of a model on a data set, as one line of JSON on\n"
-               "standard output. Every token but the first is predicted once. CHECKPOINT is a model directory, or that of a run:\n"
-               "then its latest. Under mpirun the windows are dealt out to the processes.",
+    .summary = "Loss (mean nats a token), perplexity, bits per byte and accuracy of a model on a data set, as one\n"
+               "line of JSON on standard output. Every token but the first is predicted once. CHECKPOINT is a model\n"
+               "directory, or that of a run: then its latest. Under mpirun the windows are dealt out to the processes.",
     .table = eval_flags_table,
     .least = 1,
     .most = 1,
@@ -78,12 +81,15 @@ static void evaluator_close(struct evaluator *v) {
 static int check_data(const struct evaluator *v, error *err) {
     const struct dataset_info *info = dataset_get_info(v->data);
     if (info->tokenizer_identity != tokenizer_identity(v->tokenizer)) {
-        return error_input(err, "--data %s was made with the tokenizer '%s' (%016llx), %s has '%s' (%016llx); give data made with that",
-                           v->flags.data, info->tokenizer_name, (unsigned long long)info->tokenizer_identity,
-                           checkpoint_path(v->checkpoint), tokenizer_name(v->tokenizer),
-                           (unsigned long long)tokenizer_identity(v->tokenizer));
+        return error_input(
+            err,
+            "--data %s was made with the tokenizer '%s' (%016llx), %s has '%s' (%016llx); give data made with that",
+            v->flags.data, info->tokenizer_name, (unsigned long long)info->tokenizer_identity,
+            checkpoint_path(v->checkpoint), tokenizer_name(v->tokenizer),
+            (unsigned long long)tokenizer_identity(v->tokenizer));
     }
-    if (info->tokens < 2) return error_input(err, "--data %s has fewer than 2 tokens, so none can be predicted", v->flags.data);
+    if (info->tokens < 2)
+        return error_input(err, "--data %s has fewer than 2 tokens, so none can be predicted", v->flags.data);
     return 0;
 }
 
@@ -127,7 +133,8 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     TRY(choose_options(v, given, err));
     TRY(model_config_bind(&v->model_config, checkpoint_config(v->checkpoint), tokenizer_vocab(v->tokenizer), err));
     TRY(device_open(&v->dev, DEVICE_CPU, (enum precision)v->flags.precision, err));
-    TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->ranks, err));
+    TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->ranks,
+                   err));
     return checkpoint_load_model(v->checkpoint, v->model, err);
 }
 

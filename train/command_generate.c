@@ -29,16 +29,19 @@ enum { GIVEN_PROMPT, GIVEN_PROMPT_FILE };
 #define AT(field) offsetof(struct generate_flags, field)
 static const struct option generate_flags_table[] = {
     [GIVEN_PROMPT] = {"prompt", OPTION_STRING, AT(prompt), "", 0, 0, "",
-                      "Text to continue; an empty one stands for the end of a document, behind which the next begins.", NULL},
+                      "Text to continue; an empty one stands for the end of a document, behind which the next begins.",
+                      NULL},
     [GIVEN_PROMPT_FILE] = {"prompt-file", OPTION_STRING, AT(prompt_file), "", 0, 0, "",
                            "File that holds the text to continue; - is standard input.", NULL},
     {"tokens", OPTION_INT, AT(tokens), "256", 1, 1e12, "tokens", "Write at most this many.", NULL},
     {"temperature", OPTION_FLOAT, AT(temperature), "1", 0, 1000, "",
      "Divides the logits; below 1 the probable becomes more probable. 0: always the most probable token.", NULL},
-    {"top-k", OPTION_INT, AT(top_k), "0", 0, LIMIT_VOCAB, "tokens", "Draw among this many most probable; 0: among all.", NULL},
+    {"top-k", OPTION_INT, AT(top_k), "0", 0, LIMIT_VOCAB, "tokens", "Draw among this many most probable; 0: among all.",
+     NULL},
     {"top-p", OPTION_FLOAT, AT(top_p), "1", 1e-6, 1, "",
      "Draw among the fewest most probable that have this share of the probability together; 1: among all.", NULL},
-    {"seed", OPTION_INT, AT(seed), "1", 0, 9007199254740991.0, "", "Key of the draws: the same seed gives the same text.", NULL},
+    {"seed", OPTION_INT, AT(seed), "1", 0, 9007199254740991.0, "",
+     "Key of the draws: the same seed gives the same text.", NULL},
     {"ignore-eod", OPTION_BOOL, AT(ignore_eod), "false", 0, 0, "", "Go on behind the end of a document.", NULL},
     {"echo", OPTION_BOOL, AT(echo), "false", 0, 0, "", "Write the prompt first.", NULL},
     {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.", precision_choices},
@@ -48,8 +51,8 @@ static const struct option generate_flags_table[] = {
 static const struct flags flags = {
     .command = "generate",
     .arguments = "CHECKPOINT",
-    .summary = "Continue a text, byte for byte on standard output as it comes. CHECKPOINT is a model directory, or that of a run: then\n"
-               "its latest. Memory does not grow with the length.",
+    .summary = "Continue a text, byte for byte on standard output as it comes. CHECKPOINT is a model directory, or\n"
+               "that of a run: then its latest. Memory does not grow with the length.",
     .table = generate_flags_table,
     .least = 1,
     .most = 1,
@@ -62,7 +65,7 @@ struct generator_parts {
     struct model_config *model_config;
     struct device *dev;
     struct model *model;
-    char *text;      /* the prompt */
+    char *text; /* the prompt */
     size_t size;
     int32_t *prompt; /* its tokens */
     size_t count;
@@ -78,7 +81,7 @@ static void parts_close(struct generator_parts *g) {
     if (g->checkpoint) checkpoint_close(g->checkpoint);
 }
 
-/* ---- the prompt ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the prompt ------------------------------------------------------------------------------------------------- */
 
 static int read_prompt_text(struct generator_parts *g, uint64_t given, error *err) {
     const struct generate_flags *f = &g->flags;
@@ -105,7 +108,7 @@ static int encode_prompt(struct generator_parts *g, error *err) {
     return 0;
 }
 
-/* ---- the text --------------------------------------------------------------------------------------------------------------------- */
+/* ---- the text --------------------------------------------------------------------------------------------------- */
 
 /* Write a token's bytes at once, so that a reader sees the text grow. */
 static int write_token(void *self, int32_t token) {

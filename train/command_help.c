@@ -1,5 +1,5 @@
-/* command_help.c: `riverrun help config`: every key a config may hold, as the Markdown page docs/config.md. All of it comes from the
- * option tables; a test compares the page with this output. Called by main.c. */
+/* command_help.c: `riverrun help config`: every key a config may hold, as the Markdown page docs/config.md. All of
+ * it comes from the option tables; a test compares the page with this output. Called by main.c. */
 #include "train/commands.h"
 
 #include "model/mixer.h"
@@ -19,22 +19,25 @@ static void mixer_section(const struct mixer *m, const char *line) {
 
 int command_help_config(void) {
     printf("# Config keys\n\n"
-           "Every section and key of a config, from the tables that parse it. This page is the output of `riverrun help config`.\n\n"
-           "A config holds `[section]` lines and `key = value` lines; a comment starts with `#` or `;` at the start of a line or behind a\n"
-           "blank. On the command line `section.key=value` wins over the file. Whole numbers may be written `64_000`, `64k` (times 1000)\n"
-           "or `64Ki` (times 1024). A key that is unknown, given twice or out of bounds is an error, never ignored.\n");
+           "Every section and key of a config, from the tables that parse it. This page is the output of\n"
+           "`riverrun help config`.\n\n"
+           "A config holds `[section]` lines and `key = value` lines; a comment starts with `#` or `;` at the start\n"
+           "of a line or behind a blank. On the command line `section.key=value` wins over the file. Whole numbers\n"
+           "may be written `64_000`, `64k` (times 1000) or `64Ki` (times 1024). A key that is unknown, given twice or\n"
+           "out of bounds is an error, never ignored.\n");
     section("train", "The run.", train_options_table);
     section("optimizer", "AdamW.", optimizer_options_table);
     section("schedule", "The learning rate over the run.", schedule_options_table);
     section("data", "What is trained on. Either `train` names one data set, or `[source.NAME]` sections name several.",
             data_options_table);
-    section("source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.", data_source_options_table);
+    section("source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.",
+            data_source_options_table);
     section("eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table);
     section("checkpoint", "Saves.", checkpoint_options_table);
     section("model", "The language model.", model_options_table);
     section("block.NAME",
-            "A kind of block; NAME is how `model.pattern` calls it. Beside the keys below a block has those of its mixer, and those\n"
-            "of its MLP if it has one.",
+            "A kind of block; NAME is how `model.pattern` calls it. Beside the keys below a block has those of its\n"
+            "mixer, and those of its MLP if it has one.",
             block_options_table);
     for (const char *const *name = mixer_names; *name; name++) {
         char line[LIMIT_NAME];

@@ -11,9 +11,10 @@ static const struct option no_options[] = {{NULL, OPTION_INT, 0, NULL, 0, 0, NUL
 static const struct flags flags = {
     .command = "train",
     .arguments = "CONFIG [section.key=value ...]",
-    .summary = "Train the model that CONFIG describes, or go on with the run in train.out. What is given as section.key=value wins\n"
-               "over the file. Under mpirun every process takes its share of each batch.\n"
-               "SIGTERM, SIGINT and SIGUSR1 save after the current step and end the run; the same command goes on from there.",
+    .summary = "Train the model that CONFIG describes, or go on with the run in train.out. What is given as\n"
+               "section.key=value wins over the file. Under mpirun every process takes its share of each batch.\n"
+               "SIGTERM, SIGINT and SIGUSR1 save after the current step and end the run; the same command goes on\n"
+               "from there.",
     .table = no_options,
     .least = 1,
     .most = -1,

@@ -1,5 +1,6 @@
-/* commands.h: the commands of `riverrun NAME ...`, one file each (command_NAME.c). argv[0] is the command's name. Each
- * returns 0, or -1 with *err filled; main.c prints it and exits with error_exit_code. --help prints to stdout, returns 0. */
+/* commands.h: the commands of `riverrun NAME ...`, one file each (command_NAME.c). argv[0] is the command's name.
+ * Each returns 0, or -1 with *err filled; main.c prints it and exits with error_exit_code. --help prints to
+ * stdout, returns 0. */
 #ifndef RIVERRUN_COMMANDS_H
 #define RIVERRUN_COMMANDS_H
 

@@ -1,4 +1,5 @@
-/* evaluate.c: the loss of a model on a data set, as evaluate.h describes. Called by the trainer's validation and `riverrun eval`. */
+/* evaluate.c: the loss of a model on a data set, as evaluate.h describes. Called by the trainer's validation and
+ * `riverrun eval`. */
 #include "train/evaluate.h"
 
 #include <math.h>
@@ -13,11 +14,11 @@ struct pass {
     shard_cursor *cursor;
     int64_t B, T;
     bool reset;
-    int32_t *ids;    /* T + 1: a row's inputs and the target of the last one */
-    uint8_t *mask;   /* T + 1 */
-    uint64_t *starts; /* T */
+    int32_t *ids;                    /* T + 1: a row's inputs and the target of the last one */
+    uint8_t *mask;                   /* T + 1 */
+    uint64_t *starts;                /* T */
     int32_t *tokens, *targets, *doc; /* (B, T); doc is NULL without reset */
-    double bytes;    /* of text that the targets so far stand for */
+    double bytes;                    /* of text that the targets so far stand for */
 };
 
 static void pass_close(struct pass *p) {
@@ -59,8 +60,8 @@ static void number_documents(struct pass *p, int32_t *doc, uint64_t from, int64_
     }
 }
 
-/* Row b: the inputs [from, from + count) and the tokens that follow each. What is left of the row is no target; it comes
- * behind all that counts, and nothing flows backwards. */
+/* Row b: the inputs [from, from + count) and the tokens that follow each. What is left of the row is no target; it
+ * comes behind all that counts, and nothing flows backwards. */
 static int fill_row(struct pass *p, int64_t b, uint64_t from, int64_t count, error *err) {
     int32_t *tokens = p->tokens + b * p->T, *targets = p->targets + b * p->T;
     TRY(dataset_read(p->data, p->cursor, from, (size_t)count + 1, p->ids, p->mask, err));
@@ -121,14 +122,16 @@ static void summarise(struct evaluation *e, const double sums[4]) {
     e->bytes = bytes;
 }
 
-int evaluate(struct evaluation *e, struct model *m, const dataset *d, const tokenizer *t, const struct eval_options *options,
-             bool reset, struct comm *comm, error *err) {
+int evaluate(struct evaluation *e, struct model *m, const dataset *d, const tokenizer *t,
+             const struct eval_options *options, bool reset, struct comm *comm, error *err) {
     ASSERT(options->window > 0 && options->batch > 0);
     bool carry = options->mode == EVAL_CARRY;
     int64_t inputs = (int64_t)dataset_get_info(d)->tokens - 1;
-    if (inputs < 1) return error_input(err, "the data set to evaluate on has fewer than 2 tokens, so none can be predicted");
+    if (inputs < 1)
+        return error_input(err, "the data set to evaluate on has fewer than 2 tokens, so none can be predicted");
     if (options->tokens > 0 && options->tokens < inputs) inputs = options->tokens;
-    struct pass p = {.model = m, .data = d, .tokenizer = t, .B = carry ? 1 : options->batch, .T = options->window, .reset = reset};
+    struct pass p = {
+        .model = m, .data = d, .tokenizer = t, .B = carry ? 1 : options->batch, .T = options->window, .reset = reset};
     model_zero_sums(m);
     int result = pass_open(&p, err);
     if (result == 0 && !carry) result = run_windows(&p, inputs, comm, err);

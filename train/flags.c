@@ -1,4 +1,5 @@
-/* flags.c: reads the command line of a command by its option table, as flags.h describes. Called by the command_*.c files. */
+/* flags.c: reads the command line of a command by its option table, as flags.h describes. Called by the
+ * command_*.c files. */
 #include "train/flags.h"
 
 #include "common/config_internal.h"
@@ -36,7 +37,8 @@ static int unknown_flag(const struct flags *f, const char *given, size_t size, e
     if (nearest) {
         return error_input(err, "'--%s' is no option of riverrun %s; did you mean --%s?", name, f->command, nearest);
     }
-    return error_input(err, "'--%s' is no option of riverrun %s; riverrun %s --help lists them", name, f->command, f->command);
+    return error_input(err, "'--%s' is no option of riverrun %s; riverrun %s --help lists them", name, f->command,
+                       f->command);
 }
 
 static int set_value(const struct option *o, const char *value, void *out, error *err) {
@@ -57,7 +59,8 @@ static int parse_flag(const struct flags *f, int argc, char **argv, int *at, voi
     if (*given >> index & 1) return error_input(err, "--%s is given twice; give it once", o->key);
     *given |= (uint64_t)1 << index;
     if (o->type == OPTION_BOOL) {
-        if (equals) return error_input(err, "--%.*s takes no value; write --%s or --no-%s", (int)size, name, o->key, o->key);
+        if (equals)
+            return error_input(err, "--%.*s takes no value; write --%s or --no-%s", (int)size, name, o->key, o->key);
         return set_value(o, negated ? "false" : "true", out, err);
     }
     if (equals) return set_value(o, equals + 1, out, err);
@@ -71,7 +74,8 @@ static int parse_flag(const struct flags *f, int argc, char **argv, int *at, voi
     return set_value(o, argv[*at], out, err);
 }
 
-int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *count, uint64_t *given, bool *helped, error *err) {
+int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *count, uint64_t *given, bool *helped,
+                error *err) {
     uint64_t seen = 0;
     bool flags_ended = false;
     *count = 0;
@@ -87,7 +91,8 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
         } else if (!flags_ended && argv[i][0] == '-' && argv[i][1] == '-') {
             TRY(parse_flag(f, argc, argv, &i, out, &seen, err));
         } else if (!flags_ended && argv[i][0] == '-' && argv[i][1]) {
-            return error_input(err, "'%.200s' is no option of riverrun %s; options start with two dashes, --help lists them",
+            return error_input(err,
+                               "'%.200s' is no option of riverrun %s; options start with two dashes, --help lists them",
                                argv[i], f->command);
         } else {
             argv[++*count] = argv[i];
@@ -100,8 +105,8 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
         if (o->type == OPTION_STRING || *o->fallback) TRY(set_value(o, o->fallback, out, err));
     }
     if (*count < f->least || (f->most >= 0 && *count > f->most)) {
-        return error_input(err, "riverrun %s takes %s, but %d arguments were given%s%.200s", f->command, f->arguments, *count,
-                           *count > f->most && f->most >= 0 ? "; one too many is " : "",
+        return error_input(err, "riverrun %s takes %s, but %d arguments were given%s%.200s", f->command, f->arguments,
+                           *count, *count > f->most && f->most >= 0 ? "; one too many is " : "",
                            *count > f->most && f->most >= 0 ? argv[f->most + 1] : "");
     }
     if (given) *given = seen;

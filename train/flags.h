@@ -17,11 +17,12 @@ struct flags {
     int least, most;            /* number of positional arguments; most < 0: any number */
 };
 
-/* Fill the struct at `out` by the table: what is given, else the defaults; a number, choice or yes-or-no whose default is ""
- * is left as it is. The positional arguments are moved to argv[1..], and
- * *count is their number. *given gets bit i if option i was given; NULL if that does not matter. `--help` prints to
- * standard output and sets *helped: then the command has nothing more to do. */
-int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *count, uint64_t *given, bool *helped, error *err);
+/* Fill the struct at `out` by the table: what is given, else the defaults; a number, choice or yes-or-no whose
+ * default is "" is left as it is. The positional arguments are moved to argv[1..], and *count is their number.
+ * *given gets bit i if option i was given; NULL if that does not matter. `--help` prints to standard output and
+ * sets *helped: then the command has nothing more to do. */
+int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *count, uint64_t *given, bool *helped,
+                error *err);
 
 bool flags_is_help(const char *word); /* --help or -h */
 void flags_help(FILE *out, const struct flags *f);

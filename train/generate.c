@@ -22,7 +22,8 @@ static int by_logit(const void *left, const void *right) {
     return a->token < b->token ? -1 : 1;
 }
 
-/* Keep only the fewest of the first *kept candidates, sorted, that have the share `top_p` of them all; returns their weight. */
+/* Keep only the fewest of the first *kept candidates, sorted, that have the share `top_p` of them all; returns
+ * their weight. */
 static double cut_to_share(const struct generate_candidate *candidates, int64_t *kept, double top_p) {
     double all = 0, total = 0;
     for (int64_t i = 0; i < *kept; i++) all += candidates[i].weight;
@@ -62,7 +63,7 @@ int32_t generate_pick(const double *logits, int64_t count, const struct generate
 /* What a run of generate needs besides the model: memory for one row of logits, in both forms. */
 struct generator {
     struct model_state *state;
-    void *row;      /* the model's own number type, padding columns included */
+    void *row; /* the model's own number type, padding columns included */
     double *logits;
     struct generate_candidate *scratch;
 };
@@ -79,7 +80,8 @@ static int generator_open(struct generator *g, struct model *m, error *err) {
     g->row = calloc((size_t)mc->rows, sizeof(double));
     g->logits = calloc((size_t)mc->rows, sizeof *g->logits);
     g->scratch = calloc((size_t)mc->rows, sizeof *g->scratch);
-    if (!g->row || !g->logits || !g->scratch) return error_system(err, "no memory for %lld logits", (long long)mc->rows);
+    if (!g->row || !g->logits || !g->scratch)
+        return error_system(err, "no memory for %lld logits", (long long)mc->rows);
     return model_state_open(&g->state, m, 1, err);
 }
 
@@ -102,7 +104,8 @@ static int32_t pick(struct generator *g, struct model *m, const struct generate_
 }
 
 static int generate_all(struct generator *g, struct model *m, const int32_t *prompt, size_t count,
-                        const struct generate_options *options, int (*emit)(void *self, int32_t token), void *self, error *err) {
+                        const struct generate_options *options, int (*emit)(void *self, int32_t token), void *self,
+                        error *err) {
     read_prompt(g, m, prompt, count, options->piece);
     for (int64_t i = 0; i < options->tokens; i++) {
         TRY(device_check(model_device(m), err));

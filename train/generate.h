@@ -16,9 +16,9 @@ struct generate_options {
     int64_t piece;       /* prompt tokens read at once: at most the T that the model was opened for */
 };
 
-/* The prompt (at least one token; an empty text is the end-of-document token alone) is read in pieces with carried state,
- * then tokens are drawn: padding rows of the vocabulary never are. emit gets each new token, but not an end of document that
- * stops; returning non-zero stops too. Model: B = 1. Fails if the model's logits are not numbers. */
+/* The prompt (at least one token; an empty text is the end-of-document token alone) is read in pieces with carried
+ * state, then tokens are drawn: padding rows of the vocabulary never are. emit gets each new token, but not an end
+ * of document that stops; returning non-zero stops too. Model: B = 1. Fails if the model's logits are not numbers. */
 int generate(struct model *m, const int32_t *prompt, size_t count, const struct generate_options *options,
              int (*emit)(void *self, int32_t token), void *self, error *err);
 
@@ -28,8 +28,8 @@ struct generate_candidate {
     int32_t token;
 };
 
-/* Draw from logits[0..count): a pure function of (logits, options, position). Greedy: the lowest index among the largest.
- * `scratch` has room for count candidates. -1 if the largest logit is not a finite number, or one is NaN. */
+/* Draw from logits[0..count): a pure function of (logits, options, position). Greedy: the lowest index among the
+ * largest. `scratch` has room for count candidates. -1 if the largest logit is not a finite number, or one is NaN. */
 int32_t generate_pick(const double *logits, int64_t count, const struct generate_options *options, uint64_t position,
                       struct generate_candidate *scratch);
 

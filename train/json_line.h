@@ -1,4 +1,5 @@
-/* json_line.h: one line of JSON, an object, built without allocating: for the log and for results on standard output. */
+/* json_line.h: one line of JSON, an object, built without allocating: for the log and for results on standard
+ * output. */
 #ifndef RIVERRUN_JSON_LINE_H
 #define RIVERRUN_JSON_LINE_H
 
@@ -14,7 +15,8 @@ struct json_line {
 };
 
 void json_line_begin(struct json_line *l);
-/* Keys are plain words. A number that is not finite becomes null; others are written so that reading gives the same double. */
+/* Keys are plain words. A number that is not finite becomes null; others are written so that reading gives the
+ * same double. */
 void json_line_real(struct json_line *l, const char *key, double value);
 void json_line_int(struct json_line *l, const char *key, int64_t value);
 void json_line_bool(struct json_line *l, const char *key, bool value);

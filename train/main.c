@@ -14,12 +14,15 @@ struct command {
 };
 
 static const struct command commands[] = {
-    {"train", command_train, "CONFIG [section.key=value ...]", "Train a model, or go on with a run; also under mpirun."},
-    {"eval", command_eval, "CHECKPOINT --data SHARDS", "Loss, perplexity, bits per byte and accuracy, as one JSON line."},
+    {"train", command_train, "CONFIG [section.key=value ...]",
+     "Train a model, or go on with a run; also under mpirun."},
+    {"eval", command_eval, "CHECKPOINT --data SHARDS",
+     "Loss, perplexity, bits per byte and accuracy, as one JSON line."},
     {"generate", command_generate, "CHECKPOINT --prompt TEXT", "Continue a text."},
     {"tokenize", command_tokenize, "--out DIR INPUT...", "Text to shards of tokens."},
     {"shards", command_shards, "info|verify|cat PATH...", "Look at shards, check them, turn them back into text."},
-    {"plan", command_plan, "CONFIG [section.key=value ...]", "Parameters, memory and FLOPs of a run, without running it."},
+    {"plan", command_plan, "CONFIG [section.key=value ...]",
+     "Parameters, memory and FLOPs of a run, without running it."},
     {"import", command_import, "DIRECTORY --out DIR", "A Hugging Face model directory to a checkpoint."},
     {"export", command_export, "CHECKPOINT --out DIR", "A checkpoint to a smaller directory for other software."},
 };
@@ -52,7 +55,8 @@ static const struct command *find_command(const char *name, error *err) {
 
 /* `riverrun help [config | COMMAND]`. */
 static int run_help(int argc, char **argv, error *err) {
-    if (argc > 2) return error_input(err, "riverrun help takes one word, config or a command, but there are %d", argc - 1);
+    if (argc > 2)
+        return error_input(err, "riverrun help takes one word, config or a command, but there are %d", argc - 1);
     if (argc < 2) {
         print_usage(stdout);
         return 0;
@@ -71,7 +75,8 @@ static int run(int argc, char **argv, error *err) {
         return 0;
     }
     if (strcmp(word, "--version") == 0) {
-        printf("riverrun %s (%s), %s, with %s\n", version_number(), version_commit(), version_compiler(), version_parts());
+        printf("riverrun %s (%s), %s, with %s\n", version_number(), version_commit(), version_compiler(),
+               version_parts());
         return 0;
     }
     if (strcmp(word, "help") == 0) return run_help(argc - 1, argv + 1, err);

@@ -1,9 +1,9 @@
-/* optimizer.c: AdamW with its state spread over the ranks (ZeRO-1), as optimizer.h describes. Called by trainer.c; its state is
- * saved by checkpoint.c.
+/* optimizer.c: AdamW with its state spread over the ranks (ZeRO-1), as optimizer.h describes. Called by trainer.c;
+ * its state is saved by checkpoint.c.
  *
- * A bucket of the flat parameter array is cut into as many slices as there are ranks. During the last backward of a step each
- * finished bucket is reduce-scattered, so that a rank's slice holds the sum of all ranks' gradients. Then each rank updates
- * its slices, for which alone it keeps m and v, and the slices are gathered again:
+ * A bucket of the flat parameter array is cut into as many slices as there are ranks. During the last backward of a
+ * step each finished bucket is reduce-scattered, so that a rank's slice holds the sum of all ranks' gradients. Then
+ * each rank updates its slices, for which alone it keeps m and v, and the slices are gathered again:
  *
  *   flat parameters   [ embedding: r0 | r1 | r2 ][ block 0: r0 | r1 | r2 ] ...
  *   m of rank 1       [ r1 ][ r1 ] ...
@@ -36,7 +36,7 @@ struct optimizer {
     int reduced; /* buckets reduced since the last step */
 };
 
-/* ---- which elements are treated how --------------------------------------------------------------------------------------- */
+/* ---- which elements are treated how ----------------------------------------------------------------------------- */
 
 int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
                        const struct optimizer_options *options, struct adamw_segment *segments) {
@@ -88,7 +88,7 @@ static int64_t largest_slice(const struct optimizer *o, int buckets) {
     return largest;
 }
 
-/* ---- opening ------------------------------------------------------------------------------------------------------------------ */
+/* ---- opening ---------------------------------------------------------------------------------------------------- */
 
 static void carve(struct optimizer *o, arena *a, int64_t elements) {
     size_t bytes = (size_t)elements * dtype_size(o->dev->ops->real);
@@ -98,7 +98,8 @@ static void carve(struct optimizer *o, arena *a, int64_t elements) {
     o->squares = arena_take(a, sizeof *o->squares);
 }
 
-int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, const struct optimizer_options *options, error *err) {
+int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, const struct optimizer_options *options,
+                   error *err) {
     const struct params *p = model_params(m);
     ASSERT(p->ranks == comm->ranks);
     *out = NULL;
@@ -139,7 +140,7 @@ void optimizer_close(struct optimizer *o) {
     free(o);
 }
 
-/* ---- a step --------------------------------------------------------------------------------------------------------------------- */
+/* ---- a step ----------------------------------------------------------------------------------------------------- */
 
 void optimizer_reduce(struct optimizer *o, int bucket) {
     tensor grads = model_flat_grads(o->model);
@@ -177,7 +178,8 @@ static void update_slices(struct optimizer *o) {
         o->dev->ops->adamw(o->dev, run_of(params.data, params.dtype, s->offset, s->count),
                            run_of(o->moments[0], grads.dtype, s->moment, s->count),
                            run_of(o->moments[1], grads.dtype, s->moment, s->count),
-                           run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments, o->step);
+                           run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments,
+                           o->step);
     }
     for (int b = 0; b < p->bucket_count; b++) {
         char *at = (char *)params.data + p->buckets[b].offset * (int64_t)dtype_size(params.dtype);
@@ -213,7 +215,7 @@ struct optimizer_report optimizer_step(struct optimizer *o, double lr, double sc
 int64_t optimizer_steps(const struct optimizer *o) { return o->steps; }
 void optimizer_set_steps(struct optimizer *o, int64_t steps) { o->steps = steps; }
 
-/* ---- the state, for checkpoints ------------------------------------------------------------------------------------------------- */
+/* ---- the state, for checkpoints --------------------------------------------------------------------------------- */
 
 static char *moment_at(const struct optimizer *o, int bucket, int which) {
     return o->moments[which] + o->slices[bucket].moment * (int64_t)dtype_size(o->dev->ops->real);

@@ -9,32 +9,36 @@
 
 struct optimizer;
 
-/* m and v zeroed; segments built from the tensor table and the decay policy. Model and comm must outlive the optimizer. */
-int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, const struct optimizer_options *options, error *err);
+/* m and v zeroed; segments built from the tensor table and the decay policy. Model and comm must outlive the
+ * optimizer. */
+int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, const struct optimizer_options *options,
+                   error *err);
 void optimizer_close(struct optimizer *o);
 
-/* Give one bucket's gradients, complete on this rank, to the sum over ranks (called from model_backward's `ready` in the
- * last micro-batch of a step). */
+/* Give one bucket's gradients, complete on this rank, to the sum over ranks (called from model_backward's `ready`
+ * in the last micro-batch of a step). */
 void optimizer_reduce(struct optimizer *o, int bucket);
 
 struct optimizer_report {
     double grad_norm; /* of the mean gradient, before clipping */
     bool skipped;     /* norm or loss was not finite: weights, m, v and the step count are untouched */
 };
-/* After every bucket was reduced: norm over all ranks, clipping, AdamW on this rank's slices, all-gather of the parameters.
- * Gradients hold the sum over valid targets times `scale`; `valid` is the number of valid targets of the global batch: the mean's
- * gradient is g / (scale * valid). `finite`: the global loss was finite. */
+/* After every bucket was reduced: norm over all ranks, clipping, AdamW on this rank's slices, all-gather of the
+ * parameters. Gradients hold the sum over valid targets times `scale`; `valid` is the number of valid targets of
+ * the global batch: the mean's gradient is g / (scale * valid). `finite`: the global loss was finite. */
 struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite);
 
-/* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first, first + params) of
- * the table; their offsets are counted from `offset`. Returns the number of runs; `segments` may be NULL to ask for it. */
+/* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first,
+ * first + params) of the table; their offsets are counted from `offset`. Returns the number of runs; `segments`
+ * may be NULL to ask for it. */
 int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
                        const struct optimizer_options *options, struct adamw_segment *segments);
 
 int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
 void optimizer_set_steps(struct optimizer *o, int64_t steps);
 
-/* Collective, for checkpoints: bucket's m (which = 0) or v (1) on rank 0 as `count` elements in flat order (host memory, real), and back. */
+/* Collective, for checkpoints: bucket's m (which = 0) or v (1) on rank 0 as `count` elements in flat order (host
+ * memory, real), and back. */
 void optimizer_gather(struct optimizer *o, int bucket, int which, void *host_all);
 void optimizer_scatter(struct optimizer *o, int bucket, int which, const void *host_all);
 

@@ -1,13 +1,15 @@
-/* options.c: the option tables of [train], [optimizer], [schedule], [eval] and [checkpoint], and the rules between options
- * that no table can say. Called by every program that reads a config. */
+/* options.c: the option tables of [train], [optimizer], [schedule], [eval] and [checkpoint], and the rules between
+ * options that no table can say. Called by every program that reads a config. */
 #include "train/options.h"
 
 #include <string.h>
 
-#define COUNT_MAX 1e12                /* steps, tokens: far above any run, far below where a double stops being exact */
-#define SEED_MAX 9007199254740991.0   /* 2^53 - 1: bounds of an option are doubles, and up to here they are exact */
+#define COUNT_MAX 1e12              /* steps, tokens: far above any run, far below where a double stops being exact */
+#define SEED_MAX 9007199254740991.0 /* 2^53 - 1: bounds of an option are doubles, and up to here they are exact */
 #define AT(type, field) offsetof(struct type, field)
-#define END {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL}
+/* What ends a table. */
+#define END_OF_TABLE                                                                                                   \
+    { NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL }
 
 static const char *const schedule_choices[] = {"constant", "cosine", "linear", "wsd", "exponential", NULL};
 static const char *const decay_choices[] = {"table", "all", NULL};
@@ -19,27 +21,34 @@ const struct option train_options_table[] = {
      "Directory of the run: log, checkpoints, the effective config. Training needs it.", NULL},
     {"init", OPTION_STRING, AT(train_options, init), "", 0, 0, "",
      "Checkpoint whose weights start a fresh run; empty: weights are drawn as the papers of the model say.", NULL},
-    {"steps", OPTION_INT, AT(train_options, steps), "1000", 1, COUNT_MAX, "steps", "Optimizer steps in the whole run.", NULL},
+    {"steps", OPTION_INT, AT(train_options, steps), "1000", 1, COUNT_MAX, "steps", "Optimizer steps in the whole run.",
+     NULL},
     {"batch", OPTION_INT, AT(train_options, batch), "8", 1, 1 << 30, "sequences",
      "Sequences in a step, over all ranks and micro-batches.", NULL},
     {"micro_batch", OPTION_INT, AT(train_options, micro_batch), "0", 0, 1 << 30, "sequences",
-     "Sequences that a rank runs at once; gradients add up over batch / (ranks * micro_batch) of them. 0: batch / ranks.", NULL},
+     "Sequences that a rank runs at once; gradients add up over batch / (ranks * micro_batch) of them. "
+     "0: batch / ranks.",
+     NULL},
     {"seed", OPTION_INT, AT(train_options, seed), "1", 0, SEED_MAX, "", "Key of the initial weights.", NULL},
     {"precision", OPTION_CHOICE, AT(train_options, precision), "fp32", 0, 0, "",
-     "Numbers that are computed with. fp64 is for checking: slow, and checkpoints hold fp32 all the same.", precision_choices},
+     "Numbers that are computed with. fp64 is for checking: slow, and checkpoints hold fp32 all the same.",
+     precision_choices},
     {"log_every", OPTION_INT, AT(train_options, log_every), "10", 1, COUNT_MAX, "steps",
      "Steps between lines on the terminal; log.jsonl has every step.", NULL},
     {"resume", OPTION_BOOL, AT(train_options, resume), "true", 0, 0, "",
-     "Continue from the latest checkpoint in train.out if there is one; false: refuse to start where there is one.", NULL},
-    END,
+     "Continue from the latest checkpoint in train.out if there is one; false: refuse to start where there is one.",
+     NULL},
+    END_OF_TABLE,
 };
 
 const struct option optimizer_options_table[] = {
     {"lr", OPTION_FLOAT, AT(optimizer_options, lr), "1e-3", 0, 100, "", "Peak learning rate of AdamW.", NULL},
-    {"beta1", OPTION_FLOAT, AT(optimizer_options, beta1), "0.9", 0, 0.999999, "", "Decay of the mean of gradients.", NULL},
-    {"beta2", OPTION_FLOAT, AT(optimizer_options, beta2), "0.95", 0, 0.999999, "", "Decay of the mean of squared gradients.",
+    {"beta1", OPTION_FLOAT, AT(optimizer_options, beta1), "0.9", 0, 0.999999, "", "Decay of the mean of gradients.",
      NULL},
-    {"eps", OPTION_FLOAT, AT(optimizer_options, eps), "1e-8", 1e-30, 1, "", "Added to the root of the mean square.", NULL},
+    {"beta2", OPTION_FLOAT, AT(optimizer_options, beta2), "0.95", 0, 0.999999, "",
+     "Decay of the mean of squared gradients.", NULL},
+    {"eps", OPTION_FLOAT, AT(optimizer_options, eps), "1e-8", 1e-30, 1, "", "Added to the root of the mean square.",
+     NULL},
     {"weight_decay", OPTION_FLOAT, AT(optimizer_options, weight_decay), "0.1", 0, 100, "",
      "Share of a weight, times the learning rate, that each step takes off.", NULL},
     {"clip", OPTION_FLOAT, AT(optimizer_options, clip), "1", 0, 1e30, "",
@@ -47,22 +56,25 @@ const struct option optimizer_options_table[] = {
     {"z_loss", OPTION_FLOAT, AT(optimizer_options, z_loss), "0", 0, 1, "",
      "Weight of the squared log of the softmax's denominator, which keeps logits near zero.", NULL},
     {"decay", OPTION_CHOICE, AT(optimizer_options, decay), "table", 0, 0, "",
-     "What weight decay applies to. table: matrices and convolutions, as the tensor table marks them; all: every parameter.",
+     "What weight decay applies to. table: matrices and convolutions, as the tensor table marks them; "
+     "all: every parameter.",
      decay_choices},
-    END,
+    END_OF_TABLE,
 };
 
 const struct option schedule_options_table[] = {
     {"kind", OPTION_CHOICE, AT(schedule_options, kind), "cosine", 0, 0, "",
-     "Course of the learning rate after the warm-up; wsd stays at the peak and decays linearly at the end.", schedule_choices},
+     "Course of the learning rate after the warm-up; wsd stays at the peak and decays linearly at the end.",
+     schedule_choices},
     {"warmup", OPTION_INT, AT(schedule_options, warmup), "0", 0, COUNT_MAX, "steps", "Linear rise to the peak.", NULL},
-    {"min_lr", OPTION_FLOAT, AT(schedule_options, min_lr), "0", 0, 100, "", "Learning rate below which the decay does not go.",
-     NULL},
+    {"min_lr", OPTION_FLOAT, AT(schedule_options, min_lr), "0", 0, 100, "",
+     "Learning rate below which the decay does not go.", NULL},
     {"decay_steps", OPTION_INT, AT(schedule_options, decay_steps), "0", 0, COUNT_MAX, "steps",
-     "wsd: length of the decay at the end. Others: length of the decay after the warm-up; 0: to the end of the run.", NULL},
+     "wsd: length of the decay at the end. Others: length of the decay after the warm-up; 0: to the end of the run.",
+     NULL},
     {"half_life", OPTION_FLOAT, AT(schedule_options, half_life), "0", 0, COUNT_MAX, "steps",
      "exponential: steps in which the distance to min_lr halves.", NULL},
-    END,
+    END_OF_TABLE,
 };
 
 const struct option eval_options_table[] = {
@@ -77,36 +89,39 @@ const struct option eval_options_table[] = {
      "Windows that a rank runs at once; during training at most its micro-batch. Does not change the result.", NULL},
     {"tokens", OPTION_INT, AT(eval_options, tokens), "0", 0, COUNT_MAX, "tokens",
      "Predict only this many tokens, from the start of the data; 0: all.", NULL},
-    END,
+    END_OF_TABLE,
 };
 
 const struct option checkpoint_options_table[] = {
     {"every", OPTION_INT, AT(checkpoint_options, every), "1000", 0, COUNT_MAX, "steps",
      "Steps between saves; 0: only at the end and on a signal.", NULL},
     {"keep", OPTION_INT, AT(checkpoint_options, keep), "3", 0, 1e9, "checkpoints", "Newest ones kept; 0: all.", NULL},
-    END,
+    END_OF_TABLE,
 };
 
 static int check_schedule(const struct run_options *o, error *err) {
     const struct schedule_options *s = &o->schedule;
     int64_t steps = o->train.steps;
     if (s->warmup > steps) {
-        return error_input(err, "schedule.warmup = %lld is longer than train.steps = %lld; at most the whole run can be warm-up",
-                           (long long)s->warmup, (long long)steps);
+        return error_input(
+            err, "schedule.warmup = %lld is longer than train.steps = %lld; at most the whole run can be warm-up",
+            (long long)s->warmup, (long long)steps);
     }
     if (s->min_lr > o->optimizer.lr) {
-        return error_input(err, "schedule.min_lr = %g is above the peak optimizer.lr = %g; it must be from 0 to %g", s->min_lr,
-                           o->optimizer.lr, o->optimizer.lr);
+        return error_input(err, "schedule.min_lr = %g is above the peak optimizer.lr = %g; it must be from 0 to %g",
+                           s->min_lr, o->optimizer.lr, o->optimizer.lr);
     }
     if (s->kind == SCHEDULE_WSD && (s->decay_steps < 1 || s->decay_steps > steps - s->warmup)) {
-        return error_input(err,
-                           "schedule.decay_steps = %lld does not suit schedule.kind = wsd; it must be from 1 to %lld, the steps "
-                           "that warm-up leaves",
-                           (long long)s->decay_steps, (long long)(steps - s->warmup));
+        return error_input(
+            err,
+            "schedule.decay_steps = %lld does not suit schedule.kind = wsd; it must be from 1 to %lld, the steps "
+            "that warm-up leaves",
+            (long long)s->decay_steps, (long long)(steps - s->warmup));
     }
     if (s->kind == SCHEDULE_EXPONENTIAL && !(s->half_life > 0)) {
-        return error_input(err, "schedule.half_life = %g does not suit schedule.kind = exponential; give a number of steps above 0",
-                           s->half_life);
+        return error_input(
+            err, "schedule.half_life = %g does not suit schedule.kind = exponential; give a number of steps above 0",
+            s->half_life);
     }
     return 0;
 }
@@ -151,15 +166,15 @@ int run_options_split(const struct train_options *t, int ranks, int64_t *micro_b
         snprintf(valid, sizeof valid, "train.batch = %lld", (long long)above);
     }
     if (t->micro_batch == 0) {
-        return error_input(err, "train.batch = %lld does not divide among %d ranks; the nearest valid: %s", (long long)t->batch,
-                           ranks, valid);
+        return error_input(err, "train.batch = %lld does not divide among %d ranks; the nearest valid: %s",
+                           (long long)t->batch, ranks, valid);
     }
     if (t->batch % ranks == 0) {
         size_t used = strlen(valid);
         snprintf(valid + used, sizeof valid - used, ", or train.micro_batch = %lld",
                  (long long)nearest_divisor(t->batch / ranks, t->micro_batch));
     }
-    return error_input(err,
-                       "train.batch = %lld is no multiple of ranks * train.micro_batch = %d * %lld = %lld; the nearest valid: %s",
-                       (long long)t->batch, ranks, (long long)t->micro_batch, (long long)unit, valid);
+    return error_input(
+        err, "train.batch = %lld is no multiple of ranks * train.micro_batch = %d * %lld = %lld; the nearest valid: %s",
+        (long long)t->batch, ranks, (long long)t->micro_batch, (long long)unit, valid);
 }

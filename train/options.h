@@ -1,8 +1,8 @@
 /* options.h: every option of a training run beside the model's: sections, structs, tables.
  *
- * [data] and [source.*] are data/data_options.h's, [model] and [block.*] are model/'s. A program binds all of them and then calls
- * config_finish, so an unknown key anywhere is refused before anything happens. `riverrun help config` prints all tables;
- * docs/config.md is that output.
+ * [data] and [source.*] are data/data_options.h's, [model] and [block.*] are model/'s. A program binds all of them
+ * and then calls config_finish, so an unknown key anywhere is refused before anything happens. `riverrun help config`
+ * prints all tables; docs/config.md is that output.
  */
 #ifndef RIVERRUN_OPTIONS_H
 #define RIVERRUN_OPTIONS_H
@@ -51,8 +51,8 @@ struct checkpoint_options { /* [checkpoint] */
     int64_t keep;        /* newest ones kept; 0 = all */
 };
 
-extern const struct option train_options_table[], optimizer_options_table[], schedule_options_table[], eval_options_table[],
-    checkpoint_options_table[];
+extern const struct option train_options_table[], optimizer_options_table[], schedule_options_table[],
+    eval_options_table[], checkpoint_options_table[];
 
 struct run_options {
     struct train_options train;
@@ -73,7 +73,8 @@ int run_options_bind(struct run_options *o, config *c, error *err);
  * divide is refused with the nearest ones that do. */
 int run_options_split(const struct train_options *t, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err);
 
-/* Learning rate of step t, counted from 0: a pure function. With w = warmup, e = steps - w or decay_steps, u = min(1, (t - w) / e):
+/* Learning rate of step t, counted from 0: a pure function.
+ * With w = warmup, e = steps - w or decay_steps, u = min(1, (t - w) / e):
  *   t < w         peak (t + 1) / w
  *   constant      peak
  *   cosine        min + (peak - min) (1 + cos(pi u)) / 2

@@ -1,7 +1,7 @@
 /* report.c: log.jsonl and the lines on the terminal, as report.h describes. Called by trainer.c, on rank 0.
  *
- * The log is appended to line by line, each in one write, so that a killed run leaves whole lines; it is the one file that
- * is not written by common/file.h, whose writers begin a file anew.
+ * The log is appended to line by line, each in one write, so that a killed run leaves whole lines; it is the one file
+ * that is not written by common/file.h, whose writers begin a file anew.
  */
 #include "train/report.h"
 
@@ -30,7 +30,7 @@ struct report {
     double tokens, seconds;
 };
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------------ */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 static void begin(struct json_line *l, const char *type, int64_t step) {
     json_line_begin(l);
@@ -54,10 +54,10 @@ static int end(struct report *r, struct json_line *l, error *err) {
     return write_log(r, l->text, l->used, err);
 }
 
-/* ---- opening: the log of earlier sessions --------------------------------------------------------------------------------------- */
+/* ---- opening: the log of earlier sessions ----------------------------------------------------------------------- */
 
-/* One line of an earlier session. A line that is no object with a step ends the part that is kept: a machine that lost power
- * may leave such. */
+/* One line of an earlier session. A line that is no object with a step ends the part that is kept: a machine that
+ * lost power may leave such. */
 static bool read_line(const char *text, size_t size, int64_t step, struct report_history *history) {
     error ignored = {0};
     json_t *object = NULL;
@@ -106,7 +106,8 @@ int report_open(struct report **out, const char *run, int64_t step, int64_t step
     if (!r) return error_system(err, "no memory for the log");
     *r = (struct report){.descriptor = -1, .steps = steps, .log_every = log_every, .unit = unit, .line_step = step};
     off_t kept;
-    if (file_join(r->path, sizeof r->path, run, "log.jsonl", err) != 0 || read_history(r->path, step, history, &kept, err) != 0) {
+    if (file_join(r->path, sizeof r->path, run, "log.jsonl", err) != 0 ||
+        read_history(r->path, step, history, &kept, err) != 0) {
         goto fail;
     }
     r->descriptor = open(r->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
@@ -137,7 +138,7 @@ int report_sync(struct report *r, error *err) {
     return error_system(err, "cannot sync %s to disk: %s", r->path, strerror(errno));
 }
 
-/* ---- the lines ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the lines -------------------------------------------------------------------------------------------------- */
 
 /* The config as an object of sections; every value is a string, in the syntax of a config. */
 static json_t *config_object(const struct settings *settings) {
@@ -156,9 +157,9 @@ int report_run(struct report *r, const struct report_run *run, error *err) {
     gethostname(name, sizeof name - 1);
     json_t *line = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "type", "run", "step",
                              (json_int_t)run->step, "version", version_number(), "commit", version_commit(), "compiler",
-                             version_compiler(), "host", name, "machine", run->machine, "precision", run->precision, "ranks",
-                             run->ranks, "seed", (json_int_t)run->seed, "parameters", (json_int_t)run->parameters, "config",
-                             config_object(run->config));
+                             version_compiler(), "host", name, "machine", run->machine, "precision", run->precision,
+                             "ranks", run->ranks, "seed", (json_int_t)run->seed, "parameters",
+                             (json_int_t)run->parameters, "config", config_object(run->config));
     char *text = line ? json_dumps(line, JSON_COMPACT) : NULL;
     json_decref(line);
     if (!text) return error_system(err, "%s: the config can't be written as JSON: a value is not UTF-8", r->path);
@@ -199,8 +200,8 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
         r->seconds = s->seconds - s->step_seconds;
     }
     if (s->skipped) {
-        fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g; nothing was changed\n", (long long)s->step, s->loss,
-                s->grad_norm);
+        fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g; nothing was changed\n", (long long)s->step,
+                s->loss, s->grad_norm);
     }
     if (s->step % r->log_every == 0 || s->step == r->steps || !r->started) {
         print_step(r, s);
@@ -223,8 +224,8 @@ int report_valid(struct report *r, int64_t step, const struct evaluation *e, dou
     json_line_int(&l, "tokens", (int64_t)e->tokens);
     json_line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
     TRY(end(r, &l, err));
-    fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%\n", (long long)step, (long long)r->steps,
-            e->loss, r->unit, e->perplexity, 100 * e->accuracy);
+    fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%\n", (long long)step,
+            (long long)r->steps, e->loss, r->unit, e->perplexity, 100 * e->accuracy);
     return 0;
 }
 

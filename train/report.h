@@ -1,14 +1,16 @@
 /* report.h: what a training run tells: log.jsonl for programs, lines on standard error for people.
  *
  * RUN/log.jsonl has one JSON object a line, in the order of steps. Its "type" says what it is:
- *   run     a session starts: step it starts from, version, commit, machine, ranks, threads, precision, seed, parameters, config
- *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this step),
- *           tokens_per_s, skipped (true where the step was not finite and changed nothing), seconds (of training so far)
+ *   run     a session starts: step it starts from, version, commit, compiler, host, machine (with its threads),
+ *           precision, ranks, seed, parameters, config
+ *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this
+ *           step), tokens_per_s, skipped (true where the step was not finite and changed nothing), seconds (of training
+ *           so far)
  *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, seconds it took
  *   save    step, path, seconds it took
  *   stop    step, signal
- * Numbers are written so that reading them gives the same double; one that is not finite is null. A run that goes on from
- * step s cuts off what a killed session logged beyond s, so the file always holds one curve.
+ * Numbers are written so that reading them gives the same double; one that is not finite is null. A run that goes on
+ * from step s cuts off what a killed session logged beyond s, so the file always holds one curve.
  *
  * Only rank 0 has a report; all functions do nothing when given NULL.
  */

@@ -1,4 +1,5 @@
-/* run_directory.c: lock and config of a run's directory, as run_directory.h describes. Called by trainer_open.c, on rank 0. */
+/* run_directory.c: lock and config of a run's directory, as run_directory.h describes. Called by trainer_open.c,
+ * on rank 0. */
 #include "train/run_directory.h"
 
 #include "common/file.h"
@@ -18,9 +19,11 @@ static int refuse_locked(int descriptor, const char *run, error *err) {
     if (size < 0) size = 0;
     holder[size] = '\0';
     holder[strcspn(holder, "\n")] = '\0';
-    return error_input(err, "train.out = %s: another riverrun trains into this directory (%s); wait for it, stop it, or choose "
-                            "another directory",
-                       run, holder[0] ? holder : "it has not said which");
+    return error_input(
+        err,
+        "train.out = %s: another riverrun trains into this directory (%s); wait for it, stop it, or choose "
+        "another directory",
+        run, holder[0] ? holder : "it has not said which");
 }
 
 int run_lock(int *descriptor, const char *run, error *err) {
@@ -34,7 +37,9 @@ int run_lock(int *descriptor, const char *run, error *err) {
         int why = errno;
         int result = 0;
         if (why == EWOULDBLOCK) result = refuse_locked(opened, run, err);
-        else fprintf(stderr, "riverrun: %s can't be locked (%s); make sure that no other riverrun uses it\n", run, strerror(why));
+        else
+            fprintf(stderr, "riverrun: %s can't be locked (%s); make sure that no other riverrun uses it\n", run,
+                    strerror(why));
         close(opened);
         return result;
     }

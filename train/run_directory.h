@@ -10,8 +10,8 @@
 
 #include "common/error.h"
 
-/* Take the lock; *descriptor is what run_unlock gives back. Another holder is ERROR_INPUT naming it. Where the file system
- * knows no locks, a line on standard error says so and *descriptor is -1. */
+/* Take the lock; *descriptor is what run_unlock gives back. Another holder is ERROR_INPUT naming it. Where the
+ * file system knows no locks, a line on standard error says so and *descriptor is -1. */
 int run_lock(int *descriptor, const char *run, error *err);
 void run_unlock(int descriptor); /* -1 is fine */
 

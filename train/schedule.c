@@ -1,5 +1,5 @@
-/* schedule.c: the learning rate as a pure function of the step, so that resuming needs no state. The formulas are in options.h.
- * Called by the trainer once a step. */
+/* schedule.c: the learning rate as a pure function of the step, so that resuming needs no state. The formulas are
+ * in options.h. Called by the trainer once a step. */
 #include "train/options.h"
 
 #include <math.h>

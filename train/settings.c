@@ -1,10 +1,12 @@
-/* settings.c: effective configs as lists, and what may change in one when a run goes on. Called by resume.c and report.c. */
+/* settings.c: effective configs as lists, and what may change in one when a run goes on. Called by resume.c and
+ * report.c. */
 #include "train/settings.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* Cut `text` up in place; with a NULL list only count. The text is config_write's: `[section]`, `key = value`, empty lines. */
+/* Cut `text` up in place; with a NULL list only count. The text is config_write's: `[section]`, `key = value`,
+ * empty lines. */
 static size_t cut(char *text, struct setting *list) {
     size_t count = 0;
     const char *section = "";
@@ -65,13 +67,14 @@ enum setting_change settings_change(const char *section, const char *key) {
         const char *section, *key;
         enum setting_change change;
     } rules[] = {
-        {"train", "out", CHANGE_FREE},       {"train", "micro_batch", CHANGE_FREE}, {"train", "log_every", CHANGE_FREE},
-        {"train", "resume", CHANGE_FREE},    {"train", "steps", CHANGE_NOTED},      {"schedule", NULL, CHANGE_NOTED},
-        {"eval", NULL, CHANGE_FREE},         {"checkpoint", NULL, CHANGE_FREE},     {"data", "threads", CHANGE_FREE},
-        {"data", "ahead", CHANGE_FREE},      {"data", "valid", CHANGE_FREE},        {"data", "train", CHANGE_NOTED},
+        {"train", "out", CHANGE_FREE},    {"train", "micro_batch", CHANGE_FREE}, {"train", "log_every", CHANGE_FREE},
+        {"train", "resume", CHANGE_FREE}, {"train", "steps", CHANGE_NOTED},      {"schedule", NULL, CHANGE_NOTED},
+        {"eval", NULL, CHANGE_FREE},      {"checkpoint", NULL, CHANGE_FREE},     {"data", "threads", CHANGE_FREE},
+        {"data", "ahead", CHANGE_FREE},   {"data", "valid", CHANGE_FREE},        {"data", "train", CHANGE_NOTED},
     };
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        if (strcmp(rules[i].section, section) == 0 && (!rules[i].key || strcmp(rules[i].key, key) == 0)) return rules[i].change;
+        if (strcmp(rules[i].section, section) == 0 && (!rules[i].key || strcmp(rules[i].key, key) == 0))
+            return rules[i].change;
     }
     /* Data sets may be moved; their weights may not change. */
     bool source = strncmp(section, "source.", 7) == 0;
@@ -82,14 +85,17 @@ static int refuse(const struct setting *saved, const struct setting *now, const 
     static const char advice[] = "put it back, or start another run with train.init and another train.out";
     const struct setting *any = saved ? saved : now;
     if (!now) {
-        return error_input(err, "%s.%s = %.100s in %.200s is not in this config, and can't change in a run that goes on; %s",
+        return error_input(err,
+                           "%s.%s = %.100s in %.200s is not in this config, and can't change in a run that goes on; %s",
                            any->section, any->key, any->value, checkpoint, advice);
     }
     if (!saved) {
-        return error_input(err, "%s.%s = %.100s is not in the config of %.200s, and can't change in a run that goes on; %s",
+        return error_input(err,
+                           "%s.%s = %.100s is not in the config of %.200s, and can't change in a run that goes on; %s",
                            any->section, any->key, any->value, checkpoint, advice);
     }
-    return error_input(err, "%s.%s = %.100s differs from the %.100s of %.200s, and can't change in a run that goes on; %s",
+    return error_input(err,
+                       "%s.%s = %.100s differs from the %.100s of %.200s, and can't change in a run that goes on; %s",
                        any->section, any->key, now->value, saved->value, checkpoint, advice);
 }
 

@@ -27,8 +27,8 @@ enum setting_change {
 };
 enum setting_change settings_change(const char *section, const char *key);
 
-/* Compare a run's config with that of the checkpoint it goes on from. The first refused difference is ERROR_INPUT naming the key and
- * both values; `note` (may be NULL) is called for each noted one. */
+/* Compare a run's config with that of the checkpoint it goes on from. The first refused difference is ERROR_INPUT
+ * naming the key and both values; `note` (may be NULL) is called for each noted one. */
 int settings_compare(const struct settings *saved, const struct settings *now, const char *checkpoint,
                      void (*note)(const struct setting *saved, const struct setting *now), error *err);
 

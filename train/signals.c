@@ -1,5 +1,5 @@
-/* signals.c: the flag behind signals.h. It is the one piece of state outside a struct that training has: a handler is given
- * nothing but the signal's number. Called by trainer.c. */
+/* signals.c: the flag behind signals.h. It is the one piece of state outside a struct that training has: a handler
+ * is given nothing but the signal's number. Called by trainer.c. */
 #include "train/signals.h"
 
 #include <signal.h>

@@ -1,7 +1,7 @@
 /* signals.h: SIGTERM, SIGINT and SIGUSR1 ask a training run to save and stop.
  *
- * The handler only raises a flag, which the trainer reads at a step boundary. A second SIGINT ends the process at once, as
- * it would without riverrun: for people who don't want to wait.
+ * The handler only raises a flag, which the trainer reads at a step boundary. A second SIGINT ends the process at
+ * once, as it would without riverrun: for people who don't want to wait.
  */
 #ifndef RIVERRUN_SIGNALS_H
 #define RIVERRUN_SIGNALS_H

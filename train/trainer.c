@@ -1,8 +1,8 @@
 /* trainer.c: the training loop, as trainer.h describes: steps, validations, saves, and the end.
  *
- * A step is a function of the weights, the optimizer's state and the step's number alone; all that is kept between steps is in
- * struct trainer_state and goes into checkpoints. Decisions (skip, stop) are taken from numbers that were summed over the
- * ranks, so every rank takes the same.
+ * A step is a function of the weights, the optimizer's state and the step's number alone; all that is kept between
+ * steps is in struct trainer_state and goes into checkpoints. Decisions (skip, stop) are taken from numbers that were
+ * summed over the ranks, so every rank takes the same.
  */
 #include "train/trainer_parts.h"
 
@@ -16,9 +16,10 @@ static void reduce_bucket(void *self, int bucket) {
     optimizer_reduce(t->optimizer, bucket);
 }
 
-/* ---- one step ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- one step --------------------------------------------------------------------------------------------------- */
 
-/* Gradients and loss of one global batch: this rank's micro-batches, reduced over the ranks as the last one goes back. */
+/* Gradients and loss of one global batch: this rank's micro-batches, reduced over the ranks as the last one goes
+ * back. */
 static int run_batch(struct trainer *t, double scale, error *err) {
     model_zero_grads(t->model);
     model_zero_sums(t->model);
@@ -85,7 +86,7 @@ static int train_step(struct trainer *t, bool *stop, error *err) {
     return report_step(t->report, &line, err);
 }
 
-/* ---- between steps ------------------------------------------------------------------------------------------------------------------- */
+/* ---- between steps ---------------------------------------------------------------------------------------------- */
 
 static bool validation_due(const struct trainer *t) {
     int64_t step = t->state.step, every = t->options.eval.every;
@@ -110,7 +111,8 @@ static int save(struct trainer *t, error *err) {
     snprintf(name, sizeof name, "step-%08lld", (long long)t->state.step);
     TRY(file_join(path, sizeof path, run, name, err));
     TRY(report_sync(t->report, err));
-    TRY(checkpoint_save(run, &t->state, t->model, t->optimizer, t->config, t->tokenizer, t->comm, t->options.checkpoint.keep, err));
+    TRY(checkpoint_save(run, &t->state, t->model, t->optimizer, t->config, t->tokenizer, t->comm,
+                        t->options.checkpoint.keep, err));
     return report_save(t->report, t->state.step, path, clock_seconds() - begun, err);
 }
 
@@ -142,12 +144,13 @@ static int run_steps(struct trainer *t, error *err) {
     return 0;
 }
 
-/* ---- the run -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- the run ---------------------------------------------------------------------------------------------------- */
 
 int trainer_run(struct trainer *t, error *err) {
     int64_t steps = t->options.train.steps;
     if (t->state.step == steps && t->comm->rank == 0) {
-        fprintf(stderr, "%s is finished: step %lld of %lld\n", t->options.train.out, (long long)t->state.step, (long long)steps);
+        fprintf(stderr, "%s is finished: step %lld of %lld\n", t->options.train.out, (long long)t->state.step,
+                (long long)steps);
     }
     if (t->state.step < steps) {
         signals_install();

@@ -7,9 +7,10 @@
 
 struct trainer;
 
-/* Collective. Everything that a run needs: options and data checked, the run's directory locked, the checkpoint to go on from
- * found and read, all memory allocated. Nothing is written before all that config and data can be wrong about has been
- * checked. Failures are agreed on: every rank returns -1 (see comm_agree). The config must outlive the trainer. */
+/* Collective. Everything that a run needs: options and data checked, the run's directory locked, the checkpoint to
+ * go on from found and read, all memory allocated. Nothing is written before all that config and data can be wrong
+ * about has been checked. Failures are agreed on: every rank returns -1 (see comm_agree). The config must outlive
+ * the trainer. */
 int trainer_open(struct trainer **t, config *c, struct comm *comm, error *err);
 void trainer_close(struct trainer *t);
 

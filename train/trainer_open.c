@@ -1,5 +1,5 @@
-/* trainer_open.c: the start of a run, as trainer.h describes. It goes in stages; each ends with all ranks agreeing that it went
- * well, so that no rank waits for one that has given up:
+/* trainer_open.c: the start of a run, as trainer.h describes. It goes in stages; each ends with all ranks agreeing
+ * that it went well, so that no rank waits for one that has given up:
  *
  *   1. what the config says and what the data is   (no rank writes)
  *   2. the lock of a directory that exists already (rank 0)
@@ -26,7 +26,7 @@ static int64_t trainer_length(const struct trainer *t) {
     return t->data.valid && t->eval.window > T ? t->eval.window : T;
 }
 
-/* ---- 1. config and data --------------------------------------------------------------------------------------------------------- */
+/* ---- 1. config and data ----------------------------------------------------------------------------------------- */
 
 /* The tokenizer of the training data: from the tokenizer.json beside it, or by its name. */
 static int open_tokenizer(struct trainer *t, error *err) {
@@ -34,9 +34,10 @@ static int open_tokenizer(struct trainer *t, error *err) {
     const char *spec = info->tokenizer_path[0] ? info->tokenizer_path : info->tokenizer_name;
     TRY(tokenizer_open(&t->tokenizer, spec, err));
     if (tokenizer_identity(t->tokenizer) == info->tokenizer_identity) return 0;
-    return error_input(err, "the training data was made with another tokenizer '%s' (%016llx) than %s (%016llx); tokenize it again",
-                       info->tokenizer_name, (unsigned long long)info->tokenizer_identity, spec,
-                       (unsigned long long)tokenizer_identity(t->tokenizer));
+    return error_input(
+        err, "the training data was made with another tokenizer '%s' (%016llx) than %s (%016llx); tokenize it again",
+        info->tokenizer_name, (unsigned long long)info->tokenizer_identity, spec,
+        (unsigned long long)tokenizer_identity(t->tokenizer));
 }
 
 /* Model and data. A key that nobody knows is told first: it may be why the data was not found. */
@@ -62,9 +63,9 @@ static int check_tokenizer(const struct trainer *t, struct checkpoint *from, err
     uint64_t identity = tokenizer_identity(theirs);
     tokenizer_close(theirs);
     if (identity == tokenizer_identity(t->tokenizer)) return 0;
-    return error_input(err, "the tokenizer of %s (%016llx) is not that of the training data (%016llx); give data made with it",
-                       checkpoint_path(from), (unsigned long long)identity,
-                       (unsigned long long)tokenizer_identity(t->tokenizer));
+    return error_input(
+        err, "the tokenizer of %s (%016llx) is not that of the training data (%016llx); give data made with it",
+        checkpoint_path(from), (unsigned long long)identity, (unsigned long long)tokenizer_identity(t->tokenizer));
 }
 
 static int check_inputs(struct trainer *t, error *err) {
@@ -75,7 +76,8 @@ static int check_inputs(struct trainer *t, error *err) {
         return error_input(err, "train.out is empty; name the directory of the run, such as train.out=runs/a");
     }
     if (file_exists(o->train.out) && !file_is_directory(o->train.out)) {
-        return error_input(err, "train.out = %s is a file; name a directory, or one that does not exist yet", o->train.out);
+        return error_input(err, "train.out = %s is a file; name a directory, or one that does not exist yet",
+                           o->train.out);
     }
     TRY(run_options_split(&o->train, t->comm->ranks, &t->micro_batch, &t->accumulate, err));
     t->eval = o->eval;
@@ -90,15 +92,16 @@ static int check_inputs(struct trainer *t, error *err) {
     return check_tokenizer(t, t->from, err);
 }
 
-/* ---- 2 and 3. the run's directory, and what it holds --------------------------------------------------------------------------- */
+/* ---- 2 and 3. the run's directory, and what it holds ------------------------------------------------------------ */
 
 static int lock_if_there(struct trainer *t, error *err) {
     const char *run = t->options.train.out;
     if (t->comm->rank != 0 || !file_is_directory(run)) return 0;
     TRY(run_lock(&t->lock, run, err));
     if (t->options.train.resume || !run_has_checkpoint(run)) return 0;
-    return error_input(err, "train.out = %s holds checkpoints and train.resume = false; choose another directory, or "
-                            "train.resume=true to go on",
+    return error_input(err,
+                       "train.out = %s holds checkpoints and train.resume = false; choose another directory, or "
+                       "train.resume=true to go on",
                        run);
 }
 
@@ -120,7 +123,8 @@ static int compare_configs(struct trainer *t, error *err) {
     if (result != 0) {
         error_context(err, "%s", checkpoint_path(t->from));
     } else {
-        result = settings_compare(&settings, &t->settings, checkpoint_path(t->from), t->comm->rank == 0 ? note_change : NULL, err);
+        result = settings_compare(&settings, &t->settings, checkpoint_path(t->from),
+                                  t->comm->rank == 0 ? note_change : NULL, err);
     }
     settings_free(&settings);
     if (saved_model) model_config_free(saved_model);
@@ -134,8 +138,10 @@ static int find_checkpoint(struct trainer *t, error *err) {
     if (!t->resumed) return 0;
     TRY(checkpoint_open(&t->from, o->out, err));
     if (!checkpoint_is_ours(t->from)) {
-        return error_input(err, "%s holds no trainer's state, so a run can't go on from it; give it as train.init with another train.out",
-                           checkpoint_path(t->from));
+        return error_input(
+            err,
+            "%s holds no trainer's state, so a run can't go on from it; give it as train.init with another train.out",
+            checkpoint_path(t->from));
     }
     TRY(check_tokenizer(t, t->from, err));
     t->state = *checkpoint_state(t->from);
@@ -147,7 +153,7 @@ static int find_checkpoint(struct trainer *t, error *err) {
     return report_read_history(o->out, t->state.step, &t->history, err);
 }
 
-/* ---- 4. what the run computes with ------------------------------------------------------------------------------------------------ */
+/* ---- 4. what the run computes with ------------------------------------------------------------------------------ */
 
 /* The loader comes first: it finds data too short for a row, before gigabytes are taken for a model. */
 static int open_loader(struct trainer *t, error *err) {
@@ -163,7 +169,8 @@ static int open_loader(struct trainer *t, error *err) {
 
 static int open_model(struct trainer *t, error *err) {
     const struct run_options *o = &t->options;
-    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
+    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks,
+                   err));
     TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
     if (!t->from) {
         model_init(t->model, (uint64_t)o->train.seed);
@@ -179,7 +186,7 @@ static int load_optimizer(struct trainer *t, error *err) {
     return 0;
 }
 
-/* ---- 5. directory and log ------------------------------------------------------------------------------------------------------------ */
+/* ---- 5. directory and log --------------------------------------------------------------------------------------- */
 
 static void print_data(const struct trainer *t) {
     char tokens[24];
@@ -204,12 +211,14 @@ static void print_summary(const struct trainer *t) {
     fprintf(stderr, "riverrun %s (%s), %d rank%s, %s, %s\n", version_number(), version_commit(), t->comm->ranks,
             t->comm->ranks == 1 ? "" : "s", machine, precision_choices[o->train.precision]);
     text_count(total, sizeof total, (double)mc->params.total);
-    fprintf(stderr, "model       %s parameters (%lld): %s, width %lld, vocabulary %lld\n", total, (long long)mc->params.total,
-            mc->options.pattern, (long long)mc->options.d_model, (long long)mc->rows);
+    fprintf(stderr, "model       %s parameters (%lld): %s, width %lld, vocabulary %lld\n", total,
+            (long long)mc->params.total, mc->options.pattern, (long long)mc->options.d_model, (long long)mc->rows);
     print_data(t);
-    fprintf(stderr, "batch       %lld sequences of %lld tokens: %lld micro-batch%s of %lld on each rank\n", (long long)o->train.batch,
-            (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es", (long long)t->micro_batch);
-    struct model_memory memory = model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks);
+    fprintf(stderr, "batch       %lld sequences of %lld tokens: %lld micro-batch%s of %lld on each rank\n",
+            (long long)o->train.batch, (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es",
+            (long long)t->micro_batch);
+    struct model_memory memory =
+        model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks);
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
             text_bytes(total, sizeof total, (double)memory.total),
             text_bytes(parts[0], sizeof parts[0], (double)(memory.parameters + memory.gradients)),
@@ -217,8 +226,11 @@ static void print_summary(const struct trainer *t) {
             text_bytes(parts[2], sizeof parts[2], (double)memory.activations),
             text_bytes(parts[3], sizeof parts[3], (double)(memory.scratch + memory.batch)));
     fprintf(stderr, "run         %s: ", o->train.out);
-    if (t->resumed) fprintf(stderr, "goes on from step %lld of %lld\n", (long long)t->state.step, (long long)o->train.steps);
-    else fprintf(stderr, "%lld steps%s%s\n", (long long)o->train.steps, t->from ? ", weights from " : "", t->from ? o->train.init : "");
+    if (t->resumed)
+        fprintf(stderr, "goes on from step %lld of %lld\n", (long long)t->state.step, (long long)o->train.steps);
+    else
+        fprintf(stderr, "%lld steps%s%s\n", (long long)o->train.steps, t->from ? ", weights from " : "",
+                t->from ? o->train.init : "");
 }
 
 static int open_directory(struct trainer *t, error *err) {
@@ -247,7 +259,7 @@ static int open_directory(struct trainer *t, error *err) {
     return report_run(t->report, &run, err);
 }
 
-/* ---- all of it -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 static int open_stages(struct trainer *t, error *err) {
     struct comm *comm = t->comm;

@@ -2,9 +2,10 @@
 #ifndef RIVERRUN_VERSION_H
 #define RIVERRUN_VERSION_H
 
-const char *version_number(void);   /* "0.1.0" */
-const char *version_commit(void);   /* of the source tree, "-dirty" behind it if there were changes; "unknown" outside a repository */
+const char *version_number(void); /* "0.1.0" */
+const char *version_commit(
+    void); /* of the source; "-dirty" behind it if there were changes, "unknown" if there is none */
 const char *version_compiler(void);
-const char *version_parts(void);    /* libraries it was built with: "openblas openmp mpi" */
+const char *version_parts(void); /* libraries it was built with: "openblas openmp mpi" */
 
 #endif
