@@ -137,6 +137,23 @@ static void ssd_dt_backward(struct run *r) {
                             dt_bound(r, "min"), dt_high(r), r->scratch);
 }
 
+/* The definition, in double. */
+static void ssd_dt_defined(struct run *r) {
+    struct operand *raw = operand_find(r, "raw"), *bias = operand_find(r, "bias"), *A_log = operand_find(r, "A_log");
+    struct operand *dt = operand_find(r, "dt"), *a = operand_find(r, "a");
+    double *want_dt = malloc((size_t)dt->count * sizeof *want_dt), *want_a = malloc((size_t)a->count * sizeof *want_a);
+    ASSERT(want_dt != NULL && want_a != NULL);
+    for (int64_t i = 0; i < dt->count; i++) {
+        double v = raw->values[i] + bias->values[i % bias->count], plus = v > 20 ? v : log1p(exp(v));
+        want_dt[i] = fmin(fmax(plus, dt_bound(r, "min")), dt_high(r));
+        want_a[i] = -exp(A_log->values[i % bias->count]) * want_dt[i];
+    }
+    op_compare(r, "dt by its definition", dt->values, want_dt, dt->count, 16);
+    op_compare(r, "a by its definition", a->values, want_a, a->count, 16);
+    free(want_dt);
+    free(want_a);
+}
+
 static const struct op_row ssd_dt = {
     .name = "ssd_dt",
     .parameters = "B=2 T=5 H=3 min=0 max=0 spread=2 strided=0",
@@ -148,6 +165,7 @@ static const struct op_row ssd_dt = {
     .declare = ssd_dt_declare,
     .forward = ssd_dt_forward,
     .backward = ssd_dt_backward,
+    .identities = (const struct op_identity[]){{"values by definition", ssd_dt_defined}, {NULL, NULL}},
 };
 
 /* --- SSD ---------------------------------------------------------------------------------------------------------- */

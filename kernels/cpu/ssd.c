@@ -13,8 +13,8 @@
  * crosses two items, so the order of sums does not depend on the number of threads.
  *
  * FLOPs per token: G 2N Q/2 + H (2P Q/2 + 4PN), where Q/2 becomes (Q + SSD_ROWS)/2 for the tiles on the diagonal. About
- * 70 % of the time is spent in BLAS; with P 64 the whole reaches 40 % (N 64, Q 64) to 60 % (N 128, Q 256) of the speed of
- * a large product on one core with AVX-512. Chunks of about N are the fastest.
+ * 70 % of the time is spent in BLAS; with P 64 the whole reaches 40 % (N 64, Q 64) to 60 % (N 128, Q 256) of the speed
+ * of a large product on one core with AVX-512. Chunks of about N are the fastest.
  * saved: the states Z_0 .. Z_K-1, (B,H,K,P,N).
  */
 #include "kernels/cpu/ssd.h"
