@@ -188,18 +188,17 @@ static int load_optimizer(struct trainer *t, error *err) {
 
 /* ---- 5. directory and log --------------------------------------------------------------------------------------- */
 
-static void print_data(const struct trainer *t) {
+static void print_set(const char *front, const char *name, const dataset *d) {
+    const struct dataset_info *info = dataset_get_info(d);
     char tokens[24];
-    for (size_t i = 0; i < t->data.count; i++) {
-        const struct dataset_info *info = dataset_get_info(t->data.data[i]);
-        text_count(tokens, sizeof tokens, (double)info->tokens);
-        fprintf(stderr, "data        %s: %s tokens, %llu documents\n", t->data.train[i].name, tokens,
-                (unsigned long long)info->documents);
-    }
-    if (!t->data.valid) return;
-    const struct dataset_info *info = dataset_get_info(t->data.valid);
     text_count(tokens, sizeof tokens, (double)info->tokens);
-    fprintf(stderr, "            validation: %s tokens, %llu documents\n", tokens, (unsigned long long)info->documents);
+    fprintf(stderr, "%-12s%s: %s tokens, %llu document%s\n", front, name, tokens, (unsigned long long)info->documents,
+            info->documents == 1 ? "" : "s");
+}
+
+static void print_data(const struct trainer *t) {
+    for (size_t i = 0; i < t->data.count; i++) print_set(i ? "" : "data", t->data.train[i].name, t->data.data[i]);
+    if (t->data.valid) print_set("", "validation", t->data.valid);
 }
 
 /* What this run is, for a person who has just started it. */
@@ -236,7 +235,6 @@ static void print_summary(const struct trainer *t) {
 static int open_directory(struct trainer *t, error *err) {
     if (t->comm->rank != 0) return 0;
     const struct train_options *o = &t->options.train;
-    print_summary(t);
     TRY(file_make_directories(o->out, err));
     if (t->lock < 0) TRY(run_lock(&t->lock, o->out, err));
     char *text = config_text(t->config);
@@ -256,7 +254,9 @@ static int open_directory(struct trainer *t, error *err) {
         .parameters = t->model_config->params.total,
         .config = &t->settings,
     };
-    return report_run(t->report, &run, err);
+    TRY(report_run(t->report, &run, err));
+    print_summary(t);
+    return 0;
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
