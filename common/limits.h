@@ -12,7 +12,6 @@
 #define LIMIT_BLOCK_KINDS 16         /* [block.NAME] sections in a config */
 #define LIMIT_SOURCES 64             /* [source.NAME] sections in a config */
 #define LIMIT_VOCAB (1 << 24)        /* rows of an embedding */
-#define LIMIT_TOKEN_BYTES 1024       /* bytes of text one token may stand for */
 #define LIMIT_RANKS 4096             /* processes in one run */
 
 #endif

@@ -22,12 +22,7 @@ static int leave(void **state) {
 }
 
 static const char *in_directory(const char *name) {
-    static char paths[4][4096];
-    static int next;
-    char *path = paths[next++ % 4];
-    error err;
-    assert_int_equal(file_join(path, 4096, directory, name, &err), 0);
-    return path;
+    return unit_path(directory, name);
 }
 
 /* A shard with `count` tokens that are first, first + 1, ... and documents at every multiple of 10 of that number. */

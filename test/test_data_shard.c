@@ -23,12 +23,7 @@ static int leave(void **state) {
 
 /* The path of `name` in the test's directory, in one of four buffers used in turn. */
 static const char *in_directory(const char *name) {
-    static char paths[4][4096];
-    static int next;
-    char *path = paths[next++ % 4];
-    error err;
-    assert_int_equal(file_join(path, 4096, directory, name, &err), 0);
-    return path;
+    return unit_path(directory, name);
 }
 
 static void assert_same_file(const char *a, const char *b) {

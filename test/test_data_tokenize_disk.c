@@ -31,12 +31,7 @@ static int leave(void **state) {
 }
 
 static const char *in_directory(const char *name) {
-    static char paths[8][4096];
-    static int next;
-    char *path = paths[next++ % 8];
-    error err;
-    assert_int_equal(file_join(path, 4096, directory, name, &err), 0);
-    return path;
+    return unit_path(directory, name);
 }
 
 static const char *write_file(const char *name, const char *bytes, size_t size) {

@@ -27,6 +27,16 @@ static inline void unit_directory_remove(const char *directory) {
     assert_int_equal(file_remove_tree(directory, &err), 0);
 }
 
+/* "DIRECTORY/NAME"; a result lives until the eighth call after it. */
+static inline const char *unit_path(const char *directory, const char *name) {
+    static char paths[8][4096];
+    static int next;
+    char *path = paths[next++ % 8];
+    error err;
+    assert_int_equal(file_join(path, 4096, directory, name, &err), 0);
+    return path;
+}
+
 /* The call failed for this kind of reason, with exactly this text. */
 static inline void unit_expect(int result, const error *err, enum error_kind kind, const char *text) {
     assert_int_equal(result, -1);

@@ -33,9 +33,8 @@ static const struct option export_table[] = {
 static const struct flags flags = {
     .command = "export",
     .arguments = "CHECKPOINT --out DIRECTORY",
-    .summary = "Writes the model of a checkpoint as a directory for other software, such as Hugging Face transformers: "
-               "weights,\n"
-               "config.json and tokenizer, without what only training needs. CHECKPOINT may be a run: then its latest.",
+    .summary = "Writes the model of a checkpoint as a directory for other software, such as Hugging Face transformers:\n"
+               "weights, config.json and tokenizer, without what only training needs. CHECKPOINT may be a run: then its latest.",
     .table = export_table,
     .least = 1,
     .most = 1,
