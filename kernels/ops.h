@@ -33,6 +33,11 @@ struct ssd_shape {
     int64_t B, T, H, P, G, N, Q;
 };
 
+/* Shape of a selective scan, for the size functions: D channels of N states. */
+struct scan_shape {
+    int64_t B, T, D, N;
+};
+
 /* What head_loss adds up. Lives in device memory, f64 on every device; sums over the valid targets. */
 struct loss_sums {
     double nll;     /* -log p(target), nats */
@@ -133,6 +138,28 @@ struct ops {
     size_t (*ssd_backward_scratch)(struct ssd_shape shape);
     /* One token: y (B,H,P) strided =; state (B,H,P,N) real updated; x (B,H,P), b, c (B,G,N) strided; dt, a (B,H) */
     void (*ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d);
+
+    /* --- selective scan (Mamba, arXiv 2312.00752, its section 3.2) with step size, skip and gate ------------------- */
+    /* delta = softplus(raw + bias);  A = -exp(A_log);  per channel i and state n
+     *   h[t,n] = exp(delta[t] A[n]) h[t-1,n] + delta[t] b[t,n] x[t];   y[t] = sum_n c[t,n] h[t,n] + d x[t];
+     * and g = y * silu(z), or g = y where z is none. softplus as in ssd_dt_forward.
+     * g (B,T,D) strided =; final (B,D,N) real optional =; saved: scan_saved() bytes that backward reads, or NULL when no
+     * backward follows; x, raw (B,T,D) strided; bias (D); A_log (D,N); b, c (B,T,N) strided, shared by all channels;
+     * d (D) optional; z (B,T,D) strided optional; initial (B,D,N) optional; doc (B,T) optional. */
+    void (*scan_forward)(struct device *dev, tensor g, tensor final, void *saved, tensor x, tensor raw, tensor bias,
+                         tensor A_log, tensor b, tensor c, tensor d, tensor z, tensor initial, tensor doc, void *scratch);
+    /* dx, draw (B,T,D) strided =; db, dc (B,T,N) strided =; dz strided =, none where z is none; dinitial (B,D,N)
+     * optional =; dbias (D), dA_log (D,N) real +=; dd (D) real +=, optional; dg strided; dfinal optional */
+    void (*scan_backward)(struct device *dev, tensor dx, tensor draw, tensor db, tensor dc, tensor dz, tensor dinitial,
+                          tensor dbias, tensor dA_log, tensor dd, tensor dg, tensor dfinal, const void *saved, tensor x,
+                          tensor raw, tensor bias, tensor A_log, tensor b, tensor c, tensor d, tensor z, tensor initial,
+                          tensor doc, void *scratch);
+    size_t (*scan_saved)(struct scan_shape shape);
+    size_t (*scan_forward_scratch)(struct scan_shape shape);
+    size_t (*scan_backward_scratch)(struct scan_shape shape);
+    /* One token: g (B,D) strided =; state (B,D,N) real updated; x, raw, z (B,D) strided; b, c (B,N) strided */
+    void (*scan_step)(struct device *dev, tensor g, tensor state, tensor x, tensor raw, tensor bias, tensor A_log,
+                      tensor b, tensor c, tensor d, tensor z);
 
     /* --- gated RMSNorm: u = y * silu(z), normalised per group of I/groups channels, times weight ------------------ */
     /* g (R,I) act =; rstd (R,groups) real =; y (R,I); z (R,I) strided; weight (I) */
