@@ -50,13 +50,18 @@ struct loss_sums {
 struct adamw_segment {
     int64_t offset; /* in elements, into p, m, v, g alike */
     int64_t count;
-    float decay;    /* weight decay coefficient of this run (0 for exempt tensors) */
-    float lr_scale; /* multiplies the step's learning rate */
+    float decay;    /* multiplies the step's decay_rate (0 for exempt tensors) */
+    float lr_scale; /* multiplies the step's learning rate, and nothing else */
+    float clamp_min, clamp_max; /* where `clamped`: the weights are kept within [clamp_min, clamp_max] */
+    int32_t clamped;
+    int32_t unused;
 };
 
 /* Scalars of one optimizer step; in device memory, so that a captured step can be replayed. */
 struct adamw_step {
     double lr;
+    double decay_rate;               /* share of a weight that a segment of decay 1 loses: the learning rate, or its
+                                      * course alone (train/optimizer.h) */
     double beta1, beta2, eps;
     double correction1, correction2; /* 1 - beta^t, t counted from 1 over steps that were not skipped */
     double grad_scale;               /* multiplies every gradient: 1/valid tokens, and clipping */
@@ -186,7 +191,8 @@ struct ops {
     /* *sum (device memory, f64) += sum of x[i]^2 over the flat real array x (n), in a fixed order, accumulated in f64 */
     void (*sum_squares)(struct device *dev, double *sum, tensor x);
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
-     * p -= lr*lr_scale*decay*p;  p -= lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps).
+     * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the right;
+     * then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a number.
      * p, m, v, g: flat real arrays. step in device memory. (Loshchilov & Hutter, arXiv 1711.05101) */
     void (*adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
                   int64_t count, const struct adamw_step *step);

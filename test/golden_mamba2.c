@@ -245,6 +245,7 @@ static void update(struct problem *p, int64_t t, double norm, double valid) {
     struct device *dev = p->g->dev;
     struct adamw_step step = {
         .lr = o->lr,
+        .decay_rate = o->lr,
         .beta1 = o->beta1,
         .beta2 = o->beta2,
         .eps = o->eps,

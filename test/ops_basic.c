@@ -494,13 +494,14 @@ static void fill_second_moment(struct run *r, struct operand *o) {
 static void adamw_declare(struct run *r) {
     int64_t n = param(r, "n"), count = param(r, "segments"), total = count * (n + ADAMW_GAP) + ADAMW_GAP;
     struct adamw_segment segments[8];
-    struct adamw_step step = {.lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.25,
-                              .correction1 = 1 - pow(0.9, 3), .correction2 = 1 - pow(0.95, 3),
+    struct adamw_step step = {.lr = 3e-3, .decay_rate = 2e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
+                              .grad_scale = 0.25, .correction1 = 1 - pow(0.9, 3), .correction2 = 1 - pow(0.95, 3),
                               .skip = (int32_t)param(r, "skip")};
     ASSERT(count <= 8);
     for (int64_t s = 0; s < count; s++)
         segments[s] = (struct adamw_segment){.offset = ADAMW_GAP + s * (n + ADAMW_GAP), .count = n,
-                                             .decay = s % 2 ? 0 : 0.1f, .lr_scale = s % 3 ? 1 : 0.5f};
+                                             .decay = s % 2 ? 0 : 0.1f, .lr_scale = s % 3 ? 1 : 0.5f,
+                                             .clamp_min = -0.5f, .clamp_max = 0.75f, .clamped = s % 4 == 2};
     state(r, "p", DIMS(total));
     state(r, "m", DIMS(total))->spread = 0.01;
     state(r, "v", DIMS(total))->fill = fill_second_moment;

@@ -470,21 +470,23 @@ enum { PARAMETERS = 50 };
 
 /* Three steps by the definition, in double, for elements [from, from + count). */
 static void reference_adamw(double *p, double *m, double *v, const double *g, int64_t from, int64_t count, double lr,
-                            double decay, const struct adamw_step *step) {
+                            double loss, double bound, const struct adamw_step *step) {
     for (int64_t i = from; i < from + count; i++) {
         double grad = step->grad_scale * g[i];
         m[i] = step->beta1 * m[i] + (1 - step->beta1) * grad;
         v[i] = step->beta2 * v[i] + (1 - step->beta2) * grad * grad;
-        p[i] = p[i] - lr * decay * p[i];
-        p[i] = p[i] - lr * (m[i] / step->correction1) / (sqrt(v[i] / step->correction2) + step->eps);
+        p[i] = p[i] - loss * p[i] - lr * (m[i] / step->correction1) / (sqrt(v[i] / step->correction2) + step->eps);
+        if (fabs(p[i]) > bound) p[i] = p[i] > 0 ? bound : -bound;
     }
 }
 
 static void test_adamw(void **state) {
     (void)state;
-    static const struct adamw_segment segments[3] = {{.offset = 1, .count = 20, .decay = 0.25f, .lr_scale = 1},
-                                                     {.offset = 24, .count = 13, .decay = 2, .lr_scale = 0.5f},
-                                                     {.offset = 37, .count = 12, .decay = 0, .lr_scale = 3}};
+    static const struct adamw_segment segments[4] = {
+        {.offset = 1, .count = 20, .decay = 0.25f, .lr_scale = 1},
+        {.offset = 24, .count = 10, .decay = 2, .lr_scale = 0.5f},
+        {.offset = 34, .count = 9, .decay = 0, .lr_scale = 3},
+        {.offset = 43, .count = 6, .decay = 1, .lr_scale = 2, .clamp_min = -0.25f, .clamp_max = 0.25f, .clamped = 1}};
     for (int precision = 0; precision < 2; precision++) {
         struct device *dev = open_cpu(precision ? PRECISION_F64 : PRECISION_F32);
         double p[PARAMETERS], m[PARAMETERS] = {0}, v[PARAMETERS] = {0}, g[PARAMETERS];
@@ -492,19 +494,25 @@ static void test_adamw(void **state) {
         tensor tv = random_vector(dev, PARAMETERS, 0, 0), tg = random_vector(dev, PARAMETERS, 0, 0);
         for (int i = 0; i < PARAMETERS; i++) p[i] = get(tp, i);
         for (int t = 1; t <= 3; t++) {
-            struct adamw_step step = {.lr = 0.01 * t, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3, .grad_scale = 0.5,
-                                      .correction1 = 1 - pow(0.9, t), .correction2 = 1 - pow(0.95, t)};
+            /* The decay has a rate of its own, which the learning rate and its scale don't touch. */
+            struct adamw_step step = {.lr = 0.01 * t, .decay_rate = 0.03 / t, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-3,
+                                      .grad_scale = 0.5, .correction1 = 1 - pow(0.9, t),
+                                      .correction2 = 1 - pow(0.95, t)};
             for (int i = 0; i < PARAMETERS; i++) {
                 set(tg, i, uniform(10 + (uint32_t)t, i));
                 g[i] = get(tg, i);
             }
-            reference_adamw(p, m, v, g, 1, 20, step.lr, 0.25, &step);
-            reference_adamw(p, m, v, g, 24, 13, 0.5 * step.lr, 2, &step);
-            reference_adamw(p, m, v, g, 37, 12, 3 * step.lr, 0, &step);
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 3, &step);
+            reference_adamw(p, m, v, g, 1, 20, step.lr, 0.25 * step.decay_rate, INFINITY, &step);
+            reference_adamw(p, m, v, g, 24, 10, 0.5 * step.lr, 2 * step.decay_rate, INFINITY, &step);
+            reference_adamw(p, m, v, g, 34, 9, 3 * step.lr, 0, INFINITY, &step);
+            reference_adamw(p, m, v, g, 43, 6, 2 * step.lr, step.decay_rate, 0.25, &step);
+            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 4, &step);
             step.skip = 1;
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 3, &step); /* changes nothing */
+            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 4, &step); /* changes nothing */
         }
+        int at_bound = 0;
+        for (int i = 43; i < 49; i++) at_bound += fabs(get(tp, i)) == 0.25;
+        assert_in_range(at_bound, 1, 5); /* or the clamp was not tried */
         for (int i = 0; i < PARAMETERS; i++) {
             assert_close(get(tp, i), p[i], 32 * unit_of(dev), 0, "p", i);
             assert_close(get(tm, i), m[i], 32 * unit_of(dev), 4 * unit_of(dev), "m", i);
@@ -524,13 +532,33 @@ static void test_adamw_small_numbers(void **state) {
     struct device *dev = open_cpu(PRECISION_F32);
     float p[2] = {1e-3f, 1}, m[2] = {1.2e-38f, 0}, v[2] = {1.2e-38f, 1}, g[2] = {0, 0};
     struct adamw_segment segment = {.offset = 0, .count = 2, .decay = 0.1f, .lr_scale = 1};
-    struct adamw_step step = {.lr = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 1, .correction1 = 1,
-                              .correction2 = 1};
+    struct adamw_step step = {.lr = 1e-5, .decay_rate = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
+                              .grad_scale = 1, .correction1 = 1, .correction2 = 1};
     dev->ops->adamw(dev, tensor_1d(p, DTYPE_F32, 2), tensor_1d(m, DTYPE_F32, 2), tensor_1d(v, DTYPE_F32, 2),
                     tensor_1d(g, DTYPE_F32, 2), &segment, 1, &step);
     assert_true(m[0] == 0 && v[0] == 0);
     assert_close(p[0], 1e-3 * (1 - 1e-6), 0, 0x1p-33, "p", 0); /* half the spacing of float at 1e-3 */
     assert_close(p[1], 1 - 1e-6, 0, 0x1p-24, "p", 1);
+    device_close(dev);
+}
+
+/* A clamp on one side leaves the other open, and what is not a number stays visible. */
+static void test_adamw_clamp(void **state) {
+    (void)state;
+    struct device *dev = open_cpu(PRECISION_F32);
+    float p[5] = {-7, -1, 0.5f, 2, NAN}, zeros[3][5] = {{0}};
+    tensor tp = tensor_1d(p, DTYPE_F32, 5), t[3];
+    for (int i = 0; i < 3; i++) t[i] = tensor_1d(zeros[i], DTYPE_F32, 5);
+    struct adamw_segment segment = {
+        .count = 5, .lr_scale = 1, .clamp_min = -INFINITY, .clamp_max = 1.5f, .clamped = 1};
+    struct adamw_step step = {.lr = 1, .eps = 1e-8, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
+    dev->ops->adamw(dev, tp, t[0], t[1], t[2], &segment, 1, &step);
+    assert_true(p[0] == -7 && p[1] == -1 && p[2] == 0.5f && p[3] == 1.5f && isnan(p[4]));
+    p[3] = 2;
+    segment.clamp_min = -1.5f;
+    segment.clamp_max = INFINITY;
+    dev->ops->adamw(dev, tp, t[0], t[1], t[2], &segment, 1, &step);
+    assert_true(p[0] == -1.5f && p[1] == -1 && p[2] == 0.5f && p[3] == 2 && isnan(p[4]));
     device_close(dev);
 }
 
@@ -749,6 +777,7 @@ int main(void) {
         cmocka_unit_test(test_head_not_finite),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_adamw_small_numbers),
+        cmocka_unit_test(test_adamw_clamp),
         cmocka_unit_test(test_sum_squares),
         cmocka_unit_test(test_tied_gradient),
         cmocka_unit_test(test_not_finite),

@@ -200,6 +200,7 @@ struct optimizer_report optimizer_step(struct optimizer *o, double lr, double sc
     double t = (double)++o->steps;
     struct adamw_step step = {
         .lr = lr,
+        .decay_rate = lr,
         .beta1 = o->options.beta1,
         .beta2 = o->options.beta2,
         .eps = o->options.eps,

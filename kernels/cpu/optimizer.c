@@ -2,7 +2,8 @@
  *
  *   sum_squares   *sum += sum x[i]^2, squared and added in double
  *   adamw         g' = grad_scale g;  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
- *                 p -= lr lr_scale decay p;  p -= lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps)
+ *                 p -= decay_rate decay p + lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps);
+ *                 p = min(max(p, clamp_min), clamp_max) in segments that are clamped
  *
  * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v); 2 and about 15 FLOPs an element, a division
  * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares
@@ -35,9 +36,10 @@ void OP(sum_squares)(struct device *dev, double *sum, tensor x) {
 /* The step's scalars as the loop wants them, for one segment. */
 struct adamw_constants {
     real beta1, rest1, beta2, rest2, eps, grad_scale;
-    real decay; /* lr lr_scale decay */
+    real decay; /* decay_rate decay */
     real rate;  /* lr lr_scale / correction1 */
     real root2; /* 1 / sqrt(correction2) */
+    real low, high; /* infinite where nothing is clamped */
 };
 
 static struct adamw_constants constants_of(const struct adamw_step *step, const struct adamw_segment *segment) {
@@ -49,9 +51,11 @@ static struct adamw_constants constants_of(const struct adamw_step *step, const 
         .rest2 = (real)(1 - step->beta2),
         .eps = (real)step->eps,
         .grad_scale = (real)step->grad_scale,
-        .decay = (real)(lr * (double)segment->decay),
+        .decay = (real)(step->decay_rate * (double)segment->decay),
         .rate = (real)(lr / step->correction1),
         .root2 = (real)(1 / sqrt(step->correction2)),
+        .low = segment->clamped ? (real)segment->clamp_min : -(real)INFINITY,
+        .high = segment->clamped ? (real)segment->clamp_max : (real)INFINITY,
     };
 }
 
@@ -72,7 +76,10 @@ static void adamw_block(real *restrict p, real *restrict m, real *restrict v, co
         m[i] = m1;
         v[i] = v1;
         /* Both parts in one subtraction: p is rounded once, and 1 - decay, which may round to 1, never arises. */
-        p[i] -= c.decay * p[i] + c.rate * m1 / (sqrt_real(v1) * c.root2 + c.eps);
+        real p1 = p[i] - (c.decay * p[i] + c.rate * m1 / (sqrt_real(v1) * c.root2 + c.eps));
+        /* Comparisons that are false for what is not a number, so that a clamp hides no failure. */
+        p1 = p1 < c.low ? c.low : p1;
+        p[i] = p1 > c.high ? c.high : p1;
     }
 }
 
