@@ -1,20 +1,17 @@
 /* file.c: every change riverrun makes to the disk, as file.h describes. Owns nothing beyond its file_writers.
  *
- * Each changing system call is preceded by fault(), which tests use to fail or kill at the N-th of them. The counter
- * behind it is the one piece of state this file keeps outside its arguments; it is only used with
- * RIVERRUN_TEST_FAULT set.
+ * Each changing system call is preceded by fault_change or fault_write (common/fault.h), where tests make it fail.
  */
 #include "common/file.h"
 
+#include "common/fault.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -29,36 +26,6 @@ struct file_writer {
     uint64_t appended;   /* bytes given to file_write */
     XXH64_state_t *hash; /* of those bytes */
 };
-
-/* ---- rehearsed failures ----------------------------------------------------------------------------------------- */
-
-static enum { FAULT_OFF, FAULT_FAIL, FAULT_KILL } fault_kind;
-static unsigned long fault_at;
-static atomic_ulong fault_count;
-static pthread_once_t fault_once = PTHREAD_ONCE_INIT;
-
-static void fault_read_environment(void) {
-    const char *text = getenv("RIVERRUN_TEST_FAULT");
-    if (!text) return;
-    bool fail = strncmp(text, "fail:", 5) == 0, kill_ = strncmp(text, "kill:", 5) == 0;
-    char *end = NULL;
-    if (fail || kill_) fault_at = strtoul(text + 5, &end, 10);
-    /* A test that misspells its fault must not pass for want of one. */
-    if (!end || *end || end == text + 5 || fault_at == 0) {
-        fprintf(stderr, "riverrun: RIVERRUN_TEST_FAULT=%s is neither fail:N nor kill:N with N >= 1\n", text);
-        exit(2);
-    }
-    fault_kind = fail ? FAULT_FAIL : FAULT_KILL;
-}
-
-/* Call before a changing operation: -1 with errno set if it is to fail. */
-static int fault(void) {
-    pthread_once(&fault_once, fault_read_environment);
-    if (fault_kind == FAULT_OFF || atomic_fetch_add(&fault_count, 1) + 1 != fault_at) return 0;
-    if (fault_kind == FAULT_KILL) raise(SIGKILL);
-    errno = ENOSPC;
-    return -1;
-}
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
@@ -81,7 +48,7 @@ int file_create(file_writer **out, const char *path, error *err) {
         return error_system(err, "no memory to write %s", path);
     }
     XXH64_reset(w->hash, 0);
-    w->descriptor = fault() ? -1 : open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    w->descriptor = fault_change(FAULT_NEEDS_ROOM) ? -1 : open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (w->descriptor < 0) {
         error_system(err, "cannot create %s: %s", path, strerror(errno));
         writer_free(w);
@@ -92,13 +59,14 @@ int file_create(file_writer **out, const char *path, error *err) {
 }
 
 /* Write all of it, in as many calls as it takes: at `offset`, or at the descriptor's own position if offset is -1. */
-static int write_fully(file_writer *w, const char *bytes, size_t size, off_t offset, error *err) {
+static int write_fully(int descriptor, const char *path, const char *bytes, size_t size, off_t offset, error *err) {
     while (size > 0) {
-        ssize_t done = fault() ? -1
-                       : offset < 0 ? write(w->descriptor, bytes, size)
-                                    : pwrite(w->descriptor, bytes, size, offset);
+        size_t now = size;
+        ssize_t done = fault_write(&now) ? -1
+                       : offset < 0 ? write(descriptor, bytes, now)
+                                    : pwrite(descriptor, bytes, now, offset);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return error_system(err, "cannot write %s: %s", w->path, strerror(errno));
+        if (done < 0) return error_system(err, "cannot write %s: %s", path, strerror(errno));
         bytes += done;
         size -= (size_t)done;
         if (offset >= 0) offset += done;
@@ -109,14 +77,14 @@ static int write_fully(file_writer *w, const char *bytes, size_t size, off_t off
 static int flush(file_writer *w, error *err) {
     size_t size = w->filled;
     w->filled = 0;
-    return write_fully(w, w->buffer, size, -1, err);
+    return write_fully(w->descriptor, w->path, w->buffer, size, -1, err);
 }
 
 int file_write(file_writer *w, const void *bytes, size_t size, error *err) {
     XXH64_update(w->hash, bytes, size);
     w->appended += size;
     if (size > WRITE_BUFFER - w->filled) TRY(flush(w, err));
-    if (size >= WRITE_BUFFER) return write_fully(w, bytes, size, -1, err);
+    if (size >= WRITE_BUFFER) return write_fully(w->descriptor, w->path, bytes, size, -1, err);
     if (size > 0) memcpy(w->buffer + w->filled, bytes, size);
     w->filled += size;
     return 0;
@@ -125,7 +93,7 @@ int file_write(file_writer *w, const void *bytes, size_t size, error *err) {
 int file_write_at(file_writer *w, uint64_t offset, const void *bytes, size_t size, error *err) {
     TRY(flush(w, err));
     if (offset > INT64_MAX - size) return error_system(err, "cannot write %s: offset too large", w->path);
-    return write_fully(w, bytes, size, (off_t)offset, err);
+    return write_fully(w->descriptor, w->path, bytes, size, (off_t)offset, err);
 }
 
 uint64_t file_hash(const file_writer *w) {
@@ -138,7 +106,7 @@ uint64_t file_size_so_far(const file_writer *w) {
 
 /* fsync; what can't be synced (a pipe, /dev/null) needs no syncing. */
 static int sync_descriptor(int descriptor) {
-    if (fault()) return -1;
+    if (fault_change(FAULT_NEEDS_NONE)) return -1;
     if (fsync(descriptor) == 0 || errno == EINVAL || errno == EROFS) return 0;
     return -1;
 }
@@ -159,6 +127,91 @@ void file_abandon(file_writer *w) {
     if (!w) return;
     close(w->descriptor);
     writer_free(w);
+}
+
+int file_write_out(int descriptor, const char *name, const void *bytes, size_t size, error *err) {
+    return write_fully(descriptor, name, bytes, size, -1, err);
+}
+
+/* ---- appending -------------------------------------------------------------------------------------------------- */
+
+struct file_appender {
+    char *path;
+    int descriptor;
+    off_t size; /* of the file, all appended lines included */
+};
+
+static int cut(int descriptor, off_t size) {
+    return fault_change(FAULT_NEEDS_NONE) != 0 ? -1 : ftruncate(descriptor, size);
+}
+
+int file_append_open(file_appender **out, const char *path, uint64_t keep, error *err) {
+    *out = NULL;
+    file_appender *a = calloc(1, sizeof *a);
+    char *copy = strdup(path);
+    if (!a || !copy) {
+        free(a);
+        free(copy);
+        return error_system(err, "no memory to write %s", path);
+    }
+    *a = (file_appender){.path = copy, .size = (off_t)keep};
+    a->descriptor =
+        fault_change(FAULT_NEEDS_ROOM) != 0 ? -1 : open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    int result = 0;
+    if (a->descriptor < 0) result = error_system(err, "cannot open %s: %s", path, strerror(errno));
+    /* What can't be cut (a pipe, /dev/null) has nothing to be cut off. */
+    else if (cut(a->descriptor, a->size) != 0 && errno != EINVAL)
+        result = error_system(err, "cannot cut %s: %s", path, strerror(errno));
+    if (result == 0) *out = a;
+    else file_append_close(a);
+    return result;
+}
+
+int file_append(file_appender *a, const void *bytes, size_t size, error *err) {
+    if (write_fully(a->descriptor, a->path, bytes, size, -1, err) != 0) {
+        /* Where this fails too, the next session cuts the line that has no end. */
+        int ignored = cut(a->descriptor, a->size);
+        (void)ignored;
+        return -1;
+    }
+    a->size += (off_t)size;
+    return 0;
+}
+
+int file_append_sync(file_appender *a, error *err) {
+    if (sync_descriptor(a->descriptor) == 0) return 0;
+    return error_system(err, "cannot sync %s to disk: %s", a->path, strerror(errno));
+}
+
+void file_append_close(file_appender *a) {
+    if (!a) return;
+    if (a->descriptor >= 0) close(a->descriptor);
+    free(a->path);
+    free(a);
+}
+
+/* ---- lock files ------------------------------------------------------------------------------------------------- */
+
+int file_lock(int *descriptor, const char *path, const char *holder, bool *held, error *err) {
+    *descriptor = -1;
+    *held = false;
+    int opened = fault_change(FAULT_NEEDS_ROOM) != 0 ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (opened < 0) return error_system(err, "cannot open %s: %s", path, strerror(errno));
+    *descriptor = opened;
+    if (flock(opened, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) *held = true;
+        else
+            fprintf(stderr, "riverrun: %s can't be locked (%s); make sure that no other riverrun uses it\n", path,
+                    strerror(errno));
+        return 0;
+    }
+    int result = 0;
+    if (cut(opened, 0) != 0) result = error_system(err, "cannot cut %s: %s", path, strerror(errno));
+    else result = write_fully(opened, path, holder, strlen(holder), 0, err);
+    if (result == 0) return 0;
+    close(opened);
+    *descriptor = -1;
+    return -1;
 }
 
 /* ---- whole files ------------------------------------------------------------------------------------------------ */
@@ -276,7 +329,7 @@ int file_make_directories(const char *path, error *err) {
         if (stop && stop != '/') continue;
         *end = 0;
         if (!file_is_directory(prefix)) {
-            if (fault() != 0 || (mkdir(prefix, 0777) != 0 && errno != EEXIST)) {
+            if (fault_change(FAULT_NEEDS_ROOM) != 0 || (mkdir(prefix, 0777) != 0 && errno != EEXIST)) {
                 result = error_system(err, "cannot make directory %s: %s", prefix, strerror(errno));
             } else if (!file_is_directory(prefix)) {
                 result = error_input(err, "cannot make directory %s: a file of that name is in the way", prefix);
@@ -301,7 +354,7 @@ int file_sync_directory(const char *path, error *err) {
 }
 
 int file_rename(const char *from, const char *to, error *err) {
-    if (fault() != 0 || rename(from, to) != 0) {
+    if (fault_change(FAULT_NEEDS_NONE) != 0 || rename(from, to) != 0) {
         return error_system(err, "cannot rename %s to %s: %s", from, to, strerror(errno));
     }
     return 0;
@@ -309,7 +362,7 @@ int file_rename(const char *from, const char *to, error *err) {
 
 /* Remove `name` in the open directory `parent`, with all below it. errno tells the failure. Links are not followed. */
 static int remove_below(int parent, const char *name) {
-    if (fault() != 0) return -1;
+    if (fault_change(FAULT_NEEDS_NONE) != 0) return -1;
     if (unlinkat(parent, name, 0) == 0 || errno == ENOENT) return 0;
     if (errno != EISDIR && errno != EPERM) return -1;
     int descriptor = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -330,7 +383,7 @@ static int remove_below(int parent, const char *name) {
     int why = errno;
     closedir(directory);
     errno = why;
-    if (result != 0 || fault() != 0) return -1;
+    if (result != 0 || fault_change(FAULT_NEEDS_NONE) != 0) return -1;
     return unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT ? 0 : -1;
 }
 
@@ -344,9 +397,9 @@ int file_link_atomically(const char *target, const char *link_path, error *err) 
     if (asprintf(&temporary, "%s.new", link_path) < 0) return error_system(err, "no memory to link %s", link_path);
     int result = 0;
     /* A link left behind by a killed run is replaced. */
-    if (unlink(temporary) != 0 && errno != ENOENT) {
+    if (fault_change(FAULT_NEEDS_NONE) != 0 || (unlink(temporary) != 0 && errno != ENOENT)) {
         result = error_system(err, "cannot remove %s: %s", temporary, strerror(errno));
-    } else if (fault() != 0 || symlink(target, temporary) != 0) {
+    } else if (fault_change(FAULT_NEEDS_ROOM) != 0 || symlink(target, temporary) != 0) {
         result = error_system(err, "cannot link %s to %s: %s", temporary, target, strerror(errno));
     } else {
         result = file_rename(temporary, link_path, err);

@@ -1,9 +1,8 @@
 /* file.h: the thin layer through which riverrun changes the disk.
  *
- * Everything that writes goes through these functions, so that messages are uniform and tests can rehearse failure:
- * with RIVERRUN_TEST_FAULT=kill:N in the environment the process kills itself with SIGKILL in place of the N-th
- * changing operation (open for writing, write, sync, make directory, rename, link, remove; counted from 1); with fail:N
- * it fails with ENOSPC. The variable is read once; unset costs nothing.
+ * Everything that writes goes through these functions, so that messages are uniform and tests can rehearse failure: the
+ * environment variable RIVERRUN_TEST_FAULT makes the N-th change fail, come short, or kill the process
+ * (common/fault.h).
  *
  * A durable save is: write files under a temporary directory name, file_close_synced each, file_sync_directory,
  * file_rename, file_sync_directory of the parent.
@@ -28,6 +27,22 @@ uint64_t file_hash(const file_writer *w); /* XXH64 of all file_write bytes so fa
 uint64_t file_size_so_far(const file_writer *w);
 int file_close_synced(file_writer *w, error *err); /* flush, fsync, close, free; frees on failure too */
 void file_abandon(file_writer *w);                 /* close and free, keep what is on disk; NULL is fine */
+
+/* All of `bytes` to a descriptor that is the caller's, such as standard output; `name` stands for it in messages. */
+int file_write_out(int descriptor, const char *name, const void *bytes, size_t size, error *err);
+
+/* A file that grows line by line. Opening makes it if need be and cuts it to `keep` bytes; each file_append is one
+ * write where the system allows it, so that a killed run leaves whole lines, and one that fails is taken back. */
+typedef struct file_appender file_appender;
+int file_append_open(file_appender **a, const char *path, uint64_t keep, error *err);
+int file_append(file_appender *a, const void *bytes, size_t size, error *err);
+int file_append_sync(file_appender *a, error *err);
+void file_append_close(file_appender *a); /* NULL is fine */
+
+/* Make the file `path` if need be, lock it, and write the line `holder` into it. The lock goes with *descriptor, which the
+ * caller closes (-1: none). *held: another process has the lock; then *descriptor is only good for reading who. A file
+ * system without locks is warned of and locked by nobody. */
+int file_lock(int *descriptor, const char *path, const char *holder, bool *held, error *err);
 
 /* Whole files. file_read_all allocates *bytes (one extra 0 byte behind it); the caller frees. A file above `limit`
  * bytes is ERROR_INPUT. */

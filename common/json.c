@@ -4,13 +4,47 @@
 #include "common/file.h"
 #include "common/limits.h"
 #include "common/text.h"
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+/* Objects are built by long rows of jansson's calls, which leave out what they have no memory for. Rather than every row
+ * looking at every call, jansson allocates through here, and what was built is looked at once: after memory has failed
+ * jansson, no text of JSON is made any more, since nobody can tell what it would lack. */
+static atomic_bool exhausted;
+
+static void *allocate(size_t size) {
+    void *memory = malloc(size);
+    if (!memory) atomic_store(&exhausted, true);
+    return memory;
+}
+
+__attribute__((constructor)) static void watch_jansson(void) {
+    json_set_alloc_funcs(allocate, free);
+}
+
+bool json_exhausted(void) {
+    return atomic_load(&exhausted);
+}
+
+char *json_text(const json_t *value, size_t flags, const char *name, error *err) {
+    char *text = json_exhausted() ? NULL : json_dumps(value, flags);
+    if (text && !json_exhausted()) return text;
+    free(text);
+    if (json_exhausted()) error_system(err, "no memory for the JSON of %s", name);
+    else error_input(err, "%s can't be written as JSON: a value is not UTF-8, or a number not finite", name);
+    return NULL;
+}
+
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 int json_read_text(json_t **out, const char *text, size_t size, const char *name, error *err) {
     json_error_t problem;
     *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &problem);
     if (*out) return 0;
+    if (json_exhausted()) return error_system(err, "no memory to read %s", name);
     return error_input(err, "%s:%d: is not valid JSON: %s (column %d)", name, problem.line, problem.text,
                        problem.column);
 }
@@ -121,8 +155,8 @@ static int digits_needed(const json_t *value) {
 
 int json_write(const json_t *value, const char *path, error *err) {
     size_t flags = JSON_INDENT(2) | JSON_ENCODE_ANY | JSON_REAL_PRECISION((size_t)digits_needed(value));
-    char *text = json_dumps(value, flags);
-    if (!text) return error_system(err, "cannot write %s: no memory for its text", path);
+    char *text = json_text(value, flags, path, err);
+    if (!text) return -1;
     file_writer *w;
     int result = file_create(&w, path, err);
     if (result == 0) {

@@ -22,6 +22,15 @@ int json_get_int_or(const json_t *object, const char *key, const char *name, int
 int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out, error *err);
 int json_get_bool_or(const json_t *object, const char *key, const char *name, bool fallback, bool *out, error *err);
 
+/* Building: jansson's own calls, whose results need no look each. A value that lacked memory leaves its place empty, and
+ * json_text and json_write, through which all JSON goes out, refuse from then on. */
+
+/* The text of `value` in jansson's flags, or NULL with the reason. The caller frees it. `name` says in messages what it
+ * is of. */
+char *json_text(const json_t *value, size_t flags, const char *name, error *err);
+/* jansson has once lacked memory in this process. */
+bool json_exhausted(void);
+
 /* Write `value` (indented, a final newline, keys in insertion order) through common/file.h: created, synced, closed. */
 int json_write(const json_t *value, const char *path, error *err);
 

@@ -382,8 +382,8 @@ static json_t *describe(const struct safetensors_entry *e, uint64_t begin, uint6
 }
 
 /* The header's text, and in bytes[] the size of each tensor. */
-static char *header_text(const struct safetensors_entry *entries, size_t count, const char *const *metadata,
-                         uint64_t *bytes) {
+static char *header_text(const char *path, const struct safetensors_entry *entries, size_t count,
+                         const char *const *metadata, uint64_t *bytes, error *err) {
     json_t *header = json_object();
     if (metadata && metadata[0]) {
         json_t *object = json_object();
@@ -402,7 +402,7 @@ static char *header_text(const struct safetensors_entry *entries, size_t count, 
         json_object_set_new(header, e->name, describe(e, at, at + bytes[i]));
         at += bytes[i];
     }
-    char *text = json_dumps(header, JSON_COMPACT);
+    char *text = json_text(header, JSON_COMPACT, path, err);
     json_decref(header);
     return text;
 }
@@ -429,12 +429,13 @@ int safetensors_create(safetensors_writer **out, const char *path, const struct 
     *out = NULL;
     safetensors_writer *w = calloc(1, sizeof *w);
     uint64_t *bytes = calloc(count + 1, sizeof *bytes);
-    char *text = bytes ? header_text(entries, count, metadata, bytes) : NULL;
-    if (!w || !text) {
+    char *text = NULL;
+    if (!w || !bytes) error_system(err, "no memory for the header of %s, of %zu tensors", path, count);
+    else text = header_text(path, entries, count, metadata, bytes, err);
+    if (!text) {
         free(w);
         free(bytes);
-        free(text);
-        return error_system(err, "%s: no memory for a header of %zu tensors", path, count);
+        return -1;
     }
     w->bytes = bytes;
     w->count = count;

@@ -3,14 +3,13 @@
  * A document's flags say what stood before it: nothing (it began an input), a separator line, or a separator line that
  * ended the input without a newline. The end-of-document id stands for no text.
  */
+#include "common/file.h"
 #include "data/shard.h"
 #include "data/tokenize.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { READ_TOKENS = 1 << 15, WRITE_BYTES = 1 << 16 };
 
@@ -21,15 +20,9 @@ struct text_writer {
 };
 
 static int flush(struct text_writer *w, error *err) {
-    size_t done = 0;
-    while (done < w->filled) {
-        ssize_t size = write(w->descriptor, w->buffer + done, w->filled - done);
-        if (size < 0 && errno == EINTR) continue;
-        if (size < 0) return error_system(err, "cannot write text: %s", strerror(errno));
-        done += (size_t)size;
-    }
+    size_t size = w->filled;
     w->filled = 0;
-    return 0;
+    return file_write_out(w->descriptor, "text", w->buffer, size, err);
 }
 
 static int put(struct text_writer *w, const char *bytes, size_t size, error *err) {

@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -330,6 +331,76 @@ static void lists_are_sorted_and_filtered(void **state) {
     assert_null(names);
 }
 
+/* ---- files that grow, locks -------------------------------------------------------------------------------------- */
+
+static void lines_are_appended(void **state) {
+    (void)state;
+    error err = {0};
+    file_appender *a;
+    const char *path = in_directory("log");
+    assert_int_equal(file_append_open(&a, path, 0, &err), 0);
+    assert_int_equal(file_append(a, "one\n", 4, &err), 0);
+    assert_int_equal(file_append(a, "two\nthr", 7, &err), 0);
+    assert_int_equal(file_append_sync(a, &err), 0);
+    file_append_close(a);
+    assert_file(path, "one\ntwo\nthr", 11);
+    assert_int_equal(file_append_open(&a, path, 8, &err), 0); /* without the line that has no end */
+    assert_int_equal(file_append(a, "three\n", 6, &err), 0);
+    file_append_close(a);
+    assert_file(path, "one\ntwo\nthree\n", 14);
+    assert_int_equal(file_append_open(&a, in_directory("none/log"), 0, &err), -1);
+    assert_int_equal(err.kind, ERROR_SYSTEM);
+    assert_null(a);
+    assert_int_equal(file_append_open(&a, "/dev/full", 0, &err), 0);
+    assert_int_equal(file_append(a, "x", 1, &err), -1);
+    assert_string_equal(err.text, "cannot write /dev/full: No space left on device");
+    file_append_close(a);
+    file_append_close(NULL);
+}
+
+/* What is in front stays when an append comes short of room in the middle of a line. */
+static void an_append_that_fails_is_taken_back(void **state) {
+    (void)state;
+    const char *path = in_directory("log");
+    pid_t child = fork();
+    if (child == 0) {
+        error err = {0};
+        file_appender *a;
+        const struct rlimit limit = {.rlim_cur = 10, .rlim_max = RLIM_INFINITY};
+        signal(SIGXFSZ, SIG_IGN);
+        bool right = file_append_open(&a, path, 0, &err) == 0 && file_append(a, "first\n", 6, &err) == 0 &&
+                     setrlimit(RLIMIT_FSIZE, &limit) == 0 && file_append(a, "second\n", 7, &err) == -1 &&
+                     strstr(err.text, strerror(EFBIG));
+        file_append_close(a);
+        _exit(right ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_file(path, "first\n", 6);
+}
+
+static void a_lock_has_one_holder(void **state) {
+    (void)state;
+    error err = {0};
+    int first, second;
+    bool held;
+    const char *path = in_directory("lock");
+    assert_int_equal(file_lock(&first, path, "the first and longer\n", &held, &err), 0);
+    assert_true(first >= 0 && !held);
+    assert_int_equal(file_lock(&second, path, "second\n", &held, &err), 0);
+    assert_true(second >= 0 && held);
+    close(second);
+    assert_file(path, "the first and longer\n", 21);
+    close(first);
+    assert_int_equal(file_lock(&second, path, "second\n", &held, &err), 0);
+    assert_true(second >= 0 && !held);
+    assert_file(path, "second\n", 7);
+    close(second);
+    assert_int_equal(file_lock(&second, in_directory("none/lock"), "x", &held, &err), -1);
+    assert_int_equal(err.kind, ERROR_SYSTEM);
+}
+
 /* ---- rehearsed failures ----------------------------------------------------------------------------------------- */
 
 enum { SAVED = (2 << 20) + 5 }; /* bytes in the file of a save: three buffers */
@@ -440,9 +511,26 @@ static void a_killed_save_loses_nothing(void **state) {
     assert_true(rehearse("kill") >= OPERATIONS_LEAST);
 }
 
+/* A disk that stays full refuses all but removing and renaming, so what fails is cleared up. */
+static void a_full_disk_loses_nothing(void **state) {
+    (void)state;
+    assert_true(rehearse("full") >= OPERATIONS_LEAST - 3); /* the last that needs room is the link */
+}
+
+static void a_short_write_is_completed(void **state) {
+    (void)state;
+    for (int n = 1; n <= OPERATIONS_LEAST + 3; n++) {
+        char fault[32];
+        snprintf(fault, sizeof fault, "short:%d", n);
+        assert_int_equal(save_with(fault, n), 0);
+        assert_int_equal(latest_is_whole(n), n);
+    }
+}
+
 static void a_misspelt_fault_is_refused(void **state) {
     (void)state;
-    static const char *const wrong[] = {"fial:1", "fail", "fail:", "fail:x", "fail:0", "kill:1x", ""};
+    static const char *const wrong[] = {"fial:1", "fail", "fail:", "fail:x", "fail:0", "kill:1x", "",
+                                        "fail:1:", "fail:1:ENOENT", "fail:1EIO", "kill:1:EIO", "short:", "full:1:EIO"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         int status = save_with(wrong[i], 1);
         assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 2);
@@ -473,8 +561,13 @@ int main(int count, char **arguments) {
         TEST(renames),
         TEST(paths_join),
         TEST(lists_are_sorted_and_filtered),
+        TEST(lines_are_appended),
+        TEST(an_append_that_fails_is_taken_back),
+        TEST(a_lock_has_one_holder),
         TEST(a_failed_save_loses_nothing),
         TEST(a_killed_save_loses_nothing),
+        TEST(a_full_disk_loses_nothing),
+        TEST(a_short_write_is_completed),
         TEST(a_misspelt_fault_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -201,9 +201,9 @@ static int print_json(const struct plan *p, error *err) {
     json_object_set_new(o, "memory_limit", json_real(p->limit));
     json_object_set_new(o, "largest_batch", json_integer(p->largest));
     json_object_set_new(o, p->largest ? "largest_batch_memory" : "one_sequence_memory", memory_json(&p->largest_takes));
-    char *text = json_dumps(o, JSON_COMPACT | JSON_PRESERVE_ORDER);
+    char *text = json_text(o, JSON_COMPACT | JSON_PRESERVE_ORDER, "the plan", err);
     json_decref(o);
-    if (!text) return error_system(err, "out of memory while printing the plan");
+    if (!text) return -1;
     printf("%s\n", text);
     free(text);
     return 0;

@@ -14,12 +14,12 @@
 #define VERSION 1
 
 /* The object's checksum: XXH64 of its compact text with sorted keys, so that it depends on the values alone. */
-static uint64_t object_hash(const json_t *object) {
-    char *text = json_dumps(object, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
-    ASSERT(text != NULL);
-    uint64_t hash = XXH64(text, strlen(text), 0);
+static int object_hash(const json_t *object, const char *name, uint64_t *hash, error *err) {
+    char *text = json_text(object, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17), name, err);
+    if (!text) return -1;
+    *hash = XXH64(text, strlen(text), 0);
     free(text);
-    return hash;
+    return 0;
 }
 
 static json_t *hash_text(uint64_t hash) {
@@ -57,8 +57,12 @@ int manifest_write(struct model_directory *d, const struct trainer_state *state,
     json_object_set_new(object, "seconds", json_real(state->seconds));
     json_object_set_new(object, "best_valid", isfinite(state->best_valid) ? json_real(state->best_valid) : json_null());
     json_object_set_new(object, "files", files_object(d));
-    json_object_set_new(object, "xxh64", hash_text(object_hash(object)));
-    int result = model_directory_json(d, MANIFEST_NAME, object, err);
+    uint64_t hash;
+    int result = object_hash(object, MANIFEST_NAME, &hash, err);
+    if (result == 0) {
+        json_object_set_new(object, "xxh64", hash_text(hash));
+        result = model_directory_json(d, MANIFEST_NAME, object, err);
+    }
     json_decref(object);
     return result;
 }
@@ -76,10 +80,11 @@ static int read_hash(const json_t *object, const char *name, uint64_t *hash, err
 }
 
 static int check_self(json_t *object, const char *name, error *err) {
-    uint64_t hash;
+    uint64_t hash, found;
     TRY(read_hash(object, name, &hash, err));
     json_object_del(object, "xxh64");
-    if (hash == object_hash(object)) return 0;
+    TRY(object_hash(object, name, &found, err));
+    if (hash == found) return 0;
     return error_input(err, "%s is damaged: its own checksum does not match", name);
 }
 

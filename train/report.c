@@ -1,7 +1,6 @@
 /* report.c: log.jsonl and the lines on the terminal, as report.h describes. Called by trainer.c, on rank 0.
  *
- * The log is appended to line by line, each in one write, so that a killed run leaves whole lines; it is the one file
- * that is not written by common/file.h, whose writers begin a file anew.
+ * The log is appended to line by line, each in one write, so that a killed run leaves whole lines.
  */
 #include "train/report.h"
 
@@ -12,16 +11,14 @@
 #include "train/version.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 struct report {
     char path[LIMIT_PATH];
-    int descriptor;
+    file_appender *log;
     int64_t steps, log_every;
     const char *unit;
     bool started; /* a step of this session was reported */
@@ -38,39 +35,29 @@ static void begin(struct json_line *l, const char *type, int64_t step) {
     json_line_int(l, "step", step);
 }
 
-static int write_log(struct report *r, const char *text, size_t size, error *err) {
-    while (size > 0) {
-        ssize_t done = write(r->descriptor, text, size);
-        if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return error_system(err, "cannot write %s: %s", r->path, strerror(errno));
-        text += done;
-        size -= (size_t)done;
-    }
-    return 0;
-}
-
 static int end(struct report *r, struct json_line *l, error *err) {
     json_line_end(l);
-    return write_log(r, l->text, l->used, err);
+    return file_append(r->log, l->text, l->used, err);
 }
 
 /* ---- opening: the log of earlier sessions ----------------------------------------------------------------------- */
 
-/* One line of an earlier session. A line that is no object with a step ends the part that is kept: a machine that
- * lost power may leave such. */
-static bool read_line(const char *text, size_t size, int64_t step, struct report_history *history) {
-    error ignored = {0};
+/* One line of an earlier session. *keep is false for one beyond `step`, and for one that is no object with a step,
+ * which ends the part that is kept: a machine that lost power may leave such. */
+static int read_line(const char *text, size_t size, int64_t step, struct report_history *history, bool *keep,
+                     error *err) {
     json_t *object = NULL;
-    if (json_read_text(&object, text, size, "log.jsonl", &ignored) != 0) return false;
+    *keep = false;
+    if (json_read_text(&object, text, size, "log.jsonl", err) != 0) return err->kind == ERROR_SYSTEM ? -1 : 0;
     const json_t *at = json_object_get(object, "step"), *type = json_object_get(object, "type");
-    bool keep = json_is_integer(at) && json_is_string(type) && json_integer_value(at) <= step;
-    if (keep && strcmp(json_string_value(type), "valid") == 0) {
+    *keep = json_is_integer(at) && json_is_string(type) && json_integer_value(at) <= step;
+    if (*keep && strcmp(json_string_value(type), "valid") == 0) {
         const json_t *loss = json_object_get(object, "loss");
         history->valid_step = json_integer_value(at);
         history->valid_loss = json_is_number(loss) ? json_number_value(loss) : NAN;
     }
     json_decref(object);
-    return keep;
+    return 0;
 }
 
 /* Reads the log up to the first line beyond `step`; *kept is the size of what comes before it. */
@@ -81,15 +68,18 @@ static int read_history(const char *path, int64_t step, struct report_history *h
     if (!in) return errno == ENOENT ? 0 : error_system(err, "cannot read %s: %s", path, strerror(errno));
     char *line = NULL;
     size_t capacity = 0;
-    for (;;) {
+    int result = 0;
+    for (bool keep = true; keep;) {
         ssize_t size = getline(&line, &capacity, in);
-        if (size <= 0 || line[size - 1] != '\n' || !read_line(line, (size_t)size, step, history)) break;
-        *kept += size;
+        if (size < 0 && !feof(in)) result = error_system(err, "cannot read %s: %s", path, strerror(errno));
+        if (size <= 0 || line[size - 1] != '\n') break;
+        result = read_line(line, (size_t)size, step, history, &keep, err);
+        if (result != 0) break;
+        if (keep) *kept += size;
     }
-    int failed = ferror(in);
     free(line);
     fclose(in);
-    return failed ? error_system(err, "cannot read %s", path) : 0;
+    return result;
 }
 
 int report_read_history(const char *run, int64_t step, struct report_history *history, error *err) {
@@ -104,22 +94,14 @@ int report_open(struct report **out, const char *run, int64_t step, int64_t step
     *out = NULL;
     struct report *r = calloc(1, sizeof *r);
     if (!r) return error_system(err, "no memory for the log");
-    *r = (struct report){.descriptor = -1, .steps = steps, .log_every = log_every, .unit = unit, .line_step = step};
+    *r = (struct report){.steps = steps, .log_every = log_every, .unit = unit, .line_step = step};
     off_t kept;
     if (file_join(r->path, sizeof r->path, run, "log.jsonl", err) != 0 ||
         read_history(r->path, step, history, &kept, err) != 0) {
         goto fail;
     }
-    r->descriptor = open(r->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (r->descriptor < 0) {
-        error_system(err, "cannot open %s: %s", r->path, strerror(errno));
-        goto fail;
-    }
-    /* Steps only grow along the file, so all that is to go lies behind `kept`, and one call takes it off. */
-    if (ftruncate(r->descriptor, kept) != 0 && errno != EINVAL) {
-        error_system(err, "cannot cut %s: %s", r->path, strerror(errno));
-        goto fail;
-    }
+    /* Steps only grow along the file, so all that is to go lies behind `kept`. */
+    if (file_append_open(&r->log, r->path, (uint64_t)kept, err) != 0) goto fail;
     *out = r;
     return 0;
 fail:
@@ -129,13 +111,12 @@ fail:
 
 void report_close(struct report *r) {
     if (!r) return;
-    if (r->descriptor >= 0) close(r->descriptor);
+    file_append_close(r->log);
     free(r);
 }
 
 int report_sync(struct report *r, error *err) {
-    if (!r || fdatasync(r->descriptor) == 0 || errno == EINVAL || errno == EROFS) return 0;
-    return error_system(err, "cannot sync %s to disk: %s", r->path, strerror(errno));
+    return r ? file_append_sync(r->log, err) : 0;
 }
 
 /* ---- the lines -------------------------------------------------------------------------------------------------- */
@@ -160,12 +141,14 @@ int report_run(struct report *r, const struct report_run *run, error *err) {
                              version_compiler(), "host", name, "machine", run->machine, "precision", run->precision,
                              "ranks", run->ranks, "seed", (json_int_t)run->seed, "parameters",
                              (json_int_t)run->parameters, "config", config_object(run->config));
-    char *text = line ? json_dumps(line, JSON_COMPACT) : NULL;
+    char *text = json_text(line, JSON_COMPACT, r->path, err);
     json_decref(line);
-    if (!text) return error_system(err, "%s: the config can't be written as JSON: a value is not UTF-8", r->path);
-    int result = write_log(r, text, strlen(text), err);
+    if (!text) return -1;
+    size_t size = strlen(text);
+    text[size] = '\n'; /* in place of the end; a line is appended in one piece */
+    int result = file_append(r->log, text, size + 1, err);
     free(text);
-    return result == 0 ? write_log(r, "\n", 1, err) : -1;
+    return result;
 }
 
 static void print_step(struct report *r, const struct report_step *s) {

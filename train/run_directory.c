@@ -5,11 +5,8 @@
 #include "common/file.h"
 #include "common/limits.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,30 +25,17 @@ static int refuse_locked(int descriptor, const char *run, error *err) {
 
 int run_lock(int *descriptor, const char *run, error *err) {
     char path[LIMIT_PATH], host[128] = "", holder[200];
+    bool held;
     *descriptor = -1;
     TRY(file_join(path, sizeof path, run, "lock", err));
-    /* Not through common/file.h: the lock is no content, and opening it must not disturb who holds it. */
-    int opened = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (opened < 0) return error_system(err, "train.out = %s: cannot open %s: %s", run, path, strerror(errno));
-    if (flock(opened, LOCK_EX | LOCK_NB) != 0) {
-        int why = errno;
-        int result = 0;
-        if (why == EWOULDBLOCK) result = refuse_locked(opened, run, err);
-        else
-            fprintf(stderr, "riverrun: %s can't be locked (%s); make sure that no other riverrun uses it\n", run,
-                    strerror(why));
-        close(opened);
-        return result;
-    }
     gethostname(host, sizeof host - 1);
-    int size = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
-    if (ftruncate(opened, 0) != 0 || pwrite(opened, holder, (size_t)size, 0) != size) {
-        error_system(err, "cannot write %s: %s", path, strerror(errno));
-        close(opened);
-        return -1;
-    }
-    *descriptor = opened;
-    return 0;
+    snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
+    if (file_lock(descriptor, path, holder, &held, err) != 0) return error_context(err, "train.out = %s", run);
+    if (!held) return 0;
+    refuse_locked(*descriptor, run, err);
+    close(*descriptor);
+    *descriptor = -1;
+    return -1;
 }
 
 void run_unlock(int descriptor) {

@@ -45,8 +45,9 @@ static int add_indexed(struct weights *w, const json_t *map, const char *index, 
         if (!file_name || !*file_name || strchr(file_name, '/') || has_control(file_name)) {
             result = error_input(err, "%s: 'weight_map' must give each tensor the plain name of a file", index);
         } else if (!json_object_get(seen, file_name)) {
-            json_object_set_new(seen, file_name, json_true());
-            result = add_file(w, file_name, err);
+            if (json_object_set_new(seen, file_name, json_true()) != 0)
+                result = error_system(err, "no memory for the list of files in %s", index);
+            else result = add_file(w, file_name, err);
         }
         if (result != 0) break;
     }
