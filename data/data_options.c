@@ -74,11 +74,11 @@ struct loader_options data_loader_options(const struct data_options *o) {
 }
 
 /* Open one data set; messages name the option that gave the path. */
-static int open_named(dataset **d, const char *path, const char *section, const char *name, const char *key,
+static int open_named(row_source **d, const char *path, const char *section, const char *name, const char *key,
                       error *err) {
     *d = NULL;
     if (path[0] == '\0') return error_input(err, "%s%s.%s is empty; give a directory of shards", section, name, key);
-    if (dataset_open(d, path, err) != 0) return error_context(err, "%s%s.%s", section, name, key);
+    if (row_source_open_shards(d, path, err) != 0) return error_context(err, "%s%s.%s", section, name, key);
     return 0;
 }
 
@@ -89,19 +89,19 @@ static int open_all(struct data_sources *s, const struct data_options *o, error 
             return error_input(err, "no training data: give data.train, or [source.NAME] sections with a path each");
         }
         TRY(open_named(&s->data[0], o->train, "data", "", "train", err));
-        s->train[0] = (struct loader_source){.name = "train", .data = s->data[0], .weight = 1};
+        s->train[0] = (struct loader_source){.name = "train", .rows = s->data[0], .weight = 1};
         s->count = 1;
     }
     for (size_t i = 0; i < o->source_count; i++) {
         const struct data_source_options *source = &o->sources[i];
         TRY(open_named(&s->data[i], source->path, SOURCE_PREFIX, source->name, "path", err));
-        s->train[i] = (struct loader_source){.name = source->name, .data = s->data[i], .weight = source->weight};
+        s->train[i] = (struct loader_source){.name = source->name, .rows = s->data[i], .weight = source->weight};
         s->count++;
-        if (i > 0) TRY(loader_same_tokenizer(s->data[0], first_path, s->data[i], source->path, err));
+        if (i > 0) TRY(row_source_same_tokens(s->data[0], first_path, s->data[i], source->path, err));
     }
     if (o->valid[0]) {
         TRY(open_named(&s->valid, o->valid, "data", "", "valid", err));
-        TRY(loader_same_tokenizer(s->data[0], first_path, s->valid, o->valid, err));
+        TRY(row_source_same_tokens(s->data[0], first_path, s->valid, o->valid, err));
     }
     return 0;
 }
@@ -116,7 +116,7 @@ int data_sources_open(struct data_sources *s, const struct data_options *o, erro
 }
 
 void data_sources_close(struct data_sources *s) {
-    for (size_t i = 0; i < s->count; i++) dataset_close(s->data[i]);
-    if (s->valid) dataset_close(s->valid);
+    for (size_t i = 0; i < s->count; i++) row_source_close(s->data[i]);
+    row_source_close(s->valid);
     memset(s, 0, sizeof *s);
 }

@@ -41,12 +41,12 @@ struct loader_options data_loader_options(const struct data_options *o);
 struct data_sources {
     size_t count;
     struct loader_source train[LIMIT_SOURCES]; /* `count` of them; a lone data.train is called "train" */
-    dataset *data[LIMIT_SOURCES];              /* what train[] reads: these are owned here */
-    dataset *valid;                            /* data.valid, or NULL; owned too */
+    row_source *data[LIMIT_SOURCES];           /* what train[] reads: these are owned here */
+    row_source *valid;                         /* data.valid, or NULL; owned too */
 };
 
 /* Open what the options name, and check that all agree on tokenizer and vocabulary. Refuses options without training
- * data. The options must outlive the sources (names are theirs). On failure nothing stays open. */
+ * data. The options must outlive the sources (names and paths are theirs). On failure nothing stays open. */
 int data_sources_open(struct data_sources *s, const struct data_options *o, error *err);
 void data_sources_close(struct data_sources *s);
 

@@ -1,6 +1,6 @@
-/* loader.c: the prefetching threads and the ring of batches behind loader.h. Owns the threads, their cursors and the
- * batches' memory; which sample a row holds is decided in data/mixture.c, how it is read in data/shard.c. Called by
- * the trainer, evaluation and the loader's bench.
+/* loader.c: the prefetching threads and the ring of batches behind loader.h. Owns the threads, their readers and the
+ * batches' memory; which sample a row holds is decided in data/mixture.c, how it is made in data/row_source.c.
+ * Called by the trainer and the loader's bench.
  *
  * Batches are numbered from 0 in the order of loader_next, and batch n lives in slot n % slots. Rows are handed out
  * in order, a run at a time, to whichever thread asks. Invariants, under `lock`:
@@ -38,18 +38,14 @@ struct slot {
 struct worker {
     loader *owner;
     pthread_t thread;
-    shard_cursor *cursor;
-    int32_t *row;     /* T + 1 tokens */
-    uint8_t *mask;    /* T + 1 */
-    uint64_t *starts; /* T document starts; NULL without reset */
+    struct row_reader reader;
     struct mixture_block block;
     double read_s; /* since the last time the totals were brought up to date */
 };
 
 struct source {
     char name[LIMIT_NAME];
-    const dataset *data;
-    bool has_mask;
+    const row_source *rows;
 };
 
 struct lookup { /* what loader_locate, const for its callers, caches */
@@ -66,7 +62,7 @@ struct loader {
     struct slot *slots;
     uint64_t slot_count;
     struct worker *workers;
-    int cursors, threads; /* opened and started so far, so that a failed opening is undone exactly */
+    int threads;          /* started so far, so that a failed opening is undone exactly */
     int64_t run;          /* rows handed out at a time */
     atomic_bool stop;     /* set under `lock`; looked at between rows without it */
 
@@ -81,15 +77,6 @@ struct loader {
 
 /* ---- one row -------------------------------------------------------------------------------------------------- */
 
-/* doc[t] counts the document starts in [0, t], so the first document is 0 unless the first token starts it. */
-static void number_documents(const dataset *data, uint64_t from, int64_t T, uint64_t *starts, int32_t *doc) {
-    memset(doc, 0, (size_t)T * sizeof *doc);
-    size_t found = dataset_document_starts(data, from, (size_t)T, starts, (size_t)T);
-    ASSERT(found <= (size_t)T);
-    for (size_t i = 0; i < found; i++) doc[starts[i] - from] = 1;
-    for (int64_t t = 1; found > 0 && t < T; t++) doc[t] += doc[t - 1];
-}
-
 /* Fill row b of a slot's batch; *valid gets its number of targets that count. */
 static int fill_row(struct worker *w, struct slot *slot, int64_t b, int64_t *valid, error *err) {
     loader *l = w->owner;
@@ -98,29 +85,18 @@ static int fill_row(struct worker *w, struct slot *slot, int64_t b, int64_t *val
     uint64_t g = batch->first + (uint64_t)(l->options.rank * l->options.B + b);
     struct loader_place place = mixture_locate(&l->mixture, &w->block, g);
     const struct source *source = &l->sources[place.source];
-    uint64_t from = place.sample * (uint64_t)T;
+    int32_t *targets = batch->targets + b * T;
 
     double before = clock_seconds();
-    int failed =
-        dataset_read(source->data, w->cursor, from, (size_t)T + 1, w->row, source->has_mask ? w->mask : NULL, err);
+    int failed = row_source_read(source->rows, &w->reader, place.sample, T, T, batch->tokens + b * T, targets,
+                                 batch->doc ? batch->doc + b * T : NULL, err);
     w->read_s += clock_seconds() - before;
     if (failed) {
         return error_context(err, "source '%s', sample %" PRIu64 " (global sample %" PRIu64 ")", source->name,
                              place.sample, g);
     }
-    int32_t *targets = batch->targets + b * T;
-    memcpy(batch->tokens + b * T, w->row, (size_t)T * sizeof *w->row);
-    memcpy(targets, w->row + 1, (size_t)T * sizeof *w->row);
-    *valid = T;
-    if (source->has_mask) {
-        for (int64_t t = 0; t < T; t++) {
-            if (!w->mask[t + 1]) {
-                targets[t] = -1;
-                (*valid)--;
-            }
-        }
-    }
-    if (batch->doc) number_documents(source->data, from, T, w->starts, batch->doc + b * T);
+    *valid = 0;
+    for (int64_t t = 0; t < T; t++) *valid += targets[t] >= 0;
     return 0;
 }
 
@@ -226,51 +202,22 @@ static int start_threads(loader *l, error *err) {
 
 /* ---- opening and closing -------------------------------------------------------------------------------------- */
 
-int loader_same_tokenizer(const dataset *a, const char *a_name, const dataset *b, const char *b_name, error *err) {
-    const struct dataset_info *x = dataset_get_info(a), *y = dataset_get_info(b);
-    if (x->tokenizer_identity != y->tokenizer_identity) {
-        return error_input(err,
-                           "%s and %s were made with different tokenizers (%s %016" PRIx64 " and %s %016" PRIx64
-                           "); the data of one run must share one",
-                           a_name, b_name, x->tokenizer_name, x->tokenizer_identity, y->tokenizer_name,
-                           y->tokenizer_identity);
-    }
-    if (x->vocab != y->vocab) {
-        return error_input(
-            err, "%s and %s have vocabularies of %" PRIu64 " and %" PRIu64 " ids; the data of one run must share one",
-            a_name, b_name, x->vocab, y->vocab);
-    }
-    return 0;
-}
-
 static int check_first_source(const struct loader_source *first, const struct loader_source *other, error *err) {
     char names[2][LIMIT_NAME + 16];
     snprintf(names[0], sizeof names[0], "source '%s'", first->name);
     snprintf(names[1], sizeof names[1], "source '%s'", other->name);
-    return loader_same_tokenizer(first->data, names[0], other->data, names[1], err);
+    return row_source_same_tokens(first->rows, names[0], other->rows, names[1], err);
 }
 
 /* Copy the sources, count their samples, and refuse those that can't give one row. */
 static int take_sources(loader *l, const struct loader_source *sources, size_t count, error *err) {
     uint64_t samples[LIMIT_SOURCES], T = (uint64_t)l->options.T;
     for (size_t s = 0; s < count; s++) {
-        const struct dataset_info *info = dataset_get_info(sources[s].data);
-        if (info->tokens < 2) {
-            return error_input(err, "source '%s' holds %" PRIu64 " tokens; a data set to learn from needs at least 2",
-                               sources[s].name, info->tokens);
-        }
-        samples[s] = (info->tokens - 1) / T;
-        if (samples[s] == 0) {
-            return error_input(err,
-                               "sequence length (data.seq_len) %" PRIu64
-                               " is too long for source '%s', which holds %" PRIu64
-                               " tokens: with the token that follows a row, at most %" PRIu64 " is possible",
-                               T, sources[s].name, info->tokens, info->tokens - 1);
-        }
+        TRY(row_source_check(sources[s].rows, sources[s].name, l->options.T, err));
+        samples[s] = row_source_inputs(sources[s].rows, l->options.T) / T;
         if (s > 0) TRY(check_first_source(&sources[0], &sources[s], err));
         snprintf(l->sources[s].name, sizeof l->sources[s].name, "%s", sources[s].name);
-        l->sources[s].data = sources[s].data;
-        l->sources[s].has_mask = info->has_mask;
+        l->sources[s].rows = sources[s].rows;
     }
     return mixture_make(&l->mixture, sources, samples, count, l->options.seed, l->options.shuffle, err);
 }
@@ -288,14 +235,14 @@ static void carve_batches(loader *l, arena *a) {
     }
 }
 
+/* Each thread's reader works in the scratch of the source that needs most. */
 static void carve_scratch(loader *l, arena *a) {
-    size_t T = (size_t)l->options.T;
-    for (int i = 0; i < l->options.threads; i++) {
-        struct worker *w = &l->workers[i];
-        w->row = arena_take(a, (T + 1) * sizeof *w->row);
-        w->mask = arena_take(a, T + 1);
-        w->starts = l->options.reset ? arena_take(a, T * sizeof *w->starts) : NULL;
+    size_t most = 0;
+    for (size_t s = 0; s < l->mixture.count; s++) {
+        size_t size = row_source_scratch(l->sources[s].rows, l->options.T);
+        if (size > most) most = size;
     }
+    for (int i = 0; i < l->options.threads; i++) l->workers[i].reader.scratch = arena_take(a, most);
 }
 
 static int take_memory(loader *l, error *err) {
@@ -323,11 +270,10 @@ static int take_memory(loader *l, error *err) {
     carve_scratch(l, &measure);
     TRY(arena_open(&l->scratch, "loader scratch", measure.peak, NULL, err));
     carve_scratch(l, &l->scratch);
-    for (; l->cursors < o->threads; l->cursors++) {
-        struct worker *w = &l->workers[l->cursors];
-        w->owner = l;
-        w->block.number = MIXTURE_NO_BLOCK;
-        TRY(shard_cursor_open(&w->cursor, err));
+    for (int i = 0; i < o->threads; i++) {
+        l->workers[i].owner = l;
+        l->workers[i].block.number = MIXTURE_NO_BLOCK;
+        TRY(row_reader_open(&l->workers[i].reader, err));
     }
     return 0;
 }
@@ -363,7 +309,7 @@ void loader_close(loader *l) {
     pthread_cond_broadcast(&l->room);
     pthread_mutex_unlock(&l->lock);
     for (int i = 0; i < l->threads; i++) pthread_join(l->workers[i].thread, NULL);
-    for (int i = 0; i < l->cursors; i++) shard_cursor_close(l->workers[i].cursor);
+    for (int i = 0; l->workers && i < l->options.threads; i++) row_reader_close(&l->workers[i].reader);
     arena_close(&l->memory);
     arena_close(&l->scratch);
     if (l->lookup) pthread_mutex_destroy(&l->lookup->lock);

@@ -1,9 +1,9 @@
 /* loader.h: batches as a pure function of (seed, global sample number).
  *
- * A source is a data set cut into samples: sample i of a source of n tokens holds inputs [i*T, i*T+T) and targets one
- * token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most T-1
- * tokens at the end of the data are left unread. A source's samples are visited in the order of a keyed permutation,
- * a new one every epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of
+ * A source is a row source (data/row_source.h). Of a data set of n tokens, sample i holds inputs [i*T, i*T+T) and
+ * targets one token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most
+ * T-1 tokens at the end of the data are left unread. A generated task makes sample i from its seed. A source's samples
+ * are visited in the order of a keyed permutation, a new one every epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of
  * LOADER_BLOCK global samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed
  * order (data/mixture.h). So global sample g names its source, epoch and sample without any state: the same for 1
  * rank or 64, exact on resume.
@@ -19,14 +19,14 @@
 
 #include "common/arena.h"
 #include "common/error.h"
-#include "data/shard.h"
+#include "data/row_source.h"
 #include <stdint.h>
 
 #define LOADER_BLOCK 4096
 
 struct loader_source {
     const char *name; /* for messages and the log */
-    const dataset *data;
+    const row_source *rows;
     double weight; /* > 0, relative */
 };
 
@@ -56,14 +56,10 @@ struct batch {
 typedef struct loader loader;
 
 /* Sources must share tokenizer and vocabulary; each must hold at least one sample, and have a weight whose share is
- * at least one place in a block. The data sets must outlive the loader; names are copied. count is 1 to
+ * at least one place in a block. The row sources must outlive the loader; names are copied. count is 1 to
  * LIMIT_SOURCES. */
 int loader_open(loader **l, const struct loader_source *sources, size_t count, const struct loader_options *options,
                 error *err);
-
-/* Refuses two data sets of different tokenizers or vocabularies; a_name and b_name (paths, or "source 'x'") go into
- * the message. loader_open asks this of its sources; whoever opens other data for the same model may ask it too. */
-int loader_same_tokenizer(const dataset *a, const char *a_name, const dataset *b, const char *b_name, error *err);
 
 /* Ends and joins the threads, whatever they are at (each finishes at most the row in hand). NULL is fine. */
 void loader_close(loader *l);
@@ -86,8 +82,8 @@ uint64_t loader_samples(const loader *l, size_t source); /* samples in one epoch
 struct loader_stats {
     uint64_t batches;     /* delivered */
     double caller_wait_s; /* in loader_next, waiting for a batch */
-    double thread_read_s; /* in dataset_read: disk, checksums, decompression */
-    double thread_fill_s; /* the rest of making a row: finding it, documents, masks, copies */
+    double thread_read_s; /* in row_source_read: disk, checksums, decompression, or generating; copies */
+    double thread_fill_s; /* the rest of making a row: finding it, counting its targets */
     double thread_idle_s; /* waiting for room in the ring */
 };
 struct loader_stats loader_get_stats(loader *l);

@@ -57,7 +57,7 @@ int loader_bench(const struct loader_source *sources, size_t count, const struct
     double start = clock_seconds();
     loader *l;
     TRY(loader_open(&l, sources, count, options, err));
-    int failed = take_batches(l, options, dataset_get_info(sources[0].data)->vocab, batches, start, result, err);
+    int failed = take_batches(l, options, row_source_get_info(sources[0].rows)->vocab, batches, start, result, err);
     loader_close(l);
     return failed;
 }

@@ -59,6 +59,8 @@ void corpus_write(struct corpus *c, const struct corpus_plan *plan, const int32_
         at = end;
     }
     GOOD(dataset_open(&c->data, plan->directory, &err));
+    snprintf(c->path, sizeof c->path, "%s", plan->directory);
+    GOOD(row_source_open_shards(&c->rows, c->path, &err));
     assert_int_equal(dataset_get_info(c->data)->tokens, count);
 }
 
@@ -82,6 +84,7 @@ void corpus_make(struct corpus *c, const struct corpus_plan *plan) {
 
 void corpus_free(struct corpus *c) {
     if (c->data) dataset_close(c->data);
+    row_source_close(c->rows);
     free(c->ids);
     free(c->mask);
     free(c->starts);

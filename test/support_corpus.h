@@ -3,7 +3,7 @@
 #ifndef RIVERRUN_SUPPORT_CORPUS_H
 #define RIVERRUN_SUPPORT_CORPUS_H
 
-#include "data/shard.h"
+#include "data/row_source.h"
 
 struct corpus_plan {
     const char *directory; /* created; its shards are part-00000.rrs, ... */
@@ -25,6 +25,8 @@ struct corpus {
     uint8_t *mask;   /* 1 = counts */
     uint8_t *starts; /* 1 = the token starts a document */
     dataset *data;   /* open */
+    row_source *rows; /* open: the same as a source of rows; it needs `path` */
+    char path[4096];
 };
 
 void corpus_make(struct corpus *c, const struct corpus_plan *plan);

@@ -42,8 +42,8 @@ static int set_up(void **state) {
         &world->corpora[1],
         &(struct corpus_plan){
             .directory = path, .tokens = 411, .first_id = 50000, .vocab = VOCAB, .document_tokens = 5, .key = 2});
-    world->sources[0] = (struct loader_source){.name = "long", .data = world->corpora[0].data, .weight = 3};
-    world->sources[1] = (struct loader_source){.name = "short", .data = world->corpora[1].data, .weight = 1};
+    world->sources[0] = (struct loader_source){.name = "long", .rows = world->corpora[0].rows, .weight = 3};
+    world->sources[1] = (struct loader_source){.name = "short", .rows = world->corpora[1].rows, .weight = 1};
     *state = world;
     return 0;
 }
@@ -275,7 +275,7 @@ static void test_documents_and_masks_by_hand(void **state) {
     struct corpus_plan plan = {
         .directory = path, .vocab = 30, .token_bytes = 1, .frame_tokens = 5, .shard_sizes = {3, 7}, .has_mask = true};
     corpus_write(&c, &plan, ids, mask, starts, 13);
-    struct loader_source source = {.name = "hand", .data = c.data, .weight = 1};
+    struct loader_source source = {.name = "hand", .rows = c.rows, .weight = 1};
     struct loader_options o = usual_options();
     o.T = 4;
     o.B = 3;
@@ -450,11 +450,11 @@ static void test_refusals(void **state) {
     struct loader_source sources[2] = {world->sources[0], {.name = "other", .weight = 1}};
     struct loader_options o = usual_options();
 
-    sources[1].data = tiny.data;
+    sources[1].rows = tiny.rows;
     check_refused(sources, 2, &o, "source 'other' holds 1 tokens");
-    sources[1].data = stranger.data;
+    sources[1].rows = stranger.rows;
     check_refused(sources, 2, &o, "source 'long' and source 'other' were made with different tokenizers");
-    sources[1].data = wider.data;
+    sources[1].rows = wider.rows;
     check_refused(sources, 2, &o, "vocabularies of 100000 and 100001");
     sources[1] = world->sources[1];
     sources[1].weight = 1e-9;
@@ -513,17 +513,20 @@ static void make_damage(struct damage *d, struct world *world, int64_t T) {
     memset(d, 0, sizeof *d);
     corpus_write(&d->corpus, &plan, ids, mask, starts, DAMAGED_TOKENS);
     dataset_close(d->corpus.data);
+    row_source_close(d->corpus.rows);
     d->corpus.data = NULL;
+    d->corpus.rows = NULL;
     error err = {.kind = ERROR_NONE};
     char file[600];
     snprintf(file, sizeof file, "%s/part-00000" SHARD_SUFFIX, path);
     flip_middle(file);
     if (dataset_open(&d->corpus.data, path, &err) != 0) fail_msg("only a frame should be damaged: %s", err.text);
+    assert_int_equal(row_source_open_shards(&d->corpus.rows, d->corpus.path, &err), 0);
 
     d->T = T;
     d->samples = (DAMAGED_TOKENS - 1) / (uint64_t)T;
     d->first_bad = d->samples;
-    d->source = (struct loader_source){.name = "damaged", .data = d->corpus.data, .weight = 1};
+    d->source = (struct loader_source){.name = "damaged", .rows = d->corpus.rows, .weight = 1};
     shard_cursor *cursor;
     assert_int_equal(shard_cursor_open(&cursor, &err), 0);
     for (uint64_t i = d->samples; i-- > 0;) {

@@ -112,8 +112,8 @@ static void test_opening(void **state) {
     if (data_sources_open(&s, &o, &err) != 0) fail_msg("%s", err.text);
     assert_int_equal(s.count, 1);
     assert_string_equal(s.train[0].name, "train");
-    assert_int_equal(dataset_get_info(s.train[0].data)->tokens, 100);
-    assert_int_equal(dataset_get_info(s.valid)->tokens, 200);
+    assert_int_equal(row_source_get_info(s.train[0].rows)->shards->tokens, 100);
+    assert_int_equal(row_source_get_info(s.valid)->shards->tokens, 200);
     loader *l;
     struct loader_options options = data_loader_options(&o);
     if (loader_open(&l, s.train, s.count, &options, &err) != 0) fail_msg("%s", err.text);
@@ -128,7 +128,7 @@ static void test_opening(void **state) {
     if (data_sources_open(&s, &o, &err) != 0) fail_msg("%s", err.text);
     assert_true(s.count == 2 && s.valid == NULL && s.train[0].weight == 3 && s.train[1].weight == 1);
     assert_string_equal(s.train[1].name, "y");
-    assert_int_equal(dataset_get_info(s.train[1].data)->tokens, 200);
+    assert_int_equal(row_source_get_info(s.train[1].rows)->shards->tokens, 200);
     data_sources_close(&s);
     config_free(c);
 

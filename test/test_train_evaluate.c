@@ -127,7 +127,7 @@ static struct evaluation run(struct fixture *f, struct eval_options o, bool rese
     double sums[4] = {0};
     for (int r = 0; r < ranks; r++) {
         struct comm c = {.rank = r, .ranks = ranks, .functions = &keeping, .impl = sums};
-        if (evaluate(&e, f->lm.m, f->corpus.data, f->tokenizer, &o, reset, &c, &err) != 0) fail_msg("%s", err.text);
+        if (evaluate(&e, f->lm.m, f->corpus.rows, f->tokenizer, &o, reset, &c, &err) != 0) fail_msg("%s", err.text);
     }
     if (ranks > 1) { /* what the last rank would have made of the sums */
         e = (struct evaluation){.loss = sums[0] / sums[1],

@@ -62,7 +62,7 @@ struct evaluator {
     struct eval_options options; /* as they are used */
     bool reset;
     struct checkpoint *checkpoint;
-    dataset *data;
+    row_source *data;
     tokenizer *tokenizer;
     struct model_config *model_config;
     struct device *dev;
@@ -74,12 +74,12 @@ static void evaluator_close(struct evaluator *v) {
     if (v->dev) device_close(v->dev);
     if (v->model_config) model_config_free(v->model_config);
     if (v->tokenizer) tokenizer_close(v->tokenizer);
-    if (v->data) dataset_close(v->data);
+    row_source_close(v->data);
     if (v->checkpoint) checkpoint_close(v->checkpoint);
 }
 
 static int check_data(const struct evaluator *v, error *err) {
-    const struct dataset_info *info = dataset_get_info(v->data);
+    const struct dataset_info *info = row_source_get_info(v->data)->shards;
     if (info->tokenizer_identity != tokenizer_identity(v->tokenizer)) {
         return error_input(
             err,
@@ -112,7 +112,7 @@ static int choose_options(struct evaluator *v, uint64_t given, error *err) {
     if (given >> GIVEN_RESET & 1) v->reset = f->reset;
     if (v->options.window == 0) v->options.window = T;
     /* Memory for no more than there is to do. */
-    int64_t inputs = (int64_t)dataset_get_info(v->data)->tokens - 1;
+    int64_t inputs = (int64_t)row_source_inputs(v->data, v->options.window);
     if (v->options.tokens > 0 && v->options.tokens < inputs) inputs = v->options.tokens;
     if (v->options.window > inputs) v->options.window = inputs;
     int64_t windows = (inputs - 1) / v->options.window + 1;
@@ -128,7 +128,7 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     TRY(flags_parse(&flags, argc, argv, &v->flags, &count, &given, &helped, err));
     TRY(checkpoint_open(&v->checkpoint, argv[1], err));
     TRY(checkpoint_tokenizer(v->checkpoint, &v->tokenizer, err));
-    if (dataset_open(&v->data, v->flags.data, err) != 0) return error_context(err, "--data");
+    if (row_source_open_shards(&v->data, v->flags.data, err) != 0) return error_context(err, "--data");
     TRY(check_data(v, err));
     TRY(choose_options(v, given, err));
     TRY(model_config_bind(&v->model_config, checkpoint_config(v->checkpoint), tokenizer_vocab(v->tokenizer), err));

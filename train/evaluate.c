@@ -9,72 +9,47 @@
 /* What a pass over the data needs: rows of `T` inputs, `B` of them at once. */
 struct pass {
     struct model *model;
-    const dataset *data;
-    const tokenizer *tokenizer;
-    shard_cursor *cursor;
+    const row_source *data;
+    const tokenizer *tokenizer; /* NULL for a task, whose tokens have no bytes */
+    struct row_reader reader;
     int64_t B, T;
     bool reset;
-    int32_t *ids;                    /* T + 1: a row's inputs and the target of the last one */
-    uint8_t *mask;                   /* T + 1 */
-    uint64_t *starts;                /* T */
     int32_t *tokens, *targets, *doc; /* (B, T); doc is NULL without reset */
     double bytes;                    /* of text that the targets so far stand for */
 };
 
 static void pass_close(struct pass *p) {
-    shard_cursor_close(p->cursor);
-    free(p->ids);
-    free(p->mask);
-    free(p->starts);
+    row_reader_close(&p->reader);
+    free(p->reader.scratch);
     free(p->tokens);
     free(p->targets);
     free(p->doc);
 }
 
 static int pass_open(struct pass *p, error *err) {
-    size_t row = (size_t)p->T + 1, all = (size_t)p->B * (size_t)p->T;
-    p->ids = calloc(row, sizeof *p->ids);
-    p->mask = calloc(row, sizeof *p->mask);
-    p->starts = calloc(row, sizeof *p->starts);
+    size_t all = (size_t)p->B * (size_t)p->T;
+    p->reader.scratch = calloc(row_source_scratch(p->data, p->T) + 1, 1);
     p->tokens = calloc(all, sizeof *p->tokens);
     p->targets = calloc(all, sizeof *p->targets);
     if (p->reset) p->doc = calloc(all, sizeof *p->doc);
-    if (!p->ids || !p->mask || !p->starts || !p->tokens || !p->targets || (p->reset && !p->doc)) {
+    if (!p->reader.scratch || !p->tokens || !p->targets || (p->reset && !p->doc)) {
         return error_system(err, "no memory for %lld windows of %lld tokens", (long long)p->B, (long long)p->T);
     }
-    return shard_cursor_open(&p->cursor, err);
+    return row_reader_open(&p->reader, err);
 }
 
-/* Number the documents of inputs [from, from + count): as kernels/ops.h wants, a row that starts one begins with 1. */
-static void number_documents(struct pass *p, int32_t *doc, uint64_t from, int64_t count) {
-    size_t found = dataset_document_starts(p->data, from, (size_t)count, p->starts, (size_t)count);
-    ASSERT(found <= (size_t)count);
-    int32_t number = 0;
-    size_t next = 0;
-    for (int64_t i = 0; i < p->T; i++) {
-        if (next < found && p->starts[next] == from + (uint64_t)i) {
-            number++;
-            next++;
-        }
-        doc[i] = number;
-    }
-}
-
-/* Row b: the inputs [from, from + count) and the tokens that follow each. What is left of the row is no target; it
- * comes behind all that counts, and nothing flows backwards. */
-static int fill_row(struct pass *p, int64_t b, uint64_t from, int64_t count, error *err) {
-    int32_t *tokens = p->tokens + b * p->T, *targets = p->targets + b * p->T;
-    TRY(dataset_read(p->data, p->cursor, from, (size_t)count + 1, p->ids, p->mask, err));
-    for (int64_t i = 0; i < p->T; i++) {
-        bool counts = i < count && p->mask[i + 1];
-        tokens[i] = i < count ? p->ids[i] : 0;
-        targets[i] = counts ? p->ids[i + 1] : -1;
-        if (!counts) continue;
+/* Row b: the first `count` inputs of a sample. What is left of the row is no target; it comes behind all that counts,
+ * and nothing flows backwards. */
+static int fill_row(struct pass *p, int64_t b, int64_t sample, int64_t count, error *err) {
+    int32_t *targets = p->targets + b * p->T;
+    TRY(row_source_read(p->data, &p->reader, (uint64_t)sample, p->T, count, p->tokens + b * p->T, targets,
+                        p->doc ? p->doc + b * p->T : NULL, err));
+    for (int64_t i = 0; p->tokenizer && i < count; i++) {
         size_t size;
+        if (targets[i] < 0) continue;
         tokenizer_decode(p->tokenizer, targets[i], &size);
         p->bytes += (double)size;
     }
-    if (p->doc) number_documents(p, p->doc + b * p->T, from, count);
     return 0;
 }
 
@@ -90,8 +65,8 @@ static int run_windows(struct pass *p, int64_t inputs, const struct comm *comm, 
     for (int64_t first = comm->rank * p->B; first < windows; first += comm->ranks * p->B) {
         int64_t rows = windows - first < p->B ? windows - first : p->B;
         for (int64_t b = 0; b < rows; b++) {
-            int64_t from = (first + b) * p->T, count = inputs - from < p->T ? inputs - from : p->T;
-            TRY(fill_row(p, b, (uint64_t)from, count, err));
+            int64_t left = inputs - (first + b) * p->T;
+            TRY(fill_row(p, b, first + b, left < p->T ? left : p->T, err));
         }
         run(p, rows, NULL);
     }
@@ -103,9 +78,9 @@ static int run_carried(struct pass *p, int64_t inputs, error *err) {
     struct model_state *state;
     TRY(model_state_open(&state, p->model, 1, err));
     int result = 0;
-    for (int64_t from = 0; from < inputs && result == 0; from += p->T) {
-        int64_t count = inputs - from < p->T ? inputs - from : p->T;
-        result = fill_row(p, 0, (uint64_t)from, count, err);
+    for (int64_t piece = 0; piece * p->T < inputs && result == 0; piece++) {
+        int64_t left = inputs - piece * p->T;
+        result = fill_row(p, 0, piece, left < p->T ? left : p->T, err);
         if (result == 0) run(p, 1, state);
     }
     model_state_close(state);
@@ -122,11 +97,11 @@ static void summarise(struct evaluation *e, const double sums[4]) {
     e->bytes = bytes;
 }
 
-int evaluate(struct evaluation *e, struct model *m, const dataset *d, const tokenizer *t,
+int evaluate(struct evaluation *e, struct model *m, const row_source *d, const tokenizer *t,
              const struct eval_options *options, bool reset, struct comm *comm, error *err) {
     ASSERT(options->window > 0 && options->batch > 0);
     bool carry = options->mode == EVAL_CARRY;
-    int64_t inputs = (int64_t)dataset_get_info(d)->tokens - 1;
+    int64_t inputs = (int64_t)row_source_inputs(d, options->window);
     if (inputs < 1)
         return error_input(err, "the data set to evaluate on has fewer than 2 tokens, so none can be predicted");
     if (options->tokens > 0 && options->tokens < inputs) inputs = options->tokens;

@@ -8,7 +8,7 @@
 #ifndef RIVERRUN_EVALUATE_H
 #define RIVERRUN_EVALUATE_H
 
-#include "data/shard.h"
+#include "data/row_source.h"
 #include "data/tokenizer.h"
 #include "model/model.h"
 #include "train/comm.h"
@@ -28,7 +28,7 @@ struct evaluation {
  * batch x window (EVAL_CARRY: 1 x window); options->window is given, not 0. The result does not depend on batch or
  * ranks beyond rounding. A failure is returned on the rank where it happened, while the others wait for it: the
  * caller ends the job. */
-int evaluate(struct evaluation *e, struct model *m, const dataset *d, const tokenizer *t,
+int evaluate(struct evaluation *e, struct model *m, const row_source *d, const tokenizer *t,
              const struct eval_options *options, bool reset, struct comm *comm, error *err);
 
 #endif

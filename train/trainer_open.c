@@ -30,7 +30,7 @@ static int64_t trainer_length(const struct trainer *t) {
 
 /* The tokenizer of the training data: from the tokenizer.json beside it, or by its name. */
 static int open_tokenizer(struct trainer *t, error *err) {
-    const struct dataset_info *info = dataset_get_info(t->data.data[0]);
+    const struct dataset_info *info = row_source_get_info(t->data.data[0])->shards;
     const char *spec = info->tokenizer_path[0] ? info->tokenizer_path : info->tokenizer_name;
     TRY(tokenizer_open(&t->tokenizer, spec, err));
     if (tokenizer_identity(t->tokenizer) == info->tokenizer_identity) return 0;
@@ -83,7 +83,7 @@ static int check_inputs(struct trainer *t, error *err) {
     t->eval = o->eval;
     if (t->eval.window == 0) t->eval.window = o->data.T;
     if (t->eval.batch > t->micro_batch) t->eval.batch = t->micro_batch;
-    if (t->data.valid && dataset_get_info(t->data.valid)->tokens < 2) {
+    if (t->data.valid && row_source_inputs(t->data.valid, t->eval.window) == 0) {
         return error_input(err, "data.valid = %s has fewer than 2 tokens, so none can be predicted", o->data.valid);
     }
     /* A directory with a checkpoint goes on from that; then train.init has had its effect already. */
@@ -188,8 +188,8 @@ static int load_optimizer(struct trainer *t, error *err) {
 
 /* ---- 5. directory and log --------------------------------------------------------------------------------------- */
 
-static void print_set(const char *front, const char *name, const dataset *d) {
-    const struct dataset_info *info = dataset_get_info(d);
+static void print_set(const char *front, const char *name, const row_source *d) {
+    const struct dataset_info *info = row_source_get_info(d)->shards;
     char tokens[24];
     text_count(tokens, sizeof tokens, (double)info->tokens);
     fprintf(stderr, "%-12s%s: %s tokens, %llu document%s\n", front, name, tokens, (unsigned long long)info->documents,
