@@ -31,7 +31,7 @@ accept() {
 
 # ---- help and version
 accept --help
-for command in train eval generate tokenize shards plan import export; do
+for command in train eval generate tokenize shards plan bench import export; do
     grep -q "riverrun $command " "$WORK/out" || fail "--help does not name $command"
     "$RIVERRUN" $command --help > "$WORK/help" 2>&1 || fail "$command --help fails"
     grep -q "^riverrun $command" "$WORK/help" || fail "$command --help: $(head -n 1 "$WORK/help")"

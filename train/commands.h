@@ -12,6 +12,7 @@ int command_generate(int argc, char **argv, error *err);
 int command_tokenize(int argc, char **argv, error *err);
 int command_shards(int argc, char **argv, error *err);
 int command_plan(int argc, char **argv, error *err);
+int command_bench(int argc, char **argv, error *err);
 int command_import(int argc, char **argv, error *err);
 int command_export(int argc, char **argv, error *err);
 
