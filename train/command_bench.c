@@ -285,11 +285,11 @@ static int loader_command_run(int argc, char **argv, error *err) {
     int count, opened = 0, status = 0;
     bool helped;
     struct loader_source sources[LIMIT_SOURCES];
-    dataset *data[LIMIT_SOURCES];
+    row_source *data[LIMIT_SOURCES];
     TRY(flags_parse(&loader_command, argc, argv, &f, &count, NULL, &helped, err));
     if (helped) return 0;
     for (; status == 0 && opened < count; opened += status == 0) {
-        status = dataset_open(&data[opened], argv[1 + opened], err);
+        status = row_source_open_shards(&data[opened], argv[1 + opened], err);
         if (status == 0) sources[opened] = (struct loader_source){argv[1 + opened], data[opened], 1};
     }
     struct loader_options o = {.seed = (uint64_t)f.seed,
@@ -304,7 +304,7 @@ static int loader_command_run(int argc, char **argv, error *err) {
     struct loader_bench_result result;
     if (status == 0) status = loader_bench(sources, (size_t)count, &o, (uint64_t)f.batches, &result, err);
     if (status == 0) print_loader(&f, o.threads, (size_t)count, &result);
-    while (opened > 0) dataset_close(data[--opened]);
+    while (opened > 0) row_source_close(data[--opened]);
     return status;
 }
 
