@@ -22,7 +22,7 @@
 
 enum option_type {
     OPTION_INT,    /* int64_t; accepts 1_000_000, and the suffixes k, m, g (powers of 1000) and Ki, Mi, Gi (of 1024) */
-    OPTION_FLOAT,  /* double; finite */
+    OPTION_FLOAT,  /* double; finite. One whose default is "" may be empty, and is then NAN: not given */
     OPTION_BOOL,   /* bool; true/false, yes/no, on/off, 1/0 */
     OPTION_STRING, /* const char *, owned by the config */
     OPTION_CHOICE, /* int: index into `choices` (NULL-terminated) */

@@ -39,6 +39,11 @@ static const char *bound_text(char out[NUMBER], double bound) {
     return out;
 }
 
+/* Whether a number may be left empty. */
+static bool may_be_empty(const struct option *o) {
+    return o->type == OPTION_FLOAT && o->fallback && !*o->fallback;
+}
+
 void option_rule(const struct option *o, char out[OPTION_TEXT]) {
     char low[NUMBER], high[NUMBER];
     out[0] = 0;
@@ -53,6 +58,7 @@ void option_rule(const struct option *o, char out[OPTION_TEXT]) {
             append(out, ", at least %s", bound_text(low, o->min));
         else if (has_max(o))
             append(out, ", at most %s", bound_text(high, o->max));
+        if (may_be_empty(o)) append(out, ", or empty");
         return;
     case OPTION_BOOL: append(out, "true or false"); return;
     case OPTION_STRING: append(out, "a text"); return;
@@ -159,6 +165,10 @@ int option_parse(const struct option *o, const char *text, void *out, char probl
     }
     case OPTION_FLOAT: {
         double value;
+        if (!*text && may_be_empty(o)) {
+            *(double *)field = NAN;
+            return 0;
+        }
         if (!parse_float(text, &value)) {
             refuse(o, problem);
             append(problem, ", such as 0.1 or 3e-4");
@@ -181,7 +191,9 @@ char *option_text(const struct option *o, const void *in) {
     char number[NUMBER];
     switch (o->type) {
     case OPTION_INT: snprintf(number, sizeof number, "%lld", (long long)*(const int64_t *)field); return strdup(number);
-    case OPTION_FLOAT: return strdup(text_real(number, sizeof number, *(const double *)field));
+    case OPTION_FLOAT:
+        if (isnan(*(const double *)field)) return strdup("");
+        return strdup(text_real(number, sizeof number, *(const double *)field));
     case OPTION_BOOL: return strdup(*(const bool *)field ? "true" : "false");
     case OPTION_STRING: return strdup(*(const char *const *)field);
     case OPTION_CHOICE: return strdup(o->choices[*(const int *)field]);

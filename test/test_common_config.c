@@ -453,6 +453,30 @@ static void no_file_at_all(void **state) {
     config_free(c);
 }
 
+/* A number whose default is empty may be left out, and stays so through the effective config. */
+static void numbers_that_may_be_empty(void **state) {
+    (void)state;
+    static const struct option options[] = {{"low", OPTION_FLOAT, 0, "", -2, 2, "", "Lowest.", NULL},
+                                            {"high", OPTION_FLOAT, sizeof(double), "", 0, 0, "", "Highest.", NULL},
+                                            {0}};
+    double values[2];
+    error err = {0};
+    config *c = parsed("[a]\nhigh = 7\n[b]\nlow =\n[c]\nlow = 3\n");
+    assert_int_equal(config_bind(c, "a", options, values, &err), 0);
+    assert_true(isnan(values[0]) && values[1] == 7);
+    assert_int_equal(config_bind(c, "b", options, values, &err), 0);
+    assert_true(isnan(values[0]) && isnan(values[1]));
+    assert_int_equal(config_bind(c, "c", options, values, &err), -1);
+    assert_non_null(strstr(err.text, "must be a number from -2 to 2, or empty; the nearest is 2"));
+    char *text = config_text(c);
+    config_free(c);
+    c = parsed(text);
+    assert_int_equal(config_bind(c, "a", options, values, &err), 0);
+    assert_true(isnan(values[0]) && values[1] == 7);
+    config_free(c);
+    free(text);
+}
+
 /* ---- output ----------------------------------------------------------------------------------------------------- */
 
 static const struct option width_options[] = {{"width", OPTION_INT, 0, "8", 0, 0, "", "Width.", NULL}, {0}};
@@ -536,6 +560,7 @@ int main(void) {
         cmocka_unit_test(values_keep_what_only_looks_like_a_comment),
         cmocka_unit_test(whole_numbers),
         cmocka_unit_test(real_numbers_and_booleans),
+        cmocka_unit_test(numbers_that_may_be_empty),
         cmocka_unit_test(bounds_name_the_nearest_value),
         cmocka_unit_test(choices_and_missing_options),
         cmocka_unit_test(unknown_names_get_the_nearest),

@@ -9,6 +9,8 @@
 #include <float.h>
 #include <math.h>
 
+#define NO NAN /* a number that a group does not give */
+
 static const char model_text[] =
     "[model]\nd_model = 20\nvocab_size = 37\npad_vocab_to = 1\ntie_embeddings = false\npattern = m*2\n"
     "[block.m]\nmixer = mamba2\nmlp = swiglu\nmlp_width = 24\nd_state = 5\nhead_dim = 8\n";
@@ -161,18 +163,56 @@ static double mean_gradient(int ranks, int step, int index, int64_t i) {
     return sum / (scale * valid_targets(step));
 }
 
+/* What groups_of_test says, tensor by tensor. */
+struct rule {
+    double lr_scale, weight_decay, low, high;
+};
+static struct rule rule_of(const struct optimizer_options *o, const struct param *param) {
+    struct rule r = {1, o->decay == DECAY_ALL || param->decay ? o->weight_decay : 0, -INFINITY, INFINITY};
+    if (o->group_count == 0) return r;
+    bool second = strncmp(param->name, "backbone.layers.1.", 18) == 0;
+    const char *end = strrchr(param->name, '.') + 1;
+    if (strcmp(end, "A_log") == 0 || strcmp(end, "dt_bias") == 0) r.lr_scale = 0.25;
+    if (second && strstr(param->name, "in_proj")) r.lr_scale = 4;
+    if (strcmp(end, "D") == 0) r.weight_decay = 0.5;
+    if (strstr(param->name, "out_proj")) r.weight_decay = 0;
+    if (strcmp(end, "D") == 0 || strstr(param->name, "norm_f")) r.high = 0.97;
+    if (strstr(param->name, "mlp.")) {
+        r.low = -0.125;
+        r.high = 0.25;
+    }
+    return r;
+}
+
+static const struct group_options groups_of_test[] = {
+    {"slow", "*.A_log *.dt_bias", 0.25, NO, NO, NO},
+    {"fast", "backbone.layers.1.*in_proj.weight", 4, NO, NO, NO},
+    {"skips", "*.D", NO, 0.5, NO, NO},
+    {"outputs", "*out_proj*", NO, 0, NO, NO},
+    {"below", "*.mixer.D,\tbackbone.norm_f.weight", NO, NO, NO, 0.97},
+    {"mlp", "*.mlp.*", NO, NO, -0.125, 0.25},
+};
+
+static void add_groups(struct plan *plan) {
+    plan->options.group_count = sizeof groups_of_test / sizeof *groups_of_test;
+    memcpy(plan->options.groups, groups_of_test, sizeof groups_of_test);
+}
+
 static void update_tensor(struct plan *want, const struct param *param, int index, int ranks, int step, int64_t t,
                           double clipping) {
     const struct optimizer_options *o = &want->options;
-    bool decays = o->decay == DECAY_ALL || param->decay;
-    double lr = learning_rate(step), decay = decays ? (double)(float)o->weight_decay : 0;
+    struct rule rule = rule_of(o, param);
+    double lr = rule.lr_scale * learning_rate(step), wd = (float)rule.weight_decay;
+    /* Detached decay knows the course of the learning rate, neither its height nor the tensor's scale. */
+    double loss = o->decay_mode == DECAY_DETACHED ? learning_rate(step) / o->lr * wd : lr * wd;
     for (int64_t i = 0; i < param->count; i++) {
         double g = mean_gradient(ranks, step, index, i) * clipping, *w = &want->weights[index][i];
         double *m = &want->m[index][i], *v = &want->v[index][i];
         *m = o->beta1 * *m + (1 - o->beta1) * g;
         *v = o->beta2 * *v + (1 - o->beta2) * g * g;
         double mh = *m / (1 - pow(o->beta1, (double)t)), vh = *v / (1 - pow(o->beta2, (double)t));
-        *w -= lr * decay * *w + lr * mh / (sqrt(vh) + o->eps);
+        *w -= loss * *w + lr * mh / (sqrt(vh) + o->eps);
+        *w = fmin(fmax(*w, (float)rule.low), (float)rule.high);
     }
 }
 
@@ -339,40 +379,130 @@ static void test_through_a_checkpoint(void **state) {
     }
 }
 
+/* Groups that overlap without contradiction, on cuts of the tensors by several ranks, in both modes of decay. */
+static void test_groups(void **state) {
+    (void)state;
+    for (int ranks = 1; ranks <= 4; ranks++) {
+        for (int mode = DECAY_WITH_LR; mode <= DECAY_DETACHED; mode++) {
+            struct plan plan = plan_make(ranks == 3 ? PRECISION_F32 : PRECISION_F64);
+            plan.options.decay_mode = mode;
+            plan.options.lr = 0.08; /* the peak of learning_rate would be 0.06 */
+            if (ranks == 2) plan.options.decay = DECAY_ALL;
+            check_plan(plan, ranks);
+            add_groups(&plan);
+            check_plan(plan, ranks);
+        }
+    }
+}
+
+/* The clamp of the comparison above is at work, and the two modes of decay differ. */
+static void test_groups_matter(void **state) {
+    (void)state;
+    config *cfg = NULL;
+    struct model_config *mc = model_config_make(&cfg);
+    struct plan plan = plan_make(PRECISION_F64), want;
+    add_groups(&plan);
+    reference(&want, &plan, 1);
+    int at_low = 0, at_high = 0, inside = 0;
+    for (int index = 0; index < mc->params.count; index++) {
+        if (!strstr(mc->params.list[index].name, "mlp.")) continue;
+        for (int64_t i = 0; i < mc->params.list[index].count; i++) {
+            at_low += want.weights[index][i] == -0.125;
+            at_high += want.weights[index][i] == 0.25;
+            inside += want.weights[index][i] > -0.125 && want.weights[index][i] < 0.25;
+        }
+    }
+    assert_true(at_low > 10 && at_high > 10 && inside > 10);
+    plan_free(&want);
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+static void check_groups_refused(const struct group_options *groups, size_t count, const char *text) {
+    config *cfg = NULL;
+    error err = {0};
+    struct model_config *mc = model_config_make(&cfg);
+    struct optimizer_options options = {.lr = 1, .group_count = count};
+    memcpy(options.groups, groups, count * sizeof *groups);
+    assert_int_equal(groups_check(&mc->params, &options, &err), -1);
+    assert_int_equal(err.kind, ERROR_INPUT);
+    if (strncmp(err.text, text, strlen(text)) != 0) fail_msg("'%s' does not start with '%s'", err.text, text);
+    model_config_free(mc);
+    config_free(cfg);
+}
+
+static void test_groups_refused(void **state) {
+    (void)state;
+    check_groups_refused((struct group_options[]){{"a", "*.A_lgo", 2, NO, NO, NO}}, 1,
+                         "[group.a] match: no tensor has a name like *.A_lgo; the nearest is "
+                         "backbone.layers.0.mixer.A_log; riverrun plan --tensors lists them");
+    check_groups_refused((struct group_options[]){{"a", "*.bias backbone.layers.0.mixer.inproj.weight", 2, NO, NO, NO}},
+                         1,
+                         "[group.a] match: no tensor has a name like backbone.layers.0.mixer.inproj.weight; the "
+                         "nearest is backbone.layers.0.mixer.in_proj.weight; ");
+    check_groups_refused((struct group_options[]){{"a", "*mixer.norm.wieght", 2, NO, NO, NO}}, 1,
+                         "[group.a] match: no tensor has a name like *mixer.norm.wieght; the nearest is "
+                         "backbone.layers.0.mixer.norm.weight; ");
+    check_groups_refused((struct group_options[]){{"a", "*.layers.7.*", 2, NO, NO, NO}}, 1,
+                         "[group.a] match: no tensor has a name like *.layers.7.*; riverrun plan");
+    check_groups_refused((struct group_options[]){{"a", " , ", 2, NO, NO, NO}}, 1, "[group.a] match is empty");
+    struct group_options twice[] = {{"a", "*.D", 2, NO, NO, NO}, {"b", "*.dt_bias *layers.1.*", 1, NO, NO, NO}};
+    check_groups_refused(twice, 2,
+                         "[group.a] and [group.b] both give lr_scale to backbone.layers.1.mixer.D; leave it to one");
+    struct group_options empty[] = {{"a", "*.D", NO, NO, 1, NO}, {"b", "*.D", NO, NO, NO, 0.5}};
+    check_groups_refused(empty, 2, "clamp_min = 1 is above clamp_max = 0.5 for backbone.layers.0.mixer.D");
+}
+
+/* What a segment says about one element, in a byte that is different for the treatments of the test below. */
+static uint8_t mark(double decay, double lr_scale, double high) {
+    return (uint8_t)(1 + (decay == 0.5) + 2 * (lr_scale == 0.25) + 4 * (high == 2));
+}
+
 /* Segments of every possible cut cover what the tensors hold, once each, with their tensor's treatment. */
 static void test_segments(void **state) {
     (void)state;
     config *cfg = NULL;
+    error err = {0};
     struct model_config *mc = model_config_make(&cfg);
-    struct optimizer_options options = {.weight_decay = 0.5};
+    struct optimizer_options options = {.weight_decay = 0.5, .group_count = 2,
+                                        .groups = {{"a", "*.A_log *in_proj*", 0.25, NO, NO, NO},
+                                                   {"b", "*.D *conv1d.bias *norm*", NO, NO, NO, 2}}};
+    struct treatment treatments[PARAMS_MAX];
+    assert_int_equal(groups_treat(treatments, &mc->params, &options, &err), 0);
     for (int ranks = 1; ranks <= 7; ranks += 3) {
         struct params p;
         params_copy(&p, &mc->params);
         params_layout(&p, ranks);
-        uint8_t *seen = calloc((size_t)p.elements, 1); /* 1: exempt, 2: decays */
+        uint8_t *seen = calloc((size_t)p.elements, 1);
         struct adamw_segment segments[PARAMS_MAX];
         for (int b = 0; b < p.bucket_count; b++) {
+            const struct bucket *bucket = &p.buckets[b];
             for (int r = 0; r < ranks; r++) {
                 int64_t offset, count;
                 params_slice(&p, b, r, &offset, &count);
-                int n =
-                    optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, segments);
-                assert_int_equal(
-                    n, optimizer_segments(&p, p.buckets[b].first, p.buckets[b].params, offset, count, &options, NULL));
+                int n = optimizer_segments(&p, bucket->first, bucket->params, offset, count, treatments, DECAY_DETACHED,
+                                           segments);
+                assert_int_equal(n, optimizer_segments(&p, bucket->first, bucket->params, offset, count, treatments,
+                                                       DECAY_DETACHED, NULL));
                 for (int s = 0; s < n; s++) {
-                    assert_true(segments[s].offset >= 0 && segments[s].offset + segments[s].count <= count);
-                    assert_true(segments[s].lr_scale == 1);
-                    for (int64_t i = 0; i < segments[s].count; i++) {
-                        assert_int_equal(seen[offset + segments[s].offset + i], 0);
-                        seen[offset + segments[s].offset + i] = segments[s].decay == 0.5f ? 2 : 1;
+                    const struct adamw_segment *g = &segments[s];
+                    assert_true(g->offset >= 0 && g->offset + g->count <= count);
+                    assert_int_equal(g->clamped, g->clamp_max == 2);
+                    for (int64_t i = 0; i < g->count; i++) {
+                        assert_int_equal(seen[offset + g->offset + i], 0);
+                        seen[offset + g->offset + i] = mark(g->decay, g->lr_scale, g->clamp_max);
                     }
                 }
             }
         }
         int64_t covered = 0;
         for (int index = 0; index < p.count; index++) {
+            const char *name = p.list[index].name;
+            bool slow = strstr(name, "A_log") || strstr(name, "in_proj");
+            bool below = strstr(name, "mixer.D") || strstr(name, "conv1d.bias") || strstr(name, "norm");
+            uint8_t want = mark(p.list[index].decay ? 0.5 : 0, slow ? 0.25 : 1, below ? 2 : INFINITY);
             for (int64_t i = 0; i < p.list[index].count; i++) {
-                assert_int_equal(seen[p.list[index].offset + i], p.list[index].decay ? 2 : 1);
+                assert_int_equal(seen[p.list[index].offset + i], want);
             }
             covered += p.list[index].count;
         }
@@ -390,7 +520,8 @@ int main(void) {
         cmocka_unit_test(test_clip_matters),    cmocka_unit_test(test_against_double),
         cmocka_unit_test(test_options),         cmocka_unit_test(test_skipped),
         cmocka_unit_test(test_no_valid_target), cmocka_unit_test(test_through_a_checkpoint),
-        cmocka_unit_test(test_segments),
+        cmocka_unit_test(test_segments),        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_groups_matter),   cmocka_unit_test(test_groups_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

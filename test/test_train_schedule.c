@@ -147,6 +147,37 @@ static void test_option_rules(void **state) {
     check_refused("[train]\nsteps = 0\n", "steps = 0");
     check_refused("[optimizer]\nbeta2 = 1\n", "beta2 = 1");
     check_refused("[schedule]\nkind = cosin\n", "did you mean cosine?");
+    assert_int_equal(bind("[optimizer]\nlr = 0\n", &o, &err), 0);
+    check_refused("[optimizer]\nlr = 0\ndecay_mode = detached\n",
+                  "optimizer.lr = 0 does not suit optimizer.decay_mode = detached");
+}
+
+static void test_groups(void **state) {
+    (void)state;
+    struct run_options o;
+    error err = {0};
+    config *c = NULL;
+    static const char text[] = "[group.a]\nmatch = *.D *.A_log\nlr_scale = 0\n[group.b]\nmatch = *\nclamp_max = 2\n";
+    assert_int_equal(config_parse(&c, text, strlen(text), "test.ini", &err), 0);
+    assert_int_equal(config_override(c, "group.b.weight_decay=0.5", &err), 0);
+    assert_int_equal(run_options_bind(&o, c, &err), 0);
+    assert_int_equal(o.optimizer.group_count, 2);
+    const struct group_options *g = o.optimizer.groups;
+    assert_string_equal(g[0].name, "a");
+    assert_string_equal(g[0].match, "*.D *.A_log");
+    assert_true(g[0].lr_scale == 0 && isnan(g[0].weight_decay) && isnan(g[0].clamp_min) && isnan(g[0].clamp_max));
+    assert_true(isnan(g[1].lr_scale) && g[1].weight_decay == 0.5 && isnan(g[1].clamp_min) && g[1].clamp_max == 2);
+    config_free(c);
+    check_refused("[group.a]\nlr_scale = 2\n", "[group.a] match is missing");
+    check_refused("[group.a]\nmatch = *\n", "[group.a] changes nothing; give it lr_scale");
+    check_refused("[group.]\nmatch = *\nlr_scale = 2\n", "section [group.] has no name");
+    check_refused("[group.a]\nmatch = *\nlr_scale = -1\n", "from 0 to 1000000, or empty");
+    check_refused("[group.a]\nmatch = *\nclamp_min = nan\n", "clamp_min = nan");
+    char many[4096] = "";
+    for (int i = 0; i <= LIMIT_GROUPS; i++) {
+        snprintf(many + strlen(many), sizeof many - strlen(many), "[group.g%d]\nmatch = *\nlr_scale = 2\n", i);
+    }
+    check_refused(many, "there are 65 [group.NAME] sections; at most 64 are possible");
 }
 
 static void check_split(int64_t batch, int64_t micro, int ranks, int64_t want_micro, int64_t want_accumulate) {
@@ -198,6 +229,7 @@ int main(void) {
         cmocka_unit_test(test_exponential),
         cmocka_unit_test(test_falls_and_is_bounded),
         cmocka_unit_test(test_option_rules),
+        cmocka_unit_test(test_groups),
         cmocka_unit_test(test_split),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -27,6 +27,10 @@ int command_help_config(void) {
            "out of bounds is an error, never ignored.\n");
     section("train", "The run.", train_options_table);
     section("optimizer", "AdamW.", optimizer_options_table);
+    section("group.NAME",
+            "Tensors that the optimizer treats in a way of their own; NAME is yours to choose. A tensor may be in\n"
+            "several groups, but takes each number from one: two groups that give it the same one are refused.",
+            group_options_table);
     section("schedule", "The learning rate over the run.", schedule_options_table);
     section("data", "What is trained on. Either `train` names one data set, or `[source.NAME]` sections name several.",
             data_options_table);

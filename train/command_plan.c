@@ -6,6 +6,7 @@
 #include "common/json.h"
 #include "common/text.h"
 #include "train/flags.h"
+#include "train/groups.h"
 #include "train/options.h"
 #include <inttypes.h>
 #include <math.h>
@@ -17,7 +18,7 @@ struct plan_options {
     double memory; /* GiB; 0 = this machine's */
     int64_t batch, seq, ranks;
     int precision;
-    bool json;
+    bool json, tensors;
 };
 
 #define FIELD(name) offsetof(struct plan_options, name)
@@ -33,6 +34,8 @@ static const struct option plan_table[] = {
     {"precision", OPTION_CHOICE, FIELD(precision), "fp32", 0, 0, "",
      "Numbers that are computed with; where it is not given, the config's train.precision counts.", precision_choices},
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, "", "Print one JSON object.", NULL},
+    {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, "",
+     "Print every tensor too: name, shape, and how the optimizer treats it.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 enum { GIVEN_PRECISION = 4 }; /* its place in the table */
@@ -60,6 +63,8 @@ struct plan {
     int64_t embedding_params;
     double forward_flops;
     size_t state;
+    struct treatment *treatments; /* of every tensor */
+    bool tensors;                 /* print them */
 };
 
 /* --- working it out --------------------------------------------------------------------------- */
@@ -172,6 +177,46 @@ static void print_memory(const struct plan *p) {
         printf("nothing fits in %s: one sequence at once takes %s\n", text, text2);
 }
 
+/* "768 x 1 x 4" */
+static char *shape_text(char out[96], const struct param *t) {
+    int used = 0;
+    for (int d = 0; d < t->ndim; d++) {
+        used += snprintf(out + used, 96 - (size_t)used, "%s%" PRId64, d ? " x " : "", t->dim[d]);
+    }
+    return out;
+}
+
+static void print_tensors(const struct plan *p) {
+    const struct params *table = &p->mc->params;
+    char shape[96], low[40], high[40];
+    printf("%-48s %-18s %9s %12s  %s\n", "tensor", "shape", "lr_scale", "weight_decay", "clamped to");
+    for (int i = 0; i < table->count; i++) {
+        const struct treatment *t = &p->treatments[i];
+        printf("%-48s %-18s %9g %12g", table->list[i].name, shape_text(shape, &table->list[i]), t->lr_scale,
+               t->weight_decay);
+        snprintf(low, sizeof low, isinf(t->clamp_min) ? "" : "from %g", t->clamp_min);
+        snprintf(high, sizeof high, isinf(t->clamp_max) ? "" : "to %g", t->clamp_max);
+        printf("%s%s%s%s\n", *low || *high ? "  " : "", low, *low && *high ? " " : "", high);
+    }
+}
+
+static json_t *tensors_json(const struct plan *p) {
+    const struct params *table = &p->mc->params;
+    json_t *list = json_array();
+    for (int i = 0; i < table->count; i++) {
+        const struct param *param = &table->list[i];
+        const struct treatment *t = &p->treatments[i];
+        json_t *shape = json_array();
+        for (int d = 0; d < param->ndim; d++) json_array_append_new(shape, json_integer(param->dim[d]));
+        json_t *o = json_pack("{s:s, s:o, s:f, s:f}", "name", param->name, "shape", shape, "lr_scale", t->lr_scale,
+                              "weight_decay", t->weight_decay);
+        if (o && !isinf(t->clamp_min)) json_object_set_new(o, "clamp_min", json_real(t->clamp_min));
+        if (o && !isinf(t->clamp_max)) json_object_set_new(o, "clamp_max", json_real(t->clamp_max));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 static json_t *memory_json(const struct model_memory *memory) {
     json_t *object = json_object();
     for (int i = 0; i < CLASSES; i++)
@@ -201,6 +246,7 @@ static int print_json(const struct plan *p, error *err) {
     json_object_set_new(o, "memory_limit", json_real(p->limit));
     json_object_set_new(o, "largest_batch", json_integer(p->largest));
     json_object_set_new(o, p->largest ? "largest_batch_memory" : "one_sequence_memory", memory_json(&p->largest_takes));
+    if (p->tensors) json_object_set_new(o, "tensors", tensors_json(p));
     char *text = json_text(o, JSON_COMPACT | JSON_PRESERVE_ORDER, "the plan", err);
     json_decref(o);
     if (!text) return -1;
@@ -215,6 +261,12 @@ static int read_config(config **c, int count, char **argv, error *err) {
     TRY(config_load(c, argv[1], err));
     for (int i = 2; i <= count; i++) TRY(config_override(*c, argv[i], err));
     return 0;
+}
+
+static int find_treatments(struct plan *p, const struct optimizer_options *o, error *err) {
+    p->treatments = calloc((size_t)p->mc->params.count, sizeof *p->treatments);
+    if (!p->treatments) return error_system(err, "out of memory for the list of tensors");
+    return groups_treat(p->treatments, &p->mc->params, o, err);
 }
 
 static int plan_config(const struct plan_options *o, uint64_t given, config *c, const char *path, error *err) {
@@ -234,15 +286,19 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
         .T = o->seq ? o->seq : run->data.T,
         .ranks = (int)o->ranks,
         .limit = o->memory > 0 ? o->memory * 0x1p30 : machine_memory(),
+        .tensors = o->tensors,
     };
     int64_t accumulate;
+    if (result == 0) result = find_treatments(&p, &run->optimizer, err);
     if (result == 0 && p.B == 0) result = run_options_split(&run->train, p.ranks, &p.B, &accumulate, err);
     if (result == 0) result = work_out(&p, err);
     if (result == 0 && o->json) result = print_json(&p, err);
     if (result == 0 && !o->json) {
         print_model(&p);
         print_memory(&p);
+        if (o->tensors) print_tensors(&p);
     }
+    free(p.treatments);
     model_config_free(mc);
     free(run);
     return result;

@@ -38,8 +38,23 @@ struct optimizer {
 
 /* ---- which elements are treated how ----------------------------------------------------------------------------- */
 
+static struct adamw_segment segment_of(const struct treatment *t, int mode) {
+    return (struct adamw_segment){
+        .decay = (float)(mode == DECAY_DETACHED ? t->weight_decay : t->weight_decay * t->lr_scale),
+        .lr_scale = (float)t->lr_scale,
+        .clamp_min = (float)t->clamp_min,
+        .clamp_max = (float)t->clamp_max,
+        .clamped = t->clamp_min > -INFINITY || t->clamp_max < INFINITY,
+    };
+}
+
+static bool same_kind(const struct adamw_segment *a, const struct adamw_segment *b) {
+    return a->decay == b->decay && a->lr_scale == b->lr_scale && a->clamp_min == b->clamp_min &&
+           a->clamp_max == b->clamp_max;
+}
+
 int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
-                       const struct optimizer_options *options, struct adamw_segment *segments) {
+                       const struct treatment *treatments, int mode, struct adamw_segment *segments) {
     struct adamw_segment last = {0};
     int found = 0;
     for (int i = first; i < first + params; i++) {
@@ -47,14 +62,10 @@ int optimizer_segments(const struct params *p, int first, int params, int64_t of
         int64_t from = param->offset > offset ? param->offset : offset;
         int64_t to = param->offset + param->count < offset + count ? param->offset + param->count : offset + count;
         if (from >= to) continue;
-        bool decays = options->decay == DECAY_ALL || param->decay;
-        struct adamw_segment s = {
-            .offset = from - offset,
-            .count = to - from,
-            .decay = decays ? (float)options->weight_decay : 0.0f,
-            .lr_scale = 1.0f,
-        };
-        if (found > 0 && last.offset + last.count == s.offset && last.decay == s.decay) {
+        struct adamw_segment s = segment_of(&treatments[i], mode);
+        s.offset = from - offset;
+        s.count = to - from;
+        if (found > 0 && last.offset + last.count == s.offset && same_kind(&last, &s)) {
             last.count += s.count; /* neighbours of the same kind are one run */
         } else {
             last = s;
@@ -66,7 +77,7 @@ int optimizer_segments(const struct params *p, int first, int params, int64_t of
 }
 
 /* The slices and their segments; returns the number of elements in all slices. */
-static int64_t make_slices(struct optimizer *o, const struct params *p) {
+static int64_t make_slices(struct optimizer *o, const struct params *p, const struct treatment *treatments) {
     int64_t moment = 0;
     int total = 0;
     for (int b = 0; b < p->bucket_count; b++) {
@@ -75,8 +86,8 @@ static int64_t make_slices(struct optimizer *o, const struct params *p) {
         s->moment = moment;
         moment += s->count;
         s->first = total;
-        s->segments = optimizer_segments(p, p->buckets[b].first, p->buckets[b].params, s->offset, s->count, &o->options,
-                                         o->segments + total);
+        s->segments = optimizer_segments(p, p->buckets[b].first, p->buckets[b].params, s->offset, s->count, treatments,
+                                         o->options.decay_mode, o->segments + total);
         total += s->segments;
     }
     return moment;
@@ -108,11 +119,16 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
     o->slices = calloc((size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
-    if (!o->slices || !o->segments) {
+    struct treatment *treatments = calloc((size_t)p->count, sizeof *treatments);
+    if (!o->slices || !o->segments || !treatments) {
+        free(treatments);
         error_system(err, "no memory for the optimizer");
         goto fail;
     }
-    int64_t elements = make_slices(o, p);
+    int refused = groups_treat(treatments, p, options, err);
+    int64_t elements = refused ? 0 : make_slices(o, p, treatments);
+    free(treatments);
+    if (refused) goto fail;
     arena counted = arena_measure("optimizer");
     carve(o, &counted, elements);
     if (arena_open(&o->memory, "optimizer", counted.peak, o->dev->memory, err) != 0) goto fail;
@@ -200,7 +216,7 @@ struct optimizer_report optimizer_step(struct optimizer *o, double lr, double sc
     double t = (double)++o->steps;
     struct adamw_step step = {
         .lr = lr,
-        .decay_rate = lr,
+        .decay_rate = o->options.decay_mode == DECAY_DETACHED ? lr / o->options.lr : lr,
         .beta1 = o->options.beta1,
         .beta2 = o->options.beta2,
         .eps = o->options.eps,

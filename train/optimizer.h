@@ -1,16 +1,24 @@
-/* optimizer.h: AdamW over ZeRO-1 shards: each rank holds m and v of, and updates, its slice of every bucket. */
+/* optimizer.h: AdamW over ZeRO-1 shards: each rank holds m and v of, and updates, its slice of every bucket.
+ *
+ * With the step's learning rate lr, the mean gradient g after clipping, and the tensor's treatment (groups.h):
+ *   m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  u = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+ *   w -= lr lr_scale u + rate w, then clamped to [clamp_min, clamp_max], where
+ *   rate = lr lr_scale weight_decay          decay_mode = lr
+ *        = (lr / optimizer.lr) weight_decay  decay_mode = detached: the course of the learning rate without its height
+ */
 #ifndef RIVERRUN_OPTIMIZER_H
 #define RIVERRUN_OPTIMIZER_H
 
 #include "common/arena.h"
 #include "model/model.h"
 #include "train/comm.h"
+#include "train/groups.h"
 #include "train/options.h"
 
 struct optimizer;
 
-/* m and v zeroed; segments built from the tensor table and the decay policy. Model and comm must outlive the
- * optimizer. */
+/* m and v zeroed; segments built from the treatments of the tensors (groups_treat, whose refusals come out here).
+ * Model and comm must outlive the optimizer. */
 int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, const struct optimizer_options *options,
                    error *err);
 void optimizer_close(struct optimizer *o);
@@ -29,10 +37,10 @@ struct optimizer_report {
 struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite);
 
 /* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first,
- * first + params) of the table; their offsets are counted from `offset`. Returns the number of runs; `segments`
- * may be NULL to ask for it. */
+ * first + params) of the table, `treatments` being those of the whole table and `mode` an enum decay_mode; their
+ * offsets are counted from `offset`. Returns the number of runs; `segments` may be NULL to ask for it. */
 int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
-                       const struct optimizer_options *options, struct adamw_segment *segments);
+                       const struct treatment *treatments, int mode, struct adamw_segment *segments);
 
 int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
 void optimizer_set_steps(struct optimizer *o, int64_t steps);

@@ -1,7 +1,8 @@
-/* options.c: the option tables of [train], [optimizer], [schedule], [eval] and [checkpoint], and the rules between
- * options that no table can say. Called by every program that reads a config. */
+/* options.c: the option tables of [train], [optimizer], [group.NAME], [schedule], [eval] and [checkpoint], and the rules
+ * between options that no table can say. Called by every program that reads a config. */
 #include "train/options.h"
 
+#include <math.h>
 #include <string.h>
 
 #define COUNT_MAX 1e12              /* steps, tokens: far above any run, far below where a double stops being exact */
@@ -13,6 +14,7 @@
 
 static const char *const schedule_choices[] = {"constant", "cosine", "linear", "wsd", "exponential", NULL};
 static const char *const decay_choices[] = {"table", "all", NULL};
+static const char *const decay_mode_choices[] = {"lr", "detached", NULL};
 const char *const eval_mode_choices[] = {"window", "carry", NULL};
 const char *const precision_choices[] = {"fp32", "fp64", NULL};
 
@@ -50,7 +52,7 @@ const struct option optimizer_options_table[] = {
     {"eps", OPTION_FLOAT, AT(optimizer_options, eps), "1e-8", 1e-30, 1, "", "Added to the root of the mean square.",
      NULL},
     {"weight_decay", OPTION_FLOAT, AT(optimizer_options, weight_decay), "0.1", 0, 100, "",
-     "Share of a weight, times the learning rate, that each step takes off.", NULL},
+     "Share of a weight that a step takes off, times what decay_mode says.", NULL},
     {"clip", OPTION_FLOAT, AT(optimizer_options, clip), "1", 0, 1e30, "",
      "Largest norm of the mean gradient; above it the gradient is scaled down. 0: no clipping.", NULL},
     {"z_loss", OPTION_FLOAT, AT(optimizer_options, z_loss), "0", 0, 1, "",
@@ -59,6 +61,27 @@ const struct option optimizer_options_table[] = {
      "What weight decay applies to. table: matrices and convolutions, as the tensor table marks them; "
      "all: every parameter.",
      decay_choices},
+    {"decay_mode", OPTION_CHOICE, AT(optimizer_options, decay_mode), "lr", 0, 0, "",
+     "What weight decay is multiplied by. lr: the learning rate, the group's lr_scale included, as AdamW of PyTorch "
+     "does; detached: only the learning rate's course, that is its share of the peak, so that the decay does not "
+     "depend on the peak.",
+     decay_mode_choices},
+    END_OF_TABLE,
+};
+
+const struct option group_options_table[] = {
+    {"match", OPTION_STRING, AT(group_options, match), NULL, 0, 0, "",
+     "Names of tensors, separated by blanks or commas; * stands for any text, ? for any character, [abc] for one of "
+     "several. Each must match at least one tensor (riverrun plan --tensors lists them).",
+     NULL},
+    {"lr_scale", OPTION_FLOAT, AT(group_options, lr_scale), "", 0, 1e6, "",
+     "The learning rate of these tensors is so many times that of the schedule.", NULL},
+    {"weight_decay", OPTION_FLOAT, AT(group_options, weight_decay), "", 0, 100, "",
+     "Weight decay of these tensors, whatever optimizer.weight_decay and optimizer.decay say.", NULL},
+    {"clamp_min", OPTION_FLOAT, AT(group_options, clamp_min), "", -1e30, 1e30, "",
+     "After every step weights below it are set to it.", NULL},
+    {"clamp_max", OPTION_FLOAT, AT(group_options, clamp_max), "", -1e30, 1e30, "",
+     "After every step weights above it are set to it.", NULL},
     END_OF_TABLE,
 };
 
@@ -126,14 +149,47 @@ static int check_schedule(const struct run_options *o, error *err) {
     return 0;
 }
 
+static int bind_groups(struct optimizer_options *o, config *c, error *err) {
+    static const char prefix[] = "group.";
+    const char *sections[LIMIT_GROUPS];
+    size_t count = config_sections(c, prefix, sections, LIMIT_GROUPS);
+    if (count > LIMIT_GROUPS) {
+        return error_input(err, "there are %zu [group.NAME] sections; at most %d are possible", count, LIMIT_GROUPS);
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct group_options *g = &o->groups[i];
+        TRY(config_bind(c, sections[i], group_options_table, g, err));
+        g->name = sections[i] + strlen(prefix);
+        if (!g->name[0]) return error_input(err, "section [%s] has no name: write [group.NAME]", sections[i]);
+        if (isnan(g->lr_scale) && isnan(g->weight_decay) && isnan(g->clamp_min) && isnan(g->clamp_max)) {
+            return error_input(
+                err, "[%s] changes nothing; give it lr_scale, weight_decay, clamp_min or clamp_max, or remove it",
+                sections[i]);
+        }
+    }
+    o->group_count = count;
+    return 0;
+}
+
+static int check_optimizer(const struct optimizer_options *o, error *err) {
+    if (o->decay_mode == DECAY_DETACHED && !(o->lr > 0)) {
+        return error_input(err,
+                           "optimizer.lr = 0 does not suit optimizer.decay_mode = detached, which follows the learning "
+                           "rate's share of its peak; give a peak above 0, or decay_mode = lr");
+    }
+    return 0;
+}
+
 int run_options_bind(struct run_options *o, config *c, error *err) {
     memset(o, 0, sizeof *o);
     TRY(config_bind(c, "train", train_options_table, &o->train, err));
     TRY(config_bind(c, "optimizer", optimizer_options_table, &o->optimizer, err));
+    TRY(bind_groups(&o->optimizer, c, err));
     TRY(config_bind(c, "schedule", schedule_options_table, &o->schedule, err));
     TRY(data_options_bind(c, &o->data, err));
     TRY(config_bind(c, "eval", eval_options_table, &o->eval, err));
     TRY(config_bind(c, "checkpoint", checkpoint_options_table, &o->checkpoint, err));
+    TRY(check_optimizer(&o->optimizer, err));
     return check_schedule(o, err);
 }
 

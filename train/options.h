@@ -8,11 +8,13 @@
 #define RIVERRUN_OPTIONS_H
 
 #include "common/config.h"
+#include "common/limits.h"
 #include "data/data_options.h"
 #include "model/model.h"
 
 enum schedule_kind { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_WSD, SCHEDULE_EXPONENTIAL };
 enum decay_policy { DECAY_TABLE, DECAY_ALL };
+enum decay_mode { DECAY_WITH_LR, DECAY_DETACHED };
 enum eval_mode { EVAL_WINDOW, EVAL_CARRY };
 
 struct train_options { /* [train] */
@@ -26,11 +28,21 @@ struct train_options { /* [train] */
     int64_t log_every;   /* steps between terminal lines; every step goes to log.jsonl */
     bool resume;         /* continue from `latest` in out if there is one */
 };
-struct optimizer_options { /* [optimizer] */
+struct group_options { /* [group.NAME]; a number that is NAN is not given */
+    const char *name;
+    const char *match; /* globs over names of tensors */
+    double lr_scale;
+    double weight_decay;
+    double clamp_min, clamp_max;
+};
+struct optimizer_options { /* [optimizer], then the groups */
     double lr, beta1, beta2, eps, weight_decay;
     double clip;         /* largest norm of the mean gradient; 0 = no clipping */
     double z_loss;
     int decay;           /* enum decay_policy */
+    int decay_mode;      /* enum decay_mode */
+    size_t group_count;
+    struct group_options groups[LIMIT_GROUPS];
 };
 struct schedule_options { /* [schedule] */
     int kind;            /* enum schedule_kind */
@@ -51,8 +63,8 @@ struct checkpoint_options { /* [checkpoint] */
     int64_t keep;        /* newest ones kept; 0 = all */
 };
 
-extern const struct option train_options_table[], optimizer_options_table[], schedule_options_table[],
-    eval_options_table[], checkpoint_options_table[];
+extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],
+    schedule_options_table[], eval_options_table[], checkpoint_options_table[];
 
 struct run_options {
     struct train_options train;

@@ -49,6 +49,7 @@ static int bind_all(struct trainer *t, error *err) {
     int64_t vocab = data_result == 0 ? tokenizer_vocab(t->tokenizer) : BYTES_VOCAB;
     int model_result = model_config_bind(&t->model_config, t->config, vocab, err);
     if (model_result == 0) TRY(config_finish(t->config, err));
+    if (model_result == 0) TRY(groups_check(&t->model_config->params, &t->options.optimizer, err));
     if (data_result != 0) {
         *err = data_error;
         return -1;
