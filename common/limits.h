@@ -6,6 +6,7 @@
 #define LIMIT_CONFIG_NAME 49   /* bytes in the name of a config's section or key: inih cuts longer section names */
 #define LIMIT_CONFIG_BYTES (1 << 20) /* a config is written by people */
 #define LIMIT_JSON_BYTES (64 << 20)  /* tokenizer.json of 200,000 entries is about 20 MB */
+#define LIMIT_JSON_LINE (256 << 20)  /* bytes in a line of JSON lines, which is held whole; documents have some MB */
 #define LIMIT_NAME 192               /* bytes in a tensor's, block's or source's name, with the final 0 */
 #define LIMIT_PATH 4096              /* PATH_MAX on Linux */
 #define LIMIT_LAYERS 1024            /* blocks in a model; the deepest published one has 128 */

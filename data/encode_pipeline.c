@@ -7,6 +7,7 @@
 #include "data/encode_pipeline.h"
 
 #include "data/input_stream.h"
+#include "data/jsonl.h"
 #include "data/split.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -45,7 +46,7 @@ struct block {
 struct encode_pipeline {
     const tokenizer *tokenizer;
     const struct input_list *inputs;
-    const char *separator;
+    const char *separator, *jsonl_key;
     const atomic_bool *interrupted;
     struct block *blocks;
     size_t block_count;
@@ -135,7 +136,8 @@ static int read_input(encode_pipeline *p, const char *path, error *err) {
     const struct split_sink sink = {begin_document, add_text, end_document, p};
     input_stream *stream;
     TRY(input_open(&stream, path, &p->stop, err));
-    int failed = split_documents(stream, p->separator, &sink, err);
+    int failed = p->jsonl_key ? jsonl_documents(stream, p->jsonl_key, &sink, err)
+                              : split_documents(stream, p->separator, &sink, err);
     input_close(stream);
     return failed;
 }
@@ -210,7 +212,8 @@ static int start_threads(encode_pipeline *p, int threads, error *err) {
 }
 
 int encode_pipeline_open(encode_pipeline **out, const tokenizer *t, const struct input_list *inputs,
-                         const char *separator, int threads, const atomic_bool *interrupted, error *err) {
+                         const char *separator, const char *jsonl_key, int threads, const atomic_bool *interrupted,
+                         error *err) {
     *out = NULL;
     ASSERT(threads >= 1);
     encode_pipeline *p = calloc(1, sizeof *p);
@@ -218,6 +221,7 @@ int encode_pipeline_open(encode_pipeline **out, const tokenizer *t, const struct
     p->tokenizer = t;
     p->inputs = inputs;
     p->separator = separator;
+    p->jsonl_key = jsonl_key;
     p->interrupted = interrupted;
     p->block_count = (size_t)threads * BLOCKS_PER_THREAD + 2;
     atomic_init(&p->stop, false);

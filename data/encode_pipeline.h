@@ -29,10 +29,12 @@ struct encoded_block {
 
 typedef struct encode_pipeline encode_pipeline;
 
-/* The tokenizer, the list and the separator must outlive the pipeline. *interrupted (may be NULL) is looked at while
- * the caller waits; once it is true, the pipeline stops. */
+/* `jsonl_key`: NULL, and inputs are text that is split at `separator`; or inputs are JSON lines (data/jsonl.h), and
+ * `separator` does not matter. The tokenizer, the list and the strings must outlive the pipeline. *interrupted (may be
+ * NULL) is looked at while the caller waits; once it is true, the pipeline stops. */
 int encode_pipeline_open(encode_pipeline **p, const tokenizer *t, const struct input_list *inputs,
-                         const char *separator, int threads, const atomic_bool *interrupted, error *err);
+                         const char *separator, const char *jsonl_key, int threads, const atomic_bool *interrupted,
+                         error *err);
 
 /* The next block, valid until the next call; *block = NULL at the end of the last input. */
 int encode_pipeline_next(encode_pipeline *p, const struct encoded_block **block, error *err);

@@ -58,6 +58,10 @@ int input_open(input_stream **out, const char *path, const atomic_bool *stop, er
     return 0;
 }
 
+const char *input_name(const input_stream *s) {
+    return s->path;
+}
+
 void input_close(input_stream *s) {
     if (!s) return;
     if (s->descriptor != STDIN_FILENO) close(s->descriptor);

@@ -15,6 +15,8 @@ int input_open(input_stream **s, const char *path, const atomic_bool *stop, erro
 /* Up to `capacity` (>= 1) bytes; *got = 0 only at the end. Compressed input that is damaged or cut is ERROR_INPUT. */
 int input_read(input_stream *s, char *bytes, size_t capacity, size_t *got, error *err);
 
+const char *input_name(const input_stream *s); /* for messages: its path, or "standard input" */
+
 void input_close(input_stream *s); /* NULL is fine; standard input stays open */
 
 #endif

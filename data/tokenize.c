@@ -9,6 +9,7 @@
 #include "common/limits.h"
 #include "data/encode_pipeline.h"
 #include "data/input_list.h"
+#include "data/json_scan.h"
 #include "data/shard.h"
 #include "data/split.h"
 #include "data/stage.h"
@@ -106,6 +107,7 @@ static int check_options(const struct tokenize_options *o, error *err) {
         return error_input(err, "the separator must be one line of at most %d bytes; this one has %zu bytes%s",
                            SPLIT_SEPARATOR_MAX, length, strchr(o->separator, '\n') ? " and a line end" : "");
     }
+    if (o->jsonl_key) TRY(json_scan_check_key(o->jsonl_key, err));
     if (o->shard_tokens < 1) return error_input(err, "a shard must have at least 1 token");
     if (o->threads < 1) return error_input(err, "%d threads; at least 1 is needed", o->threads);
     return 0;
@@ -127,8 +129,8 @@ static int run(struct output *o, encode_pipeline *p, error *err) {
 static int write_shards(struct output *o, const struct input_list *inputs, error *err) {
     encode_pipeline *p;
     const struct tokenize_options *options = o->options;
-    TRY(encode_pipeline_open(&p, o->tokenizer, inputs, options->separator, options->threads, options->interrupted,
-                             err));
+    TRY(encode_pipeline_open(&p, o->tokenizer, inputs, options->separator, options->jsonl_key, options->threads,
+                             options->interrupted, err));
     int failed = run(o, p, err);
     encode_pipeline_close(p);
     shard_writer_abandon(o->writer); /* NULL unless something failed */
@@ -156,7 +158,7 @@ int tokenize(const tokenizer *t, const char *const *inputs, size_t count, const 
                   .eod = tokenizer_eod(t),
                   .tokenizer_identity = tokenizer_identity(t),
                   .tokenizer_name = tokenizer_name(t),
-                  .separator = options->separator},
+                  .separator = options->jsonl_key ? "" : options->separator},
     };
     struct input_list list;
     TRY(check_options(options, err));

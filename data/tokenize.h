@@ -2,8 +2,8 @@
  *
  * Inputs are read in the order given: plain files, .zst, .gz, "-" for standard input; a directory stands for all
  * regular files below it in bytewise order of path. Each input starts a new document; a line equal to `separator` ends
- * one. Memory is constant; reading, encoding and compression run on all cores; the shards' bytes do not depend on the
- * number of threads.
+ * one. Or inputs are JSON lines, each line a document. Memory is constant, but for a JSON line, which is held whole;
+ * reading, encoding and compression run on all cores; the shards' bytes do not depend on the number of threads.
  */
 #ifndef RIVERRUN_TOKENIZE_H
 #define RIVERRUN_TOKENIZE_H
@@ -20,6 +20,7 @@ struct tokenize_options {
     const char *out;         /* directory; created; must not hold shards yet unless `overwrite` */
     const char *prefix;      /* shard names are PREFIX-00000.rrs */
     const char *separator;   /* a line without its newline, at most 255 bytes; "" = do not split */
+    const char *jsonl_key;   /* inputs are JSON lines, this leads to their text (data/json_scan.h); NULL = plain text */
     uint64_t shard_tokens;   /* a new shard after this many */
     uint32_t frame_tokens;
     int zstd_level;

@@ -49,6 +49,14 @@ if command -v zstd >/dev/null 2>&1; then
     cat "$WORK/a.txt" "$WORK/b.txt" >"$WORK/all"
     gives_back "$WORK/zst" "$WORK/all"
 fi
+# JSON lines make the shards that files with the same texts make.
+printf '{"id":1,"text":"x\\n<|endoftext|>\\ny"}\n\n{"text":"no newline at the end","meta":{"text":"m"}}' >"$WORK/ab.jsonl"
+printf 'x\n<|endoftext|>\ny' >"$WORK/ab"
+must 0 "$RIVERRUN" tokenize --out "$WORK/jsonl" --jsonl-key text "$WORK/ab.jsonl"
+must 0 "$RIVERRUN" tokenize --out "$WORK/files" --separator= "$WORK/ab" "$WORK/b.txt"
+diff -r "$WORK/jsonl" "$WORK/files" || fail 'JSON lines make other shards than files do'
+gzip -c "$WORK/ab.jsonl" | "$RIVERRUN" tokenize --out "$WORK/jsonl-gz" --jsonl-key text - 2>/dev/null
+diff -r "$WORK/jsonl" "$WORK/jsonl-gz" || fail 'compressed JSON lines make other shards'
 mkdir -p "$WORK/tree/b" "$WORK/tree/c"
 cp "$WORK/b.txt" "$WORK/tree/b/x"
 cp "$WORK/c.txt" "$WORK/tree/b.txt"
@@ -95,6 +103,17 @@ must 2 "$RIVERRUN" tokenize --out "$WORK/new" --tokenizer gpt2 "$WORK/a.txt"
 says "there is no tokenizer 'gpt2'"
 must 2 "$RIVERRUN" tokenize --out "$WORK/plain" "$WORK/b.txt"
 says 'already holds shards'
+must 2 "$RIVERRUN" tokenize --out "$WORK/new" --jsonl-key meta.text "$WORK/ab.jsonl"
+says "$WORK/ab.jsonl:1: 'meta.text' is missing, it must be a string"
+must 2 "$RIVERRUN" tokenize --out "$WORK/new" --jsonl-key text "$WORK/ab"
+says "$WORK/ab:1: is not valid JSON: a value is expected (column 1)"
+must 2 "$RIVERRUN" tokenize --out "$WORK/new" --jsonl-key '' "$WORK/ab.jsonl"
+says 'the key of JSON lines must have 1 to 255 bytes; this one has 0'
+must 2 "$RIVERRUN" tokenize --out "$WORK/new" --jsonl-key text --separator x "$WORK/ab.jsonl"
+says 'does not go with --jsonl-key text'
+head -c 268435457 /dev/zero | "$RIVERRUN" tokenize --out "$WORK/new" --jsonl-key text - 2>"$WORK/stderr"
+[ $? = 2 ] || fail 'a line of more than 256 MiB'
+says 'standard input:1: the line has more than 256 MiB'
 head -c 1000 "$WORK/a.gz" >"$WORK/cut.gz"
 must 2 "$RIVERRUN" tokenize --out "$WORK/new" "$WORK/a.txt" "$WORK/cut.gz"
 says 'is cut off: it ends inside gzip data'

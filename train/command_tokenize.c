@@ -12,10 +12,11 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 struct tokenize_flags {
-    const char *out, *tokenizer, *separator, *prefix;
+    const char *out, *tokenizer, *separator, *jsonl_key, *prefix;
     int64_t shard_tokens, frame_tokens, level, threads;
     bool overwrite;
 };
@@ -27,6 +28,9 @@ static const struct option tokenize_table[] = {
      "Tokenizer: bytes, or a tokenizer.json, or a directory that holds one.", NULL},
     {"separator", OPTION_STRING, FIELD(separator), TOKENIZE_SEPARATOR, 0, 0, "",
      "The line between two documents of an input; --separator= (nothing) makes every input one document.", NULL},
+    {"jsonl-key", OPTION_STRING, FIELD(jsonl_key), "", 0, 0, "",
+     "Inputs are JSON lines: each line is a document, the string at this key, which may lead into objects: meta.text.",
+     NULL},
     {"prefix", OPTION_STRING, FIELD(prefix), "shard", 0, 0, "", "Shards are named PREFIX-00000.rrs and so on.", NULL},
     {"shard-tokens", OPTION_INT, FIELD(shard_tokens), "128Mi", 1, (double)(INT64_C(1) << 40), "tokens",
      "A new shard begins after this many.", NULL},
@@ -48,7 +52,8 @@ static const struct flags tokenize_command = {
     .summary =
         "Turns text into shards of tokens. An INPUT is a file, plain or compressed with zstd or gzip, a directory\n"
         "(every file below it), or - for standard input. Each input begins a new document, and so does each\n"
-        "separator line within it. The shards appear in DIR when all of them are complete.",
+        "separator line within it or, with --jsonl-key, each of its lines. The shards appear in DIR when all of\n"
+        "them are complete.",
     .table = tokenize_table,
     .least = 1,
     .most = -1,
@@ -111,12 +116,25 @@ static void show_summary(const struct progress *p, const struct tokenize_result 
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
+static bool was_given(uint64_t given, const char *key) {
+    for (size_t i = 0; tokenize_table[i].key; i++) {
+        if (strcmp(tokenize_table[i].key, key) == 0) return given >> i & 1;
+    }
+    return false;
+}
+
 int command_tokenize(int argc, char **argv, error *err) {
     struct tokenize_flags f;
     int count;
+    uint64_t given;
     bool helped;
-    TRY(flags_parse(&tokenize_command, argc, argv, &f, &count, NULL, &helped, err));
+    TRY(flags_parse(&tokenize_command, argc, argv, &f, &count, &given, &helped, err));
     if (helped) return 0;
+    bool jsonl = was_given(given, "jsonl-key");
+    if (jsonl && was_given(given, "separator")) {
+        return error_input(err, "--separator %s does not go with --jsonl-key %s: in JSON lines each line is a document",
+                           f.separator, f.jsonl_key);
+    }
     tokenizer *t;
     TRY(tokenizer_open(&t, f.tokenizer, err));
     struct progress progress = {.terminal = isatty(STDERR_FILENO), .start = clock_seconds(), .last = clock_seconds()};
@@ -124,6 +142,7 @@ int command_tokenize(int argc, char **argv, error *err) {
         .out = f.out,
         .prefix = f.prefix,
         .separator = f.separator,
+        .jsonl_key = jsonl ? f.jsonl_key : NULL,
         .shard_tokens = (uint64_t)f.shard_tokens,
         .frame_tokens = (uint32_t)f.frame_tokens,
         .zstd_level = (int)f.level,
