@@ -88,7 +88,7 @@ plant kill-during-training train/checkpoint_load.c 's/optimizer_scatter(o, b, wh
     build/riverrun "sh test/test_kill.sh"
 # Data and interchange.
 plant shard-checksum data/shard_reader.c 's/uint64_t hash = XXH64(h, offsetof(struct shard_header, header_hash), 0);/uint64_t hash = h->header_hash;/' \
-    build/test/test_data_shard build/test/test_data_shard
+    build/test/test_data_shard_damage build/test/test_data_shard_damage
 plant transformers-opens model/architecture_mamba2.c 's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
     "build/riverrun build/test/logits" "sh test/test_transformers.sh"
 # Sanitizers: a mistake that changes no result.
