@@ -12,6 +12,7 @@
 #define LIMIT_LAYERS 1024            /* blocks in a model; the deepest published one has 128 */
 #define LIMIT_BLOCK_KINDS 16         /* [block.NAME] sections in a config */
 #define LIMIT_GROUPS 64              /* [group.NAME] sections in a config */
+#define LIMIT_RAMP_STAGES 1024       /* batch sizes that a ramp goes through */
 #define LIMIT_SOURCES 64             /* [source.NAME] sections in a config */
 #define LIMIT_VOCAB (1 << 24)        /* rows of an embedding */
 #define LIMIT_RANKS 4096             /* processes in one run */

@@ -77,6 +77,19 @@ train train.out="$WORK/often" $MORE > "$WORK/often.out" 2> "$WORK/err" ||
     fail "validation after every step: $(cat "$WORK/err")"
 interrupted owed TERM 4 15
 
+# The same with all that a recipe may say: growing batches, groups of tensors, detached decay, a cool-down.
+WANT=recipe
+MORE='ramp.start=2 ramp.increment=2 ramp.steps=26 optimizer.decay_mode=detached optimizer.weight_decay=0.01
+    group.slow.match=*.A_log,*.dt_bias group.slow.lr_scale=0.1 group.D.match=*.D group.D.clamp_max=1.001
+    schedule.cooldown=10'
+train train.out="$WORK/recipe" $MORE > "$WORK/recipe.out" 2> "$WORK/err" || fail "a recipe: $(cat "$WORK/err")"
+batches=$(sed -n 's/.*"type":"step".*"batch":\([0-9]*\),.*/\1/p' "$WORK/recipe/log.jsonl" | uniq -c | tr -s '\n ' ' ')
+[ "$batches" = ' 13 2 13 4 14 6 ' ] || fail "the ramp's batches are$batches"
+tail=$(sed -n 's/.*"type":"step","step":40,.*"lr":\([^,]*\),.*/\1/p' "$WORK/recipe/log.jsonl")
+[ "$tail" = 0.00001 ] || fail "the cool-down from min_lr = 1e-4 ends with $tail, not a tenth of it"
+interrupted recipe_term TERM 12 20
+interrupted recipe_killed KILL 14 24
+
 # A finished run says so, changes nothing, and ends with the same line.
 before=$(listing "$WORK/whole")
 train train.out="$WORK/whole" > "$WORK/out" 2> "$WORK/err" || fail "a finished run fails: $(cat "$WORK/err")"

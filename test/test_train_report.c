@@ -207,9 +207,11 @@ static void test_log_lines(void **state) {
                                .accuracy = 0.25,
                                .tokens = 64,
                                .valid = 64,
+                               .batch = 4,
+                               .samples_left = 36,
                                .step_seconds = 0.5,
                                .seconds = 0.5};
-    struct report_step bad = {.step = 2, .loss = NAN, .grad_norm = INFINITY, .skipped = true, .skipped_total = 1};
+    struct report_step bad = {.step = 2, .batch = 4, .loss = NAN, .grad_norm = INFINITY, .skipped = true, .skipped_total = 1};
     struct evaluation e = {.loss = 2, .perplexity = exp(2), .bits_per_byte = NAN, .accuracy = 0.5, .tokens = 10};
     int kept = silence();
     assert_int_equal(report_step(r, &step, &err), 0);
@@ -225,10 +227,10 @@ static void test_log_lines(void **state) {
     assert_string_equal(
         text,
         "{\"type\":\"step\",\"step\":1,\"loss\":2.5,\"perplexity\":12.182493960703473,\"lr\":0.001,"
-        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"tokens_per_s\":128,\"skipped\":false,"
+        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"batch\":4,\"tokens_per_s\":128,\"skipped\":false,"
         "\"seconds\":0.5}\n"
         "{\"type\":\"step\",\"step\":2,\"loss\":null,\"perplexity\":null,\"lr\":0,\"grad_norm\":null,\"accuracy\":0,"
-        "\"tokens\":0,\"valid\":0,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
+        "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
         "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
         "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"

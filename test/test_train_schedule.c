@@ -99,6 +99,31 @@ static void test_exponential(void **state) {
     check_near(schedule_lr(&s, 0.9, 100, 95), 0.3);
 }
 
+static void test_cooldown(void **state) {
+    (void)state;
+    struct schedule_options s = {.kind = SCHEDULE_CONSTANT, .warmup = 2, .min_lr = 0.4, .cooldown = 4};
+    check_near(schedule_lr(&s, 1, 10, 1), 1);
+    check_near(schedule_lr(&s, 1, 10, 6), 1);
+    check_near(schedule_lr(&s, 1, 10, 7), 0.75);
+    check_near(schedule_lr(&s, 1, 10, 9), 0.25);
+    check_near(schedule_lr(&s, 1, 10, 10), 0);
+    check_near(schedule_lr(&s, 1, 10, 11), 0);
+    /* The decay before it ends where it begins: 100 - 10 - 30 = 60 steps of cosine, then from the floor to 0. */
+    s = (struct schedule_options){.kind = SCHEDULE_COSINE, .warmup = 10, .min_lr = 0.2, .cooldown = 30};
+    check_near(schedule_lr(&s, 1, 100, 30), 0.2 + 0.8 * 0.75);
+    check_near(schedule_lr(&s, 1, 100, 70), 0.2);
+    check_near(schedule_lr(&s, 1, 100, 85), 0.1);
+    s.decay_steps = 120; /* a decay that the cool-down cuts off half-way */
+    check_near(schedule_lr(&s, 1, 100, 70), 0.6);
+    check_near(schedule_lr(&s, 1, 100, 85), 0.3);
+    /* xLSTM: a tenth of the peak after the main part, then linearly to 0. */
+    double half_life = 60 / log2(10);
+    s = (struct schedule_options){.kind = SCHEDULE_EXPONENTIAL, .warmup = 10, .half_life = half_life, .cooldown = 30};
+    check_near(schedule_lr(&s, 1, 100, 40), sqrt(0.1));
+    check_near(schedule_lr(&s, 1, 100, 70), 0.1);
+    check_near(schedule_lr(&s, 1, 100, 97), 0.01);
+}
+
 static void test_falls_and_is_bounded(void **state) {
     (void)state;
     for (int kind = SCHEDULE_COSINE; kind <= SCHEDULE_EXPONENTIAL; kind++) {
@@ -143,6 +168,10 @@ static void test_option_rules(void **state) {
     check_refused("[schedule]\nkind = wsd\n",
                   "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
     check_refused("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 3\ndecay_steps = 3\n", "from 1 to 2");
+    check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 3\ncooldown = 3\n",
+                  "schedule.cooldown = 3 is longer than the 2 steps that train.steps = 5 and schedule.warmup = 3 leave");
+    check_refused("[schedule]\nkind = wsd\ndecay_steps = 3\ncooldown = 3\n",
+                  "schedule.cooldown = 3 does not suit schedule.kind = wsd");
     check_refused("[schedule]\nkind = exponential\n", "schedule.half_life = 0");
     check_refused("[train]\nsteps = 0\n", "steps = 0");
     check_refused("[optimizer]\nbeta2 = 1\n", "beta2 = 1");
@@ -181,18 +210,20 @@ static void test_groups(void **state) {
 }
 
 static void check_split(int64_t batch, int64_t micro, int ranks, int64_t want_micro, int64_t want_accumulate) {
-    struct train_options t = {.batch = batch, .micro_batch = micro};
+    struct run_options t = {.train = {.batch = batch, .micro_batch = micro}};
     int64_t m, a;
     error err = {0};
+    assert_int_equal(ramp_make(&t.ramp, &(struct ramp_options){.stages = ""}, batch, 10, 1, &err), 0);
     assert_int_equal(run_options_split(&t, ranks, &m, &a, &err), 0);
     assert_int_equal(m, want_micro);
     assert_int_equal(a, want_accumulate);
 }
 
 static void check_split_refused(int64_t batch, int64_t micro, int ranks, const char *text) {
-    struct train_options t = {.batch = batch, .micro_batch = micro};
+    struct run_options t = {.train = {.batch = batch, .micro_batch = micro}};
     int64_t m, a;
     error err = {0};
+    assert_int_equal(ramp_make(&t.ramp, &(struct ramp_options){.stages = ""}, batch, 10, 1, &err), 0);
     unit_expect(run_options_split(&t, ranks, &m, &a, &err), &err, ERROR_INPUT, text);
 }
 
@@ -227,6 +258,7 @@ int main(void) {
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_wsd),
         cmocka_unit_test(test_exponential),
+        cmocka_unit_test(test_cooldown),
         cmocka_unit_test(test_falls_and_is_bounded),
         cmocka_unit_test(test_option_rules),
         cmocka_unit_test(test_groups),

@@ -108,7 +108,7 @@ static void run(const char *name, int steps, int micro_batch, const char *more) 
 }
 
 struct logged {
-    double loss, accuracy, valid, norm, lr;
+    double loss, accuracy, valid, batch, norm, lr;
     bool skipped;
 };
 
@@ -135,6 +135,7 @@ static void read_log(const char *name, struct logged *steps, int count) {
             steps[found++] = (struct logged){.loss = number(o, "loss"),
                                              .accuracy = number(o, "accuracy"),
                                              .valid = number(o, "valid"),
+                                             .batch = number(o, "batch"),
                                              .norm = number(o, "grad_norm"),
                                              .lr = number(o, "lr"),
                                              .skipped = json_is_true(json_object_get(o, "skipped"))};
@@ -147,23 +148,24 @@ static void read_log(const char *name, struct logged *steps, int count) {
 
 /* ---- the batch by hand ------------------------------------------------------------------------------------------ */
 
-/* Global batch `step` of the data at the initial weights, in one piece. */
-static struct logged by_hand(int step, double z_loss) {
+/* `count` samples of the data from `first` on at the initial weights, in one piece. */
+static struct logged samples_by_hand(int first, int count, double z_loss) {
     struct lm lm;
     int32_t targets[BATCH * T], tokens[BATCH * T], doc[BATCH * T];
-    for (int b = 0; b < BATCH; b++) {
-        int s = (step * BATCH + b) % SAMPLES;
+    assert_true(count <= BATCH);
+    for (int b = 0; b < count; b++) {
+        int s = (first + b) % SAMPLES;
         for (int i = 0, number_of = 0; i < T; i++) {
             tokens[b * T + i] = ids[s * T + i];
             targets[b * T + i] = counts(s, i) ? ids[s * T + i + 1] : -1;
             doc[b * T + i] = number_of += starts[s * T + i];
         }
     }
-    lm_open(&lm, model_text, PRECISION_F64, MODEL_TRAIN, BATCH, T);
+    lm_open(&lm, model_text, PRECISION_F64, MODEL_TRAIN, count, T);
     model_init(lm.m, 3);
     model_zero_grads(lm.m);
     model_zero_sums(lm.m);
-    model_set_batch(lm.m, tokens, targets, doc, BATCH, T);
+    model_set_batch(lm.m, tokens, targets, doc, count, T);
     model_forward(lm.m, NULL, NULL, true);
     model_loss(lm.m, NULL, true, 1, z_loss);
     model_backward(lm.m, NULL, NULL);
@@ -178,6 +180,9 @@ static struct logged by_hand(int step, double z_loss) {
                            .valid = sums.valid,
                            .norm = sqrt(squares) / sums.valid};
 }
+
+/* Global batch `step`. */
+static struct logged by_hand(int step, double z_loss) { return samples_by_hand(step * BATCH, BATCH, z_loss); }
 
 static void check_near(double got, double want, double tolerance) {
     if (!(fabs(got - want) <= tolerance * fabs(want))) fail_msg("%.17g is not %.17g", got, want);
@@ -327,6 +332,31 @@ static void save_damaged(const char *name) {
     lm_close(&lm);
 }
 
+/* Steps of growing batches: each of the samples that follow, each the mean over its own targets, over two sessions. */
+static void test_ramp(void **state) {
+    (void)state;
+    int sizes[3] = {2 * world.ranks, 4 * world.ranks, BATCH}, first = 0, tokens = 0;
+    if (sizes[1] > BATCH) sizes[1] = BATCH;
+    char options[300];
+    snprintf(options, sizeof options,
+             "[ramp]\nstages = %d*1 %d*1\n[optimizer]\nlr = 0\nz_loss = 0.01\n[schedule]\nkind = constant\n", sizes[0],
+             sizes[1]);
+    struct logged got[3];
+    struct trainer_state after;
+    run("ramp", 2, 1, options);
+    run("ramp", 3, 1, options);
+    read_log("ramp", got, 3);
+    for (int step = 0; step < 3; step++) {
+        struct logged want = samples_by_hand(first, sizes[step], 0.01);
+        check_step(&got[step], &want, step < 2 ? 1e-13 : 1e-7); /* a checkpoint's weights are rounded to fp32 */
+        assert_true(got[step].batch == sizes[step]);
+        first += sizes[step];
+        tokens += (int)want.valid;
+    }
+    read_state("ramp", &after);
+    assert_true(after.samples == (uint64_t)first && after.tokens == tokens);
+}
+
 static void test_not_finite_is_skipped(void **state) {
     (void)state;
     struct logged got[3];
@@ -358,6 +388,7 @@ int main(void) {
         cmocka_unit_test(test_mean_over_the_global_batch),  cmocka_unit_test(test_split_changes_nothing),
         cmocka_unit_test(test_resumes_at_the_next_sample),  cmocka_unit_test(test_learning_rate),
         cmocka_unit_test(test_nothing_to_learn_is_skipped), cmocka_unit_test(test_not_finite_is_skipped),
+        cmocka_unit_test(test_ramp),
     };
     int failed = cmocka_run_group_tests(tests, group_setup, group_teardown);
     comm_close(&world);

@@ -26,6 +26,10 @@ int command_help_config(void) {
            "may be written `64_000`, `64k` (times 1000) or `64Ki` (times 1024). A key that is unknown, given twice or\n"
            "out of bounds is an error, never ignored.\n");
     section("train", "The run.", train_options_table);
+    section("ramp",
+            "Smaller batches at the start of the run, either as a list or by a rule. The learning rate's schedule\n"
+            "counts steps, whatever they hold.",
+            ramp_options_table);
     section("optimizer", "AdamW.", optimizer_options_table);
     section("group.NAME",
             "Tensors that the optimizer treats in a way of their own; NAME is yours to choose. A tensor may be in\n"

@@ -290,7 +290,7 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     };
     int64_t accumulate;
     if (result == 0) result = find_treatments(&p, &run->optimizer, err);
-    if (result == 0 && p.B == 0) result = run_options_split(&run->train, p.ranks, &p.B, &accumulate, err);
+    if (result == 0 && p.B == 0) result = run_options_split(run, p.ranks, &p.B, &accumulate, err);
     if (result == 0) result = work_out(&p, err);
     if (result == 0 && o->json) result = print_json(&p, err);
     if (result == 0 && !o->json) {

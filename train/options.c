@@ -1,5 +1,5 @@
-/* options.c: the option tables of [train], [optimizer], [group.NAME], [schedule], [eval] and [checkpoint], and the rules
- * between options that no table can say. Called by every program that reads a config. */
+/* options.c: the option tables of [train], [ramp], [optimizer], [group.NAME], [schedule], [eval] and [checkpoint],
+ * and the rules between options that no table can say. Called by every program that reads a config. */
 #include "train/options.h"
 
 #include <math.h>
@@ -29,7 +29,7 @@ const struct option train_options_table[] = {
      "Sequences in a step, over all ranks and micro-batches.", NULL},
     {"micro_batch", OPTION_INT, AT(train_options, micro_batch), "0", 0, 1 << 30, "sequences",
      "Sequences that a rank runs at once; gradients add up over batch / (ranks * micro_batch) of them. "
-     "0: batch / ranks.",
+     "0: batch / ranks, or with a ramp what divides all its batches.",
      NULL},
     {"seed", OPTION_INT, AT(train_options, seed), "1", 0, SEED_MAX, "", "Key of the initial weights.", NULL},
     {"precision", OPTION_CHOICE, AT(train_options, precision), "fp32", 0, 0, "",
@@ -40,6 +40,21 @@ const struct option train_options_table[] = {
     {"resume", OPTION_BOOL, AT(train_options, resume), "true", 0, 0, "",
      "Continue from the latest checkpoint in train.out if there is one; false: refuse to start where there is one.",
      NULL},
+    END_OF_TABLE,
+};
+
+const struct option ramp_options_table[] = {
+    {"stages", OPTION_STRING, AT(ramp_options, stages), "", 0, 0, "",
+     "Batches before train.batch, as BATCH*STEPS: 128*2000 256*2000 is 2000 steps of 128 sequences, then 2000 of 256.",
+     NULL},
+    {"start", OPTION_INT, AT(ramp_options, start), "0", 0, 1 << 30, "sequences",
+     "Batch of the first step, which then grows by equal increments. 0: no such ramp.", NULL},
+    {"increment", OPTION_INT, AT(ramp_options, increment), "0", 0, 1 << 30, "sequences",
+     "What the batch grows by at a time; must divide train.batch - start.", NULL},
+    {"steps", OPTION_INT, AT(ramp_options, steps), "0", 0, COUNT_MAX, "steps",
+     "Length of the ramp in steps: each batch lasts equally many. This or tokens goes with start.", NULL},
+    {"tokens", OPTION_INT, AT(ramp_options, tokens), "0", 0, 1e15, "tokens",
+     "Length of the ramp in tokens: the batch grows evenly with the tokens seen.", NULL},
     END_OF_TABLE,
 };
 
@@ -93,10 +108,13 @@ const struct option schedule_options_table[] = {
     {"min_lr", OPTION_FLOAT, AT(schedule_options, min_lr), "0", 0, 100, "",
      "Learning rate below which the decay does not go.", NULL},
     {"decay_steps", OPTION_INT, AT(schedule_options, decay_steps), "0", 0, COUNT_MAX, "steps",
-     "wsd: length of the decay at the end. Others: length of the decay after the warm-up; 0: to the end of the run.",
+     "wsd: length of the decay at the end. Others: length of the decay after the warm-up; 0: to the end of the run, "
+     "or to the cool-down.",
      NULL},
     {"half_life", OPTION_FLOAT, AT(schedule_options, half_life), "0", 0, COUNT_MAX, "steps",
      "exponential: steps in which the distance to min_lr halves.", NULL},
+    {"cooldown", OPTION_INT, AT(schedule_options, cooldown), "0", 0, COUNT_MAX, "steps",
+     "Linear fall to 0, whatever min_lr is, over the last steps of the run; 0: none.", NULL},
     END_OF_TABLE,
 };
 
@@ -129,6 +147,19 @@ static int check_schedule(const struct run_options *o, error *err) {
         return error_input(
             err, "schedule.warmup = %lld is longer than train.steps = %lld; at most the whole run can be warm-up",
             (long long)s->warmup, (long long)steps);
+    }
+    if (s->cooldown > steps - s->warmup) {
+        return error_input(err,
+                           "schedule.cooldown = %lld is longer than the %lld steps that train.steps = %lld and "
+                           "schedule.warmup = %lld leave",
+                           (long long)s->cooldown, (long long)(steps - s->warmup), (long long)steps,
+                           (long long)s->warmup);
+    }
+    if (s->kind == SCHEDULE_WSD && s->cooldown > 0) {
+        return error_input(err,
+                           "schedule.cooldown = %lld does not suit schedule.kind = wsd, whose decay at the end is "
+                           "decay_steps long; leave it out",
+                           (long long)s->cooldown);
     }
     if (s->min_lr > o->optimizer.lr) {
         return error_input(err, "schedule.min_lr = %g is above the peak optimizer.lr = %g; it must be from 0 to %g",
@@ -183,12 +214,15 @@ static int check_optimizer(const struct optimizer_options *o, error *err) {
 int run_options_bind(struct run_options *o, config *c, error *err) {
     memset(o, 0, sizeof *o);
     TRY(config_bind(c, "train", train_options_table, &o->train, err));
+    struct ramp_options ramp;
+    TRY(config_bind(c, "ramp", ramp_options_table, &ramp, err));
     TRY(config_bind(c, "optimizer", optimizer_options_table, &o->optimizer, err));
     TRY(bind_groups(&o->optimizer, c, err));
     TRY(config_bind(c, "schedule", schedule_options_table, &o->schedule, err));
     TRY(data_options_bind(c, &o->data, err));
     TRY(config_bind(c, "eval", eval_options_table, &o->eval, err));
     TRY(config_bind(c, "checkpoint", checkpoint_options_table, &o->checkpoint, err));
+    TRY(ramp_make(&o->ramp, &ramp, o->train.batch, o->train.steps, o->data.T, err));
     TRY(check_optimizer(&o->optimizer, err));
     return check_schedule(o, err);
 }
@@ -207,12 +241,40 @@ static int64_t nearest_divisor(int64_t n, int64_t x) {
     return best;
 }
 
-int run_options_split(const struct train_options *t, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err) {
+/* Every batch of the ramp must divide as train.batch does. */
+static int check_ramp(const struct run_options *o, int ranks, int64_t micro_batch, error *err) {
+    const struct ramp *r = &o->ramp;
+    int64_t unit = ranks * micro_batch;
+    for (int i = 0; i < r->count; i++) {
+        if (r->stages[i].batch % unit == 0) continue;
+        return error_input(err,
+                           "[ramp] has a batch of %lld sequences from step %lld on, which is no multiple of ranks * "
+                           "train.micro_batch = %d * %lld = %lld",
+                           (long long)r->stages[i].batch, (long long)r->stages[i].step, ranks, (long long)micro_batch,
+                           (long long)unit);
+    }
+    return 0;
+}
+
+/* Sequences that a rank runs at once where the config leaves it open. */
+static int choose_micro_batch(const struct run_options *o, int ranks, int64_t *micro_batch, error *err) {
+    int64_t divisor = ramp_divisor(&o->ramp);
+    *micro_batch = divisor / ranks;
+    if (divisor % ranks == 0) return 0;
+    return error_input(err,
+                       "the batches of [ramp], from %lld to %lld sequences, do not all divide among %d ranks; their "
+                       "greatest common divisor is %lld, and the number of ranks must divide it",
+                       (long long)o->ramp.stages[0].batch, (long long)o->train.batch, ranks, (long long)divisor);
+}
+
+int run_options_split(const struct run_options *o, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err) {
+    const struct train_options *t = &o->train;
     int64_t unit = ranks * (t->micro_batch ? t->micro_batch : 1);
     if (t->batch % unit == 0) {
-        *micro_batch = t->micro_batch ? t->micro_batch : t->batch / ranks;
+        *micro_batch = t->micro_batch;
+        if (*micro_batch == 0) TRY(choose_micro_batch(o, ranks, micro_batch, err));
         *accumulate = t->batch / (ranks * *micro_batch);
-        return 0;
+        return check_ramp(o, ranks, *micro_batch, err);
     }
     int64_t below = t->batch / unit * unit, above = below + unit;
     char valid[160];

@@ -11,6 +11,7 @@
 #include "common/limits.h"
 #include "data/data_options.h"
 #include "model/model.h"
+#include "train/ramp.h"
 
 enum schedule_kind { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_WSD, SCHEDULE_EXPONENTIAL };
 enum decay_policy { DECAY_TABLE, DECAY_ALL };
@@ -50,6 +51,7 @@ struct schedule_options { /* [schedule] */
     double min_lr;       /* floor, absolute */
     int64_t decay_steps; /* WSD: length of the final decay; cosine, linear, exponential: 0 = to the end of the run */
     double half_life;    /* exponential: steps in which lr - min_lr halves */
+    int64_t cooldown;    /* steps of a linear fall to 0 at the end of the run */
 };
 struct eval_options { /* [eval] */
     int64_t every;       /* steps between validations; 0 = never; the last step always if there is validation data */
@@ -64,10 +66,11 @@ struct checkpoint_options { /* [checkpoint] */
 };
 
 extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],
-    schedule_options_table[], eval_options_table[], checkpoint_options_table[];
+    ramp_options_table[], schedule_options_table[], eval_options_table[], checkpoint_options_table[];
 
 struct run_options {
     struct train_options train;
+    struct ramp ramp; /* [ramp] and train.batch */
     struct optimizer_options optimizer;
     struct schedule_options schedule;
     struct data_options data;
@@ -81,18 +84,20 @@ extern const char *const precision_choices[], *const eval_mode_choices[];
 /* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). */
 int run_options_bind(struct run_options *o, config *c, error *err);
 
-/* How the global batch is dealt out: sequences a rank runs at once, and micro-batches in a step. A batch that does not
- * divide is refused with the nearest ones that do. */
-int run_options_split(const struct train_options *t, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err);
+/* How the global batch is dealt out: sequences a rank runs at once, and micro-batches in a step of train.batch
+ * sequences; a step of the ramp has fewer micro-batches of the same size. Batches that do not divide are refused with
+ * the nearest ones that do. */
+int run_options_split(const struct run_options *o, int ranks, int64_t *micro_batch, int64_t *accumulate, error *err);
 
 /* Learning rate of step t, counted from 0: a pure function.
- * With w = warmup, e = steps - w or decay_steps, u = min(1, (t - w) / e):
+ * With w = warmup, c = cooldown, e = steps - w - c or decay_steps, u = min(1, (t - w) / e):
  *   t < w         peak (t + 1) / w
  *   constant      peak
  *   cosine        min + (peak - min) (1 + cos(pi u)) / 2
  *   linear        min + (peak - min) (1 - u)
  *   wsd           peak, and in the last decay_steps steps min + (peak - min) (steps - t) / decay_steps
- *   exponential   min + (peak - min) 2^(-(t - w) / half_life); from decay_steps on, if given, it stays where it is */
+ *   exponential   min + (peak - min) 2^(-(t - w) / half_life); from decay_steps on, if given, it stays where it is
+ * and in the last c steps (steps - t) / c of what it is at step steps - c. */
 double schedule_lr(const struct schedule_options *s, double peak, int64_t steps, int64_t t);
 
 #endif

@@ -23,8 +23,8 @@ struct report {
     const char *unit;
     bool started; /* a step of this session was reported */
     /* as of the last line on the terminal */
-    int64_t line_step;
     double tokens, seconds;
+    int64_t samples; /* sequences since then */
 };
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
@@ -94,7 +94,7 @@ int report_open(struct report **out, const char *run, int64_t step, int64_t step
     *out = NULL;
     struct report *r = calloc(1, sizeof *r);
     if (!r) return error_system(err, "no memory for the log");
-    *r = (struct report){.steps = steps, .log_every = log_every, .unit = unit, .line_step = step};
+    *r = (struct report){.steps = steps, .log_every = log_every, .unit = unit};
     off_t kept;
     if (file_join(r->path, sizeof r->path, run, "log.jsonl", err) != 0 ||
         read_history(r->path, step, history, &kept, err) != 0) {
@@ -154,9 +154,9 @@ int report_run(struct report *r, const struct report_run *run, error *err) {
 static void print_step(struct report *r, const struct report_step *s) {
     char rate[24], left[24];
     double seconds = s->seconds - r->seconds, tokens = s->tokens - r->tokens;
-    int64_t steps = s->step - r->line_step;
     text_count(rate, sizeof rate, seconds > 0 ? tokens / seconds : 0);
-    text_duration(left, sizeof left, steps > 0 ? seconds / (double)steps * (double)(r->steps - s->step) : 0);
+    /* A step of a ramp is shorter than those to come, so what is left is counted in sequences. */
+    text_duration(left, sizeof left, seconds / (double)r->samples * (double)s->samples_left);
     fprintf(stderr, "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  left %s", (long long)s->step,
             (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, left);
     if (s->skipped_total > 0) fprintf(stderr, "  skipped %lld", (long long)s->skipped_total);
@@ -174,6 +174,7 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
     json_line_real(&l, "accuracy", s->accuracy);
     json_line_int(&l, "tokens", (int64_t)s->tokens);
     json_line_int(&l, "valid", (int64_t)s->valid);
+    json_line_int(&l, "batch", s->batch);
     json_line_real(&l, "tokens_per_s", round(s->step_seconds > 0 ? s->valid / s->step_seconds : 0));
     json_line_bool(&l, "skipped", s->skipped);
     json_line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
@@ -182,13 +183,14 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
         r->tokens = s->tokens - s->valid;
         r->seconds = s->seconds - s->step_seconds;
     }
+    r->samples += s->batch;
     if (s->skipped) {
         fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g; nothing was changed\n", (long long)s->step,
                 s->loss, s->grad_norm);
     }
     if (s->step % r->log_every == 0 || s->step == r->steps || !r->started) {
         print_step(r, s);
-        r->line_step = s->step;
+        r->samples = 0;
         r->tokens = s->tokens;
         r->seconds = s->seconds;
     }

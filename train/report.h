@@ -4,8 +4,8 @@
  *   run     a session starts: step it starts from, version, commit, compiler, host, machine (with its threads),
  *           precision, ranks, seed, parameters, config
  *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this
- *           step), tokens_per_s, skipped (true where the step was not finite and changed nothing), seconds (of training
- *           so far)
+ *           step), batch (sequences of this step), tokens_per_s, skipped (true where the step was not finite and
+ *           changed nothing), seconds (of training so far)
  *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, seconds it took
  *   save    step, path, seconds it took
  *   stop    step, signal
@@ -51,6 +51,8 @@ struct report_step {
     int64_t step; /* done, this one included */
     double loss, lr, grad_norm, accuracy;
     double tokens, valid;
+    int64_t batch;         /* sequences of this step */
+    uint64_t samples_left; /* sequences in the steps still to do */
     double step_seconds, seconds;
     bool skipped;
     int64_t skipped_total;

@@ -13,10 +13,10 @@ static double progress(int64_t t, int64_t from, int64_t length) {
     return (double)(t - from) / (double)length;
 }
 
-double schedule_lr(const struct schedule_options *s, double peak, int64_t steps, int64_t t) {
-    if (t < s->warmup) return peak * (double)(t + 1) / (double)s->warmup;
+/* The learning rate without the cool-down. */
+static double decayed(const struct schedule_options *s, double peak, int64_t steps, int64_t t) {
     double range = peak - s->min_lr;
-    int64_t length = s->decay_steps > 0 ? s->decay_steps : steps - s->warmup;
+    int64_t length = s->decay_steps > 0 ? s->decay_steps : steps - s->warmup - s->cooldown;
     int64_t since = t - s->warmup; /* steps after the warm-up */
     switch ((enum schedule_kind)s->kind) {
     case SCHEDULE_CONSTANT: return peak;
@@ -29,4 +29,11 @@ double schedule_lr(const struct schedule_options *s, double peak, int64_t steps,
     }
     ASSERT(!"a schedule kind from the option table");
     return 0;
+}
+
+double schedule_lr(const struct schedule_options *s, double peak, int64_t steps, int64_t t) {
+    if (t < s->warmup) return peak * (double)(t + 1) / (double)s->warmup;
+    int64_t cooling = steps - s->cooldown;
+    if (s->cooldown == 0 || t <= cooling) return decayed(s, peak, steps, t);
+    return t < steps ? decayed(s, peak, steps, cooling) * (double)(steps - t) / (double)s->cooldown : 0;
 }

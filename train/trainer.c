@@ -20,16 +20,17 @@ static void reduce_bucket(void *self, int bucket) {
 
 /* Gradients and loss of one global batch: this rank's micro-batches, reduced over the ranks as the last one goes
  * back. */
-static int run_batch(struct trainer *t, double scale, error *err) {
+static int run_batch(struct trainer *t, int64_t batch, double scale, error *err) {
+    int64_t accumulate = batch / (t->comm->ranks * t->micro_batch);
     model_zero_grads(t->model);
     model_zero_sums(t->model);
-    for (int64_t k = 0; k < t->accumulate; k++) {
+    for (int64_t k = 0; k < accumulate; k++) {
         struct batch b;
         TRY(loader_next(t->loader, &b, err));
         model_set_batch(t->model, b.tokens, b.targets, b.doc, b.B, b.T);
         model_forward(t->model, NULL, NULL, true);
         model_loss(t->model, NULL, true, scale, t->options.optimizer.z_loss);
-        model_backward(t->model, k + 1 == t->accumulate ? reduce_bucket : NULL, t);
+        model_backward(t->model, k + 1 == accumulate ? reduce_bucket : NULL, t);
     }
     return 0;
 }
@@ -54,8 +55,9 @@ static int train_step(struct trainer *t, bool *stop, error *err) {
     struct trainer_state *state = &t->state;
     double begun = clock_seconds();
     /* The gradient is that of the sum over targets; a nominal count keeps it near the mean's size in floating point. */
-    double scale = 1 / ((double)o->train.batch * (double)o->data.T);
-    TRY(run_batch(t, scale, err));
+    int64_t batch = ramp_batch(&o->ramp, state->step);
+    double scale = 1 / ((double)batch * (double)o->data.T);
+    TRY(run_batch(t, batch, scale, err));
     struct step_sums sums = sum_over_ranks(t);
     bool finite = isfinite(sums.nll) && isfinite(sums.z) && sums.valid > 0;
     double lr = schedule_lr(&o->schedule, o->optimizer.lr, o->train.steps, state->step);
@@ -66,7 +68,7 @@ static int train_step(struct trainer *t, bool *stop, error *err) {
     state->step++;
     state->optimizer_steps = optimizer_steps(t->optimizer);
     state->skipped += done.skipped;
-    state->samples += (uint64_t)o->train.batch;
+    state->samples += (uint64_t)batch;
     state->tokens += sums.valid;
     state->seconds += seconds;
     *stop = sums.signals > 0;
@@ -78,6 +80,8 @@ static int train_step(struct trainer *t, bool *stop, error *err) {
         .accuracy = sums.correct / sums.valid,
         .tokens = state->tokens,
         .valid = sums.valid,
+        .batch = batch,
+        .samples_left = ramp_samples(&o->ramp, o->train.steps) - state->samples,
         .step_seconds = seconds,
         .seconds = state->seconds,
         .skipped = done.skipped,

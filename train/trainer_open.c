@@ -80,7 +80,7 @@ static int check_inputs(struct trainer *t, error *err) {
         return error_input(err, "train.out = %s is a file; name a directory, or one that does not exist yet",
                            o->train.out);
     }
-    TRY(run_options_split(&o->train, t->comm->ranks, &t->micro_batch, &t->accumulate, err));
+    TRY(run_options_split(o, t->comm->ranks, &t->micro_batch, &t->accumulate, err));
     t->eval = o->eval;
     if (t->eval.window == 0) t->eval.window = o->data.T;
     if (t->eval.batch > t->micro_batch) t->eval.batch = t->micro_batch;
@@ -151,6 +151,11 @@ static int find_checkpoint(struct trainer *t, error *err) {
                            (long long)o->steps, checkpoint_path(t->from), (long long)t->state.step);
     }
     TRY(compare_configs(t, err));
+    if (t->state.samples != ramp_samples(&t->options.ramp, t->state.step)) {
+        return error_input(err, "%s says that %llu sequences were read in %lld steps, but by its config it is %llu",
+                           checkpoint_path(t->from), (unsigned long long)t->state.samples, (long long)t->state.step,
+                           (unsigned long long)ramp_samples(&t->options.ramp, t->state.step));
+    }
     return report_read_history(o->out, t->state.step, &t->history, err);
 }
 
@@ -202,6 +207,13 @@ static void print_data(const struct trainer *t) {
     if (t->data.valid) print_set("", "validation", t->data.valid);
 }
 
+static void print_ramp(const struct ramp *r) {
+    if (r->count == 1) return;
+    const struct ramp_stage *first = &r->stages[0], *last = &r->stages[r->count - 1];
+    fprintf(stderr, "            %lld sequences at first, %d batch sizes in all, the last from step %lld on\n",
+            (long long)first->batch, r->count, (long long)last->step);
+}
+
 /* What this run is, for a person who has just started it. */
 static void print_summary(const struct trainer *t) {
     const struct run_options *o = &t->options;
@@ -217,6 +229,7 @@ static void print_summary(const struct trainer *t) {
     fprintf(stderr, "batch       %lld sequences of %lld tokens: %lld micro-batch%s of %lld on each rank\n",
             (long long)o->train.batch, (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es",
             (long long)t->micro_batch);
+    print_ramp(&o->ramp);
     struct model_memory memory =
         model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks);
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
