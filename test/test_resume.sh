@@ -86,7 +86,7 @@ train train.out="$WORK/recipe" $MORE > "$WORK/recipe.out" 2> "$WORK/err" || fail
 batches=$(sed -n 's/.*"type":"step".*"batch":\([0-9]*\),.*/\1/p' "$WORK/recipe/log.jsonl" | uniq -c | tr -s '\n ' ' ')
 [ "$batches" = ' 13 2 13 4 14 6 ' ] || fail "the ramp's batches are$batches"
 tail=$(sed -n 's/.*"type":"step","step":40,.*"lr":\([^,]*\),.*/\1/p' "$WORK/recipe/log.jsonl")
-[ "$tail" = 0.00001 ] || fail "the cool-down from min_lr = 1e-4 ends with $tail, not a tenth of it"
+[ "$tail" = 1e-05 ] || fail "the cool-down from min_lr = 1e-4 ends with $tail, not a tenth of it"
 interrupted recipe_term TERM 12 20
 interrupted recipe_killed KILL 14 24
 
