@@ -179,5 +179,6 @@ void op_expect(struct run *r, bool good, const char *format, ...) __attribute__(
 /* Each list ends with NULL. */
 extern const struct op_row *const ops_basic_rows[];     /* test/ops_basic.c */
 extern const struct op_row *const ops_recurrent_rows[]; /* test/ops_recurrent.c */
+extern const struct op_row *const ops_scan_rows[];      /* test/ops_scan.c */
 
 #endif

@@ -60,7 +60,7 @@ struct piece {
 enum place { PLACE_TOKENS, PLACE_STATE, PLACE_SHARED };
 
 static enum place operand_place(const struct operand *o) {
-    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "doc"};
+    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "doc"};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
         if (strcmp(o->name, tokens[i]) == 0) return PLACE_TOKENS;
     return strcmp(o->name, "initial") == 0 || strcmp(o->name, "final") == 0 ? PLACE_STATE : PLACE_SHARED;

@@ -1,7 +1,8 @@
 /* cpu.h: the CPU's operations under their own names, for one real type, and what they share.
  *
  * The contract of each is in kernels/ops.h; kernels/cpu/table.c puts them into the two tables. Also here: the checks of
- * arguments, and the way rows are divided into blocks so that sums come out the same with any number of threads. */
+ * arguments, the way rows are divided into blocks so that sums come out the same with any number of threads, and the
+ * carving of scratch into pieces, some for each thread. */
 #ifndef RIVERRUN_CPU_CPU_H
 #define RIVERRUN_CPU_CPU_H
 
@@ -9,6 +10,9 @@
 #include "kernels/cpu/real.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#ifdef RIVERRUN_OPENMP
+#include <omp.h>
+#endif
 
 /* --- checks of arguments ------------------------------------------------------------------------------------------ */
 
@@ -62,6 +66,49 @@ void add_partials(real *sum, const real *partial, int64_t blocks, int64_t n);
 #define add_column_sums OP(add_column_sums)
 void add_column_sums(real *sum, const real *rows, int64_t R, int64_t n, int64_t stride);
 
+/* --- scratch and threads ------------------------------------------------------------------------------------------ */
+
+/* Carving of scratch: 64-byte aligned pieces; with base NULL it only counts. */
+struct carver {
+    char *base;
+    size_t used;
+};
+
+static inline real *carve_reals(struct carver *c, int64_t count) {
+    real *piece = c->base ? (real *)(c->base + c->used) : NULL;
+    c->used += ((size_t)count * sizeof(real) + 63) / 64 * 64;
+    return piece;
+}
+
+enum {
+    WORKERS_MAX = 64,             /* threads that get scratch of their own */
+    WORKERS_WORK_MIN = 100000,    /* multiply-adds; fewer are not worth waking threads, which costs some microseconds */
+};
+
+/* The calling thread's place in a parallel region, and how many threads a region gets: at most one an item, and only
+ * one if all of it is small (size: multiply-adds). */
+#ifdef RIVERRUN_OPENMP
+static inline int worker_index(void) {
+    return omp_get_thread_num();
+}
+
+static inline int worker_count(int64_t items, int64_t size) {
+    int64_t most = items < WORKERS_MAX ? items : WORKERS_MAX;
+    int threads = omp_get_max_threads();
+    return size < WORKERS_WORK_MIN ? 1 : most < threads ? (int)most : threads;
+}
+#else
+static inline int worker_index(void) {
+    return 0;
+}
+
+static inline int worker_count(int64_t items, int64_t size) {
+    (void)items;
+    (void)size;
+    return 1;
+}
+#endif
+
 /* --- the operations, in the order of struct ops ------------------------------------------------------------------- */
 
 void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
@@ -100,6 +147,19 @@ size_t OP(ssd_forward_scratch)(struct ssd_shape shape);
 size_t OP(ssd_backward_scratch)(struct ssd_shape shape);
 void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor dt, tensor a, tensor b, tensor c,
                   tensor d);
+
+void OP(scan_forward)(struct device *dev, tensor g, tensor final, void *saved, tensor x, tensor raw, tensor bias,
+                      tensor A_log, tensor b, tensor c, tensor d, tensor z, tensor initial, tensor doc,
+                      void *scratch);
+void OP(scan_backward)(struct device *dev, tensor dx, tensor draw, tensor db, tensor dc, tensor dz, tensor dinitial,
+                       tensor dbias, tensor dA_log, tensor dd, tensor dg, tensor dfinal, const void *saved, tensor x,
+                       tensor raw, tensor bias, tensor A_log, tensor b, tensor c, tensor d, tensor z, tensor initial,
+                       tensor doc, void *scratch);
+size_t OP(scan_saved)(struct scan_shape shape);
+size_t OP(scan_forward_scratch)(struct scan_shape shape);
+size_t OP(scan_backward_scratch)(struct scan_shape shape);
+void OP(scan_step)(struct device *dev, tensor g, tensor state, tensor x, tensor raw, tensor bias, tensor A_log,
+                   tensor b, tensor c, tensor d, tensor z);
 
 void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
                                double eps);

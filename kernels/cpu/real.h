@@ -80,6 +80,37 @@ static inline real exp_real(real v) {
 #endif
 }
 
+/* 2^v for v <= 0, cheaper than exp_real because the exponent needs one bound only: anything below EXP2_LOWEST counts as
+ * it, so that no result is zero or subnormal. Within 1 ulp in float above that; 2^0 is exactly 1, NaN stays NaN. */
+#ifdef REAL_IS_FLOAT
+#define EXP2_LOWEST -100.0f
+#else
+#define EXP2_LOWEST -1000.0
+#endif
+static inline real exp2_decay(real v) {
+    v = v < EXP2_LOWEST ? EXP2_LOWEST : v;
+#ifdef REAL_IS_FLOAT
+    const float round_to_int = 12582912.0f; /* as in exp_real */
+    float shifted = v + round_to_int;
+    float r = v - (shifted - round_to_int); /* |r| <= 1/2, exact; below: 2^r */
+    float p = 1.5353364146e-4f;
+    p = p * r + 1.3398874533e-3f;
+    p = p * r + 9.6184373502e-3f;
+    p = p * r + 5.5503324707e-2f;
+    p = p * r + 2.4022647914e-1f;
+    p = p * r + 6.9314720286e-1f;
+    p = p * r + 1.0f;
+    uint32_t bits, whole;
+    memcpy(&bits, &p, sizeof bits);
+    memcpy(&whole, &shifted, sizeof whole);
+    bits += whole << 23; /* the integer is in the low bits of `whole`: it is added to the exponent */
+    memcpy(&p, &bits, sizeof p);
+    return p;
+#else
+    return exp2(v);
+#endif
+}
+
 /* 1 / (1 + exp(-v)); exp(-v) may be infinite, which gives the right 0. */
 static inline real sigmoid(real v) {
     return (real)1 / ((real)1 + exp_real(-v));

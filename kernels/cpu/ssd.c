@@ -146,20 +146,20 @@ struct slot {
 struct layout {
     real *states;  /* (B,H,K,P,N), where the caller wants none saved */
     real *wholes;  /* (B,H,K): decay.whole */
-    struct slot slot[SSD_WORKERS];
+    struct slot slot[WORKERS_MAX];
     size_t size;
 };
 
 static struct layout lay_out(struct ssd_shape s, void *scratch) {
-    struct ssd_carver c = {.base = scratch};
+    struct carver c = {.base = scratch};
     int64_t Q = ssd_min(s.Q, s.T), K = (s.T + Q - 1) / Q, rows = ssd_min(Q, SSD_ROWS);
-    int64_t slots = ssd_min(SSD_WORKERS, s.B * s.G * ((s.T + rows - 1) / rows + K));
-    struct layout l = {.states = ssd_carve(&c, s.B * s.H * K * s.P * s.N), .wholes = ssd_carve(&c, s.B * s.H * K)};
+    int64_t slots = ssd_min(WORKERS_MAX, s.B * s.G * ((s.T + rows - 1) / rows + K));
+    struct layout l = {.states = carve_reals(&c, s.B * s.H * K * s.P * s.N), .wholes = carve_reals(&c, s.B * s.H * K)};
     for (int64_t i = 0; i < slots; i++) {
         struct slot *t = &l.slot[i];
-        t->cb = ssd_carve(&c, rows * Q);
-        t->weights = ssd_carve(&c, rows * Q);
-        t->scaled = ssd_carve(&c, Q * s.N);
+        t->cb = carve_reals(&c, rows * Q);
+        t->weights = carve_reals(&c, rows * Q);
+        t->scaled = carve_reals(&c, Q * s.N);
         t->decay = ssd_carve_decay(&c, Q);
     }
     l.size = c.used;
@@ -268,20 +268,20 @@ static void tile_outputs(const struct forward *f, const struct slot *t, int64_t 
 static void forward_run(const struct forward *f) {
     const struct ssd_problem *p = &f->p;
     int64_t tiles = (p->Q + SSD_ROWS - 1) / SSD_ROWS, size = p->B * p->T * p->H * p->P * p->N;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(worker_count(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
-                chunk_state(f, &f->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static) if (size >= SSD_PARALLEL_MIN)
+                chunk_state(f, &f->l.slot[worker_index()], row, g, index);
+#pragma omp parallel for collapse(2) schedule(static) if (size >= WORKERS_WORK_MIN)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_states(f, row, h);
-#pragma omp parallel for collapse(4) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K * tiles, size))
+#pragma omp parallel for collapse(4) schedule(dynamic) num_threads(worker_count(p->B * p->G * p->K * tiles, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
                 for (int64_t tile = 0; tile < tiles; tile++)
-                    tile_outputs(f, &f->l.slot[ssd_worker()], row, g, index, tile * SSD_ROWS);
+                    tile_outputs(f, &f->l.slot[worker_index()], row, g, index, tile * SSD_ROWS);
 }
 
 void OP(ssd_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a, tensor b,
@@ -327,7 +327,7 @@ void OP(ssd_step)(struct device *dev, tensor y, tensor state, tensor x, tensor d
     CHECK_DENSE(state, B, H, P, N);
     CHECK_OPTIONAL(d, H);
     ASSERT(H % G == 0);
-#pragma omp parallel for collapse(2) schedule(static) if (B * H * P * N >= SSD_PARALLEL_MIN)
+#pragma omp parallel for collapse(2) schedule(static) if (B * H * P * N >= WORKERS_WORK_MIN)
     for (int64_t row = 0; row < B; row++) {
         for (int64_t h = 0; h < H; h++) {
             int64_t g = h / (H / G), head = row * H + h;

@@ -4,15 +4,10 @@
 #define RIVERRUN_CPU_SSD_H
 
 #include "kernels/cpu/cpu.h"
-#ifdef RIVERRUN_OPENMP
-#include <omp.h>
-#endif
 
 enum {
     SSD_ROWS = 64,  /* rows of a tile of the L x L products in a chunk: it stays in cache, half of them is skipped */
     SSD_PIVOT = 16, /* rows of a tile that share a pivot (see ssd_tile_decay) */
-    SSD_WORKERS = 64, /* threads that get scratch of their own */
-    SSD_PARALLEL_MIN = 100000, /* multiply-adds; fewer are not worth waking threads, which costs some microseconds */
 };
 
 /* A smaller decay counts as 0: it would only bring subnormal numbers, which are slow, into the products. */
@@ -65,22 +60,10 @@ void OP(ssd_tile_decay)(real *e, const struct ssd_decay *decay, const struct ssd
 void OP(ssd_scale_rows)(real *out, const real *rows, int64_t step, const real *scale, const real *again, int64_t count,
                         int64_t N);
 
-/* Carving of scratch: 64-byte aligned pieces; with base NULL it only counts. */
-struct ssd_carver {
-    char *base;
-    size_t used;
-};
-
-static inline real *ssd_carve(struct ssd_carver *c, int64_t count) {
-    real *piece = c->base ? (real *)(c->base + c->used) : NULL;
-    c->used += ((size_t)count * sizeof(real) + 63) / 64 * 64;
-    return piece;
-}
-
 /* The vectors of one head in a chunk of Q. */
-static inline struct ssd_decay ssd_carve_decay(struct ssd_carver *c, int64_t Q) {
-    return (struct ssd_decay){.a = ssd_carve(c, Q), .dt = ssd_carve(c, Q), .step = ssd_carve(c, Q),
-                              .into = ssd_carve(c, Q), .out = ssd_carve(c, Q), .work = ssd_carve(c, Q)};
+static inline struct ssd_decay ssd_carve_decay(struct carver *c, int64_t Q) {
+    return (struct ssd_decay){.a = carve_reals(c, Q), .dt = carve_reals(c, Q), .step = carve_reals(c, Q),
+                              .into = carve_reals(c, Q), .out = carve_reals(c, Q), .work = carve_reals(c, Q)};
 }
 
 /* Strided (B,T,...) arguments: the rows of one batch row from time t0 on, at offset `at` in the row. */
@@ -101,28 +84,6 @@ static inline int64_t ssd_min(int64_t a, int64_t b) {
 static inline int64_t ssd_whole(int64_t count, int64_t limit) {
     return ssd_min((count + SSD_PIVOT - 1) / SSD_PIVOT * SSD_PIVOT, limit);
 }
-
-/* The calling thread's place in a parallel region, and how many threads a region gets: at most one an item, and only
- * one if all of it is small (size: multiply-adds). */
-#ifdef RIVERRUN_OPENMP
-static inline int ssd_worker(void) {
-    return omp_get_thread_num();
-}
-
-static inline int ssd_workers(int64_t items, int64_t size) {
-    return size < SSD_PARALLEL_MIN ? 1 : (int)ssd_min(ssd_min(items, SSD_WORKERS), omp_get_max_threads());
-}
-#else
-static inline int ssd_worker(void) {
-    return 0;
-}
-
-static inline int ssd_workers(int64_t items, int64_t size) {
-    (void)items;
-    (void)size;
-    return 1;
-}
-#endif
 
 /* exp(v) for an exponent that is at most 0 but for rounding; 0 where it is negligible. */
 static inline real ssd_exp(real v) {

@@ -42,39 +42,39 @@ struct layout {
     real *wholes;    /* (B,H,K) */
     real *through;   /* (B,H,K): exp(cum_last) <Z_k, D_k+1> */
     real *skip;      /* (B,H,K): parts of dd */
-    struct slot slot[SSD_WORKERS];
+    struct slot slot[WORKERS_MAX];
     size_t size;
 };
 
 /* The vectors of one head; with base NULL only their size counts. */
-static struct head_slot carve_head(struct ssd_carver *c, int64_t Q) {
-    return (struct head_slot){.decay = ssd_carve_decay(c, Q), .flow = ssd_carve(c, Q), .across = ssd_carve(c, Q),
-                              .r = ssd_carve(c, Q), .q = ssd_carve(c, Q)};
+static struct head_slot carve_head(struct carver *c, int64_t Q) {
+    return (struct head_slot){.decay = ssd_carve_decay(c, Q), .flow = carve_reals(c, Q), .across = carve_reals(c, Q),
+                              .r = carve_reals(c, Q), .q = carve_reals(c, Q)};
 }
 
 static int64_t head_reals(int64_t Q) {
-    struct ssd_carver c = {.base = NULL};
+    struct carver c = {.base = NULL};
     carve_head(&c, Q);
     return (int64_t)(c.used / sizeof(real));
 }
 
 static struct layout lay_out(struct ssd_shape s, void *scratch) {
-    struct ssd_carver c = {.base = scratch};
+    struct carver c = {.base = scratch};
     int64_t Q = ssd_min(s.Q, s.T), K = (s.T + Q - 1) / Q, rows = ssd_min(Q, SSD_ROWS);
-    int64_t slots = ssd_min(SSD_WORKERS, s.B * s.G * K);
-    struct layout l = {.gradients = ssd_carve(&c, s.B * s.H * (K + 1) * s.P * s.N),
-                       .wholes = ssd_carve(&c, s.B * s.H * K),
-                       .through = ssd_carve(&c, s.B * s.H * K),
-                       .skip = ssd_carve(&c, s.B * s.H * K)};
+    int64_t slots = ssd_min(WORKERS_MAX, s.B * s.G * K);
+    struct layout l = {.gradients = carve_reals(&c, s.B * s.H * (K + 1) * s.P * s.N),
+                       .wholes = carve_reals(&c, s.B * s.H * K),
+                       .through = carve_reals(&c, s.B * s.H * K),
+                       .skip = carve_reals(&c, s.B * s.H * K)};
     for (int64_t i = 0; i < slots; i++) {
         struct slot *t = &l.slot[i];
-        t->cb = ssd_carve(&c, rows * Q);
-        t->dcb = ssd_carve(&c, rows * Q);
-        t->w = ssd_carve(&c, rows * Q);
-        t->weights = ssd_carve(&c, rows * Q);
-        t->scaled = ssd_carve(&c, Q * s.N);
-        t->product = ssd_carve(&c, Q * s.N);
-        t->heads = ssd_carve(&c, s.H / s.G * head_reals(Q));
+        t->cb = carve_reals(&c, rows * Q);
+        t->dcb = carve_reals(&c, rows * Q);
+        t->w = carve_reals(&c, rows * Q);
+        t->weights = carve_reals(&c, rows * Q);
+        t->scaled = carve_reals(&c, Q * s.N);
+        t->product = carve_reals(&c, Q * s.N);
+        t->heads = carve_reals(&c, s.H / s.G * head_reals(Q));
     }
     l.size = c.used;
     return l;
@@ -86,7 +86,7 @@ size_t OP(ssd_backward_scratch)(struct ssd_shape shape) {
 
 /* The vectors of the i-th head of a group. */
 static struct head_slot head_slot(const struct slot *t, int64_t i, int64_t Q) {
-    struct ssd_carver c = {.base = (char *)(t->heads + i * head_reals(Q))};
+    struct carver c = {.base = (char *)(t->heads + i * head_reals(Q))};
     return carve_head(&c, Q);
 }
 
@@ -326,19 +326,19 @@ static void check_gradients(const struct backward *w) {
 static void backward_run(const struct backward *w) {
     const struct ssd_problem *p = &w->p;
     int64_t size = p->B * p->T * p->H * p->P * p->N;
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(worker_count(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
-                chunk_outflow(w, &w->l.slot[ssd_worker()], row, g, index);
-#pragma omp parallel for collapse(2) schedule(static) if (size >= SSD_PARALLEL_MIN)
+                chunk_outflow(w, &w->l.slot[worker_index()], row, g, index);
+#pragma omp parallel for collapse(2) schedule(static) if (size >= WORKERS_WORK_MIN)
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++) pass_gradients(w, row, h);
-#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(ssd_workers(p->B * p->G * p->K, size))
+#pragma omp parallel for collapse(3) schedule(dynamic) num_threads(worker_count(p->B * p->G * p->K, size))
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t g = 0; g < p->G; g++)
             for (int64_t index = 0; index < p->K; index++)
-                chunk_gradients(w, &w->l.slot[ssd_worker()], row, g, index);
+                chunk_gradients(w, &w->l.slot[worker_index()], row, g, index);
     if (!tensor_given(w->dd)) return;
     for (int64_t row = 0; row < p->B; row++)
         for (int64_t h = 0; h < p->H; h++)
