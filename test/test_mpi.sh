@@ -63,6 +63,18 @@ for ranks in 2 3; do
         fail "$ranks ranks: eval gives $(cat "$WORK/r${ranks}d.eval"), one rank $(cat "$one64.eval")"
 done
 
+# The same with growing batches, groups of tensors and detached decay, over ranks that cut a group's tensors in two.
+recipe='train.micro_batch=1 train.precision=fp64 ramp.start=2 ramp.increment=2 ramp.steps=20 optimizer.weight_decay=0.01
+    optimizer.decay_mode=detached group.slow.match=*.A_log,*in_proj* group.slow.lr_scale=0.1
+    group.bounded.match=*.D,*out_proj* group.bounded.clamp_max=0.9 group.bounded.clamp_min=-0.02'
+for ranks in 1 2; do
+    # shellcheck disable=SC2086
+    train_ranks "$ranks" train.out="$WORK/recipe$ranks" $recipe > /dev/null 2> "$WORK/err" ||
+        fail "a recipe, $ranks ranks: $(cat "$WORK/err")"
+done
+close_curves "$WORK/recipe1" "$WORK/recipe2" 1e-11 "a recipe on 2 ranks"
+cmp -s "$one64.losses" "$WORK/recipe1.losses" && fail "a recipe changes nothing"
+
 # The same number of ranks gives the same bits.
 train_ranks 3 train.out="$WORK/r3again" train.micro_batch=2 > /dev/null 2>&1
 same_weights "$WORK/r3" "$WORK/r3again" "3 ranks, repeated"

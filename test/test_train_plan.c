@@ -67,6 +67,47 @@ static void test_published(void **state) {
     }
 }
 
+/* Steps and tokens of the run, and what the optimizer will do to each tensor. */
+static void test_recipe(void **state) {
+    (void)state;
+    json_t *o = plan_json((char *[]){"plan", "configs/mamba2/130m.ini", "ramp.stages=64*1000 128*500", "train.steps=2000",
+                                     "schedule.warmup=9", "group.gates.match=*.A_log *.dt_bias",
+                                     "group.gates.lr_scale=0.25", "group.skip.match=*.D", "group.skip.clamp_max=1.5",
+                                     "group.skip.weight_decay=0.5", "--tensors", "--json", NULL});
+    assert_int_equal(number(o, NULL, "steps"), 2000);
+    double tokens = 2048.0 * (64 * 1000 + 128 * 500 + 256 * 500);
+    assert_true(json_real_value(json_object_get(o, "tokens")) == tokens);
+    const json_t *list = json_object_get(o, "tensors"), *one;
+    size_t i, gates = 0, skips = 0, decayed = 0;
+    assert_int_equal(json_array_size(list), 1 + 24 * 9 + 1);
+    json_array_foreach(list, i, one) {
+        const char *name = json_string_value(json_object_get(one, "name")), *end = strrchr(name, '.') + 1;
+        bool gate = strcmp(end, "A_log") == 0 || strcmp(end, "dt_bias") == 0, skip = strcmp(end, "D") == 0;
+        double decay = json_number_value(json_object_get(one, "weight_decay"));
+        assert_true(json_number_value(json_object_get(one, "lr_scale")) == (gate ? 0.25 : 1));
+        assert_true(json_number_value(json_object_get(one, "clamp_max")) == (skip ? 1.5 : 0)); /* 0: not there */
+        assert_true(decay == (skip ? 0.5 : strstr(name, "proj") || strstr(name, "conv1d.weight") ? 0.1 : 0));
+        gates += gate;
+        skips += skip;
+        decayed += decay == 0.1;
+    }
+    assert_true(gates == 48 && skips == 24 && decayed == 72);
+    json_decref(o);
+    error err = {0};
+    char *text;
+    assert_int_equal(
+        PLAN(&text, &err, "configs/mamba2/130m.ini", "--tensors", "group.a.match=*.A", "group.a.lr_scale=2"), -1);
+    assert_non_null(strstr(err.text, "[group.a] match: no tensor has a name like *.A; the nearest is"));
+    assert_string_equal(text, "");
+    free(text);
+    assert_int_equal(
+        PLAN(&text, &err, "configs/mamba2/130m.ini", "--tensors", "group.a.match=*.D", "group.a.clamp_min=0"), 0);
+    assert_non_null(strstr(text, "\nbackbone.layers.23.mixer.D                        24                         1"
+                                 "            0  from 0\n"));
+    assert_non_null(strstr(text, "the whole run       572205 steps, 300 G tokens, 2.54e+20 FLOPs"));
+    free(text);
+}
+
 /* A config of a small model in a directory of the test's own. */
 static void write_config(char path[300], const char *directory) {
     error err = {0};
@@ -189,7 +230,7 @@ static void test_refusals(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published), cmocka_unit_test(test_real),     cmocka_unit_test(test_largest),
-        cmocka_unit_test(test_text),      cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_text),      cmocka_unit_test(test_refusals), cmocka_unit_test(test_recipe),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -63,6 +63,9 @@ struct plan {
     int64_t embedding_params;
     double forward_flops;
     size_t state;
+    int64_t steps;    /* of the run */
+    double sequences; /* in all its steps */
+    int64_t length;   /* tokens in each of them */
     struct treatment *treatments; /* of every tensor */
     bool tensors;                 /* print them */
 };
@@ -160,6 +163,9 @@ static void print_model(const struct plan *p) {
            text_count(text2, sizeof text2, 3 * p->forward_flops));
     printf(" (6 x parameters: %s)\n", text_count(text, sizeof text, 6 * (double)total));
     printf("state per sequence  %s\n", text_bytes(text, sizeof text, (double)p->state));
+    double tokens = p->sequences * (double)p->length;
+    printf("the whole run       %" PRId64 " steps, %s tokens, %.3g FLOPs\n", p->steps,
+           text_count(text, sizeof text, tokens), 3 * p->forward_flops * tokens);
 }
 
 static void print_memory(const struct plan *p) {
@@ -238,6 +244,8 @@ static int print_json(const struct plan *p, error *err) {
     json_object_set_new(o, "forward_flops_per_token", json_real(p->forward_flops));
     json_object_set_new(o, "training_flops_per_token", json_real(3 * p->forward_flops));
     json_object_set_new(o, "state_bytes_per_sequence", json_integer((json_int_t)p->state));
+    json_object_set_new(o, "steps", json_integer(p->steps));
+    json_object_set_new(o, "tokens", json_real(p->sequences * (double)p->length));
     json_object_set_new(o, "precision", json_string(p->precision));
     json_object_set_new(o, "batch", json_integer(p->B));
     json_object_set_new(o, "seq", json_integer(p->T));
@@ -287,6 +295,9 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
         .ranks = (int)o->ranks,
         .limit = o->memory > 0 ? o->memory * 0x1p30 : machine_memory(),
         .tensors = o->tensors,
+        .steps = run->train.steps,
+        .sequences = result == 0 ? (double)ramp_samples(&run->ramp, run->train.steps) : 0,
+        .length = run->data.T,
     };
     int64_t accumulate;
     if (result == 0) result = find_treatments(&p, &run->optimizer, err);

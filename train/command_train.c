@@ -24,7 +24,9 @@ static void print_help(void) {
     flags_help(stdout, &flags);
     printf("\nThe options of a run; those of the model are in `riverrun help config`.\n\n");
     option_help(stdout, "train", train_options_table);
+    option_help(stdout, "ramp", ramp_options_table);
     option_help(stdout, "optimizer", optimizer_options_table);
+    option_help(stdout, "group.NAME", group_options_table);
     option_help(stdout, "schedule", schedule_options_table);
     option_help(stdout, "data", data_options_table);
     option_help(stdout, "source.NAME", data_source_options_table);
