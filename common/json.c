@@ -49,6 +49,41 @@ int json_read_text(json_t **out, const char *text, size_t size, const char *name
                        problem.column);
 }
 
+/* A number that JSON does not have, as Python writes it, in quotes: `text` gets them, and room must be there for them.
+ */
+static void quote_words(const char *text, size_t size, char *out) {
+    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    bool inside = false; /* a string */
+    for (size_t i = 0; i < size;) {
+        size_t length = 0;
+        for (size_t w = 0; !inside && w < 3 && !length; w++) {
+            if (strncmp(text + i, words[w], strlen(words[w])) == 0) length = strlen(words[w]);
+        }
+        if (length) {
+            *out++ = '"';
+            memcpy(out, text + i, length);
+            out += length;
+            *out++ = '"';
+            i += length;
+            continue;
+        }
+        if (inside && text[i] == '\\' && i + 1 < size) *out++ = text[i++];
+        else if (text[i] == '"') inside = !inside;
+        *out++ = text[i++];
+    }
+    *out = 0;
+}
+
+int json_read_python(json_t **out, const char *text, size_t size, const char *name, error *err) {
+    *out = NULL;
+    char *quoted = malloc(2 * size + 1); /* quotes add 2 bytes to words of at least 3 */
+    if (!quoted) return error_system(err, "no memory to read %s", name);
+    quote_words(text, size, quoted);
+    int result = json_read_text(out, quoted, strlen(quoted), name, err);
+    free(quoted);
+    return result;
+}
+
 int json_read(json_t **out, const char *path, error *err) {
     *out = NULL;
     char *text;

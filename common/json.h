@@ -9,6 +9,8 @@
 /* Parse; duplicate keys are refused. `name` stands for the file in messages. The caller json_decref's *out. */
 int json_read(json_t **out, const char *path, error *err);
 int json_read_text(json_t **out, const char *text, size_t size, const char *name, error *err);
+/* The same, but for the bare words Infinity, -Infinity and NaN that Python writes, which become strings. */
+int json_read_python(json_t **out, const char *text, size_t size, const char *name, error *err);
 
 /* Typed members of an object. A missing or wrongly typed one is ERROR_INPUT naming `name` and the key; with `fallback`
  * variants a missing one takes the fallback, a wrongly typed one is still an error. A real may be written as an

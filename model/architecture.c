@@ -10,7 +10,7 @@
 #define OWN_TYPE "riverrun"
 #define SETTINGS "settings" /* the member of such a config.json that holds [model] and [block.*] as strings */
 
-static const struct architecture *const architectures[] = {&architecture_mamba2};
+static const struct architecture *const architectures[] = {&architecture_mamba, &architecture_mamba2};
 #define ARCHITECTURES (sizeof architectures / sizeof *architectures)
 
 static const struct architecture *architecture_of(const struct model_config *mc) {
@@ -34,6 +34,22 @@ int architecture_set_int(config *c, const char *section, const char *key, int64_
 int architecture_set_real(config *c, const char *section, const char *key, double value, error *err) {
     char text[40];
     return config_set(c, section, key, text_real(text, sizeof text, value), err);
+}
+
+void architecture_put_int(json_t *object, const char *key, int64_t value) {
+    json_object_set_new(object, key, json_integer(value));
+}
+
+void architecture_put_real(json_t *object, const char *key, double value) {
+    json_object_set_new(object, key, json_real(value));
+}
+
+void architecture_put_bool(json_t *object, const char *key, bool value) {
+    json_object_set_new(object, key, json_boolean(value));
+}
+
+void architecture_put_text(json_t *object, const char *key, const char *value) {
+    json_object_set_new(object, key, json_string(value));
 }
 
 void architecture_put_ids(json_t *object, int64_t eod) {
@@ -79,16 +95,14 @@ static json_t *settings_of(const config *c) {
 
 static json_t *write_own(const struct model_config *mc, const config *c, int64_t eod) {
     json_t *object = json_object(), *settings = settings_of(c);
-    json_t *names = json_array();
-    json_array_append_new(names, json_string("RiverrunForCausalLM"));
-    json_object_set_new(object, "architectures", names);
-    json_object_set_new(object, "model_type", json_string(OWN_TYPE));
-    json_object_set_new(object, "vocab_size", json_integer(mc->rows));
-    json_object_set_new(object, "hidden_size", json_integer(mc->options.d_model));
-    json_object_set_new(object, "num_hidden_layers", json_integer(mc->blocks));
-    json_object_set_new(object, "tie_word_embeddings", json_boolean(mc->options.tie_embeddings));
+    json_object_set_new(object, "architectures", json_pack("[s]", "RiverrunForCausalLM"));
+    architecture_put_text(object, "model_type", OWN_TYPE);
+    architecture_put_int(object, "vocab_size", mc->rows);
+    architecture_put_int(object, "hidden_size", mc->options.d_model);
+    architecture_put_int(object, "num_hidden_layers", mc->blocks);
+    architecture_put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings);
     architecture_put_ids(object, eod);
-    json_object_set_new(object, "torch_dtype", json_string("float32"));
+    architecture_put_text(object, "torch_dtype", "float32");
     /* The file must be enough without a tokenizer, which may have given the number of ids. */
     char vocab[32];
     snprintf(vocab, sizeof vocab, "%" PRId64, mc->vocab);

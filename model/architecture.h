@@ -22,6 +22,7 @@ struct architecture {
     int (*read)(const json_t *object, const char *name, config *c, error *err);
 };
 
+extern const struct architecture architecture_mamba;
 extern const struct architecture architecture_mamba2;
 
 /* The config.json of a model. `c` is the config that mc was bound from. */
@@ -34,9 +35,14 @@ int architecture_read(const json_t *object, const char *name, config *c, error *
 /* The class name, or NULL if transformers has no such architecture. */
 const char *architecture_class(const struct model_config *mc);
 
-/* For implementations: config_set with a number, and bos, eos and pad ids (null if eod < 0) as members. */
+/* For implementations: config_set with a number; members of a new config.json; bos, eos and pad ids (null if eod < 0)
+ * as members. */
 int architecture_set_int(config *c, const char *section, const char *key, int64_t value, error *err);
 int architecture_set_real(config *c, const char *section, const char *key, double value, error *err);
+void architecture_put_int(json_t *object, const char *key, int64_t value);
+void architecture_put_real(json_t *object, const char *key, double value);
+void architecture_put_bool(json_t *object, const char *key, bool value);
+void architecture_put_text(json_t *object, const char *key, const char *value);
 void architecture_put_ids(json_t *object, int64_t eod);
 /* A text from a file for a message: its first 64 bytes without control characters. */
 const char *architecture_shown(const char *text, char out[65]);

@@ -11,6 +11,7 @@
  * (mixer.c); owns no memory.
  */
 #include "model/mamba2.h"
+#include "model/mixer_parts.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -22,18 +23,13 @@ static const struct option mamba2_options_table[] = {
      "State size N: each head keeps head_dim x d_state numbers.", NULL},
     {"head_dim", OPTION_INT, FIELD(head_dim), "64", 1, 4096, "", "Width P of a head; must divide expand * d_model.",
      NULL},
-    {"expand", OPTION_INT, FIELD(expand), "2", 1, 16, "", "Inner width as a multiple of d_model.", NULL},
+    MIXER_EXPAND_OPTION(struct mamba2_options),
     {"n_groups", OPTION_INT, FIELD(n_groups), "1", 1, 1024, "",
      "Groups of heads that share B and C; must divide the number of heads. Exported models need 1.", NULL},
-    {"d_conv", OPTION_INT, FIELD(d_conv), "4", 2, 8, "tokens",
-     "Width of the causal convolution, the current token included.", NULL},
+    MIXER_CONV_OPTION(struct mamba2_options),
     {"chunk", OPTION_INT, FIELD(chunk), "64", 1, 4096, "tokens",
      "Length of the pieces in which the recurrence is computed: a matter of speed, not of the result.", NULL},
-    {"dt_min", OPTION_FLOAT, FIELD(dt_min), "0.001", 1e-10, 1e3, "",
-     "Smallest initial step size (drawn log-uniformly).", NULL},
-    {"dt_max", OPTION_FLOAT, FIELD(dt_max), "0.1", 1e-10, 1e3, "", "Largest initial step size.", NULL},
-    {"dt_init_floor", OPTION_FLOAT, FIELD(dt_init_floor), "1e-4", 1e-10, 1e3, "",
-     "Initial step sizes below it are raised to it.", NULL},
+    MIXER_DT_OPTIONS(struct mamba2_options),
     {"A_init_min", OPTION_FLOAT, FIELD(A_init_min), "1", 1e-10, 1e6, "", "Smallest initial -A (drawn uniformly).",
      NULL},
     {"A_init_max", OPTION_FLOAT, FIELD(A_init_max), "16", 1e-10, 1e6, "", "Largest initial -A.", NULL},
@@ -81,9 +77,7 @@ static int mamba2_check(void *options, const struct layer_context *context, cons
                            " must divide the number of heads, expand * d_model / head_dim = %" PRId64
                            "; the nearest that does is %" PRId64,
                            section, o->n_groups, heads, nearest_divisor(heads, o->n_groups));
-    if (o->dt_min > o->dt_max)
-        return error_input(err, "%s.dt_min = %g must not be above dt_max = %g; it may be at most that", section,
-                           o->dt_min, o->dt_max);
+    TRY(mixer_check_dt(o->dt_min, o->dt_max, section, err));
     if (o->A_init_min > o->A_init_max)
         return error_input(err, "%s.A_init_min = %g must not be above A_init_max = %g; it may be at most that", section,
                            o->A_init_min, o->A_init_max);
@@ -106,27 +100,16 @@ enum { IN_PROJ, CONV_WEIGHT, CONV_BIAS, DT_BIAS, A_LOG, SKIP, NORM, OUT_PROJ }; 
 static void mamba2_declare(const struct layer *layer, struct params *p, const char *prefix) {
     const struct mamba2_options *o = layer->options;
     struct mamba2_sizes s = sizes_of(layer);
-    double in = 1 / sqrt((double)s.D), conv = 1 / sqrt((double)s.W);
-    double out = 1 / sqrt((double)s.I) / sqrt((double)layer->context.blocks);
     struct init one = {INIT_CONSTANT, 1, 0, 0};
-    params_add(p, 2, (int64_t[]){s.E, s.D}, (struct init){INIT_UNIFORM, -in, in, 0}, true, false, "%sin_proj.weight",
-               prefix);
-    params_add(p, 3, (int64_t[]){s.C, 1, s.W}, (struct init){INIT_UNIFORM, -conv, conv, 0}, true, true,
-               "%sconv1d.weight", prefix);
-    params_add(p, 1, &s.C, (struct init){INIT_UNIFORM, -conv, conv, 0}, false, true, "%sconv1d.bias", prefix);
+    mixer_declare_linear(p, prefix, "in_proj.weight", s.E, s.D, 1);
+    mixer_declare_conv(p, prefix, s.C, s.W);
     params_add(p, 1, &s.H, (struct init){INIT_DT_BIAS, o->dt_min, o->dt_max, o->dt_init_floor}, false, true,
                "%sdt_bias", prefix);
     params_add(p, 1, &s.H, (struct init){INIT_LOG_UNIFORM, o->A_init_min, o->A_init_max, 0}, false, true, "%sA_log",
                prefix);
     params_add(p, 1, &s.H, one, false, true, "%sD", prefix);
     params_add(p, 1, &s.I, one, false, true, "%snorm.weight", prefix);
-    params_add(p, 2, (int64_t[]){s.D, s.I}, (struct init){INIT_UNIFORM, -out, out, 0}, true, false, "%sout_proj.weight",
-               prefix);
-}
-
-/* (C,1,W) as the convolution wants it. */
-static tensor conv_weight(tensor w) {
-    return tensor_reshape(w, 2, (int64_t[]){w.dim[0], w.dim[2]});
+    mixer_declare_linear(p, prefix, "out_proj.weight", s.D, s.I, mixer_residual_scale(layer));
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */
@@ -144,10 +127,6 @@ struct views {
     tensor g;              /* (R, I) act: gated norm's output */
     void *ssd;             /* what SSD saves; NULL without backward */
 };
-
-static tensor take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
-    return tensor_2d(arena_take(a, (size_t)(rows * columns) * dtype_size(dtype)), dtype, rows, columns);
-}
 
 static tensor by_token(tensor t, int64_t B, int64_t T) {
     return tensor_split_first(t, B, T);
@@ -177,13 +156,13 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.ssd = NULL};
-    v.zxbcdt = take(saved, ops->act, R, s.E);
-    v.xbc = by_token(take(saved, ops->act, R, s.C), B, T);
-    v.dt = by_token(take(saved, ops->real, R, s.H), B, T);
-    v.a = by_token(take(saved, ops->real, R, s.H), B, T);
-    v.y = take(saved, ops->act, R, s.I);
-    v.rstd = take(saved, ops->real, R, s.G);
-    v.g = take(saved, ops->act, R, s.I);
+    v.zxbcdt = mixer_take(saved, ops->act, R, s.E);
+    v.xbc = by_token(mixer_take(saved, ops->act, R, s.C), B, T);
+    v.dt = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
+    v.a = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
+    v.y = mixer_take(saved, ops->act, R, s.I);
+    v.rstd = mixer_take(saved, ops->real, R, s.G);
+    v.g = mixer_take(saved, ops->act, R, s.I);
     if (keep) v.ssd = arena_take(saved, ops->ssd_saved(ssd_shape_of(&s, B, T)));
     cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
     cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
@@ -208,12 +187,12 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct gradients d;
-    d.dg = take(scratch, ops->act, R, s.I);
-    d.dy = take(scratch, ops->act, R, s.I);
-    d.dxbc = by_token(take(scratch, ops->act, R, s.C), B, T);
-    d.ddt = by_token(take(scratch, ops->real, R, s.H), B, T);
-    d.da = by_token(take(scratch, ops->real, R, s.H), B, T);
-    d.dzxbcdt = take(scratch, ops->act, R, s.E);
+    d.dg = mixer_take(scratch, ops->act, R, s.I);
+    d.dy = mixer_take(scratch, ops->act, R, s.I);
+    d.dxbc = by_token(mixer_take(scratch, ops->act, R, s.C), B, T);
+    d.ddt = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
+    d.da = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
+    d.dzxbcdt = mixer_take(scratch, ops->act, R, s.E);
     cut_projection(&s, d.dzxbcdt, B, T, &d.dz, &d.dxbc_in, &d.ddt_raw);
     cut_conv(&s, d.dxbc, &d.dx, &d.db, &d.dc);
     size_t work = ops->gated_rmsnorm_backward_scratch(R, s.I);
@@ -251,12 +230,6 @@ static int mamba2_state(const struct layer *layer, const struct ops *ops, int64_
 
 enum { STATE_CONV, STATE_SSD };
 
-/* The state's views at `memory`, or none for NULL. The operations only read what is passed as an initial state. */
-static void state_views(const struct mixer_call *call, const void *memory, tensor views[MIXER_STATES]) {
-    views[STATE_CONV] = views[STATE_SSD] = tensor_none();
-    if (memory) mamba2_state(call->layer, call->dev->ops, call->B, (void *)memory, views);
-}
-
 /* --- computation ------------------------------------------------------------------------------ */
 
 static double dt_limit(const struct mamba2_options *o) {
@@ -268,15 +241,15 @@ static void mamba2_forward(const struct mixer_call *call) {
     const struct mamba2_options *o = call->layer->options;
     const tensor *w = call->w;
     tensor initial[MIXER_STATES], final[MIXER_STATES];
-    state_views(call, call->initial, initial);
-    state_views(call, call->final, final);
+    mixer_state_views(call, call->initial, initial);
+    mixer_state_views(call, call->final, final);
     struct views v = carve_views(call->layer, ops, call->B, call->T, call->keep, call->saved);
     size_t mark = arena_mark(call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     tensor y = by_token(tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]), call->B, call->T);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
-    ops->conv_forward(call->dev, v.xbc, final[STATE_CONV], v.xbc_in, conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
+    ops->conv_forward(call->dev, v.xbc, final[STATE_CONV], v.xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
                       initial[STATE_CONV], call->doc);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     ops->ssd_forward(call->dev, y, final[STATE_SSD], v.ssd, v.x, v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD],
@@ -291,7 +264,7 @@ static void mamba2_backward(const struct mixer_call *call) {
     const struct mamba2_options *o = call->layer->options;
     const tensor *w = call->w, *dw = call->dw;
     tensor initial[MIXER_STATES];
-    state_views(call, call->initial, initial);
+    mixer_state_views(call, call->initial, initial);
     struct views v = carve_views(call->layer, ops, call->B, call->T, true, call->saved);
     size_t mark = arena_mark(call->scratch);
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
@@ -303,8 +276,8 @@ static void mamba2_backward(const struct mixer_call *call) {
                       v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD], call->doc, o->chunk, d.work);
     ops->ssd_dt_backward(call->dev, d.ddt_raw, dw[DT_BIAS], dw[A_LOG], d.ddt, d.da, v.dt_raw, w[DT_BIAS], w[A_LOG],
                          o->dt_limit_min, dt_limit(o), d.work);
-    ops->conv_backward(call->dev, d.dxbc_in, tensor_none(), conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], d.dxbc,
-                       tensor_none(), v.xbc_in, conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
+    ops->conv_backward(call->dev, d.dxbc_in, tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], d.dxbc,
+                       tensor_none(), v.xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
                        call->doc, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), d.dzxbcdt, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
@@ -316,14 +289,14 @@ static void mamba2_step(const struct mixer_call *call) {
     const tensor *w = call->w;
     int64_t B = call->B;
     tensor state[MIXER_STATES];
-    state_views(call, call->final, state);
+    mixer_state_views(call, call->final, state);
     struct views v = carve_views(call->layer, ops, B, 1, false, call->saved);
     tensor dt = tensor_join_first(v.dt), a = tensor_join_first(v.a);
     tensor y = tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
     ops->conv_step(call->dev, tensor_join_first(v.xbc), state[STATE_CONV], tensor_join_first(v.xbc_in),
-                   conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS]);
+                   mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS]);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     ops->ssd_step(call->dev, y, state[STATE_SSD], tensor_join_first(v.x), dt, a, tensor_join_first(v.b),
                   tensor_join_first(v.c), w[SKIP]);

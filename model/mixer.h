@@ -1,8 +1,8 @@
 /* mixer.h: the contract of a layer: the thing between a norm and the residual stream.
  *
- * A mixer mixes along time (mamba2, ...); the MLP is one that does not. Each is a struct of functions in one file of
- * model/, and one line in the table of mixer.c; the rest of riverrun knows mixers by this interface only. The model
- * does r += previous output, a = RMSNorm(r), and calls the mixer with x = a; see model.h.
+ * A mixer mixes along time (mamba, mamba2, ...); the MLP is one that does not. Each is a struct of functions in one
+ * file of model/, and one line in the table of mixer.c; the rest of riverrun knows mixers by this interface only. The
+ * model does r += previous output, a = RMSNorm(r), and calls the mixer with x = a; see model.h.
  *
  * Memory: forward and backward are given two arenas. `saved` is positioned at the start of this layer's own region;
  * the mixer carves from it what forward leaves for backward, always by the same function, so that backward finds the
@@ -94,6 +94,7 @@ size_t mixer_state_bytes(const struct layer *layer, const struct ops *ops, int64
 /* For `state` functions: make view `index` (dims: B first) of a state, behind the views before it. */
 void mixer_state_view(tensor *views, int index, void *memory, enum dtype dtype, int ndim, const int64_t *dim);
 
+extern const struct mixer mixer_mamba;
 extern const struct mixer mixer_mamba2;
 extern const struct mixer mixer_mlp; /* SwiGLU */
 

@@ -2,8 +2,8 @@
  * The second layer of a block whose config says mlp = swiglu. It mixes nothing along time, so it has no state, and a
  * step is a forward over one token. Called through struct mixer by model.c; owns no memory. */
 #include "model/mlp.h"
+#include "model/mixer_parts.h"
 
-#include <math.h>
 #include <stddef.h>
 
 static const struct option mlp_options_table[] = {
@@ -32,14 +32,8 @@ enum { FC1, FC2 };
 
 static void mlp_declare(const struct layer *layer, struct params *p, const char *prefix) {
     int64_t D = layer->context.d_model, F = width_of(layer);
-    double in = 1 / sqrt((double)D), out = 1 / sqrt((double)F) / sqrt((double)layer->context.blocks);
-    params_add(p, 2, (int64_t[]){2 * F, D}, (struct init){INIT_UNIFORM, -in, in, 0}, true, false, "%sfc1.weight",
-               prefix);
-    params_add(p, 2, (int64_t[]){D, F}, (struct init){INIT_UNIFORM, -out, out, 0}, true, false, "%sfc2.weight", prefix);
-}
-
-static tensor take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
-    return tensor_2d(arena_take(a, (size_t)(rows * columns) * dtype_size(dtype)), dtype, rows, columns);
+    mixer_declare_linear(p, prefix, "fc1.weight", 2 * F, D, 1);
+    mixer_declare_linear(p, prefix, "fc2.weight", D, F, mixer_residual_scale(layer));
 }
 
 struct views {
@@ -50,8 +44,8 @@ struct views {
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t R, arena *a) {
     int64_t F = width_of(layer);
     struct views v;
-    v.gate_up = take(a, ops->act, R, 2 * F);
-    v.h = take(a, ops->act, R, F);
+    v.gate_up = mixer_take(a, ops->act, R, 2 * F);
+    v.h = mixer_take(a, ops->act, R, F);
     return v;
 }
 

@@ -123,6 +123,7 @@ static double initial_value(struct init init, rng_key key, uint64_t element) {
     case INIT_NORMAL: return init.a * rng_normal(key, element);
     case INIT_UNIFORM: return init.a + (init.b - init.a) * rng_uniform(key, element);
     case INIT_LOG_UNIFORM: return log(init.a + (init.b - init.a) * rng_uniform(key, element));
+    case INIT_LOG_COUNT: return log((double)(element % (uint64_t)init.a + 1));
     case INIT_DT_BIAS:
         return inverse_softplus(
             fmax(exp(log(init.a) + (log(init.b) - log(init.a)) * rng_uniform(key, element)), init.c));

@@ -26,6 +26,7 @@ enum init_kind {
     INIT_NORMAL,      /* mean 0, standard deviation a */
     INIT_UNIFORM,     /* [a, b) */
     INIT_LOG_UNIFORM, /* ln of Uniform[a, b): Mamba-2's A_log */
+    INIT_LOG_COUNT,   /* ln of 1, 2, ..., a, over and over: Mamba's A_log, each row */
     INIT_DT_BIAS,     /* inverse softplus of max(exp(Uniform[ln a, ln b)), c) */
 };
 struct init {

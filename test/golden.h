@@ -23,8 +23,8 @@ struct golden {
 };
 
 /* Kinds. Return 0, or -1 with *err filled if the file can't be run at all. */
-int golden_ssd(struct golden *g, error *err);    /* op-ssd*: test/golden_ssd.c */
-int golden_mamba2(struct golden *g, error *err); /* hf-mamba2*: test/golden_mamba2.c */
+int golden_ssd(struct golden *g, error *err);   /* op-ssd*: test/golden_ssd.c */
+int golden_model(struct golden *g, error *err); /* hf-*: test/golden_model.c */
 
 /* An entry of the file, marked as used; absent: NULL with *err filled. `optional`: NULL and no error. */
 const struct safetensors_entry *golden_entry(struct golden *g, const char *name, error *err);

@@ -65,12 +65,15 @@ make_config() {
     cat > "$1" <<CONFIG
 [model]
 d_model = 16
-pattern = m*2
+pattern = m s
 [block.m]
 mixer = mamba2
 d_state = 8
 head_dim = 8
 chunk = 16
+[block.s]
+mixer = mamba
+d_state = 6
 [train]
 steps = 40
 batch = 6

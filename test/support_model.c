@@ -12,10 +12,14 @@
 
 #define MODEL "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\n"
+#define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
     MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "n_groups = 2\nmlp = swiglu\nmlp_width = 24\n"
           "[block.k]\nmixer = mamba2\nhead_dim = 16\nd_state = 4\nd_conv = 2\nchunk = 64\n",
+    MODEL "pattern = s*2\n" MAMBA,
+    MODEL "tie_embeddings = false\npattern = s m\n" MAMBA "dt_rank = 3\nd_conv = 2\nmlp = swiglu\nmlp_width = 24\n"
+          BLOCK,
 };
 const int lm_model_count = sizeof lm_models / sizeof *lm_models;
 

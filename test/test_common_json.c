@@ -30,6 +30,23 @@ static void damaged_texts_are_refused(void **state) {
     expect_unreadable("{\"a\": NaN}", "c.json:1: is not valid JSON: invalid token near 'NaN' (column 9)");
 }
 
+/* What Python's json module writes for floating-point numbers that JSON lacks. */
+static void words_of_python_are_strings(void **state) {
+    (void)state;
+    error err;
+    json_t *o;
+    static const char text[] = "{\"a\": [Infinity, -Infinity,NaN], \"b\\\"NaN\": \"Infinity\"}";
+    static const char *const words[] = {"Infinity", "-Infinity", "NaN"};
+    assert_int_equal(json_read_python(&o, text, strlen(text), "c.json", &err), 0);
+    for (size_t i = 0; i < 3; i++)
+        assert_string_equal(json_string_value(json_array_get(json_object_get(o, "a"), i)), words[i]);
+    assert_string_equal(json_string_value(json_object_get(o, "b\"NaN")), "Infinity");
+    json_decref(o);
+    assert_int_equal(json_read_python(&o, "{\"a\": inf}", 10, "c.json", &err), -1);
+    assert_int_equal(err.kind, ERROR_INPUT);
+    assert_null(o);
+}
+
 static void typed_members(void **state) {
     (void)state;
     error err;
@@ -139,6 +156,7 @@ static void missing_places(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(damaged_texts_are_refused),
+        cmocka_unit_test(words_of_python_are_strings),
         cmocka_unit_test(typed_members),
         cmocka_unit_test(fallbacks_stand_in_for_missing_members_only),
         cmocka_unit_test(writing_keeps_order_and_values),

@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 GOLDEN = os.path.join(os.environ.get("BUILD", "build"), "test", "golden")
-SSD, MAMBA2 = "op-ssd.safetensors", "hf-mamba2.safetensors"
+SSD, MAMBA, MAMBA2 = "op-ssd.safetensors", "hf-mamba.safetensors", "hf-mamba2.safetensors"
 
 
 def read(name):
@@ -120,6 +120,12 @@ CASES = [
     (MAMBA2, optimizer("clip", 1e9), 1, "FAIL losses"),
     (MAMBA2, optimizer("decayed", []), 1, "FAIL after."),
     (MAMBA2, optimizer("decayed", ["nothing"]), 2, "decayed"),
+    (MAMBA2, config("model_type", "llama"), 2, "model_type"),
+    (MAMBA, scaled("grad.backbone.layers.0.mixer.dt_proj.bias", 1 + 1e-4), 1, "FAIL grad.backbone.layers.0.mixer.dt_proj.bias"),
+    (MAMBA, scaled("after.backbone.layers.1.mixer.A_log", 1.001), 1, "FAIL after.backbone.layers.1.mixer.A_log"),
+    (MAMBA, without("param.backbone.layers.1.mixer.x_proj.weight"), 2, "has no tensor param.backbone.layers.1.mixer.x_proj.weight"),
+    (MAMBA, config("time_step_rank", 3), 2, "x_proj.weight"),
+    (MAMBA, config("intermediate_size", 49), 2, "intermediate_size"),
 ]
 
 
@@ -133,9 +139,9 @@ def main():
         failures += not good
         print("ok  " if good else "FAIL", what, "->", result[0], "" if good else f"expected {code} and '{words}' in:\n{result[1]}")
 
-    whole = [os.path.join("test", "golden", name) for name in (SSD, MAMBA2)]
+    whole = [os.path.join("test", "golden", name) for name in (SSD, MAMBA, MAMBA2)]
     for precision in ("fp32", "fp64"):
-        expect(f"both files, {precision}", golden("--precision", precision, *whole), 0, "0 failed")
+        expect(f"all files, {precision}", golden("--precision", precision, *whole), 0, "0 failed")
     expect("CUDA", golden("--device", "cuda", whole[0]), 2, "cuda")
     expect("bf16", golden("--precision", "bf16", whole[0]), 2, "bf16")
     expect("an unknown precision", golden("--precision", "fp16", whole[0]), 2, "fp32, fp64, bf16")
@@ -157,7 +163,7 @@ def main():
         other = os.path.join(directory, "op-other.safetensors")
         with open(other, "wb") as file:
             file.write(content)
-        expect("an unknown kind", golden(other), 2, "known are names that begin with hf-mamba2, op-ssd")
+        expect("an unknown kind", golden(other), 2, "known are names that begin with hf-, op-ssd")
     return 1 if failures else 0
 
 

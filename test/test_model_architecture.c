@@ -3,6 +3,7 @@
 #include "test/unit.h"
 
 #include "model/architecture.h"
+#include "model/mamba.h"
 #include "model/mamba2.h"
 #include <math.h>
 
@@ -52,14 +53,21 @@ static void expect_same_tensors(const struct model_config *a, const struct model
     }
 }
 
+static void expect_written(const struct bound *b, int64_t eod, const char *text) {
+    json_t *object = architecture_write(b->mc, b->c, eod), *wanted;
+    error err = {0};
+    assert_int_equal(json_read_text(&wanted, text, strlen(text), "wanted", &err), 0);
+    if (!json_equal(object, wanted)) fail_msg("%s", json_dumps(object, 0));
+    json_decref(wanted);
+    json_decref(object);
+}
+
 /* ---- Mamba-2 ----------------------------------------------------------------------------------------------------- */
 
 static void every_key_of_mamba2_is_written(void **state) {
     (void)state;
     struct bound b = bind(mamba2_text, NULL);
     assert_string_equal(architecture_class(b.mc), "Mamba2ForCausalLM");
-    json_t *object = architecture_write(b.mc, b.c, 256), *wanted;
-    error err = {0};
     static const char text[] =
         "{\"architectures\": [\"Mamba2ForCausalLM\"], \"model_type\": \"mamba2\", \"vocab_size\": 272, "
         "\"hidden_size\": 40,"
@@ -71,11 +79,8 @@ static void every_key_of_mamba2_is_written(void **state) {
         " \"time_step_min\": 0.002, \"time_step_max\": 0.2, \"time_step_floor\": 1e-5, \"rescale_prenorm_residual\": "
         "false,"
         " \"use_cache\": true, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\"}";
-    assert_int_equal(json_read_text(&wanted, text, strlen(text), "wanted", &err), 0);
-    if (!json_equal(object, wanted)) fail_msg("%s", json_dumps(object, 0));
-    json_decref(wanted);
-    json_decref(object);
-    object = architecture_write(b.mc, b.c, -1);
+    expect_written(&b, 256, text);
+    json_t *object = architecture_write(b.mc, b.c, -1);
     assert_true(json_is_null(json_object_get(object, "eos_token_id")));
     json_decref(object);
     unbind(&b);
@@ -123,10 +128,12 @@ static void limits_are_written_and_read(void **state) {
     }
 }
 
+static const char mamba2_json[] = "{\"model_type\": \"mamba2\", \"vocab_size\": 50, \"hidden_size\": 16,"
+                                  " \"num_heads\": 4, \"head_dim\": 8, \"state_size\": 6, \"num_hidden_layers\": 2,"
+                                  " \"n_groups\": 1}";
+
 /* A small config.json with one member changed; NULL takes it away. */
-static json_t *altered(const char *key, const char *value) {
-    static const char text[] = "{\"model_type\": \"mamba2\", \"vocab_size\": 50, \"hidden_size\": 16, \"num_heads\": 4,"
-                               " \"head_dim\": 8, \"state_size\": 6, \"num_hidden_layers\": 2, \"n_groups\": 1}";
+static json_t *altered(const char *text, const char *key, const char *value) {
     json_t *object, *member = NULL;
     error err = {0};
     assert_int_equal(json_read_text(&object, text, strlen(text), "base", &err), 0);
@@ -142,7 +149,7 @@ static json_t *altered(const char *key, const char *value) {
 
 static void what_is_left_out_has_the_default_of_transformers(void **state) {
     (void)state;
-    json_t *object = altered(NULL, NULL);
+    json_t *object = altered(mamba2_json, NULL, NULL);
     struct bound r = read_back(object);
     const struct mamba2_options *o = r.mc->kinds[0].mixer_options;
     assert_int_equal(o->expand, 2);
@@ -169,7 +176,7 @@ static void what_is_left_out_has_the_default_of_transformers(void **state) {
         {"time_step_limit", "[0, 1e30]"}, {"time_step_rank", "\"auto\""},
     };
     for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
-        object = altered(harmless[i][0], harmless[i][1]);
+        object = altered(mamba2_json, harmless[i][0], harmless[i][1]);
         r = read_back(object);
         o = r.mc->kinds[0].mixer_options;
         assert_true(o->dt_limit_min == 0 && o->dt_limit_max == 0);
@@ -178,13 +185,28 @@ static void what_is_left_out_has_the_default_of_transformers(void **state) {
     }
 }
 
+struct refusal {
+    const char *key, *value, *sentence;
+};
+
+static void expect_refused(const char *text, const struct refusal *cases, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        json_t *object = altered(text, cases[i].key, cases[i].value);
+        config *c;
+        error err = {0};
+        assert_int_equal(config_load(&c, NULL, &err), 0);
+        unit_expect(architecture_read(object, "c.json", c, &err), &err, ERROR_INPUT, cases[i].sentence);
+        config_free(c);
+        json_decref(object);
+    }
+}
+
 static void what_the_layer_can_not_be_is_refused(void **state) {
     (void)state;
-    static const struct {
-        const char *key, *value, *sentence;
-    } cases[] = {
+    static const struct refusal cases[] = {
         {"model_type", NULL, "c.json: 'model_type' is missing, it must be a string"},
-        {"model_type", "\"llama\"", "c.json: model_type is 'llama'; riverrun reads mamba2, and its own, riverrun"},
+        {"model_type", "\"llama\"",
+         "c.json: model_type is 'llama'; riverrun reads mamba, mamba2, and its own, riverrun"},
         {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's Mamba-2 needs false"},
         {"use_conv_bias", "false", "c.json: 'use_conv_bias' is false; riverrun's Mamba-2 needs true"},
         {"rms_norm", "false", "c.json: 'rms_norm' is false; riverrun's Mamba-2 needs true"},
@@ -213,15 +235,123 @@ static void what_the_layer_can_not_be_is_refused(void **state) {
          "second, which must be above 0"},
         {"time_step_min", "[]", "c.json: 'time_step_min' is an array, it must be a number"},
     };
+    expect_refused(mamba2_json, cases, sizeof cases / sizeof *cases);
+}
+
+/* ---- Mamba ------------------------------------------------------------------------------------------------------- */
+
+static const char mamba_text[] =
+    "[model]\nd_model = 40\nvocab_size = 257\npad_vocab_to = 8\nnorm_eps = 1e-6\npattern = a*2 b\n"
+    "[block.a]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\n"
+    "dt_min = 0.002\ndt_max = 0.2\ndt_init_floor = 1e-5\ndt_scale = 0.5\n"
+    "[block.b]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\ndt_rank = 3\ndt_max = 0.3\n";
+
+static void every_key_of_mamba_is_written(void **state) {
+    (void)state;
+    struct bound b = bind(mamba_text, NULL);
+    assert_string_equal(architecture_class(b.mc), "MambaForCausalLM");
+    static const char text[] =
+        "{\"architectures\": [\"MambaForCausalLM\"], \"model_type\": \"mamba\", \"vocab_size\": 264,"
+        " \"hidden_size\": 40, \"state_size\": 12, \"num_hidden_layers\": 3, \"layer_norm_epsilon\": 1e-6,"
+        " \"pad_token_id\": 256, \"bos_token_id\": 256, \"eos_token_id\": 256, \"expand\": 3,"
+        " \"intermediate_size\": 120, \"conv_kernel\": 3, \"use_bias\": false, \"use_conv_bias\": true,"
+        " \"hidden_act\": \"silu\", \"initializer_range\": 0.1, \"residual_in_fp32\": true,"
+        " \"time_step_rank\": 3, \"time_step_scale\": 0.5, \"time_step_min\": 0.002,"
+        " \"time_step_max\": 0.2, \"time_step_init_scheme\": \"random\", \"time_step_floor\": 1e-5,"
+        " \"rescale_prenorm_residual\": false, \"use_cache\": true, \"tie_word_embeddings\": true,"
+        " \"torch_dtype\": \"float32\"}";
+    expect_written(&b, 256, text);
+    unbind(&b);
+}
+
+static void mamba_comes_back(void **state) {
+    (void)state;
+    static const char *const changes[] = {NULL, "model.tie_embeddings=false", "model.d_model=33", "block.a.d_state=12"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(mamba_text, changes[i]);
+        json_t *object = architecture_write(b.mc, b.c, 0);
+        struct bound r = read_back(object);
+        expect_same_tensors(b.mc, r.mc);
+        assert_int_equal(r.mc->rows, b.mc->rows);
+        assert_true(r.mc->options.norm_eps == b.mc->options.norm_eps);
+        assert_true(r.mc->options.tie_embeddings == b.mc->options.tie_embeddings);
+        const struct mamba_options *o = r.mc->kinds[0].mixer_options;
+        assert_true(o->dt_min == 0.002 && o->dt_max == 0.2 && o->dt_init_floor == 1e-5 && o->dt_scale == 0.5);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+static const char mamba_json[] = "{\"model_type\": \"mamba\", \"vocab_size\": 50, \"hidden_size\": 17,"
+                                 " \"state_size\": 6, \"num_hidden_layers\": 2, \"expand\": 2}";
+
+static void what_mamba_leaves_out_has_the_default_of_transformers(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value;
+        int64_t rank;
+    } cases[] = {{NULL, NULL, 2}, {"time_step_rank", "\"auto\"", 2}, {"time_step_rank", "5", 5},
+                 {"intermediate_size", "34", 2}, {"use_mambapy", "true", 2}, {"residual_in_fp32", "false", 2},
+                 {"time_step_init_scheme", "\"constant\"", 2}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        json_t *object = altered(cases[i].key, cases[i].value);
-        config *c;
-        error err = {0};
-        assert_int_equal(config_load(&c, NULL, &err), 0);
-        unit_expect(architecture_read(object, "c.json", c, &err), &err, ERROR_INPUT, cases[i].sentence);
-        config_free(c);
+        json_t *object = altered(mamba_json, cases[i].key, cases[i].value);
+        struct bound r = read_back(object);
+        const struct mamba_options *o = r.mc->kinds[0].mixer_options;
+        assert_int_equal(o->dt_rank, cases[i].rank);
+        assert_int_equal(o->d_conv, 4);
+        assert_int_equal(r.mc->blocks, 2);
+        assert_true(r.mc->options.norm_eps == 1e-5);
+        assert_true(r.mc->options.tie_embeddings);
+        unbind(&r);
         json_decref(object);
     }
+    json_t *object = altered("{\"model_type\": \"mamba\"}", NULL, NULL);
+    struct bound r = read_back(object);
+    assert_int_equal(r.mc->options.d_model, 768);
+    assert_int_equal(r.mc->blocks, 32);
+    assert_int_equal(r.mc->rows, 50280);
+    assert_int_equal(((const struct mamba_options *)r.mc->kinds[0].mixer_options)->d_state, 16);
+    assert_int_equal(((const struct mamba_options *)r.mc->kinds[0].mixer_options)->dt_rank, 48);
+    unbind(&r);
+    json_decref(object);
+}
+
+static void what_mamba_can_not_be_is_refused(void **state) {
+    (void)state;
+    static const struct refusal cases[] = {
+        {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's Mamba needs false"},
+        {"use_conv_bias", "false", "c.json: 'use_conv_bias' is false; riverrun's Mamba needs true"},
+        {"hidden_act", "\"relu\"", "c.json: 'hidden_act' is 'relu'; riverrun's Mamba needs silu"},
+        {"intermediate_size", "35", "c.json: 'intermediate_size' is 35; it must equal 'expand' * 'hidden_size', 34"},
+        {"time_step_rank", "\"half\"", "c.json: 'time_step_rank' is a string, it must be an integer"},
+        {"time_step_rank", "0", "c.json: 'time_step_rank' is 0; it must be from 1 to 65536"},
+        {"conv_kernel", "9", "c.json: 'conv_kernel' is 9; it must be from 2 to 8"},
+        {"expand", "1.5", "c.json: 'expand' is a real number, it must be an integer"},
+        {"time_step_scale", "true", "c.json: 'time_step_scale' is a boolean, it must be a number"},
+    };
+    expect_refused(mamba_json, cases, sizeof cases / sizeof *cases);
+}
+
+/* What keeps a model from being MambaForCausalLM. */
+static void mamba_that_transformers_lacks(void **state) {
+    (void)state;
+    static const char *const changes[] = {"block.b.d_state=5",  "block.b.dt_rank=4", "block.b.mlp=swiglu",
+                                          "block.b.expand=2", "block.b.d_conv=4"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(mamba_text, changes[i]);
+        assert_null(architecture_class(b.mc));
+        unbind(&b);
+    }
+    struct bound b = bind("[model]\nd_model = 8\nvocab_size = 9\npattern = m s\n"
+                          "[block.m]\nmixer = mamba2\nhead_dim = 4\n[block.s]\nmixer = mamba\n", NULL);
+    assert_null(architecture_class(b.mc));
+    json_t *object = architecture_write(b.mc, b.c, -1);
+    struct bound r = read_back(object);
+    expect_same_tensors(b.mc, r.mc);
+    unbind(&r);
+    json_decref(object);
+    unbind(&b);
 }
 
 /* ---- models of riverrun's own ------------------------------------------------------------------------------------ */
@@ -314,6 +444,11 @@ int main(void) {
         cmocka_unit_test(limits_are_written_and_read),
         cmocka_unit_test(what_is_left_out_has_the_default_of_transformers),
         cmocka_unit_test(what_the_layer_can_not_be_is_refused),
+        cmocka_unit_test(every_key_of_mamba_is_written),
+        cmocka_unit_test(mamba_comes_back),
+        cmocka_unit_test(what_mamba_leaves_out_has_the_default_of_transformers),
+        cmocka_unit_test(what_mamba_can_not_be_is_refused),
+        cmocka_unit_test(mamba_that_transformers_lacks),
         cmocka_unit_test(what_transformers_lacks_comes_back_too),
         cmocka_unit_test(what_transformers_would_compute_otherwise),
         cmocka_unit_test(strange_settings_are_refused),

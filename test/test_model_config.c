@@ -21,12 +21,19 @@ static void test_published(void **state) {
     (void)state;
     static const struct {
         const char *path;
-        int64_t params, d_model;
+        int64_t params, rows, d_model;
         int blocks;
     } models[] = {
-        {"configs/mamba2/130m.ini", 128989632, 768, 24},    {"configs/mamba2/370m.ini", 368346624, 1024, 48},
-        {"configs/mamba2/780m.ini", 780161280, 1536, 48},   {"configs/mamba2/1.3b.ini", 1343757312, 2048, 48},
-        {"configs/mamba2/2.7b.ini", 2702599680, 2560, 64},
+        {"configs/mamba/130m.ini", 129135360, 50280, 768, 24},
+        {"configs/mamba/370m.ini", 371516416, 50280, 1024, 48},
+        {"configs/mamba/790m.ini", 793204224, 50280, 1536, 48},
+        {"configs/mamba/1.4b.ini", 1372178432, 50280, 2048, 48},
+        {"configs/mamba/2.8b.ini", 2768345600, 50280, 2560, 64},
+        {"configs/mamba2/130m.ini", 128989632, 50288, 768, 24},
+        {"configs/mamba2/370m.ini", 368346624, 50288, 1024, 48},
+        {"configs/mamba2/780m.ini", 780161280, 50288, 1536, 48},
+        {"configs/mamba2/1.3b.ini", 1343757312, 50288, 2048, 48},
+        {"configs/mamba2/2.7b.ini", 2702599680, 50288, 2560, 64},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         config *c = NULL;
@@ -36,7 +43,7 @@ static void test_published(void **state) {
         assert_int_equal(mc->layer_count, models[i].blocks);
         assert_int_equal(mc->options.d_model, models[i].d_model);
         assert_int_equal(mc->vocab, 50277);
-        assert_int_equal(mc->rows, 50288);
+        assert_int_equal(mc->rows, models[i].rows);
         assert_int_equal(mc->params.bucket_count, models[i].blocks + 2);
         model_config_free(mc);
         config_free(c);
@@ -53,6 +60,13 @@ static void test_flops(void **state) {
     double want = 24 * (per_layer + scan) + 2 * 768.0 * 50288;
     assert_true(fabs(model_forward_flops(mc, 2048) / want - 1) < 1e-12);
     assert_true(model_forward_flops(mc, 16) < want); /* a chunk is never longer than the sequence */
+    model_config_free(mc);
+    config_free(c);
+    mc = load(&c, "configs/mamba/130m.ini");
+    per_layer = 2 * 768.0 * 3072 + 2 * 1536.0 * (48 + 32) + 2 * 48.0 * 1536 + 2 * 1536.0 * 768 + 2 * 4 * 1536.0;
+    scan = 6 * 1536 * 16.0;
+    want = 24 * (per_layer + scan) + 2 * 768.0 * 50280;
+    assert_true(fabs(model_forward_flops(mc, 2048) / want - 1) < 1e-12);
     model_config_free(mc);
     config_free(c);
 }
@@ -105,6 +119,30 @@ static void test_tensors(void **state) {
                 mc->layers[2].first == 20 && mc->layers[2].params == 2);
     assert_string_equal(mc->layers[2].block_name, "b");
     assert_int_equal(mc->head, 23);
+    model_config_free(mc);
+    config_free(c);
+}
+
+/* Mamba's names and shapes; a rank of 0 stands for ceil(d_model / 16). */
+static void test_mamba_tensors(void **state) {
+    (void)state;
+    config *c = NULL;
+    struct model_config *mc = lm_config(&c, "[model]\nd_model = 24\nvocab_size = 61\npattern = s k\n"
+                                            "[block.s]\nmixer = mamba\nd_state = 5\nd_conv = 3\nexpand = 3\n"
+                                            "[block.k]\nmixer = mamba\ndt_rank = 7\n");
+    const struct params *p = &mc->params;
+    expect_tensor(p, 2, "backbone.layers.0.mixer.in_proj.weight", 144, 24, 0, true, false);
+    expect_tensor(p, 3, "backbone.layers.0.mixer.conv1d.weight", 72, 1, 3, true, true);
+    expect_tensor(p, 4, "backbone.layers.0.mixer.conv1d.bias", 72, 0, 0, false, true);
+    expect_tensor(p, 5, "backbone.layers.0.mixer.x_proj.weight", 2 + 10, 72, 0, true, false);
+    expect_tensor(p, 6, "backbone.layers.0.mixer.dt_proj.weight", 72, 2, 0, true, false);
+    expect_tensor(p, 7, "backbone.layers.0.mixer.dt_proj.bias", 72, 0, 0, false, true);
+    expect_tensor(p, 8, "backbone.layers.0.mixer.A_log", 72, 5, 0, false, true);
+    expect_tensor(p, 9, "backbone.layers.0.mixer.D", 72, 0, 0, false, true);
+    expect_tensor(p, 10, "backbone.layers.0.mixer.out_proj.weight", 24, 72, 0, true, false);
+    expect_tensor(p, 15, "backbone.layers.1.mixer.x_proj.weight", 7 + 32, 48, 0, true, false);
+    expect_tensor(p, 16, "backbone.layers.1.mixer.dt_proj.weight", 48, 7, 0, true, false);
+    expect_tensor(p, 18, "backbone.layers.1.mixer.A_log", 48, 16, 0, false, true);
     model_config_free(mc);
     config_free(c);
 }
@@ -178,8 +216,9 @@ static void test_init(void **state) {
     (void)state;
     error err = {0};
     config *c = NULL;
-    const char *text = "[model]\nd_model=64\nvocab_size=100\ntie_embeddings=false\npattern=m*4\n"
-                       "[block.m]\nmixer=mamba2\nhead_dim=2\nd_state=16\nmlp=swiglu\nmlp_width=96\n";
+    const char *text = "[model]\nd_model=64\nvocab_size=100\ntie_embeddings=false\npattern=m*2 s*2\n"
+                       "[block.m]\nmixer=mamba2\nhead_dim=2\nd_state=16\nmlp=swiglu\nmlp_width=96\n"
+                       "[block.s]\nmixer=mamba\nd_state=7\ndt_scale=0.5\n";
     struct model_config *mc = lm_config(&c, text);
     struct device *dev;
     struct model *m[2];
@@ -200,6 +239,17 @@ static void test_init(void **state) {
     expect_range(m[0], "backbone.layers.1.norm2.weight", 1, 1, 1);
     expect_range(m[0], "backbone.layers.1.mlp.fc1.weight", -in, in, 0.99);
     expect_range(m[0], "backbone.layers.1.mlp.fc2.weight", -out2, out2, 0.99);
+    expect_range(m[0], "backbone.layers.2.mixer.in_proj.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.layers.2.mixer.conv1d.weight", -0.5, 0.5, 0.98);
+    expect_range(m[0], "backbone.layers.2.mixer.conv1d.bias", -0.5, 0.5, 0.9);
+    expect_range(m[0], "backbone.layers.2.mixer.x_proj.weight", -1 / sqrt(128), 1 / sqrt(128), 0.98);
+    expect_range(m[0], "backbone.layers.2.mixer.dt_proj.weight", -0.25, 0.25, 0.98); /* rank 4 */
+    expect_range(m[0], "backbone.layers.2.mixer.dt_proj.bias", log(expm1(0.001)), log(expm1(0.1)), 0.9);
+    expect_range(m[0], "backbone.layers.2.mixer.D", 1, 1, 1);
+    expect_range(m[0], "backbone.layers.2.mixer.out_proj.weight", -out, out, 0.99);
+    float A_log[128 * 7];
+    model_read_param(m[0], params_find(&mc->params, "backbone.layers.2.mixer.A_log"), A_log, DTYPE_F32);
+    for (int i = 0; i < 128 * 7; i++) assert_true(A_log[i] == (float)log(1 + i % 7));
     expect_range(m[0], "backbone.norm_f.weight", 1, 1, 1);
     expect_range(m[0], "lm_head.weight", -in, in, 0.99);
     expect_range(m[0], "backbone.embeddings.weight", -0.12, 0.12, 0.6);
@@ -305,7 +355,10 @@ static void test_config_errors(void **state) {
          "command line: block.m.d_conv=1: must be a whole number of tokens from 2 to 8; the nearest is 2"},
         {"block.m.chunk=0",
          "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
-        {"block.m.mixer=mamba", "command line: block.m.mixer=mamba: must be mamba2; did you mean mamba2?"},
+        {"block.m.mixer=mamba3",
+         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2; did you mean mamba?"},
+        {"block.m.mixer=mamba;block.m.head_dim=4;block.m.dt_max=1e-4",
+         "block.m.dt_min = 0.001 must not be above dt_max = 0.0001; it may be at most that"},
         {"block.m.mlp=gelu", "command line: block.m.mlp=gelu: must be one of none, swiglu"},
         {"block.m.mlp_width=64", "block.m.mlp_width means nothing with mlp = none; set mlp = swiglu or leave it out"},
         {"block.q.mixer=mamba2",
@@ -358,10 +411,10 @@ static void test_unknown_key(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_published),  cmocka_unit_test(test_flops),      cmocka_unit_test(test_tensors),
-        cmocka_unit_test(test_mlp_width),  cmocka_unit_test(test_vocabulary), cmocka_unit_test(test_init),
-        cmocka_unit_test(test_patterns),   cmocka_unit_test(test_pattern_errors), cmocka_unit_test(test_config_errors),
-        cmocka_unit_test(test_unknown_key),
+        cmocka_unit_test(test_published),      cmocka_unit_test(test_flops),     cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_mamba_tensors),  cmocka_unit_test(test_mlp_width), cmocka_unit_test(test_vocabulary),
+        cmocka_unit_test(test_init),           cmocka_unit_test(test_patterns),  cmocka_unit_test(test_pattern_errors),
+        cmocka_unit_test(test_config_errors),  cmocka_unit_test(test_unknown_key),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

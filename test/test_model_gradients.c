@@ -104,6 +104,7 @@ static void close_problem(struct problem *p) {
 
 #define MODEL "[model]\nd_model = 8\nvocab_size = 13\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 5\nhead_dim = 4\nchunk = 4\n"
+#define MAMBA "[block.s]\nmixer = mamba\nd_state = 3\n"
 
 /* The models of every other test, with documents and without. */
 static void test_listed(void **state) {
@@ -121,6 +122,22 @@ static void test_tied(void **state) {
     for (int documents = 0; documents < 2; documents++) {
         struct problem p;
         open_problem(&p, MODEL "pattern = m*2\n" BLOCK, T, documents);
+        check_model(&p);
+        close_problem(&p);
+    }
+}
+
+/* Mamba beside Mamba-2, with wide and with low ranks of the step sizes. */
+static void test_mamba(void **state) {
+    (void)state;
+    static const char *const models[] = {
+        MODEL "pattern = s*2\n" MAMBA,
+        MODEL "tie_embeddings = false\npattern = s m\n" MAMBA "dt_rank = 5\nd_conv = 3\nmlp = swiglu\nmlp_width = 6\n"
+              BLOCK,
+    };
+    for (int i = 0; i < 4; i++) {
+        struct problem p;
+        open_problem(&p, models[i / 2], T, i % 2);
         check_model(&p);
         close_problem(&p);
     }
@@ -146,12 +163,11 @@ static void test_limits(void **state) {
 }
 
 /* A state from before the batch enters the gradients of the convolution, of A and of C. */
-static void test_initial_state(void **state) {
-    (void)state;
+static void check_initial_state(const char *text) {
     error err = {0};
     for (int documents = 0; documents < 2; documents++) {
         struct problem p;
-        open_problem(&p, MODEL "pattern = m*2\n" BLOCK, T, documents);
+        open_problem(&p, text, T, documents);
         struct tokens before = tokens_draw(B, T, VOCAB, 23);
         assert_int_equal(model_state_open(&p.initial, p.lm.m, B, &err), 0);
         lm_set(&p.lm, &before, false);
@@ -167,10 +183,15 @@ static void test_initial_state(void **state) {
     }
 }
 
-static void test_one_token(void **state) {
+static void test_initial_state(void **state) {
     (void)state;
+    check_initial_state(MODEL "pattern = m*2\n" BLOCK);
+    check_initial_state(MODEL "pattern = s*2\n" MAMBA);
+}
+
+static void check_one_token(const char *text) {
     struct problem p;
-    open_problem(&p, MODEL "pattern = m\n" BLOCK, 1, false);
+    open_problem(&p, text, 1, false);
     for (int i = 0; i < B; i++) p.t.targets[i] = 1 + i;
     lm_set(&p.lm, &p.t, false);
     model_zero_grads(p.lm.m);
@@ -183,10 +204,17 @@ static void test_one_token(void **state) {
     close_problem(&p);
 }
 
+static void test_one_token(void **state) {
+    (void)state;
+    check_one_token(MODEL "pattern = m\n" BLOCK);
+    check_one_token(MODEL "pattern = s\n" MAMBA);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_listed), cmocka_unit_test(test_tied),          cmocka_unit_test(test_untied_mlp_groups),
-        cmocka_unit_test(test_limits), cmocka_unit_test(test_initial_state), cmocka_unit_test(test_one_token),
+        cmocka_unit_test(test_listed),    cmocka_unit_test(test_tied),   cmocka_unit_test(test_untied_mlp_groups),
+        cmocka_unit_test(test_mamba),     cmocka_unit_test(test_limits), cmocka_unit_test(test_initial_state),
+        cmocka_unit_test(test_one_token),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -167,11 +167,10 @@ static void test_step(void **state) {
 }
 
 /* Resetting one sequence's state makes it a fresh one and leaves the other alone. */
-static void test_state_reset(void **state) {
-    (void)state;
+static void check_state_reset(const char *text) {
     error err = {0};
     struct lm lm;
-    lm_open(&lm, lm_models[1], PRECISION_F64, MODEL_INFER, 2, 5);
+    lm_open(&lm, text, PRECISION_F64, MODEL_INFER, 2, 5);
     int64_t V = lm.mc->rows;
     struct tokens t = tokens_draw(2, 5, VOCAB, 3);
     struct model_state *s, *fresh;
@@ -199,6 +198,11 @@ static void test_state_reset(void **state) {
     model_state_close(fresh);
     tokens_free(&t);
     lm_close(&lm);
+}
+
+static void test_state_reset(void **state) {
+    (void)state;
+    for (int i = 0; i < lm_model_count; i++) check_state_reset(lm_models[i]);
 }
 
 /* --- what must not leak ------------------------------------------------------------------------- */
@@ -350,10 +354,9 @@ static void test_sums(void **state) {
 
 /* --- gradients over several calls --------------------------------------------------------------- */
 
-static void test_accumulate(void **state) {
-    (void)state;
+static void check_accumulate(const char *text) {
     struct lm lm;
-    lm_open(&lm, lm_models[1], PRECISION_F64, MODEL_TRAIN, 3, 8);
+    lm_open(&lm, text, PRECISION_F64, MODEL_TRAIN, 3, 8);
     int64_t count = model_params(lm.m)->elements;
     struct tokens a = tokens_draw(2, 8, VOCAB, 1), b = tokens_draw(3, 5, VOCAB, 2); /* the second one is ragged */
     double *alone[2], *sum = doubles(count);
@@ -375,6 +378,11 @@ static void test_accumulate(void **state) {
     tokens_free(&a);
     tokens_free(&b);
     lm_close(&lm);
+}
+
+static void test_accumulate(void **state) {
+    (void)state;
+    for (int i = 0; i < lm_model_count; i++) check_accumulate(lm_models[i]);
 }
 
 struct announced {
@@ -442,10 +450,9 @@ static void test_float(void **state) {
 }
 
 /* Two runs give the same bits, also after other work; T = 1 to 9 in a model opened for more. */
-static void test_repeats(void **state) {
-    (void)state;
+static void check_repeats(const char *text) {
     struct lm lm;
-    lm_open(&lm, lm_models[1], PRECISION_F32, MODEL_TRAIN, 3, 9);
+    lm_open(&lm, text, PRECISION_F32, MODEL_TRAIN, 3, 9);
     size_t bytes = (size_t)model_params(lm.m)->elements * sizeof(double);
     for (int64_t T = 1; T <= 9; T++) {
         struct tokens t = tokens_draw(3, T, VOCAB, (uint64_t)T), other = tokens_draw(2, 9, VOCAB, 99);
@@ -465,15 +472,21 @@ static void test_repeats(void **state) {
     lm_close(&lm);
 }
 
+static void test_repeats(void **state) {
+    (void)state;
+    for (int i = 0; i < lm_model_count; i++) check_repeats(lm_models[i]);
+}
+
 static void test_plan(void **state) {
     (void)state;
     error err = {0};
     for (int k = 0; k < lm_model_count * 8; k++) {
         config *c = NULL;
         struct model_config *mc = lm_config(&c, lm_models[k % lm_model_count]);
-        enum model_mode mode = k & 2 ? MODEL_TRAIN : MODEL_INFER;
-        enum precision precision = k & 4 ? PRECISION_F64 : PRECISION_F32;
-        int ranks = k & 8 ? 3 : 1;
+        int way = k / lm_model_count;
+        enum model_mode mode = way & 1 ? MODEL_TRAIN : MODEL_INFER;
+        enum precision precision = way & 2 ? PRECISION_F64 : PRECISION_F32;
+        int ranks = way & 4 ? 3 : 1;
         struct device *dev;
         struct model *m;
         assert_int_equal(device_open(&dev, DEVICE_CPU, precision, &err), 0);

@@ -134,6 +134,9 @@ static void test_distributions(void **state) {
     for (int i = 0; i < MANY; i++) mean += exp(x[i]) / MANY; /* uniform itself, not in its logarithm */
     assert_true(fabs(mean - 8.5) < 5 * 15 / sqrt(12.0 * MANY));
 
+    draw((struct init){INIT_LOG_COUNT, 16, 0, 0}, 0, 1, x);
+    for (int i = 0; i < MANY; i++) assert_true(x[i] == log(1 + i % 16));
+
     s = draw((struct init){INIT_CONSTANT, 1, 0, 0}, 0, 1, x);
     assert_true(s.min == 1 && s.max == 1);
     free(x);

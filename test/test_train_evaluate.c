@@ -10,8 +10,9 @@
 #include <math.h>
 
 /* Ids as the byte tokenizer has them, so that a token's bytes can be counted. */
-static const char model_text[] = "[model]\nd_model = 16\nvocab_size = 257\npad_vocab_to = 1\npattern = m*2\n"
-                                 "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 8\nchunk = 8\n";
+static const char model_text[] = "[model]\nd_model = 16\nvocab_size = 257\npad_vocab_to = 1\npattern = m s\n"
+                                 "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 8\nchunk = 8\n"
+                                 "[block.s]\nmixer = mamba\nd_state = 4\n";
 enum { TOKENS = 203, WINDOW_MAX = 300 };
 
 struct fixture {

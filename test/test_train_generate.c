@@ -110,8 +110,9 @@ static void test_keyed(void **state) {
 /* ---- with a model ----------------------------------------------------------------------------------------------- */
 
 /* 13 ids, padded to 32 rows. */
-static const char model_text[] = "[model]\nd_model = 24\nvocab_size = 13\npad_vocab_to = 32\npattern = m*3\n"
-                                 "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 12\nchunk = 4\nmlp = swiglu\n";
+static const char model_text[] = "[model]\nd_model = 24\nvocab_size = 13\npad_vocab_to = 32\npattern = m s m\n"
+                                 "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 12\nchunk = 4\nmlp = swiglu\n"
+                                 "[block.s]\nmixer = mamba\nd_state = 4\n";
 enum { NEW = 60, PROMPT_MAX = 40 };
 
 struct collected {

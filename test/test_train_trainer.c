@@ -16,8 +16,9 @@
 
 enum { T = 16, SAMPLES = 36, BATCH = 12, TOKENS = SAMPLES * T + 1 };
 
-static const char model_text[] = "[model]\nd_model = 12\nvocab_size = 257\npad_vocab_to = 1\npattern = m*2\n"
-                                 "[block.m]\nmixer = mamba2\nd_state = 4\nhead_dim = 8\nchunk = 8\n";
+static const char model_text[] = "[model]\nd_model = 12\nvocab_size = 257\npad_vocab_to = 1\npattern = m s\n"
+                                 "[block.m]\nmixer = mamba2\nd_state = 4\nhead_dim = 8\nchunk = 8\n"
+                                 "[block.s]\nmixer = mamba\nd_state = 4\n";
 
 static struct comm world;
 static char directory[256];

@@ -47,10 +47,17 @@ must "$RIVERRUN" export "$work/run" --out "$work/bf16-all" --dtype bf16 --dtype-
 must "$RIVERRUN" train "$work/small.ini" train.out="$work/unusual" data.train="$work/data" model.tie_embeddings=false \
     model.norm_eps=0.01 model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=4 block.m.head_dim=32 block.m.dt_limit_min=0.01
 set -- "$work/run/latest" "$work/unusual/latest" "$work/f32" "$work/bf16" "$work/bf16-all"
+# The same of Mamba.
+sed -e 's/mamba2/mamba/' -e '/head_dim/d' "$work/small.ini" >"$work/mamba.ini"
+must "$RIVERRUN" train "$work/mamba.ini" train.out="$work/mamba" data.train="$work/data"
+must "$RIVERRUN" export "$work/mamba" --out "$work/mamba-bf16" --dtype bf16
+must "$RIVERRUN" train "$work/mamba.ini" train.out="$work/mamba-unusual" data.train="$work/data" model.norm_eps=0.01 \
+    model.tie_embeddings=false model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=3 block.m.dt_rank=5
+set -- "$@" "$work/mamba/latest" "$work/mamba-bf16" "$work/mamba-unusual/latest"
 
 echo "== made by transformers, and imported"
 must "$python" scripts/random_transformers_model.py "$work/hf"
-for kind in untied tied bf16 sharded limited; do
+for kind in untied tied bf16 sharded limited mamba mamba-unusual; do
     must "$RIVERRUN" import "$work/hf/$kind" --tokenizer bytes --out "$work/import-$kind"
     set -- "$@" "$work/hf/$kind=$work/import-$kind"
 done

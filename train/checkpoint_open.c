@@ -65,44 +65,12 @@ static int open_own(struct checkpoint *c, error *err) {
 
 /* ---- others' ----------------------------------------------------------------------------------------------------- */
 
-/* A number that JSON does not have, as Python writes it, in quotes: `text` gets them, and room must be there for them.
- */
-static void quote_words(const char *text, size_t size, char *out) {
-    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
-    bool inside = false; /* a string */
-    for (size_t i = 0; i < size;) {
-        size_t length = 0;
-        for (size_t w = 0; !inside && w < 3 && !length; w++) {
-            if (strncmp(text + i, words[w], strlen(words[w])) == 0) length = strlen(words[w]);
-        }
-        if (length) {
-            *out++ = '"';
-            memcpy(out, text + i, length);
-            out += length;
-            *out++ = '"';
-            i += length;
-            continue;
-        }
-        if (inside && text[i] == '\\' && i + 1 < size) *out++ = text[i++];
-        else if (text[i] == '"') inside = !inside;
-        *out++ = text[i++];
-    }
-    *out = 0;
-}
-
 int checkpoint_read_config_json(json_t **object, const char *path, error *err) {
     char *text;
     size_t size;
     *object = NULL;
     TRY(file_read_all(path, LIMIT_CONFIG_BYTES, &text, &size, err));
-    /* Quotes add 2 bytes to words of at least 3. */
-    char *quoted = malloc(2 * size + 1);
-    int result = quoted ? 0 : error_system(err, "no memory to read %s", path);
-    if (result == 0) {
-        quote_words(text, size, quoted);
-        result = json_read_text(object, quoted, strlen(quoted), path, err);
-    }
-    free(quoted);
+    int result = json_read_python(object, text, size, path, err);
     free(text);
     return result;
 }

@@ -1,11 +1,11 @@
-/* test/golden_mamba2.c: files hf-mamba2*: a small Mamba-2 language model recorded from transformers: weights, a batch,
- * logits, the gradient of every weight, and three AdamW steps on that batch. Run through model/ and the operations of
- * the optimizer, as training does; the file's own rule says which weights decay.
+/* test/golden_model.c: files hf-*: a small language model recorded from transformers: weights, a batch, logits, the
+ * gradient of every weight, and three AdamW steps on that batch. The file's config says which architecture it is. Run
+ * through model/ and the operations of the optimizer, as training does; the file's own rule says which weights decay.
  */
 #include "test/golden.h"
 
 #include "common/arena.h"
-#include "model/model.h"
+#include "model/architecture.h"
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -47,75 +47,12 @@ static void *allocate(size_t count, size_t size) {
 
 /* --- the model of the file ---------------------------------------------------------------------- */
 
-static int set(config *c, const char *section, const char *key, error *err, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
-static int set(config *c, const char *section, const char *key, error *err, const char *format, ...) {
-    char value[64];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(value, sizeof value, format, arguments);
-    va_end(arguments);
-    return config_set(c, section, key, value, err);
-}
-
-/* Settings that must be as the layer has them. */
-static int check_fixed(struct golden *g, const json_t *from, error *err) {
-    bool bias, conv_bias;
-    const char *act;
-    TRY(json_get_bool_or(from, "use_bias", g->path, false, &bias, err));
-    TRY(json_get_bool_or(from, "use_conv_bias", g->path, true, &conv_bias, err));
-    TRY(json_get_string(from, "hidden_act", g->path, &act, err));
-    if (bias || !conv_bias || (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0))
-        return error_input(err, "%s: its config needs use_bias false, use_conv_bias true and hidden_act silu", g->path);
-    return 0;
-}
-
-static int set_limits(struct golden *g, config *c, const json_t *from, error *err) {
-    const json_t *limit = json_object_get(from, "time_step_limit");
-    if (!limit || json_is_null(limit)) return 0;
-    if (json_array_size(limit) != 2) return error_input(err, "%s: time_step_limit is no pair of numbers", g->path);
-    double low = json_number_value(json_array_get(limit, 0)), high = json_number_value(json_array_get(limit, 1));
-    TRY(set(c, "block.m", "dt_limit_min", err, "%.17g", low));
-    return set(c, "block.m", "dt_limit_max", err, "%.17g",
-               high > 0 && high < 1e6 ? high : 0); /* infinite: null here */
-}
-
+/* The file's config is what a config.json says: it is read as `riverrun import` reads one. */
 static int make_config(struct problem *p, const json_t *from, error *err) {
-    static const struct {
-        const char *from, *section, *key;
-    } keys[] = {
-        {"hidden_size", "model", "d_model"},  {"vocab_size", "model", "vocab_size"},
-        {"state_size", "block.m", "d_state"}, {"head_dim", "block.m", "head_dim"},
-        {"expand", "block.m", "expand"},      {"n_groups", "block.m", "n_groups"},
-        {"conv_kernel", "block.m", "d_conv"}, {"chunk_size", "block.m", "chunk"},
-    };
-    struct golden *g = p->g;
-    int64_t value, layers, heads;
-    double eps;
-    bool tied;
     TRY(config_load(&p->c, NULL, err));
-    TRY(check_fixed(g, from, err));
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        TRY(json_get_int(from, keys[i].from, g->path, &value, err));
-        TRY(set(p->c, keys[i].section, keys[i].key, err, "%" PRId64, value));
-    }
-    TRY(json_get_int(from, "num_hidden_layers", g->path, &layers, err));
-    TRY(json_get_int(from, "num_heads", g->path, &heads, err));
-    TRY(json_get_real(from, "layer_norm_epsilon", g->path, &eps, err));
-    TRY(json_get_bool_or(from, "tie_word_embeddings", g->path, false, &tied, err));
-    TRY(set(p->c, "model", "norm_eps", err, "%.17g", eps));
-    TRY(set(p->c, "model", "tie_embeddings", err, "%s", tied ? "true" : "false"));
-    TRY(set(p->c, "model", "pad_vocab_to", err, "1"));
-    TRY(set(p->c, "model", "pattern", err, "m*%" PRId64, layers));
-    TRY(set(p->c, "block.m", "mixer", err, "mamba2"));
-    TRY(set_limits(g, p->c, from, err));
+    TRY(architecture_read(from, p->g->path, p->c, err));
     TRY(model_config_bind(&p->mc, p->c, 0, err));
-    TRY(config_finish(p->c, err));
-    const struct params *table = &p->mc->params;
-    int dt_bias = params_find(table, "backbone.layers.0.mixer.dt_bias");
-    if (dt_bias < 0 || table->list[dt_bias].count != heads)
-        return error_input(err, "%s: num_heads = %" PRId64 " is not expand * hidden_size / head_dim", g->path, heads);
-    return 0;
+    return config_finish(p->c, err);
 }
 
 static int load_weights(struct problem *p, error *err) {
@@ -348,7 +285,7 @@ static void close_problem(struct problem *p) {
     config_free(p->c);
 }
 
-int golden_mamba2(struct golden *g, error *err) {
+int golden_model(struct golden *g, error *err) {
     struct problem p = {.g = g};
     int result = open_model(&p, err);
     if (result == 0) result = open_optimizer(&p, err);

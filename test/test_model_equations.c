@@ -1,10 +1,11 @@
-/* test_model_mamba2.c: the language model against a second one, written here from the equations alone: one token after
- * the other, one head after the other, no chunks, no shared code. It says what the parallel forward has to compute:
- * the order of in_proj's columns, of the convolution's taps and of B and C's groups, the step size, the skip, the gate,
- * the norms, documents, the MLP and the head. */
+/* test_model_equations.c: the language model against a second one, written here from the equations alone: one token
+ * after the other, one head or channel after the other, no chunks, no shared code. It says what the parallel forward
+ * has to compute: the order of in_proj's and x_proj's columns, of the convolution's taps and of B and C's groups, the
+ * step size, the skip, the gate, the norms, documents, the MLP and the head. */
 #include "test/support_model.h"
 #include "test/unit.h"
 
+#include "model/mamba.h"
 #include "model/mamba2.h"
 #include "model/mlp.h"
 #include <math.h>
@@ -38,6 +39,70 @@ static void rms_norm(double *y, const double *x, const double *w, int64_t n, dou
     for (int64_t i = 0; i < n; i++) y[i] = x[i] / sqrt(mean + eps) * w[i];
 }
 
+/* silu of the convolution at time t: of channel c, whose inputs stand `stride` numbers apart in time. */
+static double convolved(const double *input, int64_t stride, const double *taps, int64_t W, double bias,
+                        const int32_t *doc, int64_t t) {
+    double sum = bias;
+    for (int64_t back = 0; back < W && back <= t; back++)
+        if (doc[t - back] == doc[t]) sum += taps[W - 1 - back] * input[(t - back) * stride];
+    return silu(sum);
+}
+
+static bool starts_document(const int32_t *doc, int64_t t) {
+    return t == 0 || doc[t] != doc[t - 1];
+}
+
+/* --- Mamba */
+
+enum { IN, CONV, CONV_BIAS, X, DT, DT_BIAS, A_LOG, D_SKIP, OUT, MAMBA_WEIGHTS };
+
+/* One token of one row: h is the state of all channels, `past` the projections of the tokens before, t its time. */
+static void mamba_token(double *y, double *h, double *past, const int32_t *doc, int64_t t, const double *input,
+                        const struct mamba_sizes *s, double *const w[MAMBA_WEIGHTS]) {
+    int64_t I = s->I, N = s->N, R = s->rank;
+    double *p = past + t * 2 * I, *x = calloc((size_t)(2 * I + s->X), sizeof *x), *low = x + I, *u = low + s->X;
+    multiply(p, w[IN], input, 2 * I, s->D);
+    for (int64_t i = 0; i < I; i++)
+        x[i] = convolved(past + i, 2 * I, w[CONV] + i * s->W, s->W, w[CONV_BIAS][i], doc, t);
+    multiply(low, w[X], x, s->X, I);
+    const double *B = low + R, *C = B + N;
+    for (int64_t i = 0; i < I; i++) {
+        double raw = w[DT_BIAS][i], sum = w[D_SKIP][i] * x[i];
+        for (int64_t r = 0; r < R; r++) raw += w[DT][i * R + r] * low[r];
+        double delta = log1p(exp(raw));
+        for (int64_t n = 0; n < N; n++) {
+            double decay = starts_document(doc, t) ? 0 : exp(-exp(w[A_LOG][i * N + n]) * delta);
+            h[i * N + n] = decay * h[i * N + n] + delta * B[n] * x[i];
+            sum += C[n] * h[i * N + n];
+        }
+        u[i] = sum * silu(p[I + i]);
+    }
+    multiply(y, w[OUT], u, s->D, I);
+    free(x);
+}
+
+/* The mixer over one row: x, y (T, D). */
+static void mamba_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                      const struct lm *lm) {
+    static const char *const names[MAMBA_WEIGHTS] = {
+        "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight",
+        "dt_proj.bias", "A_log", "D", "out_proj.weight"};
+    struct mamba_sizes s = mamba_sizes(layer->options, layer->context.d_model);
+    double *w[MAMBA_WEIGHTS];
+    for (int i = 0; i < MAMBA_WEIGHTS; i++) {
+        char format[LIMIT_NAME];
+        snprintf(format, sizeof format, "backbone.layers.%%d.mixer.%s", names[i]);
+        w[i] = weights(lm, format, layer->block);
+    }
+    double *h = calloc((size_t)(s.I * s.N), sizeof *h), *past = calloc((size_t)(2 * T * s.I), sizeof *past);
+    for (int64_t t = 0; t < T; t++) mamba_token(y + t * s.D, h, past, doc, t, x + t * s.D, &s, w);
+    free(h);
+    free(past);
+    for (int i = 0; i < MAMBA_WEIGHTS; i++) free(w[i]);
+}
+
+/* --- Mamba-2 */
+
 struct mamba2_weights {
     double *in, *conv, *conv_bias, *dt_bias, *A_log, *D, *norm, *out;
 };
@@ -67,18 +132,13 @@ static void mamba2_token(double *y, double *S, const double *past, const int32_t
     double *p = (double *)past + t * s.E, *conv = calloc((size_t)s.C, sizeof *conv),
            *u = calloc((size_t)s.I, sizeof *u);
     multiply(p, w->in, x_in, s.E, s.D);
-    for (int64_t c = 0; c < s.C; c++) {
-        double sum = w->conv_bias[c];
-        for (int64_t back = 0; back < s.W && back <= t; back++)
-            if (doc[t - back] == doc[t]) sum += w->conv[c * s.W + s.W - 1 - back] * past[(t - back) * s.E + s.I + c];
-        conv[c] = silu(sum);
-    }
-    bool starts = t == 0 || doc[t] != doc[t - 1];
+    for (int64_t c = 0; c < s.C; c++)
+        conv[c] = convolved(past + s.I + c, s.E, w->conv + c * s.W, s.W, w->conv_bias[c], doc, t);
     for (int64_t h = 0; h < s.H; h++) {
         double dt = log1p(exp(p[s.I + s.C + h] + w->dt_bias[h]));
         dt = fmax(dt, o->dt_limit_min);
         if (o->dt_limit_max > 0) dt = fmin(dt, o->dt_limit_max);
-        double decay = starts ? 0 : exp(-exp(w->A_log[h]) * dt);
+        double decay = starts_document(doc, t) ? 0 : exp(-exp(w->A_log[h]) * dt);
         const double *B = conv + s.I + h / (s.H / s.G) * s.N, *C = B + s.G * s.N;
         for (int64_t i = 0; i < s.P; i++) {
             double x = conv[h * s.P + i], sum = w->D[h] * x, *row = S + (h * s.P + i) * s.N;
@@ -96,17 +156,21 @@ static void mamba2_token(double *y, double *S, const double *past, const int32_t
     free(u);
 }
 
-/* The mixer over one row: x, y (T, D). */
 static void mamba2_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
-                       const struct mamba2_weights *w) {
+                       const struct lm *lm) {
     const struct mamba2_options *o = layer->options;
     struct mamba2_sizes s = mamba2_sizes(o, layer->context.d_model);
+    struct mamba2_weights w = mamba2_weights(lm, layer->block);
     double *S = calloc((size_t)(s.I * s.N), sizeof *S), *past = calloc((size_t)(T * s.E), sizeof *past);
     for (int64_t t = 0; t < T; t++)
-        mamba2_token(y + t * s.D, S, past, doc, t, x + t * s.D, o, w, s.D, layer->context.norm_eps);
+        mamba2_token(y + t * s.D, S, past, doc, t, x + t * s.D, o, &w, s.D, layer->context.norm_eps);
     free(S);
     free(past);
+    mamba2_weights_free(&w);
 }
+
+/* --- the rest of the model */
+
 
 static void mlp_row(double *y, const double *x, int64_t T, const struct layer *layer, const struct lm *lm) {
     int64_t F = ((const struct mlp_options *)layer->options)->width, D = layer->context.d_model;
@@ -138,13 +202,9 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
         double *norm = weights(lm, layer->is_mlp ? "backbone.layers.%d.norm2.weight" : "backbone.layers.%d.norm.weight",
                                layer->block);
         for (int64_t t = 0; t < T; t++) rms_norm(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
-        if (layer->is_mlp) {
-            mlp_row(y, x, T, layer, lm);
-        } else {
-            struct mamba2_weights w = mamba2_weights(lm, layer->block);
-            mamba2_row(y, x, doc, T, layer, &w);
-            mamba2_weights_free(&w);
-        }
+        if (layer->is_mlp) mlp_row(y, x, T, layer, lm);
+        else if (layer->mixer == &mixer_mamba) mamba_row(y, x, doc, T, layer, lm);
+        else mamba2_row(y, x, doc, T, layer, lm);
         for (int64_t k = 0; k < T * D; k++) r[k] += y[k];
         free(norm);
     }
@@ -160,6 +220,7 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
 
 #define MODEL "[model]\nd_model = 12\nvocab_size = 19\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 4\nchunk = 5\n"
+#define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
 
 static void compare(const char *text, enum precision precision, int64_t T, double limit) {
     struct lm lm;
@@ -185,7 +246,7 @@ static void compare(const char *text, enum precision precision, int64_t T, doubl
 }
 
 static void compare_lengths(const char *text) {
-    static const int64_t lengths[] = {1, 2, 4, 5, 6, 11, 23};
+    static const int64_t lengths[] = {1, 2, 4, 5, 6, 11, 23, 67};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) compare(text, PRECISION_F64, lengths[i], 1e-12);
     compare(text, PRECISION_F32, 23, 1e-5);
 }
@@ -215,12 +276,26 @@ static void test_limits_and_eps(void **state) {
     compare_lengths(MODEL "norm_eps = 0.1\npattern = m*2\n" BLOCK "dt_limit_min = 0.01\ndt_limit_max = 0.04\n");
 }
 
+static void test_mamba(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = s*3\n" MAMBA);
+    compare_lengths(MODEL "norm_eps = 0.1\ntie_embeddings = false\npattern = s\n" MAMBA
+                          "expand = 3\nd_conv = 2\ndt_rank = 7\nmlp = swiglu\nmlp_width = 10\n");
+}
+
+static void test_hybrid(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = (s m)*2 s\n" BLOCK "mlp = swiglu\nmlp_width = 6\n" MAMBA);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),
         cmocka_unit_test(test_groups_and_conv),
         cmocka_unit_test(test_mlp_and_untied),
         cmocka_unit_test(test_limits_and_eps),
+        cmocka_unit_test(test_mamba),
+        cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,42 @@
+/* mixer_parts.h: what mixers are put together from: memory in rows, projections, the short convolution and the initial
+ * step sizes of Mamba and Mamba-2. Included by the mixers of model/ only. */
+#ifndef RIVERRUN_MIXER_PARTS_H
+#define RIVERRUN_MIXER_PARTS_H
+
+#include "model/mixer.h"
+
+#include <stddef.h>
+
+/* (rows, columns) from an arena. */
+tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns);
+
+/* The layer's state at `memory` as its views, the rest none; all none for NULL. The operations only read what is passed
+ * to them as an initial state. */
+void mixer_state_views(const struct mixer_call *call, const void *memory, tensor views[MIXER_STATES]);
+
+/* A projection `prefix``name`, (outputs, inputs): Uniform +-scale/sqrt(inputs), decayed. PyTorch's own has scale 1. */
+void mixer_declare_linear(struct params *p, const char *prefix, const char *name, int64_t outputs, int64_t inputs,
+                          double scale);
+/* The scale of projections that end in the residual stream: the more blocks add to it, the smaller. */
+double mixer_residual_scale(const struct layer *layer);
+/* conv1d.weight (channels, 1, taps) and conv1d.bias (channels), as PyTorch draws them. */
+void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps);
+/* Such a weight, or its gradient, as the operation wants it: (channels, taps). */
+tensor mixer_conv_weight(tensor w);
+
+/* The options of Mamba's frame; `type` has them as fields of the same names. */
+#define MIXER_EXPAND_OPTION(type)                                                                                      \
+    {"expand", OPTION_INT, offsetof(type, expand), "2", 1, 16, "", "Inner width as a multiple of d_model.", NULL}
+#define MIXER_CONV_OPTION(type)                                                                                        \
+    {"d_conv", OPTION_INT, offsetof(type, d_conv), "4", 2, 8, "tokens",                                                \
+     "Width of the causal convolution, the current token included.", NULL}
+#define MIXER_DT_OPTIONS(type)                                                                                         \
+    {"dt_min", OPTION_FLOAT, offsetof(type, dt_min), "0.001", 1e-10, 1e3, "",                                          \
+     "Smallest initial step size (drawn log-uniformly).", NULL},                                                       \
+    {"dt_max", OPTION_FLOAT, offsetof(type, dt_max), "0.1", 1e-10, 1e3, "", "Largest initial step size.", NULL},       \
+    {"dt_init_floor", OPTION_FLOAT, offsetof(type, dt_init_floor), "1e-4", 1e-10, 1e3, "",                             \
+     "Initial step sizes below it are raised to it.", NULL}
+/* dt_min must not be above dt_max. */
+int mixer_check_dt(double dt_min, double dt_max, const char *section, error *err);
+
+#endif
