@@ -104,7 +104,7 @@ static void test_recipe(void **state) {
     free(text);
     assert_int_equal(
         PLAN(&text, &err, "configs/mamba2/130m.ini", "--tensors", "group.a.match=*.D", "group.a.clamp_min=0"), 0);
-    assert_non_null(strstr(text, "\nbackbone.layers.23.mixer.D                        24                         1"
+    assert_non_null(strstr(text, "\nbackbone.layers.23.mixer.D                       24                         1"
                                  "            0  from 0\n"));
     assert_non_null(strstr(text, "the whole run       572205 steps, 300 G tokens, 2.54e+20 FLOPs"));
     free(text);
