@@ -22,8 +22,7 @@ static const struct option export_table[] = {
     {"out", OPTION_STRING, FIELD(out), NULL, 0, 0, "", "The directory to write; must not exist.", NULL},
     {"dtype", OPTION_CHOICE, FIELD(dtype), "f32", 0, 0, "",
      "Type of the weights. bf16 rounds to the nearest, but what a model is sensitive to stays f32: norms, "
-     "convolutions, "
-     "and Mamba-2's A_log, D and dt_bias.",
+     "convolutions, A_log, D and the bias of the step sizes.",
      dtype_choices},
     {"dtype-all", OPTION_BOOL, FIELD(all), "false", 0, 0, "", "bf16: these too, for software that wants one type.",
      NULL},
