@@ -1,0 +1,85 @@
+#!/bin/sh
+# test_configs.sh: every config of configs/ is one that riverrun understands: it plans, holds the number of parameters and
+# names the path that its first comment says; and the papers' recipes have the papers' numbers.
+set -u
+. "$(dirname "$0")/support.sh"
+cd "$(dirname "$0")/.." || exit 1
+
+# planned FILE: what plan says of it, in $WORK/plan.json. A config that leaves the vocabulary to the tokenizer gets that
+# of bytes.
+planned() {
+    vocab=''
+    grep -Eq '^vocab_size = *[1-9]' "$1" || vocab=model.vocab_size=257
+    # shellcheck disable=SC2086
+    "$RIVERRUN" plan "$1" $vocab --json > "$WORK/plan.json" 2> "$WORK/err" || fail "$1: $(cat "$WORK/err")"
+}
+# planned_number KEY: of the plan's outer object, where memory's classes don't count.
+planned_number() { sed -e 's/"memory":{[^}]*}//' -e 's/.*"'"$1"'":\([0-9.e+]*\).*/\1/' "$WORK/plan.json"; }
+# given FILE KEY: the value in the config.
+given() { sed -n "s/^$2 = \([^ ;]*\).*/\1/p" "$1"; }
+
+count=0
+for config in $(find configs -name '*.ini' | sort); do
+    count=$((count + 1))
+    planned "$config"
+    said=$(sed -n '/^#/s/.*[ :]\([0-9][0-9,]*,[0-9][0-9][0-9]\) parameters.*/\1/p' "$config" | head -n 1 | tr -d ,)
+    [ -z "$said" ] || [ "$said" = "$(planned_number parameters)" ] ||
+        fail "$config says $said parameters, and has $(planned_number parameters)"
+    for path in $(sed -n '/^#/s/.*\(configs\/[^ ]*\.ini\).*/\1/p' "$config"); do
+        [ "$path" = "$config" ] || fail "$config speaks of $path"
+    done
+done
+[ "$count" -ge 20 ] || fail "only $count configs were found"
+
+# recipe FILE PARAMETERS STEPS BATCH-TOKENS LR: the improved recipe of the Mamba papers.
+recipe() {
+    planned "$1"
+    [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"
+    [ "$(planned_number steps)" = "$3" ] || fail "$1: $(planned_number steps) steps, not $3"
+    [ "$(($(given "$1" batch) * $(given "$1" seq_len)))" = "$4" ] || fail "$1: a batch is not $4 tokens"
+    [ "$(given "$1" lr)" = "$5" ] || fail "$1: lr is $(given "$1" lr), not $5"
+    [ "$(given "$1" warmup)" = "$(($3 / 10))" ] || fail "$1: warm-up is not a tenth of $3 steps"
+    for pair in kind=cosine min_lr=1e-5 beta1=0.9 beta2=0.95 weight_decay=0.1 clip=1.0 decay_steps= decay= z_loss=; do
+        [ "$(given "$1" "${pair%%=*}")" = "${pair#*=}" ] || fail "$1: not $pair"
+    done
+}
+half=524288 whole=1048576
+recipe configs/mamba/130m.ini 129135360 572205 $half 3e-3
+recipe configs/mamba/370m.ini 371516416 572205 $half 1.5e-3
+recipe configs/mamba/790m.ini 793204224 572205 $half 1.25e-3
+recipe configs/mamba/1.4b.ini 1372178432 286102 $whole 1e-3
+recipe configs/mamba/2.8b.ini 2768345600 286102 $whole 4.8e-4
+recipe configs/mamba2/130m.ini 128989632 572205 $half 3e-3
+recipe configs/mamba2/370m.ini 368346624 572205 $half 1.5e-3
+recipe configs/mamba2/780m.ini 780161280 572205 $half 1.25e-3
+recipe configs/mamba2/1.3b.ini 1343757312 286102 $whole 1e-3
+recipe configs/mamba2/2.7b.ini 2702599680 286102 $whole 8e-4
+recipe configs/scaling/mamba-125m.ini 129123072 4800 $half 3e-3
+recipe configs/scaling/mamba-350m.ini 371500032 13500 $half 1.5e-3
+recipe configs/scaling/mamba-760m.ini 793179648 29000 $half 1.25e-3
+recipe configs/scaling/mamba-1.3b.ini 1372145664 50000 $half 1e-3
+recipe configs/scaling/mamba2-125m.ini 128977344 4800 $half 3e-3
+recipe configs/scaling/mamba2-350m.ini 368330240 13500 $half 1.5e-3
+recipe configs/scaling/mamba2-760m.ini 780136704 29000 $half 1.25e-3
+recipe configs/scaling/mamba2-1.3b.ini 1343724544 50000 $half 1e-3
+recipe configs/tables/mamba2-125m.ini 126602688 4800 $half 3e-3
+recipe configs/tables/mamba2-350m.ini 362008064 13500 $half 1.5e-3
+recipe configs/wikitext103/mamba.ini 129123072 27000 131072 1.5e-3
+recipe configs/wikitext103/mamba2.ini 128977344 27000 131072 1.5e-3
+
+# What the comments offer as variants plans too.
+for more in 'data.seq_len=8192 train.batch=64 train.micro_batch=1' 'optimizer.lr=3e-4 optimizer.beta2=0.999' \
+    block.m.dt_rank=1 block.m.d_state=8; do
+    # shellcheck disable=SC2086
+    "$RIVERRUN" plan configs/scaling/mamba-350m.ini $more > /dev/null 2> "$WORK/err" || fail "$more: $(cat "$WORK/err")"
+done
+
+# The other papers' optimizers and schedules, on a model that is here: what docs/recipes.md writes out is understood.
+awk '/^```ini/ { inside = 1; name = ++found; next } /^```/ { inside = 0 } inside { print > (dir "/doc" name ".ini") }' \
+    dir="$WORK" docs/recipes.md
+[ -e "$WORK/doc4.ini" ] || fail "docs/recipes.md has fewer than 4 recipes written out"
+for recipe in "$WORK"/doc*.ini; do
+    { sed -n '/^\[model\]/,/^\[data\]/p' configs/mamba2/130m.ini | sed '$d'; cat "$recipe"; } > "$WORK/whole.ini"
+    "$RIVERRUN" plan "$WORK/whole.ini" > /dev/null 2> "$WORK/err" || fail "$recipe: $(cat "$WORK/err") $(cat "$recipe")"
+done
+finish
