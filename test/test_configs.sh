@@ -13,8 +13,8 @@ planned() {
     # shellcheck disable=SC2086
     "$RIVERRUN" plan "$1" $vocab --json > "$WORK/plan.json" 2> "$WORK/err" || fail "$1: $(cat "$WORK/err")"
 }
-# planned_number KEY: of the plan's outer object, where memory's classes don't count.
-planned_number() { sed -e 's/"memory":{[^}]*}//' -e 's/.*"'"$1"'":\([0-9.e+]*\).*/\1/' "$WORK/plan.json"; }
+# planned_number KEY: of the plan's outer object; the inner ones count memory.
+planned_number() { sed -e 's/:{[^}]*}/:0/g' -e 's/.*"'"$1"'":\([0-9.e+]*\).*/\1/' "$WORK/plan.json"; }
 # given FILE KEY: the value in the config.
 given() { sed -n "s/^$2 = \([^ ;]*\).*/\1/p" "$1"; }
 
