@@ -333,6 +333,10 @@ $(BUILD)/test/test_model_%: $(OBJ)/test/test_model_%.o $(SUPPORT_LIB) $(call arc
 	$(link_test)
 $(BUILD)/test/test_%: $(OBJ)/test/test_%.o $(SUPPORT_LIB) $(LIBRARIES)
 	$(link_test)
+# In front of every call of these stands the test's own function.
+WRAPPED := malloc calloc realloc aligned_alloc posix_memalign strdup strndup asprintf realpath open_memstream fopen \
+           opendir fdopendir getline mmap pthread_create
+$(BUILD)/test/test_faults_memory: private LINK += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/test/ops: $(OPS_OBJECTS) $(SUPPORT_LIB) $(call archives,kernels common)
 	$(link_table)
 $(BUILD)/test/golden: $(GOLDEN_OBJECTS) $(SUPPORT_LIB) $(LIBRARIES)

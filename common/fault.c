@@ -86,3 +86,7 @@ int fault_write(size_t *size) {
     errno = fault_reason;
     return -1;
 }
+
+unsigned long fault_changes(void) {
+    return atomic_load(&fault_count);
+}

@@ -24,4 +24,7 @@ int fault_change(enum fault_change change);
 /* Call before a write: like fault_change; may lower *size, which then is at least 1. */
 int fault_write(size_t *size);
 
+/* How many changes there were so far, where RIVERRUN_TEST_FAULT is set. */
+unsigned long fault_changes(void);
+
 #endif

@@ -216,7 +216,14 @@ int file_lock(int *descriptor, const char *path, const char *holder, bool *held,
 
 /* ---- whole files ------------------------------------------------------------------------------------------------ */
 
-/* A path that can't be opened for reading is the caller's input, unless the machine is what failed. */
+/* A path that can't be opened for reading is the caller's input, unless the machine is what failed; errno tells. */
+static int cannot_open(const char *what, const char *path, error *err) {
+    const char *why = strerror(errno);
+    bool machine = errno == EIO || errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+    return machine ? error_system(err, "cannot %s %s: %s", what, path, why)
+                   : error_input(err, "cannot %s %s: %s", what, path, why);
+}
+
 static int open_for_reading(const char *path, int *descriptor, error *err) {
     *descriptor = open(path, O_RDONLY | O_CLOEXEC);
     struct stat about;
@@ -225,10 +232,7 @@ static int open_for_reading(const char *path, int *descriptor, error *err) {
         return error_input(err, "cannot read %s: it is a directory where a file is needed", path);
     }
     if (*descriptor >= 0) return 0;
-    const char *why = strerror(errno);
-    bool machine = errno == EIO || errno == EMFILE || errno == ENFILE || errno == ENOMEM;
-    return machine ? error_system(err, "cannot read %s: %s", path, why)
-                   : error_input(err, "cannot read %s: %s", path, why);
+    return cannot_open("read", path, err);
 }
 
 /* Up to `size` bytes; fewer only at the end of the file; -1 on failure. */
@@ -442,7 +446,7 @@ int file_list(const char *path, const char *suffix, char ***names, size_t *count
     *names = NULL;
     *count = 0;
     DIR *directory = opendir(path);
-    if (!directory) return error_input(err, "cannot list directory %s: %s", path, strerror(errno));
+    if (!directory) return cannot_open("list directory", path, err);
     size_t capacity = 0;
     struct dirent *entry;
     while (errno = 0, entry = readdir(directory)) {

@@ -12,7 +12,7 @@
 
 /* Objects are built by long rows of jansson's calls, which leave out what they have no memory for. Rather than every row
  * looking at every call, jansson allocates through here, and what was built is looked at once: after memory has failed
- * jansson, no text of JSON is made any more, since nobody can tell what it would lack. */
+ * jansson, no JSON is read or written any more, since nobody can tell what it would lack. */
 static atomic_bool exhausted;
 
 static void *allocate(size_t size) {
@@ -43,7 +43,10 @@ char *json_text(const json_t *value, size_t flags, const char *name, error *err)
 int json_read_text(json_t **out, const char *text, size_t size, const char *name, error *err) {
     json_error_t problem;
     *out = json_loadb(text, size, JSON_REJECT_DUPLICATES, &problem);
-    if (*out) return 0;
+    /* jansson's reader also goes on without memory, with strings cut short. */
+    if (*out && !json_exhausted()) return 0;
+    json_decref(*out);
+    *out = NULL;
     if (json_exhausted()) return error_system(err, "no memory to read %s", name);
     return error_input(err, "%s:%d: is not valid JSON: %s (column %d)", name, problem.line, problem.text,
                        problem.column);

@@ -110,13 +110,14 @@ static int check_tokenizer(dataset *d, const char *directory, error *err) {
     uint64_t identity, size;
     TRY(file_hash_of(path, &identity, &size, err));
     if (identity == d->info.tokenizer_identity) return 0;
-    error ignored; /* what can't be opened is another tokenizer anyway */
     tokenizer *t;
-    if (tokenizer_open(&t, path, &ignored) == 0) {
+    if (tokenizer_open(&t, path, err) == 0) {
         identity = tokenizer_identity(t);
         tokenizer_close(t);
         if (identity == d->info.tokenizer_identity) return 0;
-    }
+    } else if (err->kind == ERROR_SYSTEM) {
+        return -1;
+    } /* anything else that can't be opened is another tokenizer anyway */
     return error_input(err,
                        "%s has the identity %016" PRIx64 ", but %s was made with the tokenizer '%s' (%016" PRIx64
                        "): shards and tokenizer.json must belong together",

@@ -129,8 +129,11 @@ static int run(struct output *o, encode_pipeline *p, error *err) {
 static int write_shards(struct output *o, const struct input_list *inputs, error *err) {
     encode_pipeline *p;
     const struct tokenize_options *options = o->options;
-    TRY(encode_pipeline_open(&p, o->tokenizer, inputs, options->separator, options->jsonl_key, options->threads,
-                             options->interrupted, err));
+    if (encode_pipeline_open(&p, o->tokenizer, inputs, options->separator, options->jsonl_key, options->threads,
+                             options->interrupted, err) != 0) {
+        stage_abandon(o->stage);
+        return -1;
+    }
     int failed = run(o, p, err);
     encode_pipeline_close(p);
     shard_writer_abandon(o->writer); /* NULL unless something failed */

@@ -65,7 +65,10 @@ int model_open(struct model **out, struct model_config *mc, struct device *dev, 
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_system(err, "out of memory for a model");
     *m = (struct model){.mc = mc, .dev = dev, .ops = dev->ops, .mode = mode, .B_max = B, .T_max = T};
-    params_copy(&m->params, &mc->params);
+    if (params_copy(&m->params, &mc->params, err) != 0) {
+        model_close(m);
+        return -1;
+    }
     params_layout(&m->params, ranks);
     if (open_areas(m, err) != 0 || open_views(m, err) != 0) {
         model_close(m);

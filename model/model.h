@@ -66,9 +66,9 @@ struct model_memory { /* bytes on one rank */
     size_t parameters, gradients, optimizer, activations, scratch, batch, total;
 };
 /* What model_open will allocate, and the optimizer's m and v (1/ranks of them each), for micro-batches of B x T. No
- * device is opened, nothing is allocated. */
-struct model_memory model_plan(const struct model_config *mc, const struct ops *ops, enum model_mode mode, int64_t B,
-                               int64_t T, int ranks);
+ * device is opened, and nothing but a copy of the tensor table is allocated. */
+int model_plan(struct model_memory *memory, const struct model_config *mc, const struct ops *ops, enum model_mode mode,
+               int64_t B, int64_t T, int ranks, error *err);
 /* Refuse micro-batches so large that their bytes might not be countable in 64 bits; model_open does it too. */
 int model_check_batch(const struct model_config *mc, int64_t B, int64_t T, error *err);
 

@@ -206,7 +206,7 @@ static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab,
     }
     TRY(list_layers(mc, &p, &context, err));
     declare_model(mc);
-    return 0;
+    return params_check(&mc->params, err);
 }
 
 int model_config_bind(struct model_config **out, config *c, int64_t tokenizer_vocab, error *err) {

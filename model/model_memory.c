@@ -100,12 +100,12 @@ void places_carve(struct places *places, const struct model_config *mc, const st
     carve_activations(places, mc, ops, mode, B, T, areas);
 }
 
-struct model_memory model_plan(const struct model_config *mc, const struct ops *ops, enum model_mode mode, int64_t B,
-                               int64_t T, int ranks) {
+int model_plan(struct model_memory *out, const struct model_config *mc, const struct ops *ops, enum model_mode mode,
+               int64_t B, int64_t T, int ranks, error *err) {
     struct params params;
     struct places places;
     arena areas[AREAS];
-    params_copy(&params, &mc->params);
+    TRY(params_copy(&params, &mc->params, err));
     params_layout(&params, ranks);
     for (int i = 0; i < AREAS; i++) areas[i] = arena_measure(area_names[i]);
     places_carve(&places, mc, &params, ops, mode, B, T, areas);
@@ -120,7 +120,8 @@ struct model_memory model_plan(const struct model_config *mc, const struct ops *
     memory.total =
         memory.parameters + memory.gradients + memory.optimizer + memory.activations + memory.scratch + memory.batch;
     params_close(&params);
-    return memory;
+    *out = memory;
+    return 0;
 }
 
 /* Every number that is kept for a token costs at least a few FLOPs to make, so a bound on FLOPs bounds the bytes: 2^57

@@ -10,10 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The table of the largest model is a megabyte, so a machine that can't hold it is treated as a broken one. */
-static void *grow(void *list, int count, size_t size) {
-    void *grown = realloc(list, (size_t)count * size);
-    ASSERT(grown != NULL);
+/* `list` with room for `count` elements. Without the memory it stays as it is, and the table is marked. */
+static void *grow(struct params *p, void *list, int count, size_t size) {
+    void *grown = p->exhausted ? NULL : realloc(list, (size_t)count * size);
+    if (!grown) p->exhausted = true;
     return grown;
 }
 
@@ -28,22 +28,35 @@ void params_close(struct params *p) {
     *p = (struct params){.ranks = 0};
 }
 
-void params_copy(struct params *to, const struct params *from) {
+int params_check(const struct params *p, error *err) {
+    return p->exhausted ? error_system(err, "no memory for the table of the model's tensors") : 0;
+}
+
+int params_copy(struct params *to, const struct params *from, error *err) {
     *to = *from;
     to->capacity = from->count > 0 ? from->count : 1;
-    to->list = grow(NULL, to->capacity, sizeof *to->list);
-    if (from->count) memcpy(to->list, from->list, (size_t)from->count * sizeof *to->list);
-    to->buckets = grow(NULL, from->bucket_count, sizeof *to->buckets);
-    memcpy(to->buckets, from->buckets, (size_t)from->bucket_count * sizeof *to->buckets);
+    to->list = grow(to, NULL, to->capacity, sizeof *to->list);
+    to->buckets = grow(to, NULL, from->bucket_count, sizeof *to->buckets);
+    if (!to->exhausted) {
+        if (from->count) memcpy(to->list, from->list, (size_t)from->count * sizeof *to->list);
+        memcpy(to->buckets, from->buckets, (size_t)from->bucket_count * sizeof *to->buckets);
+    }
+    if (params_check(to, err) == 0) return 0;
+    params_close(to);
+    return -1;
 }
 
 int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
                const char *name_format, ...) {
     ASSERT(ndim >= 1 && ndim <= PARAM_DIMS && p->elements == 0);
     if (p->count == p->capacity) {
-        p->capacity = p->capacity ? 2 * p->capacity : 32;
-        p->list = grow(p->list, p->capacity, sizeof *p->list);
+        int larger = p->capacity ? 2 * p->capacity : 32;
+        struct param *grown = grow(p, p->list, larger, sizeof *p->list);
+        if (!grown) return 0;
+        p->list = grown;
+        p->capacity = larger;
     }
+    if (p->bucket_count == 0) return 0; /* there was no memory for the first */
     struct param *t = &p->list[p->count];
     *t = (struct param){.ndim = ndim, .init = init, .decay = decay, .keep_real = keep_real, .offset = -1};
     va_list arguments;
@@ -66,7 +79,9 @@ int params_add(struct params *p, int ndim, const int64_t *dim, struct init init,
 void params_next_bucket(struct params *p) {
     if (p->bucket_count > 0 && p->buckets[p->bucket_count - 1].params == 0)
         return; /* an empty one is started already */
-    p->buckets = grow(p->buckets, p->bucket_count + 1, sizeof *p->buckets);
+    struct bucket *grown = grow(p, p->buckets, p->bucket_count + 1, sizeof *p->buckets);
+    if (!grown) return;
+    p->buckets = grown;
     p->buckets[p->bucket_count++] = (struct bucket){.first = p->count};
 }
 

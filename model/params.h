@@ -59,14 +59,18 @@ struct params {
     int64_t elements; /* of the flat array, padding included; after params_layout */
     int64_t total;    /* logical parameters */
     int ranks;
+    bool exhausted; /* there was no memory for a tensor or a bucket */
 };
 
 void params_open(struct params *p);
 void params_close(struct params *p);
 /* A table of its own with the same tensors and buckets: what a model lays out for its number of ranks. */
-void params_copy(struct params *to, const struct params *from);
+int params_copy(struct params *to, const struct params *from, error *err);
+/* Whether everything that was added found memory; once, after the last params_add. */
+int params_check(const struct params *p, error *err);
 
-/* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. */
+/* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. Without memory
+ * nothing is added, and params_check tells. */
 int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
                const char *name_format, ...) __attribute__((format(printf, 7, 8)));
 /* Start a new bucket: the tensors added from now on belong to it. */

@@ -490,7 +490,8 @@ static void test_plan(void **state) {
         struct device *dev;
         struct model *m;
         assert_int_equal(device_open(&dev, DEVICE_CPU, precision, &err), 0);
-        struct model_memory plan = model_plan(mc, dev->ops, mode, 3, 37, ranks);
+        struct model_memory plan;
+        assert_int_equal(model_plan(&plan, mc, dev->ops, mode, 3, 37, ranks, &err), 0);
         assert_int_equal(model_open(&m, mc, dev, mode, 3, 37, ranks, &err), 0);
         struct model_memory real = model_allocated(m);
         assert_int_equal(plan.parameters, real.parameters);

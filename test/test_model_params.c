@@ -40,7 +40,7 @@ static void test_table(void **state) {
 static void check_layout(int ranks) {
     struct params table, p;
     make(&table);
-    params_copy(&p, &table);
+    assert_int_equal(params_copy(&p, &table, &(error){0}), 0);
     params_layout(&p, ranks);
     assert_int_equal(table.list[0].offset, -1); /* the copy is one */
     int64_t end = 0;
@@ -170,7 +170,7 @@ static void test_keys(void **state) {
     struct params p, many;
     make(&p);
     p.list[0].init = p.list[1].init = (struct init){INIT_NORMAL, 1, 0, 0};
-    params_copy(&many, &p);
+    assert_int_equal(params_copy(&many, &p, &(error){0}), 0);
     params_layout(&p, 1);
     params_layout(&many, 3);
     double a[35], b[35], part[10];

@@ -471,7 +471,7 @@ static void test_segments(void **state) {
     assert_int_equal(groups_treat(treatments, &mc->params, &options, &err), 0);
     for (int ranks = 1; ranks <= 7; ranks += 3) {
         struct params p;
-        params_copy(&p, &mc->params);
+        assert_int_equal(params_copy(&p, &mc->params, &(error){0}), 0);
         params_layout(&p, ranks);
         uint8_t *seen = calloc((size_t)p.elements, 1);
         struct adamw_segment segments[PARAMS_MAX];

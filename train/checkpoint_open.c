@@ -107,8 +107,9 @@ static int open_foreign(struct checkpoint *c, error *err) {
     TRY(config_load(&c->config, NULL, err));
     TRY(read_ids(c, c->path, c->config, err));
     tokenizer *t;
-    error ignored = {0};
-    if (checkpoint_tokenizer(c, &t, &ignored) != 0) return 0; /* told to whoever needs one */
+    if (checkpoint_tokenizer(c, &t, err) != 0) {
+        return err->kind == ERROR_SYSTEM ? -1 : 0; /* what it lacks is told to whoever needs one */
+    }
     int result = checkpoint_set_vocabulary(c, t, err);
     tokenizer_close(t);
     return result;

@@ -217,7 +217,8 @@ static int make_room(const struct save *s, bool *keep_it, error *err) {
     *keep_it = false;
     if (!file_exists(s->path)) return 0;
     read_latest(s->run, latest);
-    if (strcmp(latest, s->name) == 0 && manifest_read(&there, s->path, &ignored) == 0 &&
+    bool is_latest = strcmp(latest, s->name) == 0;
+    if (is_latest && manifest_read(&there, s->path, &ignored) == 0 &&
         manifest_verify(&there, s->path, &ignored) == 0) {
         *keep_it = same_content(&there, &s->directory);
         if (*keep_it) return 0;
@@ -225,6 +226,11 @@ static int make_room(const struct save *s, bool *keep_it, error *err) {
                            "%s exists with other contents, and it is the latest checkpoint of its run; a new run needs "
                            "another directory",
                            s->path);
+    }
+    /* What could not be read for want of memory may well be complete. */
+    if (is_latest && ignored.kind == ERROR_SYSTEM) {
+        *err = ignored;
+        return -1;
     }
     snprintf(name, sizeof name, "tmp-old-%s", s->name);
     TRY(file_join(aside, sizeof aside, s->run, name, err));
@@ -263,23 +269,22 @@ static int remove_checkpoint(const char *run, const char *name, error *err) {
     return file_remove_tree(aside, err);
 }
 
-/* Of the checkpoints up to this step the newest `keep` stay, and whatever `latest` points to. Later ones are not
- * counted and not touched: somebody has set the run back. */
-static int prune(const struct save *s, int64_t keep, error *err) {
+/* Later ones than `step` are not counted and not touched: somebody has set the run back. */
+int checkpoint_prune(const char *run, int64_t step, int64_t keep, error *err) {
     char **names, latest[LIMIT_PATH];
     size_t count;
-    TRY(remove_leftovers(s->run, err));
+    TRY(remove_leftovers(run, err));
     if (keep == 0) return 0;
-    TRY(file_list(s->run, "", &names, &count, err));
+    TRY(file_list(run, "", &names, &count, err));
     if (count > 0) qsort(names, count, sizeof *names, compare_steps);
-    read_latest(s->run, latest);
+    read_latest(run, latest);
     int64_t kept = 0;
     int result = 0;
     for (size_t i = 0; result == 0 && i < count; i++) {
-        int64_t step = step_of(names[i]);
-        if (step < 0 || step > s->state->step) continue;
+        int64_t at = step_of(names[i]);
+        if (at < 0 || at > step) continue;
         if (kept++ < keep || strcmp(names[i], latest) == 0) continue;
-        result = remove_checkpoint(s->run, names[i], err);
+        result = remove_checkpoint(run, names[i], err);
     }
     file_list_free(names, count);
     return result;
@@ -296,7 +301,7 @@ static int finish(struct save *s, int64_t keep, error *err) {
         TRY(model_directory_publish(&s->directory, s->path, err));
         TRY(point_latest(s, err));
     }
-    return prune(s, keep, err);
+    return checkpoint_prune(s->run, s->state->step, keep, err);
 }
 
 /* A failed save gives its disk space back as far as the disk lets it; the error that is told is the first one. */

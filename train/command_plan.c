@@ -72,31 +72,38 @@ struct plan {
 
 /* --- working it out --------------------------------------------------------------------------- */
 
-static struct model_memory memory_for(const struct plan *p, int64_t B) {
-    return model_plan(p->mc, p->ops, MODEL_TRAIN, B, p->T, p->ranks);
+static int memory_for(struct model_memory *memory, const struct plan *p, int64_t B, error *err) {
+    return model_plan(memory, p->mc, p->ops, MODEL_TRAIN, B, p->T, p->ranks, err);
 }
 
-static bool fits(const struct plan *p, int64_t B) {
+static int fits(const struct plan *p, int64_t B, bool *yes, error *err) {
     error ignored;
-    return model_check_batch(p->mc, B, p->T, &ignored) == 0 && (double)memory_for(p, B).total <= p->limit;
+    struct model_memory memory;
+    *yes = false;
+    if (model_check_batch(p->mc, B, p->T, &ignored) != 0) return 0;
+    TRY(memory_for(&memory, p, B, err));
+    *yes = (double)memory.total <= p->limit;
+    return 0;
 }
 
 /* Memory grows with the batch, so: double until it does not fit, then halve the interval. */
-static int64_t largest_batch(const struct plan *p) {
-    if (!fits(p, 1)) return 0;
-    int64_t good = 1, bad = 2;
-    while (fits(p, bad)) {
+static int find_largest_batch(struct plan *p, error *err) {
+    int64_t good = 0, bad = 1;
+    bool yes;
+    TRY(fits(p, bad, &yes, err));
+    while (yes) {
         good = bad;
         bad *= 2;
+        TRY(fits(p, bad, &yes, err));
     }
     while (bad - good > 1) {
         int64_t middle = good + (bad - good) / 2;
-        if (fits(p, middle))
-            good = middle;
-        else
-            bad = middle;
+        TRY(fits(p, middle, &yes, err));
+        if (yes) good = middle;
+        else bad = middle;
     }
-    return good;
+    p->largest = good;
+    return 0;
 }
 
 static double machine_memory(void) {
@@ -107,9 +114,9 @@ static int work_out(struct plan *p, error *err) {
     const struct model_config *mc = p->mc;
     TRY(model_check_batch(mc, p->B, p->T, err));
     TRY(model_check_batch(mc, 1, p->T, err));
-    p->memory = memory_for(p, p->B);
-    p->largest = largest_batch(p);
-    p->largest_takes = memory_for(p, p->largest ? p->largest : 1);
+    TRY(memory_for(&p->memory, p, p->B, err));
+    TRY(find_largest_batch(p, err));
+    TRY(memory_for(&p->largest_takes, p, p->largest ? p->largest : 1, err));
     p->forward_flops = model_forward_flops(mc, p->T);
     p->state = model_state_bytes(mc, p->ops, 1);
     p->embedding_params = mc->params.list[mc->embedding].count;

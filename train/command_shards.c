@@ -10,6 +10,7 @@
 #include "train/flags.h"
 #include "train/json_line.h"
 #include "train/processors.h"
+#include <errno.h>
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -149,17 +150,19 @@ static void note_bad(struct verdict *v, const error *err) {
     if (v->bad++ == 0) v->first = *err;
 }
 
-static void verify_shard(struct verdict *v, const char *path) {
+/* What the machine fails to read or to print is no verdict on the shard. */
+static int verify_shard(struct verdict *v, const char *path, error *err) {
     struct shard_info info;
-    error err;
-    if (shard_verify_with(path, v->threads, &info, &err) != 0) {
-        note_bad(v, &err);
+    if (shard_verify_with(path, v->threads, &info, err) != 0) {
+        if (err->kind == ERROR_SYSTEM) return -1;
+        note_bad(v, err);
     } else {
         v->good++;
         printf("ok   %s: %" PRIu64 " tokens, %" PRIu64 " documents, %" PRIu64 " frames\n", path, info.tokens,
                info.documents, info.frames);
     }
-    fflush(stdout);
+    if (fflush(stdout) != 0) return error_system(err, "cannot write to standard output: %s", strerror(errno));
+    return 0;
 }
 
 /* Every shard of a directory for itself, then, if all are sound, all of them as a data set. */
@@ -172,18 +175,21 @@ static int verify_path(struct verdict *v, const char *path, error *err) {
         int failed = 0;
         for (size_t i = 0; !failed && i < count; i++) {
             failed = file_join(shard_path, sizeof shard_path, path, names[i], err);
-            if (!failed) verify_shard(v, shard_path);
+            if (!failed) failed = verify_shard(v, shard_path, err);
         }
         file_list_free(names, count);
         if (failed) return -1;
     } else {
-        verify_shard(v, path);
+        TRY(verify_shard(v, path, err));
     }
     dataset *d;
     error together;
     if (v->bad == bad) {
         if (dataset_open(&d, path, &together) == 0) {
             dataset_close(d);
+        } else if (together.kind == ERROR_SYSTEM) {
+            *err = together;
+            return -1;
         } else {
             note_bad(v, &together);
         }

@@ -14,7 +14,12 @@ static int open_tokenizer(struct conversion *v, const char *spec, error *err) {
         return v->from->ours ? 0 : checkpoint_set_vocabulary(v->from, v->tokenizer, err);
     }
     error why = {0};
-    if (checkpoint_tokenizer(v->from, &v->tokenizer, &why) != 0) snprintf(v->why, sizeof v->why, "%s", why.text);
+    if (checkpoint_tokenizer(v->from, &v->tokenizer, &why) == 0) return 0;
+    if (why.kind == ERROR_SYSTEM) { /* which says nothing about the directory */
+        *err = why;
+        return -1;
+    }
+    snprintf(v->why, sizeof v->why, "%s", why.text);
     return 0;
 }
 

@@ -92,8 +92,10 @@ int main(int argc, char **argv) {
         return 2;
     }
     int result = run(argc, argv, &err);
+    errno = 0;
     if (result == 0 && (fflush(stdout) != 0 || ferror(stdout))) {
-        result = error_system(&err, "cannot write to standard output: %s", strerror(errno));
+        /* The reason of an earlier failure is not known any more. */
+        result = error_system(&err, "cannot write to standard output: %s", errno ? strerror(errno) : "a write failed");
     }
     if (result == 0) return 0;
     /* A rank whose failure another rank has told already has nothing to say. */

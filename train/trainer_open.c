@@ -215,7 +215,7 @@ static void print_ramp(const struct ramp *r) {
 }
 
 /* What this run is, for a person who has just started it. */
-static void print_summary(const struct trainer *t) {
+static int print_summary(const struct trainer *t, error *err) {
     const struct run_options *o = &t->options;
     const struct model_config *mc = t->model_config;
     char machine[160], total[24], parts[4][24];
@@ -230,8 +230,8 @@ static void print_summary(const struct trainer *t) {
             (long long)o->train.batch, (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es",
             (long long)t->micro_batch);
     print_ramp(&o->ramp);
-    struct model_memory memory =
-        model_plan(mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks);
+    struct model_memory memory;
+    TRY(model_plan(&memory, mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
             text_bytes(total, sizeof total, (double)memory.total),
             text_bytes(parts[0], sizeof parts[0], (double)(memory.parameters + memory.gradients)),
@@ -244,6 +244,7 @@ static void print_summary(const struct trainer *t) {
     else
         fprintf(stderr, "%lld steps%s%s\n", (long long)o->train.steps, t->from ? ", weights from " : "",
                 t->from ? o->train.init : "");
+    return 0;
 }
 
 static int open_directory(struct trainer *t, error *err) {
@@ -269,11 +270,16 @@ static int open_directory(struct trainer *t, error *err) {
         .config = &t->settings,
     };
     TRY(report_run(t->report, &run, err));
-    print_summary(t);
-    return 0;
+    return print_summary(t, err);
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+/* Of a run that is finished: there is nothing to compute, but its last save may have failed to remove old ones. */
+static int clear_up(const struct trainer *t, error *err) {
+    const struct run_options *o = &t->options;
+    return t->comm->rank == 0 ? checkpoint_prune(o->train.out, t->state.step, o->checkpoint.keep, err) : 0;
+}
 
 static int open_stages(struct trainer *t, error *err) {
     struct comm *comm = t->comm;
@@ -284,7 +290,7 @@ static int open_stages(struct trainer *t, error *err) {
     comm_broadcast(comm, &t->resumed, sizeof t->resumed, 0);
     TRY(comm_agree(comm, find_checkpoint(t, err), err));
     comm_broadcast(comm, &t->history, sizeof t->history, 0);
-    if (t->state.step == t->options.train.steps) return 0; /* finished: there is nothing to compute */
+    if (t->state.step == t->options.train.steps) return comm_agree(comm, clear_up(t, err), err);
     TRY(comm_agree(comm, open_loader(t, err), err));
     TRY(comm_agree(comm, open_model(t, err), err));
     TRY(comm_agree(comm, load_optimizer(t, err), err));
