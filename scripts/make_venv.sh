@@ -1,5 +1,5 @@
 #!/bin/sh
-# make_venv.sh: makes a Python environment of pinned versions from PyPI and prints the path of its Python as its last line.
+# make_venv.sh: a Python environment of pinned versions from PyPI; prints the path of its Python as its last line.
 #
 #   sh scripts/make_venv.sh         for the tests against other software, in $BUILD/venv: torch, transformers and
 #                                   tokenizers of the versions in requirements-test.txt
@@ -9,9 +9,9 @@
 # version, no venv module, no network, no wheels for this machine) it ends with code 77 and one line that says why.
 #
 # PyPI has torch for x86-64 Linux only as its CUDA build: a wheel of 540 MB that would bring 1.9 GB of NVIDIA's
-# libraries with it, because they are loaded when torch is. So nothing is installed but what requirements-test.txt names, and
-# torch_stand_ins.py puts empty libraries in the place of NVIDIA's: 0.6 GB to download in place of 2.5. The versions
-# are pinned, so what works once goes on working, and it is tried out before it is believed.
+# libraries with it, because they are loaded when torch is. So nothing is installed but what requirements-test.txt
+# names, and torch_stand_ins.py puts empty libraries in the place of NVIDIA's: 0.6 GB to download in place of 2.5. The
+# versions are pinned, so what works once goes on working, and it is tried out before it is believed.
 set -u
 here=$(dirname "$0")
 BUILD=${BUILD:-build}

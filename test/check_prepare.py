@@ -267,7 +267,7 @@ class Check:
         return subprocess.Popen(self.command(name, out, *more), env=self.environment, stderr=subprocess.PIPE, text=True)
 
     def await_that(self, condition, what):
-        for _ in range(1500):
+        for _ in range(6000):
             if condition():
                 return
             time.sleep(0.02)
@@ -312,11 +312,24 @@ class Check:
         self.expect(self.hub.leaks == 0, "the token went to the storage")
 
 
+def working_on(out):
+    """Is there a process with this directory among its arguments?"""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                if os.fsencode(out) in file.read():
+                    return True
+        except OSError:
+            pass  # it is gone, or someone else's
+    return False
+
+
 # ---- the tests ------------------------------------------------------------------------------------------------------
 
 
 def every_set(c):
-    """Each kind of set, in parts of one and of several files, equals a direct tokenization; done twice, it is done once."""
+    """Each kind of set, in parts of one and of several files, equals a direct tokenization. The second time all is
+    there."""
     out = c.out()
     c.hub.fail = {"list": 2}
     c.run("wikitext-2", out, says="wikitext-2 is in")
@@ -418,7 +431,7 @@ def interrupted_tokenization(c):
         os.remove(flag + ".met")
         c.expect(process.returncode in (1, -9), f"exit code {process.returncode}")
         c.expect(not os.path.exists(os.path.join(out, "train")), "a split appears before it is complete")
-    time.sleep(1)  # the riverrun that lost its parent ends by itself
+    c.await_that(lambda: not working_on(out), "the end of the riverrun that lost its parent")
     c.hub.forget()
     c.run("fineweb-edu", out, *more)
     fetched = {path for path, _ in c.hub.requests}

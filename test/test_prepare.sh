@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_prepare.sh: scripts/prepare_data.py against a small hub on this machine: the same shards as a direct
-# tokenization, whatever is interrupted, damaged or refused on the way. Skipped (77) where pyarrow can't be had; the last
-# line says why.
+# tokenization, whatever is interrupted, damaged or refused on the way. Skipped (77) where pyarrow can't be had; the
+# last line says why.
 set -u
 BUILD=${BUILD:-build}
 RIVERRUN=${RIVERRUN:-$BUILD/riverrun}
