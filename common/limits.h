@@ -14,6 +14,7 @@
 #define LIMIT_GROUPS 64              /* [group.NAME] sections in a config */
 #define LIMIT_RAMP_STAGES 1024       /* batch sizes that a ramp goes through */
 #define LIMIT_SOURCES 64             /* [source.NAME] sections in a config */
+#define LIMIT_TASKS 64               /* [task.NAME] sections in a config */
 #define LIMIT_VOCAB (1 << 24)        /* rows of an embedding */
 #define LIMIT_RANKS 4096             /* processes in one run */
 

@@ -1,19 +1,20 @@
-/* data_options.c: the option tables of [data] and [source.NAME], and the opening of the data sets they name. Called
- * by the programs that train, evaluate or plan. */
+/* data_options.c: the option tables of [data] and [source.NAME], and the opening of the data sets and tasks they name.
+ * Called by the programs that train, evaluate or plan. */
 #include "data/data_options.h"
 
 #include <string.h>
 
 #define SOURCE_PREFIX "source."
+#define TASK_SECTION "task."
 #define SEED_MAX 9007199254740991.0 /* 2^53 - 1: bounds of options are doubles, which are exact up to here */
 
 const struct option data_options_table[] = {
     {"train", OPTION_STRING, offsetof(struct data_options, train), "", 0, 0, "",
-     "Data set to train on: a directory of shards or one shard; several data sets go into [source.NAME] sections "
+     "Data set to train on: a directory of shards, one shard, or task:NAME; several go into [source.NAME] sections "
      "instead.",
      NULL},
     {"valid", OPTION_STRING, offsetof(struct data_options, valid), "", 0, 0, "",
-     "Data set for validation; without one there is no validation.", NULL},
+     "Data set or task:NAME for validation; without one there is no validation.", NULL},
     {"seq_len", OPTION_INT, offsetof(struct data_options, T), "2048", 1, 1 << 24, "tokens",
      "Length of a training row.", NULL},
     {"seed", OPTION_INT, offsetof(struct data_options, seed), "1", 0, SEED_MAX, "",
@@ -31,15 +32,27 @@ const struct option data_options_table[] = {
 
 const struct option data_source_options_table[] = {
     {"path", OPTION_STRING, offsetof(struct data_source_options, path), NULL, 0, 0, "",
-     "Data set of this source: a directory of shards or one shard.", NULL},
+     "Data set of this source: a directory of shards, one shard, or task:NAME.", NULL},
     {"weight", OPTION_FLOAT, offsetof(struct data_source_options, weight), "1", 1e-12, 1e12, "",
      "Share of the samples, relative to the weights of the other sources.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
+static int bind_tasks(config *c, struct data_options *o, error *err) {
+    const char *sections[LIMIT_TASKS];
+    o->task_count = config_sections(c, TASK_SECTION, sections, LIMIT_TASKS);
+    if (o->task_count > LIMIT_TASKS) {
+        return error_input(err, "there are %zu [task.NAME] sections; at most %d are possible", o->task_count,
+                           LIMIT_TASKS);
+    }
+    for (size_t t = 0; t < o->task_count; t++) TRY(task_options_bind(c, sections[t], &o->tasks[t], err));
+    return 0;
+}
+
 int data_options_bind(config *c, struct data_options *o, error *err) {
     memset(o, 0, sizeof *o);
     TRY(config_bind(c, "data", data_options_table, o, err));
+    TRY(bind_tasks(c, o, err));
     const char *sections[LIMIT_SOURCES];
     size_t count = config_sections(c, SOURCE_PREFIX, sections, LIMIT_SOURCES);
     if (count > LIMIT_SOURCES) {
@@ -73,12 +86,37 @@ struct loader_options data_loader_options(const struct data_options *o) {
     };
 }
 
+static bool is_task(const char *path) { return strncmp(path, TASK_PREFIX, strlen(TASK_PREFIX)) == 0; }
+
+static const struct task_options *find_task(const struct data_options *o, const char *path) {
+    for (size_t t = 0; is_task(path) && t < o->task_count; t++) {
+        if (strcmp(o->tasks[t].name, path + strlen(TASK_PREFIX)) == 0) return &o->tasks[t];
+    }
+    return NULL;
+}
+
+int64_t data_options_vocab(const struct data_options *o) {
+    const struct task_options *task = find_task(o, o->source_count > 0 ? o->sources[0].path : o->train);
+    return task ? task->vocab : 0;
+}
+
+int data_open(row_source **s, const struct data_options *o, const char *path, enum task_role role, error *err) {
+    *s = NULL;
+    if (!is_task(path)) return row_source_open_shards(s, path, err);
+    const struct task_options *task = find_task(o, path);
+    if (!task) {
+        return error_input(err, "%.200s names a generated task, but there is no section [task.%.200s] to describe it",
+                           path, path + strlen(TASK_PREFIX));
+    }
+    return task_open(s, path, task, role, err);
+}
+
 /* Open one data set; messages name the option that gave the path. */
-static int open_named(row_source **d, const char *path, const char *section, const char *name, const char *key,
-                      error *err) {
+static int open_named(row_source **d, const struct data_options *o, const char *path, enum task_role role,
+                      const char *option, error *err) {
     *d = NULL;
-    if (path[0] == '\0') return error_input(err, "%s%s.%s is empty; give a directory of shards", section, name, key);
-    if (row_source_open_shards(d, path, err) != 0) return error_context(err, "%s%s.%s", section, name, key);
+    if (path[0] == '\0') return error_input(err, "%s is empty; give a directory of shards or task:NAME", option);
+    if (data_open(d, o, path, role, err) != 0) return error_context(err, "%s", option);
     return 0;
 }
 
@@ -88,19 +126,21 @@ static int open_all(struct data_sources *s, const struct data_options *o, error 
         if (o->train[0] == '\0') {
             return error_input(err, "no training data: give data.train, or [source.NAME] sections with a path each");
         }
-        TRY(open_named(&s->data[0], o->train, "data", "", "train", err));
+        TRY(open_named(&s->data[0], o, o->train, TASK_TRAIN, "data.train", err));
         s->train[0] = (struct loader_source){.name = "train", .rows = s->data[0], .weight = 1};
         s->count = 1;
     }
     for (size_t i = 0; i < o->source_count; i++) {
         const struct data_source_options *source = &o->sources[i];
-        TRY(open_named(&s->data[i], source->path, SOURCE_PREFIX, source->name, "path", err));
+        char option[LIMIT_NAME];
+        snprintf(option, sizeof option, SOURCE_PREFIX "%s.path", source->name);
+        TRY(open_named(&s->data[i], o, source->path, TASK_TRAIN, option, err));
         s->train[i] = (struct loader_source){.name = source->name, .rows = s->data[i], .weight = source->weight};
         s->count++;
         if (i > 0) TRY(row_source_same_tokens(s->data[0], first_path, s->data[i], source->path, err));
     }
     if (o->valid[0]) {
-        TRY(open_named(&s->valid, o->valid, "data", "", "valid", err));
+        TRY(open_named(&s->valid, o, o->valid, TASK_VALID, "data.valid", err));
         TRY(row_source_same_tokens(s->data[0], first_path, s->valid, o->valid, err));
     }
     return 0;

@@ -46,7 +46,8 @@ static size_t shards_scratch(const row_source *s, int64_t T) {
 }
 
 /* doc[t] counts the document starts in [0, t]. */
-static void number_documents(const dataset *d, uint64_t from, int64_t T, int64_t count, uint64_t *starts, int32_t *doc) {
+static void number_documents(const dataset *d, uint64_t from, int64_t T, int64_t count, uint64_t *starts,
+                             int32_t *doc) {
     memset(doc, 0, (size_t)T * sizeof *doc);
     size_t found = dataset_document_starts(d, from, (size_t)count, starts, (size_t)count);
     ASSERT(found <= (size_t)count);

@@ -53,6 +53,7 @@ config *checkpoint_config(struct checkpoint *c);
 const char *checkpoint_path(const struct checkpoint *c);    /* the resolved directory */
 bool checkpoint_is_ours(const struct checkpoint *c);
 const struct trainer_state *checkpoint_state(const struct checkpoint *c); /* zeros if not ours */
+bool checkpoint_has_tokenizer(const struct checkpoint *c); /* false: trained on a task, or a directory without */
 int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err); /* the caller closes */
 
 /* Fill the model's parameters: every tensor of the table must be there with its shape, any floating dtype; extra

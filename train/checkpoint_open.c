@@ -165,10 +165,17 @@ const struct trainer_state *checkpoint_state(const struct checkpoint *c) {
     return &c->state;
 }
 
+bool checkpoint_has_tokenizer(const struct checkpoint *c) {
+    return holds(c->path, "tokenizer.json");
+}
+
 int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err) {
     *t = NULL;
-    if (!holds(c->path, "tokenizer.json")) {
-        return error_input(err, "%s holds no tokenizer.json, so what its tokens mean is not known", c->path);
+    if (!checkpoint_has_tokenizer(c)) {
+        return error_input(err,
+                           "%s holds no tokenizer.json, so what its tokens mean is not known (those of generated tasks have no "
+                           "text)",
+                           c->path);
     }
     return tokenizer_open(t, c->path, err);
 }

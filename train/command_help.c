@@ -2,6 +2,7 @@
  * it comes from the option tables; a test compares the page with this output. Called by main.c. */
 #include "train/commands.h"
 
+#include "data/task.h"
 #include "model/mixer.h"
 #include "train/options.h"
 #include <stdio.h>
@@ -10,6 +11,11 @@
 static void section(const char *name, const char *about, const struct option *table) {
     printf("\n## [%s]\n\n%s\n\n", name, about);
     option_document(stdout, name, table);
+}
+
+static void task_section(const struct task_kind *k) {
+    printf("\n### [task.NAME] with kind = %s\n\n%s\n\n", k->name, k->help);
+    option_document(stdout, "task.NAME", k->options);
 }
 
 static void mixer_section(const struct mixer *m, const char *line) {
@@ -40,6 +46,11 @@ int command_help_config(void) {
             data_options_table);
     section("source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.",
             data_source_options_table);
+    section("task.NAME",
+            "A generated task (docs/tasks.md), which `task:NAME` in place of a path stands for; NAME is yours to choose.\n"
+            "Beside the keys below it has those of its kind.",
+            task_options_table);
+    for (int i = 0; task_kind_names[i]; i++) task_section(task_kind_at(i));
     section("eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table);
     section("checkpoint", "Saves.", checkpoint_options_table);
     section("model", "The language model.", model_options_table);

@@ -289,7 +289,7 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     struct model_config *mc = NULL;
     if (!run) return error_system(err, "out of memory for the options of a run");
     int result = run_options_bind(run, c, err);
-    if (result == 0) result = model_config_bind(&mc, c, 0, err);
+    if (result == 0) result = model_config_bind(&mc, c, data_options_vocab(&run->data), err);
     if (result == 0) result = config_finish(c, err);
     int precision = given >> GIVEN_PRECISION & 1 ? o->precision : run->train.precision;
     struct plan p = {

@@ -30,6 +30,7 @@ static void print_help(void) {
     option_help(stdout, "schedule", schedule_options_table);
     option_help(stdout, "data", data_options_table);
     option_help(stdout, "source.NAME", data_source_options_table);
+    option_help(stdout, "task.NAME", task_options_table);
     option_help(stdout, "eval", eval_options_table);
     option_help(stdout, "checkpoint", checkpoint_options_table);
 }

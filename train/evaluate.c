@@ -2,9 +2,12 @@
  * `riverrun eval`. */
 #include "train/evaluate.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define LOGITS (1 << 16) /* numbers looked at together where a task's answers are checked */
 
 /* What a pass over the data needs: rows of `T` inputs, `B` of them at once. */
 struct pass {
@@ -16,6 +19,9 @@ struct pass {
     bool reset;
     int32_t *tokens, *targets, *doc; /* (B, T); doc is NULL without reset */
     double bytes;                    /* of text that the targets so far stand for */
+    void *logits;                    /* of `logit_rows` targets, for a task; else NULL */
+    int64_t logit_rows;
+    double sequences, solved; /* samples of a task so far, and those of which every target is the argmax */
 };
 
 static void pass_close(struct pass *p) {
@@ -24,6 +30,7 @@ static void pass_close(struct pass *p) {
     free(p->tokens);
     free(p->targets);
     free(p->doc);
+    free(p->logits);
 }
 
 static int pass_open(struct pass *p, error *err) {
@@ -35,7 +42,12 @@ static int pass_open(struct pass *p, error *err) {
     if (!p->reader.scratch || !p->tokens || !p->targets || (p->reset && !p->doc)) {
         return error_system(err, "no memory for %lld windows of %lld tokens", (long long)p->B, (long long)p->T);
     }
-    return row_reader_open(&p->reader, err);
+    TRY(row_reader_open(&p->reader, err));
+    if (!row_source_get_info(p->data)->separate) return 0;
+    int64_t columns = model_get_config(p->model)->rows;
+    p->logit_rows = columns < LOGITS ? LOGITS / columns : 1;
+    p->logits = calloc((size_t)(p->logit_rows * columns), dtype_size(model_device(p->model)->ops->real));
+    return p->logits ? 0 : error_system(err, "no memory for the logits of %lld ids", (long long)columns);
 }
 
 /* Row b: the first `count` inputs of a sample. What is left of the row is no target; it comes behind all that counts,
@@ -53,10 +65,43 @@ static int fill_row(struct pass *p, int64_t b, int64_t sample, int64_t count, er
     return 0;
 }
 
+/* Is the target the largest of the row's logits, the lowest index winning a tie? So head_loss counts, too. */
+static bool is_argmax(const void *logits, enum dtype real, int64_t columns, int32_t target) {
+    const float *single = logits;
+    const double *twice = logits;
+    int64_t best = 0;
+    for (int64_t v = 1; v < columns; v++) {
+        if (real == DTYPE_F32 ? single[v] > single[best] : twice[v] > twice[best]) best = v;
+    }
+    return best == target;
+}
+
+/* Count row b as a sample, and as a solved one if all its targets are right. Only where there are targets are logits
+ * asked for. */
+static void count_sample(struct pass *p, int64_t b) {
+    enum dtype real = model_device(p->model)->ops->real;
+    int64_t columns = model_get_config(p->model)->rows;
+    const int32_t *targets = p->targets + b * p->T;
+    bool any = false, solved = true;
+    for (int64_t t = 0, end; t < p->T && solved; t = end) {
+        for (end = t; end < p->T && end - t < p->logit_rows && targets[end] >= 0;) end++;
+        if (end > t) model_logits(p->model, b * p->T + t, end - t, p->logits);
+        for (int64_t i = t; i < end && solved; i++) {
+            const char *row = (const char *)p->logits + (size_t)((i - t) * columns) * dtype_size(real);
+            solved = is_argmax(row, real, columns, targets[i]);
+        }
+        any |= end > t;
+        if (end == t) end++; /* a masked one */
+    }
+    p->sequences += any; /* options->tokens may have cut all targets off */
+    p->solved += any && solved;
+}
+
 static void run(struct pass *p, int64_t rows, struct model_state *state) {
     model_set_batch(p->model, p->tokens, p->targets, p->doc, rows, p->T);
     model_forward(p->model, state, state, false);
     model_loss(p->model, NULL, false, 1, 0);
+    for (int64_t b = 0; p->logits && b < rows; b++) count_sample(p, b);
 }
 
 /* Windows of T inputs, `inputs` in all, each from a zero state: batch k goes to rank k modulo ranks. */
@@ -87,7 +132,7 @@ static int run_carried(struct pass *p, int64_t inputs, error *err) {
     return result;
 }
 
-static void summarise(struct evaluation *e, const double sums[4]) {
+static void summarise(struct evaluation *e, const double sums[6]) {
     double nll = sums[0], targets = sums[1], correct = sums[2], bytes = sums[3];
     e->loss = nll / targets; /* NaN if nothing counts */
     e->perplexity = exp(e->loss);
@@ -95,15 +140,36 @@ static void summarise(struct evaluation *e, const double sums[4]) {
     e->bits_per_byte = bytes > 0 ? nll / log(2) / bytes : NAN;
     e->tokens = targets;
     e->bytes = bytes;
+    e->sequences = sums[4];
+    e->sequence_accuracy = sums[4] > 0 ? sums[5] / sums[4] : NAN;
+}
+
+int64_t evaluate_window(const row_source *d, int64_t T) {
+    const struct row_source_info *info = row_source_get_info(d);
+    return info->separate ? info->length : T;
+}
+
+int evaluate_check(const row_source *d, const char *name, const struct eval_options *options, error *err) {
+    if (row_source_inputs(d, options->window) == 0) {
+        return error_input(err, "%s (%s) has fewer than 2 tokens, so none can be predicted", name,
+                           row_source_get_info(d)->path);
+    }
+    if (!row_source_get_info(d)->separate) return 0;
+    if (options->mode == EVAL_CARRY) {
+        return error_input(err,
+                           "%s: %s has samples that stand alone, so there is no state to carry; evaluate it in mode "
+                           "window",
+                           name, row_source_get_info(d)->path);
+    }
+    return row_source_check(d, name, options->window, err);
 }
 
 int evaluate(struct evaluation *e, struct model *m, const row_source *d, const tokenizer *t,
              const struct eval_options *options, bool reset, struct comm *comm, error *err) {
     ASSERT(options->window > 0 && options->batch > 0);
     bool carry = options->mode == EVAL_CARRY;
+    TRY(evaluate_check(d, "the data to evaluate on", options, err));
     int64_t inputs = (int64_t)row_source_inputs(d, options->window);
-    if (inputs < 1)
-        return error_input(err, "the data set to evaluate on has fewer than 2 tokens, so none can be predicted");
     if (options->tokens > 0 && options->tokens < inputs) inputs = options->tokens;
     struct pass p = {
         .model = m, .data = d, .tokenizer = t, .B = carry ? 1 : options->batch, .T = options->window, .reset = reset};
@@ -118,8 +184,8 @@ int evaluate(struct evaluation *e, struct model *m, const row_source *d, const t
     }
     pass_close(&p);
     if (result != 0) return -1;
-    double all[4] = {sums.nll, sums.valid, sums.correct, p.bytes};
-    comm_sum_f64(comm, all, 4);
+    double all[6] = {sums.nll, sums.valid, sums.correct, p.bytes, p.sequences, p.solved};
+    comm_sum_f64(comm, all, 6);
     summarise(e, all);
     return 0;
 }

@@ -207,10 +207,16 @@ int report_valid(struct report *r, int64_t step, const struct evaluation *e, dou
     json_line_real(&l, "bits_per_byte", e->bits_per_byte);
     json_line_real(&l, "accuracy", e->accuracy);
     json_line_int(&l, "tokens", (int64_t)e->tokens);
+    if (e->sequences > 0) {
+        json_line_int(&l, "sequences", (int64_t)e->sequences);
+        json_line_real(&l, "sequence_accuracy", e->sequence_accuracy);
+    }
     json_line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
     TRY(end(r, &l, err));
-    fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%\n", (long long)step,
+    fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%", (long long)step,
             (long long)r->steps, e->loss, r->unit, e->perplexity, 100 * e->accuracy);
+    if (e->sequences > 0) fprintf(stderr, "  of whole samples %.1f %%", 100 * e->sequence_accuracy);
+    fprintf(stderr, "\n");
     return 0;
 }
 

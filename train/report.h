@@ -6,7 +6,8 @@
  *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this
  *           step), batch (sequences of this step), tokens_per_s, skipped (true where the step was not finite and
  *           changed nothing), seconds (of training so far)
- *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, seconds it took
+ *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, for a task sequences and sequence_accuracy
+ *           (samples, and the share of them that are right in every target), seconds it took
  *   save    step, path, seconds it took
  *   stop    step, signal
  * Numbers are written so that reading them gives the same double; one that is not finite is null. A run that goes on

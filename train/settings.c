@@ -78,7 +78,9 @@ enum setting_change settings_change(const char *section, const char *key) {
     }
     /* Data sets may be moved; their weights may not change. */
     bool source = strncmp(section, "source.", 7) == 0;
-    return source && strcmp(key, "path") == 0 ? CHANGE_NOTED : CHANGE_REFUSED;
+    if (source && strcmp(key, "path") == 0) return CHANGE_NOTED;
+    bool task = strncmp(section, "task.", 5) == 0;
+    return task && strcmp(key, "valid_samples") == 0 ? CHANGE_FREE : CHANGE_REFUSED;
 }
 
 static int refuse(const struct setting *saved, const struct setting *now, const char *checkpoint, error *err) {

@@ -17,7 +17,8 @@
 #include <string.h>
 
 const char *trainer_unit(const struct trainer *t) {
-    return strcmp(tokenizer_name(t->tokenizer), TOKENIZER_BYTES) == 0 ? "nats/byte" : "nats/token";
+    bool bytes = t->tokenizer && strcmp(tokenizer_name(t->tokenizer), TOKENIZER_BYTES) == 0;
+    return bytes ? "nats/byte" : "nats/token";
 }
 
 /* Tokens in the longest row that the model will see, in training or validation. */
@@ -28,9 +29,15 @@ static int64_t trainer_length(const struct trainer *t) {
 
 /* ---- 1. config and data ----------------------------------------------------------------------------------------- */
 
-/* The tokenizer of the training data: from the tokenizer.json beside it, or by its name. */
+/* The tokenizer of the training data: from the tokenizer.json beside it, or by its name. The tokens of a task have
+ * none: their number goes into the config, so that the checkpoint alone says how many there are. */
 static int open_tokenizer(struct trainer *t, error *err) {
     const struct dataset_info *info = row_source_get_info(t->data.data[0])->shards;
+    if (!info) {
+        char vocab[24];
+        snprintf(vocab, sizeof vocab, "%lld", (long long)data_options_vocab(&t->options.data));
+        return config_set(t->config, "model", "vocab_size", vocab, err);
+    }
     const char *spec = info->tokenizer_path[0] ? info->tokenizer_path : info->tokenizer_name;
     TRY(tokenizer_open(&t->tokenizer, spec, err));
     if (tokenizer_identity(t->tokenizer) == info->tokenizer_identity) return 0;
@@ -46,7 +53,9 @@ static int bind_all(struct trainer *t, error *err) {
     error data_error = {0};
     int data_result = data_sources_open(&t->data, &t->options.data, &data_error);
     if (data_result == 0) data_result = open_tokenizer(t, &data_error);
-    int64_t vocab = data_result == 0 ? tokenizer_vocab(t->tokenizer) : BYTES_VOCAB;
+    t->vocab = data_options_vocab(&t->options.data);
+    if (t->tokenizer) t->vocab = tokenizer_vocab(t->tokenizer);
+    int64_t vocab = t->vocab ? t->vocab : BYTES_VOCAB;
     int model_result = model_config_bind(&t->model_config, t->config, vocab, err);
     if (model_result == 0) TRY(config_finish(t->config, err));
     if (model_result == 0) TRY(groups_check(&t->model_config->params, &t->options.optimizer, err));
@@ -60,6 +69,11 @@ static int bind_all(struct trainer *t, error *err) {
 /* Refuse a checkpoint whose tokens mean something else than the data's. */
 static int check_tokenizer(const struct trainer *t, struct checkpoint *from, error *err) {
     tokenizer *theirs;
+    if (!t->tokenizer) {
+        if (!checkpoint_has_tokenizer(from)) return 0;
+        return error_input(err, "%s was trained on text, and the training data is a generated task; give data of text",
+                           checkpoint_path(from));
+    }
     TRY(checkpoint_tokenizer(from, &theirs, err));
     uint64_t identity = tokenizer_identity(theirs);
     tokenizer_close(theirs);
@@ -82,11 +96,9 @@ static int check_inputs(struct trainer *t, error *err) {
     }
     TRY(run_options_split(o, t->comm->ranks, &t->micro_batch, &t->accumulate, err));
     t->eval = o->eval;
-    if (t->eval.window == 0) t->eval.window = o->data.T;
+    if (t->eval.window == 0) t->eval.window = t->data.valid ? evaluate_window(t->data.valid, o->data.T) : o->data.T;
     if (t->eval.batch > t->micro_batch) t->eval.batch = t->micro_batch;
-    if (t->data.valid && row_source_inputs(t->data.valid, t->eval.window) == 0) {
-        return error_input(err, "data.valid = %s has fewer than 2 tokens, so none can be predicted", o->data.valid);
-    }
+    if (t->data.valid) TRY(evaluate_check(t->data.valid, "data.valid", &t->eval, err));
     /* A directory with a checkpoint goes on from that; then train.init has had its effect already. */
     if (!o->train.init[0] || run_has_checkpoint(o->train.out)) return 0;
     if (checkpoint_open(&t->from, o->train.init, err) != 0) return error_context(err, "train.init");
@@ -119,7 +131,7 @@ static int compare_configs(struct trainer *t, error *err) {
     struct settings settings = {0};
     int result = run_options_bind(options, saved, err);
     free(options);
-    if (result == 0) result = model_config_bind(&saved_model, saved, tokenizer_vocab(t->tokenizer), err);
+    if (result == 0) result = model_config_bind(&saved_model, saved, t->vocab, err);
     if (result == 0) result = settings_of(&settings, saved, err);
     if (result != 0) {
         error_context(err, "%s", checkpoint_path(t->from));
@@ -197,6 +209,12 @@ static int load_optimizer(struct trainer *t, error *err) {
 static void print_set(const char *front, const char *name, const row_source *d) {
     const struct dataset_info *info = row_source_get_info(d)->shards;
     char tokens[24];
+    if (!info) {
+        const struct row_source_info *task = row_source_get_info(d);
+        fprintf(stderr, "%-12s%s: %s, %s, samples of at most %lld inputs\n", front, name, task->path, task->task,
+                (long long)task->length);
+        return;
+    }
     text_count(tokens, sizeof tokens, (double)info->tokens);
     fprintf(stderr, "%-12s%s: %s tokens, %llu document%s\n", front, name, tokens, (unsigned long long)info->documents,
             info->documents == 1 ? "" : "s");

@@ -18,7 +18,8 @@ struct trainer {
     int64_t micro_batch, accumulate;
 
     struct data_sources data;
-    tokenizer *tokenizer;
+    tokenizer *tokenizer;       /* NULL where the data is generated tasks */
+    int64_t vocab;              /* ids of the data */
     struct model_config *model_config;
     struct device *dev;
     struct model *model;
