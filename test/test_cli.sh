@@ -51,7 +51,7 @@ cmp "$WORK/out" "$ROOT/docs/config.md" || fail "docs/config.md is not what 'rive
 refuse "'trian' is no command; did you mean train?" trian
 refuse "'xyzzy' is no command; riverrun --help lists them" xyzzy
 refuse "'evil' is no command; did you mean eval?" help evil
-refuse 'eval takes CHECKPOINT, but 0 arguments' eval --data x
+refuse 'eval takes CHECKPOINT [task.NAME.key=value ...], but 0 arguments' eval --data x
 refuse 'eval needs --data' eval x
 refuse "'--dta' is no option of riverrun eval; did you mean --data?" eval x --dta y
 refuse '--window 0: must be a whole number of tokens from 1' eval x --data y --window 0
@@ -59,7 +59,8 @@ refuse '--mode windw: must be one of window, carry; did you mean window?' eval x
 refuse '--batch is given twice' eval x --data y --batch 1 --batch 2
 refuse '--tokens needs a value' eval x --data y --tokens
 refuse "'-x' is no option" eval x -x
-refuse 'takes CHECKPOINT, but 2 arguments were given; one too many is y' eval x y --data z
+refuse "'y' is not about a task: behind the checkpoint only task.NAME.key=value" eval x y --data z
+refuse 'takes CHECKPOINT, but 2 arguments were given; one too many is y' generate x y --prompt z
 refuse 'there is no prompt' generate x
 refuse '--prompt and --prompt-file are both given' generate x --prompt a --prompt-file b
 refuse '--temperature -1: must be a number from 0' generate x --prompt a --temperature=-1

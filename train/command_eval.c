@@ -124,15 +124,12 @@ static int read_trained_vocab(const struct evaluator *v, int64_t *vocab, error *
     return result;
 }
 
-/* What the command line says about tasks goes on top of the checkpoint's config; nothing else of it can change. */
-static int override_tasks(struct evaluator *v, int count, char **argv, error *err) {
+/* What the command line says about tasks goes on top of the checkpoint's config; nothing else of that can change. */
+static int check_words(int count, char **argv, error *err) {
     for (int i = 2; i <= count; i++) {
-        if (strncmp(argv[i], "task.", 5) != 0) {
-            return error_input(
-                err, "'%.200s' is not about a task: behind the checkpoint only task.NAME.key=value may be given",
-                argv[i]);
-        }
-        TRY(config_override(checkpoint_config(v->checkpoint), argv[i], err));
+        if (strncmp(argv[i], "task.", 5) == 0) continue;
+        return error_input(
+            err, "'%.200s' is not about a task: behind the checkpoint only task.NAME.key=value may be given", argv[i]);
     }
     return 0;
 }
@@ -179,7 +176,7 @@ static int choose_options(struct evaluator *v, uint64_t given, error *err) {
 
 static int open_data(struct evaluator *v, int count, char **argv, error *err) {
     config *c = checkpoint_config(v->checkpoint);
-    TRY(override_tasks(v, count, argv, err));
+    for (int i = 2; i <= count; i++) TRY(config_override(c, argv[i], err));
     v->data_options = malloc(sizeof *v->data_options);
     if (!v->data_options) return error_system(err, "no memory for the config");
     TRY(data_options_bind(c, v->data_options, err));
@@ -193,6 +190,7 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     bool helped;
     int64_t trained_vocab;
     TRY(flags_parse(&flags, argc, argv, &v->flags, &count, &given, &helped, err));
+    TRY(check_words(count, argv, err));
     TRY(checkpoint_open(&v->checkpoint, argv[1], err));
     TRY(read_trained_vocab(v, &trained_vocab, err));
     TRY(open_data(v, count, argv, err));
