@@ -67,7 +67,8 @@ MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
 
 # Required libraries: HEADER:LIBRARY:PKG-CONFIG NAME:DEBIAN PACKAGE
 REQUIRED := zstd.h:zstd:libzstd:libzstd-dev xxhash.h:xxhash:libxxhash:libxxhash-dev \
-            jansson.h:jansson:jansson:libjansson-dev ini.h:inih:inih:libinih-dev zlib.h:z:zlib:zlib1g-dev
+            jansson.h:jansson:jansson:libjansson-dev ini.h:inih:inih:libinih-dev zlib.h:z:zlib:zlib1g-dev \
+            utf8proc.h:utf8proc:libutf8proc:libutf8proc-dev
 part = $(word $(2),$(subst :, ,$(1)))
 ABSENT := $(foreach r,$(REQUIRED),$(if $(call has_header,$(call part,$r,1)),,$(call part,$r,4)))
 ifneq ($(strip $(ABSENT)),)

@@ -1,7 +1,8 @@
 /* detokenize.c: a data set's text, written back as tokenize read it. Called by `riverrun shards cat`.
  *
  * A document's flags say what stood before it: nothing (it began an input), a separator line, or a separator line that
- * ended the input without a newline. The end-of-document id stands for no text.
+ * ended the input without a newline. The end-of-document id at a document's end stands for no text; one inside a
+ * document stands for how it is written, which a tokenizer may have found in the text.
  */
 #include "common/file.h"
 #include "data/shard.h"
@@ -15,6 +16,7 @@ enum { READ_TOKENS = 1 << 15, WRITE_BYTES = 1 << 16 };
 
 struct text_writer {
     int descriptor;
+    bool ended; /* the last token was an end-of-document id, and what it stands for is not yet known */
     size_t filled;
     char buffer[WRITE_BYTES];
 };
@@ -38,8 +40,14 @@ static int put(struct text_writer *w, const char *bytes, size_t size, error *err
 }
 
 static int put_tokens(struct text_writer *w, const tokenizer *t, const int32_t *ids, size_t count, error *err) {
+    size_t size;
+    int32_t eod = tokenizer_eod(t);
     for (size_t i = 0; i < count; i++) {
-        size_t size;
+        if (w->ended) {
+            const char *text = tokenizer_eod_text(t, &size);
+            TRY(put(w, text, size, err));
+        }
+        w->ended = ids[i] == eod;
         const char *bytes = tokenizer_decode(t, ids[i], &size);
         if (size == 1 && w->filled < WRITE_BYTES) {
             w->buffer[w->filled++] = *bytes; /* spares most tokens a call that copies one byte */
@@ -63,6 +71,7 @@ static int put_shard(struct text_writer *w, const tokenizer *t, const shard *s, 
     uint64_t document = 0;
     for (uint64_t at = 0; at < info->tokens;) {
         if (document < info->documents && documents[document].start == at) {
+            w->ended = false;
             TRY(put_separator(w, info, documents[document].flags, err));
             document++;
         }
@@ -99,6 +108,7 @@ int detokenize(const tokenizer *t, const char *dataset_path, int descriptor, err
     if (!failed) {
         w->descriptor = descriptor;
         w->filled = 0;
+        w->ended = false;
         failed = put_dataset(w, t, d, cursor, ids, err);
     }
     shard_cursor_close(cursor);

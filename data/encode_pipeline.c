@@ -16,12 +16,12 @@
 #include <time.h>
 
 enum {
-    BLOCK_BYTES = 1 << 18,                /* text in a block: a few milliseconds of work */
-    BLOCK_PIECES = 1 << 14,               /* documents and parts of documents in a block */
-    IDS_MAX = BLOCK_BYTES + BLOCK_PIECES, /* at most an id a byte, and an end for every piece */
+    BLOCK_BYTES = 1 << 18,  /* text in a block, as long as there are places to cut: a few milliseconds of work */
+    BLOCK_PIECES = 1 << 14, /* documents and parts of documents in a block */
     BLOCKS_PER_THREAD = 3,
     WAKE_MS = 100, /* how often the waiting caller looks at `interrupted` */
 };
+#define BLOCK_BYTES_MAX (UINT32_C(1) << 30) /* a block grows so far to hold a text that can't be cut */
 
 /* A part of one document's text. Pieces without text carry only a beginning or an end. */
 struct piece {
@@ -34,11 +34,11 @@ enum block_state { BLOCK_FREE, BLOCK_FILLED, BLOCK_TAKEN, BLOCK_ENCODED };
 
 struct block {
     enum block_state state;
-    char text[BLOCK_BYTES];
-    size_t size;
+    char *text;
+    size_t size, capacity;
     struct piece pieces[BLOCK_PIECES];
     size_t piece_count;
-    int32_t ids[IDS_MAX];
+    struct token_list ids;
     struct document_mark marks[BLOCK_PIECES];
     struct encoded_block result;
 };
@@ -68,30 +68,40 @@ struct encode_pipeline {
 
 /* ---- the reading thread ------------------------------------------------------------------------------------------ */
 
-static int take_free(encode_pipeline *p, error *err) {
-    struct block *b = &p->blocks[p->head % p->block_count];
+static int resize_text(struct block *b, size_t capacity, error *err) {
+    char *text = realloc(b->text, capacity);
+    if (!text) return error_system(err, "no memory for %zu bytes of text", capacity);
+    b->text = text;
+    b->capacity = capacity;
+    return 0;
+}
+
+/* Wait for the block that comes `ahead` blocks after those handed over, and empty it. */
+static int take_free(encode_pipeline *p, uint64_t ahead, struct block **out, error *err) {
+    struct block *b = &p->blocks[(p->head + ahead) % p->block_count];
     pthread_mutex_lock(&p->lock);
     while (b->state != BLOCK_FREE && !atomic_load(&p->stop)) pthread_cond_wait(&p->freed, &p->lock);
     pthread_mutex_unlock(&p->lock);
     if (atomic_load(&p->stop)) return error_system(err, "tokenizing was stopped");
     b->size = b->piece_count = 0;
-    p->filling = b;
-    return 0;
+    *out = b;
+    return b->capacity == BLOCK_BYTES ? 0 : resize_text(b, BLOCK_BYTES, err);
 }
 
-static void hand_over(encode_pipeline *p) {
+/* Give the filled block to the encoders; `next`, which may be NULL, is filled from now on. */
+static void hand_over(encode_pipeline *p, struct block *next) {
     pthread_mutex_lock(&p->lock);
     p->filling->state = BLOCK_FILLED;
     p->head++;
     pthread_cond_signal(&p->filled);
     pthread_mutex_unlock(&p->lock);
-    p->filling = NULL;
+    p->filling = next;
 }
 
 /* A new piece at the end of the text, in a block that has room for it. */
 static int add_piece(encode_pipeline *p, struct piece **piece, error *err) {
-    if (p->filling && p->filling->piece_count == BLOCK_PIECES) hand_over(p);
-    if (!p->filling) TRY(take_free(p, err));
+    if (p->filling && p->filling->piece_count == BLOCK_PIECES) hand_over(p, NULL);
+    if (!p->filling) TRY(take_free(p, 0, &p->filling, err));
     struct block *b = p->filling;
     *piece = &b->pieces[b->piece_count++];
     **piece = (struct piece){.offset = (uint32_t)b->size};
@@ -106,17 +116,49 @@ static int begin_document(void *self, uint32_t flags, error *err) {
     return 0;
 }
 
+/* Make room in a full block whose last piece goes on: what is behind the last place to cut moves to the next block. A
+ * block without such a place grows; then only its new part is to be searched. */
+static int make_room(encode_pipeline *p, error *err) {
+    struct block *b = p->filling, *next;
+    struct piece *piece = &b->pieces[b->piece_count - 1];
+    size_t from = b->capacity > BLOCK_BYTES && piece->offset == 0 ? b->capacity / 2 - 1 : 0;
+    size_t cut = tokenizer_last_cut(p->tokenizer, b->text + piece->offset, from, piece->size);
+    if (cut == 0 && piece->offset == 0) {
+        if (b->capacity < BLOCK_BYTES_MAX) return resize_text(b, 2 * b->capacity, err);
+        return error_input(err,
+                           "a document has %u bytes in which there is no place to cut it, such as a space; more than "
+                           "that can't be encoded at once",
+                           piece->size);
+    }
+    TRY(take_free(p, 1, &next, err));
+    uint32_t rest = piece->size - (uint32_t)cut;
+    if (rest > next->capacity) TRY(resize_text(next, b->capacity, err));
+    memcpy(next->text, b->text + b->size - rest, rest);
+    next->pieces[next->piece_count++] = (struct piece){.size = rest};
+    next->size = rest;
+    piece->size = (uint32_t)cut;
+    b->size -= rest;
+    if (cut == 0) { /* all of the piece has moved, its beginning too */
+        next->pieces[0].begins = piece->begins;
+        next->pieces[0].flags = piece->flags;
+        b->piece_count--;
+    }
+    hand_over(p, next);
+    return 0;
+}
+
 static int add_text(void *self, const char *bytes, size_t size, error *err) {
     encode_pipeline *p = self;
+    ASSERT(p->filling && p->filling->piece_count > 0); /* a document is open while it gets text */
     while (size > 0) {
-        if (p->filling && p->filling->size == BLOCK_BYTES) hand_over(p);
-        struct piece *piece;
-        if (!p->filling) TRY(add_piece(p, &piece, err));
+        if (p->filling->size == p->filling->capacity) {
+            TRY(make_room(p, err));
+            continue;
+        }
         struct block *b = p->filling;
-        size_t room = BLOCK_BYTES - b->size, now = size < room ? size : room;
-        piece = &b->pieces[b->piece_count - 1]; /* not ended: a document is open while it gets text */
+        size_t room = b->capacity - b->size, now = size < room ? size : room;
         memcpy(b->text + b->size, bytes, now);
-        piece->size += (uint32_t)now;
+        b->pieces[b->piece_count - 1].size += (uint32_t)now;
         b->size += now;
         bytes += now;
         size -= now;
@@ -147,10 +189,10 @@ static void *reader_main(void *argument) {
     error err;
     int failed = 0;
     for (size_t i = 0; !failed && i < p->inputs->count; i++) failed = read_input(p, p->inputs->paths[i], &err);
-    if (!failed && p->filling) hand_over(p);
+    if (!failed && p->filling) hand_over(p, NULL);
     pthread_mutex_lock(&p->lock);
     p->ended = true;
-    if (failed) {
+    if (failed && !p->failed) {
         p->failed = true;
         p->err = err;
     }
@@ -161,21 +203,23 @@ static void *reader_main(void *argument) {
 
 /* ---- encoding threads -------------------------------------------------------------------------------------------- */
 
-static void encode_block(const tokenizer *t, struct block *b) {
+static int encode_block(const tokenizer *t, encoder *e, struct block *b, error *err) {
     int32_t eod = tokenizer_eod(t);
-    size_t count = 0, marks = 0;
+    size_t marks = 0;
+    b->ids.count = 0;
     for (size_t i = 0; i < b->piece_count; i++) {
         const struct piece *piece = &b->pieces[i];
-        if (piece->begins) b->marks[marks++] = (struct document_mark){.at = count, .flags = piece->flags};
-        count += tokenizer_encode(t, b->text + piece->offset, piece->size, b->ids + count, IDS_MAX - count);
-        if (piece->ends) b->ids[count++] = eod;
+        if (piece->begins) b->marks[marks++] = (struct document_mark){.at = b->ids.count, .flags = piece->flags};
+        TRY(encoder_append(e, b->text + piece->offset, piece->size, &b->ids, err));
+        if (piece->ends) TRY(token_list_add(&b->ids, eod, err));
     }
-    b->result = (struct encoded_block){b->ids, count, b->marks, marks, b->size};
+    uint64_t bytes = tokenizer_text_bytes(t, b->ids.ids, b->ids.count);
+    b->result = (struct encoded_block){b->ids.ids, b->ids.count, b->marks, marks, bytes};
+    return 0;
 }
 
-static void *encoder_main(void *argument) {
-    encode_pipeline *p = argument;
-    pthread_mutex_lock(&p->lock);
+/* Encode blocks as they come; with the lock held but while encoding. */
+static int encode_blocks(encode_pipeline *p, encoder *e, error *err) {
     while (!atomic_load(&p->stop)) {
         struct block *b = &p->blocks[p->next % p->block_count];
         if (b->state != BLOCK_FILLED) {
@@ -185,12 +229,29 @@ static void *encoder_main(void *argument) {
         b->state = BLOCK_TAKEN;
         p->next++;
         pthread_mutex_unlock(&p->lock);
-        encode_block(p->tokenizer, b);
+        int failed = encode_block(p->tokenizer, e, b, err);
         pthread_mutex_lock(&p->lock);
+        if (failed) return -1;
         b->state = BLOCK_ENCODED;
         pthread_cond_broadcast(&p->encoded);
     }
+    return 0;
+}
+
+static void *encoder_main(void *argument) {
+    encode_pipeline *p = argument;
+    error err;
+    encoder *e;
+    int failed = encoder_open(&e, p->tokenizer, &err);
+    pthread_mutex_lock(&p->lock);
+    if (!failed) failed = encode_blocks(p, e, &err);
+    if (failed && !p->failed) {
+        p->failed = true;
+        p->err = err;
+    }
+    if (failed) pthread_cond_broadcast(&p->encoded);
     pthread_mutex_unlock(&p->lock);
+    encoder_close(e);
     return NULL;
 }
 
@@ -297,6 +358,10 @@ void encode_pipeline_close(encode_pipeline *p) {
     pthread_mutex_unlock(&p->lock);
     if (p->reader_started) pthread_join(p->reader, NULL);
     for (int i = 0; i < p->encoders_started; i++) pthread_join(p->encoders[i], NULL);
+    for (size_t i = 0; p->blocks && i < p->block_count; i++) {
+        free(p->blocks[i].text);
+        free(p->blocks[i].ids.ids);
+    }
     free(p->encoders);
     free(p->blocks);
     pthread_cond_destroy(&p->encoded);

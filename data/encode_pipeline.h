@@ -1,8 +1,9 @@
 /* encode_pipeline.h: inputs to token ids on several threads, handed over in order.
  *
  * One thread reads and splits the inputs into blocks of text, `threads` threads encode blocks, the caller takes them in
- * order. Memory is a fixed number of blocks. Where a block ends does not depend on timing, nor on how reads were cut.
- * A document longer than a block is encoded in parts, cut at any byte: right for a tokenizer that goes byte by byte.
+ * order. Where a block ends does not depend on timing, nor on how reads were cut. A document longer than a block is
+ * encoded in parts, cut where the tokenizer says that it makes no difference (tokenizer_last_cut). Memory is a fixed
+ * number of blocks, which grow only where a document has no such place, up to 1 GiB of text.
  */
 #ifndef RIVERRUN_ENCODE_PIPELINE_H
 #define RIVERRUN_ENCODE_PIPELINE_H
@@ -24,7 +25,7 @@ struct encoded_block {
     size_t id_count;
     const struct document_mark *marks; /* documents that start in this block, ascending */
     size_t mark_count;
-    size_t text_bytes; /* of text that the ids stand for */
+    uint64_t text_bytes; /* of text that the ids stand for */
 };
 
 typedef struct encode_pipeline encode_pipeline;

@@ -45,17 +45,6 @@ static int finish_shard(struct output *o, error *err) {
     return 0;
 }
 
-/* Bytes of text that a run of ids stands for. */
-static uint64_t text_bytes_of(const tokenizer *t, const int32_t *ids, size_t count) {
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < count; i++) {
-        size_t size;
-        tokenizer_decode(t, ids[i], &size);
-        bytes += size;
-    }
-    return bytes;
-}
-
 /* Append a run of tokens of one document, going on in new shards as they fill up. Its text is counted here token by
  * token only if the caller could not count it at once. */
 static int append(struct output *o, const int32_t *ids, size_t count, bool count_text, error *err) {
@@ -64,7 +53,7 @@ static int append(struct output *o, const int32_t *ids, size_t count, bool count
         uint64_t room = o->options->shard_tokens - o->tokens;
         size_t now = count < room ? count : room;
         TRY(shard_writer_append(o->writer, ids, NULL, now, err));
-        if (count_text) shard_writer_text_bytes(o->writer, text_bytes_of(o->tokenizer, ids, now));
+        if (count_text) shard_writer_text_bytes(o->writer, tokenizer_text_bytes(o->tokenizer, ids, now));
         o->tokens += now;
         ids += now;
         count -= now;

@@ -62,6 +62,7 @@ survey() {
     need build required libjansson-dev '' -- header jansson.h
     need build required libinih-dev '' -- header ini.h
     need build required zlib1g-dev '' -- header zlib.h
+    need build required libutf8proc-dev '' -- header utf8proc.h
     need build optional libopenblas-openmp-dev 'matrix products run in slower loops' -- has_openblas
     need build optional 'openmpi-bin libopenmpi-dev' 'one process only' -- has_mpi
     need test required libcmocka-dev '' -- header stddef.h stdarg.h setjmp.h stdint.h cmocka.h

@@ -42,12 +42,14 @@ static char *read_input(size_t *size, error *err) {
 static int print_ids(const struct parts *p, const char *text, size_t size, error *err) {
     if (!p->tokenizer)
         return error_input(err, "%s has no tokenizer that riverrun reads", checkpoint_path(p->checkpoint));
-    int32_t *ids = malloc((size + 1) * sizeof *ids);
-    if (!ids) return error_system(err, "no memory for the ids");
-    size_t count = tokenizer_encode(p->tokenizer, text, size, ids, size);
-    for (size_t i = 0; i < count; i++) printf("%" PRId32 "\n", ids[i]);
-    free(ids);
-    return 0;
+    struct token_list list = {0};
+    encoder *e;
+    TRY(encoder_open(&e, p->tokenizer, err));
+    int failed = encoder_append(e, text, size, &list, err);
+    for (size_t i = 0; !failed && i < list.count; i++) printf("%" PRId32 "\n", list.ids[i]);
+    encoder_close(e);
+    free(list.ids);
+    return failed;
 }
 
 /* Ids, checked against the rows of the model. */

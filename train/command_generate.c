@@ -67,12 +67,11 @@ struct generator_parts {
     struct model *model;
     char *text; /* the prompt */
     size_t size;
-    int32_t *prompt; /* its tokens */
-    size_t count;
+    struct token_list prompt; /* its tokens */
 };
 
 static void parts_close(struct generator_parts *g) {
-    free(g->prompt);
+    free(g->prompt.ids);
     free(g->text);
     model_close(g->model);
     if (g->dev) device_close(g->dev);
@@ -101,11 +100,12 @@ static int read_prompt_text(struct generator_parts *g, uint64_t given, error *er
 }
 
 static int encode_prompt(struct generator_parts *g, error *err) {
-    g->prompt = calloc(g->size + 1, sizeof *g->prompt);
-    if (!g->prompt) return error_system(err, "no memory for the %zu bytes of the prompt", g->size);
-    g->count = tokenizer_encode(g->tokenizer, g->text, g->size, g->prompt, g->size);
-    if (g->count == 0) g->prompt[g->count++] = tokenizer_eod(g->tokenizer);
-    return 0;
+    encoder *e;
+    TRY(encoder_open(&e, g->tokenizer, err));
+    int failed = encoder_append(e, g->text, g->size, &g->prompt, err);
+    encoder_close(e);
+    if (failed || g->prompt.count > 0) return failed;
+    return token_list_add(&g->prompt, tokenizer_eod(g->tokenizer), err);
 }
 
 /* ---- the text --------------------------------------------------------------------------------------------------- */
@@ -147,7 +147,7 @@ static int run_generate(struct generator_parts *g, error *err) {
         .piece = PIECE,
     };
     if (f->echo) fwrite(g->text, 1, g->size, stdout);
-    TRY(generate(g->model, g->prompt, g->count, &options, write_token, g, err));
+    TRY(generate(g->model, g->prompt.ids, g->prompt.count, &options, write_token, g, err));
     if (ferror(stdout)) return error_system(err, "cannot write to standard output: %s", strerror(errno));
     return 0;
 }
