@@ -36,6 +36,7 @@ struct block {
     enum block_state state;
     char *text;
     size_t size, capacity;
+    size_t searched; /* bytes at the start, all of one document, that hold no place to cut */
     struct piece pieces[BLOCK_PIECES];
     size_t piece_count;
     struct token_list ids;
@@ -83,7 +84,7 @@ static int take_free(encode_pipeline *p, uint64_t ahead, struct block **out, err
     while (b->state != BLOCK_FREE && !atomic_load(&p->stop)) pthread_cond_wait(&p->freed, &p->lock);
     pthread_mutex_unlock(&p->lock);
     if (atomic_load(&p->stop)) return error_system(err, "tokenizing was stopped");
-    b->size = b->piece_count = 0;
+    b->size = b->piece_count = b->searched = 0;
     *out = b;
     return b->capacity == BLOCK_BYTES ? 0 : resize_text(b, BLOCK_BYTES, err);
 }
@@ -121,9 +122,10 @@ static int begin_document(void *self, uint32_t flags, error *err) {
 static int make_room(encode_pipeline *p, error *err) {
     struct block *b = p->filling, *next;
     struct piece *piece = &b->pieces[b->piece_count - 1];
-    size_t from = b->capacity > BLOCK_BYTES && piece->offset == 0 ? b->capacity / 2 - 1 : 0;
+    size_t from = b->searched > 0 && piece->offset == 0 ? b->searched - 1 : 0;
     size_t cut = tokenizer_last_cut(p->tokenizer, b->text + piece->offset, from, piece->size);
     if (cut == 0 && piece->offset == 0) {
+        b->searched = b->size;
         if (b->capacity < BLOCK_BYTES_MAX) return resize_text(b, 2 * b->capacity, err);
         return error_input(err,
                            "a document has %u bytes in which there is no place to cut it, such as a space; more than "
@@ -135,7 +137,7 @@ static int make_room(encode_pipeline *p, error *err) {
     if (rest > next->capacity) TRY(resize_text(next, b->capacity, err));
     memcpy(next->text, b->text + b->size - rest, rest);
     next->pieces[next->piece_count++] = (struct piece){.size = rest};
-    next->size = rest;
+    next->size = next->searched = rest;
     piece->size = (uint32_t)cut;
     b->size -= rest;
     if (cut == 0) { /* all of the piece has moved, its beginning too */
