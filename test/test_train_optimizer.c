@@ -515,6 +515,35 @@ static void test_segments(void **state) {
     config_free(cfg);
 }
 
+/* Tensors without a gap between them: one run where all is alike, another wherever one number differs. */
+static void test_neighbours(void **state) {
+    (void)state;
+    struct params p;
+    params_open(&p);
+    for (int i = 0; i < 7; i++) {
+        params_add(&p, 1, (int64_t[]){PARAM_ALIGN}, (struct init){INIT_CONSTANT, 0, 0, 0}, false, true, "t%d", i);
+    }
+    params_layout(&p, 1);
+    struct treatment treatments[7];
+    for (int i = 0; i < 7; i++) treatments[i] = (struct treatment){1, 0.5, -INFINITY, INFINITY};
+    treatments[0].clamp_max = 3;
+    treatments[2].lr_scale = 2; /* in detached mode the decay of it is that of its neighbours */
+    treatments[3].weight_decay = 0;
+    treatments[4].weight_decay = 0;
+    treatments[4].clamp_min = -1;
+    treatments[5].clamp_max = 1;
+    treatments[6].clamp_max = 1;
+    struct adamw_segment segments[7];
+    int n = optimizer_segments(&p, 0, 7, 0, p.elements, treatments, DECAY_DETACHED, segments);
+    static const int64_t want[6] = {1, 1, 1, 1, 1, 2};
+    assert_int_equal(n, 6);
+    for (int s = 0; s < n; s++) assert_int_equal(segments[s].count, want[s] * PARAM_ALIGN);
+    assert_true(segments[2].lr_scale == 2 && segments[2].decay == 0.5f);
+    assert_true(segments[4].clamped && segments[4].clamp_min == -1 && isinf(segments[4].clamp_max));
+    assert_true(segments[5].clamped && segments[5].clamp_max == 1 && !segments[3].clamped);
+    params_close(&p);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_clip_matters),    cmocka_unit_test(test_against_double),
@@ -522,6 +551,7 @@ int main(void) {
         cmocka_unit_test(test_no_valid_target), cmocka_unit_test(test_through_a_checkpoint),
         cmocka_unit_test(test_segments),        cmocka_unit_test(test_groups),
         cmocka_unit_test(test_groups_matter),   cmocka_unit_test(test_groups_refused),
+        cmocka_unit_test(test_neighbours),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
