@@ -97,6 +97,19 @@ static int fill(input_stream *s, error *err) {
     return 0;
 }
 
+static bool ends_with(const char *name, const char *suffix) {
+    size_t length = strlen(name), tail = strlen(suffix);
+    return length >= tail && strcmp(name + length - tail, suffix) == 0;
+}
+
+/* What counts is how the data begins. But a file that is called compressed and does not begin so is damaged, or misnamed. */
+static int check_name(const input_stream *s, error *err) {
+    const char *format = ends_with(s->path, ".zst") ? "zstd" : ends_with(s->path, ".gz") ? "gzip" : NULL;
+    if (!format || s->kind != INPUT_PLAIN) return 0;
+    return error_input(err, "input %s does not begin as %s data does: it is damaged, or plain text under a wrong name",
+                       s->path, format);
+}
+
 static int recognise(input_stream *s, error *err) {
     while (s->end - s->start < LONGEST_MAGIC && !s->ended) TRY(fill(s, err));
     const unsigned char *first = (const unsigned char *)s->buffer + s->start;
@@ -112,7 +125,7 @@ static int recognise(input_stream *s, error *err) {
     } else {
         s->kind = INPUT_PLAIN;
     }
-    return 0;
+    return check_name(s, err);
 }
 
 static int read_plain(input_stream *s, char *bytes, size_t capacity, size_t *got, error *err) {
@@ -131,6 +144,9 @@ static int zstd_failure(const input_stream *s, size_t code, error *err) {
             "input %s needs more than 128 MiB to decompress: compress it with --long=27 or less, or pipe it "
             "through zstd -d --long=31",
             s->path);
+    }
+    if (ZSTD_getErrorCode(code) == ZSTD_error_memory_allocation) {
+        return error_system(err, "no memory to decompress %s", s->path);
     }
     return error_input(err, "input %s is damaged zstd data: %s", s->path, ZSTD_getErrorName(code));
 }

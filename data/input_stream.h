@@ -8,7 +8,8 @@
 
 typedef struct input_stream input_stream;
 
-/* `path`: a file, or INPUT_STANDARD. zstd and gzip are told by their first bytes, whatever the name; several compressed
+/* `path`: a file, or INPUT_STANDARD. zstd and gzip are told by their first bytes, whatever the name, but a file
+ * named .zst or .gz that does not begin so is refused; several compressed
  * streams one after the other are one text. Waiting for input (a pipe, a terminal) ends when *stop becomes true. */
 int input_open(input_stream **s, const char *path, const atomic_bool *stop, error *err);
 

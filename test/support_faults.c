@@ -199,6 +199,11 @@ static bool run_digest(const char *run, bool all, uint64_t *digest) {
     return true;
 }
 
+uint64_t faults_run_digest(const char *run) {
+    uint64_t digest;
+    return run_digest(run, false, &digest) ? digest : 0;
+}
+
 /* False if what is there is not whole. */
 static bool result_digest(const struct fault_scene *s, bool all, uint64_t *digest) {
     *digest = 0;
@@ -305,7 +310,11 @@ static void write_compressed(const char *path, const char *from) {
     size_t size;
     error err = {0};
     assert_int_equal(file_read_all(from, 1 << 20, &text, &size, &err), 0);
-    size_t packed_size = ZSTD_compress(packed, sizeof packed, text, size, 3);
+    ZSTD_CCtx *context = ZSTD_createCCtx();
+    assert_non_null(context);
+    ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
+    size_t packed_size = ZSTD_compress2(context, packed, sizeof packed, text, size);
+    ZSTD_freeCCtx(context);
     assert_false(ZSTD_isError(packed_size));
     FILE *out = fopen(path, "w");
     assert_true(out && fwrite(packed, 1, packed_size, out) == packed_size && fclose(out) == 0);

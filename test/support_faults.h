@@ -71,5 +71,7 @@ void faults_shell(const char *format, ...) __attribute__((format(printf, 1, 2)))
 
 /* XXH64 over names and contents of a tree, in order; hidden names (with a dot in front) only if asked for. 0: absent. */
 uint64_t faults_digest(const char *path, bool hidden);
+/* Of a run's latest checkpoint: weights and moments. 0: none, or not whole. */
+uint64_t faults_run_digest(const char *run);
 
 #endif
