@@ -242,9 +242,9 @@ static void what_the_layer_can_not_be_is_refused(void **state) {
 
 static const char mamba_text[] =
     "[model]\nd_model = 40\nvocab_size = 257\npad_vocab_to = 8\nnorm_eps = 1e-6\npattern = a*2 b\n"
-    "[block.a]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\n"
+    "[block.a]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\ndt_rank = 5\n"
     "dt_min = 0.002\ndt_max = 0.2\ndt_init_floor = 1e-5\ndt_scale = 0.5\n"
-    "[block.b]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\ndt_rank = 3\ndt_max = 0.3\n";
+    "[block.b]\nmixer = mamba\nd_state = 12\nexpand = 3\nd_conv = 3\ndt_rank = 5\ndt_max = 0.3\n";
 
 static void every_key_of_mamba_is_written(void **state) {
     (void)state;
@@ -256,7 +256,7 @@ static void every_key_of_mamba_is_written(void **state) {
         " \"pad_token_id\": 256, \"bos_token_id\": 256, \"eos_token_id\": 256, \"expand\": 3,"
         " \"intermediate_size\": 120, \"conv_kernel\": 3, \"use_bias\": false, \"use_conv_bias\": true,"
         " \"hidden_act\": \"silu\", \"initializer_range\": 0.1, \"residual_in_fp32\": true,"
-        " \"time_step_rank\": 3, \"time_step_scale\": 0.5, \"time_step_min\": 0.002,"
+        " \"time_step_rank\": 5, \"time_step_scale\": 0.5, \"time_step_min\": 0.002,"
         " \"time_step_max\": 0.2, \"time_step_init_scheme\": \"random\", \"time_step_floor\": 1e-5,"
         " \"rescale_prenorm_residual\": false, \"use_cache\": true, \"tie_word_embeddings\": true,"
         " \"torch_dtype\": \"float32\"}";
@@ -336,8 +336,8 @@ static void what_mamba_can_not_be_is_refused(void **state) {
 /* What keeps a model from being MambaForCausalLM. */
 static void mamba_that_transformers_lacks(void **state) {
     (void)state;
-    static const char *const changes[] = {"block.b.d_state=5",  "block.b.dt_rank=4", "block.b.mlp=swiglu",
-                                          "block.b.expand=2", "block.b.d_conv=4"};
+    static const char *const changes[] = {"block.b.d_state=5", "block.b.dt_rank=4", "block.b.dt_rank=0",
+                                          "block.b.mlp=swiglu", "block.b.expand=2",  "block.b.d_conv=4"};
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         struct bound b = bind(mamba_text, changes[i]);
         assert_null(architecture_class(b.mc));
