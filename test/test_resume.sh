@@ -123,6 +123,10 @@ refused() {
     grep -q -- "$want" "$WORK/err" || fail "$*: $(cat "$WORK/err") does not say '$want'"
 }
 refused 'train.batch = 12 differs from the 6 of' train.batch=12
+refused 'ramp.stages = 2\*3 differs from the (empty) of' ramp.stages='2*3'
+refused 'group.a.match = \*.D is not in the config of' group.a.match='*.D' group.a.lr_scale=2
+refused 'optimizer.decay_mode = detached differs from the lr of' optimizer.decay_mode=detached
+refused "\[group.a\] match: no tensor has a name like [*].DD" group.a.match='*.DD' group.a.lr_scale=2
 refused 'data.seed = 2 differs from the 1 of' data.seed=2
 refused 'data.seq_len = 32 differs from the 48 of' data.seq_len=32
 refused 'model.d_model = 32 differs from the 16 of' model.d_model=32

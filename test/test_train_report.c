@@ -314,6 +314,18 @@ static void test_compare(void **state) {
                 "another run with train.init and another train.out");
     assert_int_equal(noted, 0); /* nothing is said of a start that is refused */
     assert_int_equal(compare(plain, "[optimizer]\nbeta1 = 0.8\n[train]\nsteps = 7\n[data]\ntrain = d\n", &err), -1);
+    /* A recipe's numbers make the run what it is; the course of the learning rate may be changed on purpose. */
+    static const char recipe[] = "[ramp]\nstages = 2*3\n[group.g]\nmatch = *.D\nlr_scale = 2\n";
+    assert_int_equal(compare(recipe, recipe, &err), 0);
+    assert_int_equal(compare(recipe, "[ramp]\nstages = 2*4\n[group.g]\nmatch = *.D\nlr_scale = 2\n", &err), -1);
+    assert_non_null(strstr(err.text, "ramp.stages = 2*4 differs from the 2*3 of run/step-5"));
+    assert_int_equal(compare(recipe, "[ramp]\nstages = 2*3\n[group.g]\nmatch = *.D\nlr_scale = 1\n", &err), -1);
+    assert_int_equal(compare(recipe, "[ramp]\nstages = 2*3\n", &err), -1);
+    assert_non_null(strstr(err.text, "group.g.match = *.D in run/step-5 is not in this config"));
+    assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[optimizer]\ndecay_mode = detached\n", &err),
+                     -1);
+    assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[schedule]\ncooldown = 3\n", &err), 0);
+    assert_int_equal(noted, 1);
     /* Sources: paths may move, weights and the set of them not. */
     static const char two[] = "[source.a]\npath = p\n[source.b]\npath = q\n";
     assert_int_equal(compare(two, "[source.a]\npath = p2\n[source.b]\npath = q\n", &err), 0);

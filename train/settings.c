@@ -83,22 +83,27 @@ enum setting_change settings_change(const char *section, const char *key) {
     return task && strcmp(key, "valid_samples") == 0 ? CHANGE_FREE : CHANGE_REFUSED;
 }
 
+/* A value in a sentence. */
+static const char *shown(const char *value) {
+    return *value ? value : "(empty)";
+}
+
 static int refuse(const struct setting *saved, const struct setting *now, const char *checkpoint, error *err) {
     static const char advice[] = "put it back, or start another run with train.init and another train.out";
     const struct setting *any = saved ? saved : now;
     if (!now) {
         return error_input(err,
                            "%s.%s = %.100s in %.200s is not in this config, and can't change in a run that goes on; %s",
-                           any->section, any->key, any->value, checkpoint, advice);
+                           any->section, any->key, shown(any->value), checkpoint, advice);
     }
     if (!saved) {
         return error_input(err,
                            "%s.%s = %.100s is not in the config of %.200s, and can't change in a run that goes on; %s",
-                           any->section, any->key, any->value, checkpoint, advice);
+                           any->section, any->key, shown(any->value), checkpoint, advice);
     }
     return error_input(err,
                        "%s.%s = %.100s differs from the %.100s of %.200s, and can't change in a run that goes on; %s",
-                       any->section, any->key, now->value, saved->value, checkpoint, advice);
+                       any->section, any->key, shown(now->value), shown(saved->value), checkpoint, advice);
 }
 
 int settings_compare(const struct settings *saved, const struct settings *now, const char *checkpoint,
