@@ -51,7 +51,7 @@ cmp "$WORK/out" "$ROOT/docs/config.md" || fail "docs/config.md is not what 'rive
 refuse "'trian' is no command; did you mean train?" trian
 refuse "'xyzzy' is no command; riverrun --help lists them" xyzzy
 refuse "'evil' is no command; did you mean eval?" help evil
-refuse 'eval takes CHECKPOINT [task.NAME.key=value ...], but 0 arguments' eval --data x
+refuse 'eval takes CHECKPOINT \[task.NAME.key=value ...\], but 0 arguments' eval --data x
 refuse 'eval needs --data' eval x
 refuse "'--dta' is no option of riverrun eval; did you mean --data?" eval x --dta y
 refuse '--window 0: must be a whole number of tokens from 1' eval x --data y --window 0
