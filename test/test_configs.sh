@@ -6,10 +6,10 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 
 # planned FILE: what plan says of it, in $WORK/plan.json. A config that leaves the vocabulary to the tokenizer gets that
-# of bytes.
+# of bytes; a generated task brings its own.
 planned() {
     vocab=''
-    grep -Eq '^vocab_size = *[1-9]' "$1" || vocab=model.vocab_size=257
+    grep -Eq '^vocab_size = *[1-9]|^\[task\.' "$1" || vocab=model.vocab_size=257
     # shellcheck disable=SC2086
     "$RIVERRUN" plan "$1" $vocab --json > "$WORK/plan.json" 2> "$WORK/err" || fail "$1: $(cat "$WORK/err")"
 }
