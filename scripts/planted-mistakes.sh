@@ -12,8 +12,10 @@ copy=$(mktemp -d "${TMPDIR:-/tmp}/riverrun-planted.XXXXXX") || exit 1
 trap 'rm -rf "$copy"' EXIT
 trap 'exit 1' HUP INT TERM
 git archive HEAD | tar -x -C "$copy" || exit 1
-# The virtual environment of the check against transformers is reused where there is one.
-[ -d "${BUILD:-build}/venv" ] && mkdir -p "$copy/build" && ln -s "$PWD/${BUILD:-build}/venv" "$copy/build/venv"
+# The virtual environments of the tests in Python are reused where they are there.
+for venv in venv venv-data; do
+    [ -d "${BUILD:-build}/$venv" ] && mkdir -p "$copy/build" && ln -s "$PWD/${BUILD:-build}/$venv" "$copy/build/$venv"
+done
 cd "$copy" || exit 1
 export OMP_NUM_THREADS=2 BUILD=build RIVERRUN=build/riverrun
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
@@ -89,6 +91,10 @@ plant kill-during-training train/checkpoint_load.c 's/optimizer_scatter(o, b, wh
 # Data and interchange.
 plant shard-checksum data/shard_reader.c 's/uint64_t hash = XXH64(h, offsetof(struct shard_header, header_hash), 0);/uint64_t hash = h->header_hash;/' \
     build/test/test_data_shard_damage build/test/test_data_shard_damage
+plant json-escape data/json_scan.c 's/if (low < 0xDC00 || low > 0xDFFF)/if (low < 0xDC00)/' \
+    build/test/test_data_jsonl build/test/test_data_jsonl
+plant download-checksum scripts/prepare_hub.py 's/if sums\[kind\] == about\[kind\]:/if True:/' \
+    build/riverrun "sh test/test_prepare.sh"
 plant transformers-opens model/architecture_mamba2.c 's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
     "build/riverrun build/test/logits" "sh test/test_transformers.sh"
 # Sanitizers: a mistake that changes no result.

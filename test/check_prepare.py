@@ -37,7 +37,8 @@ TOKEN = "hf_sample"
 
 class Hub(http.server.ThreadingHTTPServer):
     """repositories: name -> {path: bytes}. Faults are kept by path: how many more times to fail, to cut, to damage;
-    paths at which to fall silent in the middle. requests: (path, offset) of every download."""
+    paths at which to fall silent in the middle; what lists say wrongly of a file. requests: (path, offset) of every
+    download."""
 
     daemon_threads = True
 
@@ -50,7 +51,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def forget(self):
         self.requests, self.lists, self.leaks = [], 0, 0
-        self.fail, self.cut, self.damage, self.no_range, self.silent = {}, {}, {}, set(), set()
+        self.fail, self.cut, self.damage, self.no_range, self.silent, self.claim = {}, {}, {}, set(), set(), {}
 
     def takes(self, faults, path):
         faults[path] = faults.get(path, 0) - 1
@@ -104,7 +105,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             entry = {"type": "file", "oid": git, "size": len(content), "path": path}
             if not path.endswith(".small.jsonl.zst"):
                 large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 133}
-                entry |= {"oid": "1" * 40, "lfs": large}
+                entry |= {"oid": "1" * 40, "lfs": large | self.server.claim.get(path, {})}
             entries.append(entry)
         at = int(query.get("cursor", 0))
         link = {}
@@ -237,7 +238,7 @@ class Check:
         self.riverrun, self.work = os.path.abspath(riverrun), work
         repositories, self.texts = make_sets()
         self.hub = Hub(repositories)
-        self.environment = os.environ | {"HF_TOKEN": TOKEN, "PREPARE_DATA_PAUSE": "0.01", "PREPARE_DATA_RESTARTED": "1"}
+        self.environment = os.environ | {"HF_TOKEN": TOKEN, "PREPARE_DATA_PAUSE": "0.01"}
         self.failures = 0
         self.count = 0
 
@@ -250,13 +251,15 @@ class Check:
         self.count += 1
         return os.path.join(self.work, f"out{self.count}")
 
-    def command(self, name, out, *more):
-        program = [sys.executable, "scripts/prepare_data.py", name, "--out", out]
+    def command(self, name, out, *more, python=sys.executable):
+        program = [python, "scripts/prepare_data.py", name, "--out", out]
         return program + ["--hub", self.hub.address, "--riverrun", self.riverrun, *more]
 
-    def run(self, name, out, *more, code=0, says=""):
-        command = self.command(name, out, *more)
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
+    def run(self, name, out, *more, code=0, says="", python=sys.executable, file_limit=None):
+        """file_limit: bytes that a file may have, as on a disk that is full."""
+        command = self.command(name, out, *more, python=python)
+        limit = [] if file_limit is None else ["prlimit", f"--fsize={file_limit}"]
+        result = subprocess.run(limit + command, env=self.environment, capture_output=True, text=True, timeout=300)
         got = result.returncode
         self.expect(got == code, f"exit code {got}, not {code}: {name} {more}: {result.stderr}")
         self.expect(says in result.stderr, f"{name} {more} does not say '{says}': {result.stderr}")
@@ -336,7 +339,7 @@ def every_set(c):
     c.compare(out, c.texts["wikitext-2"])
     c.expect(not os.path.exists(os.path.join(out, "downloads")), "downloads are left")
     before = list(c.hub.requests), c.hub.lists
-    c.run("wikitext-2", out, says="3 parts, 3 done")
+    c.run("wikitext-2", out, says="3 parts, 3 done", python=os.environ.get("PYTHON", "python3"))
     c.expect(before == (c.hub.requests, c.hub.lists), "what was finished is asked for again")
     c.run("wikitext-2", out, "--articles", code=2, says="was begun with --articles False, not True")
     c.run("pile", out, code=2, says="was begun with the set wikitext-2, not pile")
@@ -451,7 +454,16 @@ def refusals(c):
     name, kept = "sample/10BT/002_00000.parquet", files["sample/10BT/002_00000.parquet"]
     c.hub.requests.clear()
     c.run("fineweb-edu", out, "--plan", says="4 files, ")
-    c.expect(not c.hub.requests, "--plan downloads")
+    c.hub.claim = {name: {"size": 10**17}}
+    c.run("fineweb-edu", c.out(), code=1, says="has too little space; free some, give another --out, or --ignore-space")
+    c.hub.claim = {}
+    c.expect(not c.hub.requests, "--plan, or an attempt without space, downloads")
+    out, path = c.out(), "train/chunk1/example_train_0.jsonl.zst"
+    limit = len(c.hub.repositories["cerebras/SlimPajama-627B"][path]) - 1
+    if shutil.which("prlimit"):
+        c.run("slimpajama", out, "--subset", "chunk1", code=1, says=f"{path}.part: File too large", file_limit=limit)
+    c.run("slimpajama", out, "--subset", "chunk1")
+    c.compare(out, c.texts["slimpajama"])
     cases = {
         "can't be read as parquet": b"PAR1" * 40,
         "has no column 'text'; it has words": None,

@@ -35,6 +35,8 @@ const struct fault_scene fault_scenes[] = {
     {.name = "tokenize over old shards", .base = "old", .result = FAULT_TREE,
      .words = {"tokenize", "--out", "w/out", "--overwrite", "--shard-tokens", "1000", "--threads", "1", "text.zst",
                "text.gz"}},
+    {.name = "tokenize JSON lines", .base = NULL, .result = FAULT_TREE,
+     .words = {"tokenize", "--out", "w/out", "--overwrite", "--jsonl-key", "text", "--threads", "1", "lines"}},
     {.name = "train", .base = NULL, .result = FAULT_RUN, .words = {"train", "c.ini", "train.out=w/run"}},
     {.name = "train, going on", .base = "halfway", .result = FAULT_RUN, .words = {"train", "c.ini", "train.out=w/run"}},
     {.name = "train from weights", .base = NULL, .result = FAULT_RUN,
@@ -332,6 +334,9 @@ void faults_enter(char directory[256]) {
     write_text("text3", 3, 500);
     write_compressed("text.zst", "text");
     faults_shell("cat > c.ini <<'END'\n%sEND", train_config);
+    /* The second line is longer than the buffer for lines is at first. */
+    faults_shell("echo '{\"text\":\"short\"}' > lines");
+    faults_shell("{ printf '{\"text\":\"'; head -c 1100000 /dev/zero | tr '\\0' x; echo '\"}'; } >> lines");
     faults_shell("gzip -c text2 > text.gz && mkdir old halfway");
     must_run((const char *[]){"tokenize", "--out", "data", "--shard-tokens", "1500", "text", NULL});
     must_run((const char *[]){"tokenize", "--out", "valid", "text3", NULL});
