@@ -362,6 +362,10 @@ def prepare(args, hub):
     options["tokenizer"] = try_tokenizer(args, args.out)  # its checksum: what a path holds may change
     manifest = Manifest(args.out)
     if manifest.content is None:
+        for split in ("train", "valid", "test"):
+            place = os.path.join(args.out, split)
+            if os.path.exists(place):
+                raise Problem(f"{place} is there already, without a manifest.json beside it; give another --out", 2)
         begin(manifest, options, hub, data_set, args.revision)
     else:
         resume(manifest, options)

@@ -343,6 +343,8 @@ def every_set(c):
     c.expect(before == (c.hub.requests, c.hub.lists), "what was finished is asked for again")
     c.run("wikitext-2", out, "--articles", code=2, says="was begun with --articles False, not True")
     c.run("pile", out, code=2, says="was begun with the set wikitext-2, not pile")
+    os.remove(os.path.join(out, "manifest.json"))
+    c.run("wikitext-2", out, code=2, says="train is there already, without a manifest.json beside it")
     out = c.out()
     c.run("wikitext-2", out, "--articles", "--keep")
     c.compare(out, c.texts["articles"])

@@ -165,6 +165,17 @@ static void depth_has_a_limit(void **state) {
     }
 }
 
+/* What counts is what lies within each other, not what stands side by side. */
+static void breadth_has_no_limit(void **state) {
+    (void)state;
+    struct text json = {0};
+    text_add(&json, "{\"a\":[", 6);
+    for (int i = 0; i < 2 * JSON_SCAN_DEPTH_MAX; i++) text_add(&json, "[],{},[{}],", 11);
+    text_add(&json, "0],\"text\":\"t\"}", 14);
+    finds(json.bytes, json.size, "text", "t", 1);
+    text_free(&json);
+}
+
 /* Mutilated lines by the thousand: json_scan takes what jansson takes, and finds the same string. */
 static void agrees_with_jansson(void **state) {
     (void)state;
@@ -407,6 +418,7 @@ int main(void) {
         cmocka_unit_test(refuses_the_wrong_thing),
         cmocka_unit_test(refuses_what_is_not_json),
         cmocka_unit_test(depth_has_a_limit),
+        cmocka_unit_test(breadth_has_no_limit),
         cmocka_unit_test(agrees_with_jansson),
         cmocka_unit_test(checks_keys),
         TEST(lines_to_documents),
