@@ -50,7 +50,7 @@ static void scan_declare(struct run *r) {
     operand_find(r, "bias")->gradient_terms = 4 * tokens * terms;
     operand_find(r, "A_log")->gradient_terms = 4 * tokens * terms;
     struct operand *o = operand_find(r, "d");
-    if (o) o->gradient_terms = tokens;
+    if (o) o->gradient_terms = 16 * tokens; /* one sum, which may cancel */
     sequence_declare(r, DIMS(s.B, s.D, s.N));
     if ((o = operand_find(r, "initial"))) o->gradient_terms = terms;
     if ((o = operand_find(r, "final"))) o->terms = terms;

@@ -126,17 +126,39 @@ static inline real silu_derivative(real v) {
     return s * ((real)1 + v * ((real)1 - s));
 }
 
-/* log1p(exp(v)) for v <= 20, else v: the references' definition, so its derivative beyond 20 is exactly 1. */
-static inline real softplus(real v) {
+/* log1p(exp(v)) for v <= 20, else v, and its derivative: the references' definition, so that beyond 20 the derivative is
+ * exactly 1. In float it is max(v, 0) + log1p(w) with w = exp(-|v|), which beyond 20 rounds to v; log1p(w) / w on [0, 1]
+ * is a polynomial within 5e-9 of it. */
+static inline real softplus_and_derivative(real v, real *derivative) {
 #ifdef REAL_IS_FLOAT
-    return v > 20.0f ? v : log1pf(exp_real(v));
+    float w = exp_real(v > 0 ? -v : v);
+    float p = -3.2568885e-3f;
+    p = p * w + 1.9915603e-2f;
+    p = p * w - 5.7093457e-2f;
+    p = p * w + 1.0618825e-1f;
+    p = p * w - 1.5315683e-1f;
+    p = p * w + 1.9679921e-1f;
+    p = p * w - 2.4955028e-1f;
+    p = p * w + 3.3330065e-1f;
+    p = p * w - 4.9999907e-1f;
+    p = p * w + 9.9999999564e-1f;
+    *derivative = (v > 0 ? 1 : w) / (1 + w);
+    return (v > 0 ? v : 0) + p * w;
 #else
-    return v > 20.0 ? v : log1p(exp(v));
+    *derivative = v > 20 ? 1 : sigmoid(v);
+    return v > 20 ? v : log1p(exp(v));
 #endif
 }
 
+static inline real softplus(real v) {
+    real derivative;
+    return softplus_and_derivative(v, &derivative);
+}
+
 static inline real softplus_derivative(real v) {
-    return v > (real)20 ? (real)1 : sigmoid(v);
+    real derivative;
+    softplus_and_derivative(v, &derivative);
+    return derivative;
 }
 
 #ifdef REAL_IS_FLOAT

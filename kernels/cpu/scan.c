@@ -54,19 +54,8 @@ struct scan_chunk OP(scan_chunk)(const struct scan_problem *p, int64_t row, int6
     k.L = scan_min(SCAN_CHUNK, p->T - k.t0);
     if (!tensor_given(p->doc)) return k;
     const int32_t *doc = (const int32_t *)p->doc.data + row * p->T + k.t0;
-    for (int64_t i = 0; i < k.L; i++) {
-        int32_t before = k.t0 + i > 0 ? doc[i - 1] : 0;
-        if (doc[i] != before) k.start[k.starts++] = (uint8_t)i;
-    }
+    for (int64_t i = 0; i < k.L; i++) k.begins[i] = doc[i] != (k.t0 + i > 0 ? doc[i - 1] : 0);
     return k;
-}
-
-void OP(scan_decays)(scan_lanes *decay, const struct scan_block *block, const struct scan_chunk *k,
-                     const scan_lanes *delta, int64_t n) {
-    const real *rate = block->rate[n];
-    for (int64_t i = 0; i < k->L; i++)
-        for (int64_t l = 0; l < SCAN_LANES; l++) decay[i][l] = exp2_decay(delta[i][l] * rate[l]);
-    for (int s = 0; s < k->starts; s++) memset(decay[k->start[s]], 0, sizeof *decay);
 }
 
 void OP(scan_state_read)(scan_lanes *state, const struct scan_block *block, tensor from) {
@@ -90,9 +79,8 @@ void OP(scan_state_write)(tensor to, const struct scan_block *block, const scan_
 
 /* What one thread needs. */
 struct slot {
-    scan_lanes *rate, *state;           /* N */
-    scan_lanes *delta, *inflow, *decay; /* SCAN_CHUNK; inflow: delta x */
-    scan_lanes *y;
+    scan_lanes *rate, *state;       /* N */
+    scan_lanes *delta, *inflow, *y; /* SCAN_CHUNK; inflow: delta x */
 };
 
 struct layout {
@@ -107,7 +95,7 @@ static struct layout lay_out(struct scan_shape s, void *scratch) {
     for (int64_t i = 0; i < slots; i++)
         l.slot[i] = (struct slot){.rate = scan_carve(&c, s.N), .state = scan_carve(&c, s.N),
                                   .delta = scan_carve(&c, SCAN_CHUNK), .inflow = scan_carve(&c, SCAN_CHUNK),
-                                  .decay = scan_carve(&c, SCAN_CHUNK), .y = scan_carve(&c, SCAN_CHUNK)};
+                                  .y = scan_carve(&c, SCAN_CHUNK)};
     l.size = c.used;
     return l;
 }
@@ -124,36 +112,42 @@ size_t OP(scan_saved)(struct scan_shape s) {
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
 /* delta, delta x, and of y the skip. */
+static void open_lanes(real *restrict delta, real *restrict inflow, real *restrict y, const real *restrict x,
+                       const real *restrict raw, const struct scan_block *block) {
+    const real *restrict bias = block->bias, *restrict skip = block->skip;
+    SCAN_SIMD
+    for (int64_t l = 0; l < SCAN_LANES; l++) {
+        delta[l] = softplus(raw[l] + bias[l]);
+        inflow[l] = delta[l] * x[l];
+        y[l] = skip[l] * x[l];
+    }
+}
+
 static void chunk_open(const struct slot *s, const struct scan_block *block, const struct scan_chunk *k) {
     const struct scan_problem *p = block->p;
     for (int64_t i = 0; i < k->L; i++) {
         scan_lanes x, raw;
         scan_read(x, scan_row(block, p->x, k->t0 + i), block->count);
         scan_read(raw, scan_row(block, p->raw, k->t0 + i), block->count);
-        for (int64_t l = 0; l < SCAN_LANES; l++) {
-            s->delta[i][l] = softplus(raw[l] + block->bias[l]);
-            s->inflow[i][l] = s->delta[i][l] * x[l];
-            s->y[i][l] = block->skip[l] * x[l];
-        }
+        open_lanes(s->delta[i], s->inflow[i], s->y[i], x, raw, block);
     }
 }
 
-/* State n through the chunk, and what it adds to y. b and c: element n of the chunk's rows. */
-static void chunk_state(const struct slot *s, const struct scan_block *block, const struct scan_chunk *k, int64_t n,
-                        const real *b, const real *c) {
-    const struct scan_problem *p = block->p;
-    int64_t b_step = p->b.stride[1], c_step = p->c.stride[1];
-    scan_lanes h;
-    OP(scan_decays)(s->decay, block, k, (const scan_lanes *)s->delta, n);
-    memcpy(h, s->state[n], sizeof h);
-    for (int64_t i = 0; i < k->L; i++) {
-        real b_now = b[i * b_step], c_now = c[i * c_step];
+/* One token: all states of the block, and what they add to y. b and c: N numbers that the lanes share; `begins`: the
+ * state before is another document's. */
+static void token_forward(scan_lanes *restrict state, real *restrict y, const scan_lanes *restrict rate,
+                          const real *restrict delta, const real *restrict inflow, const real *restrict b,
+                          const real *restrict c, bool begins, int64_t N) {
+    if (begins) memset(state, 0, (size_t)N * sizeof *state);
+    for (int64_t n = 0; n < N; n++) {
+        real b_now = b[n], c_now = c[n];
+        SCAN_SIMD
         for (int64_t l = 0; l < SCAN_LANES; l++) {
-            h[l] = s->decay[i][l] * h[l] + s->inflow[i][l] * b_now;
-            s->y[i][l] += c_now * h[l];
+            real h = exp2_decay(delta[l] * rate[n][l]) * state[n][l] + inflow[l] * b_now;
+            state[n][l] = h;
+            y[l] += c_now * h;
         }
     }
-    memcpy(s->state[n], h, sizeof h);
 }
 
 /* The gate, and out with it. */
@@ -163,7 +157,9 @@ static void chunk_close(const struct slot *s, const struct scan_block *block, co
         scan_lanes z;
         if (tensor_given(p->z)) {
             scan_read(z, scan_row(block, p->z, k->t0 + i), block->count);
-            for (int64_t l = 0; l < SCAN_LANES; l++) s->y[i][l] *= silu(z[l]);
+            real *y = s->y[i];
+            SCAN_SIMD
+            for (int64_t l = 0; l < SCAN_LANES; l++) y[l] *= silu(z[l]);
         }
         scan_write(scan_row(block, g, k->t0 + i), s->y[i], block->count);
     }
@@ -178,7 +174,8 @@ static void block_forward(const struct scan_block *block, const struct slot *s, 
         const real *b = (const real *)p->b.data + block->row * p->b.stride[0] + k.t0 * p->b.stride[1];
         const real *c = (const real *)p->c.data + block->row * p->c.stride[0] + k.t0 * p->c.stride[1];
         chunk_open(s, block, &k);
-        for (int64_t n = 0; n < p->N; n++) chunk_state(s, block, &k, n, b + n, c + n);
+        for (int64_t i = 0; i < k.L; i++, b += p->b.stride[1], c += p->c.stride[1])
+            token_forward(s->state, s->y[i], block->rate, s->delta[i], s->inflow[i], b, c, k.begins[i], p->N);
         chunk_close(s, block, &k, g);
     }
     OP(scan_state_write)(final, block, (const scan_lanes *)s->state);

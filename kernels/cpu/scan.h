@@ -5,10 +5,27 @@
 
 #include "kernels/cpu/cpu.h"
 
+/* The widest vectors of the machine that is compiled for. Where a loop carries numbers from token to token,
+ * the compilers' own vector types keep them in registers; other loops over lanes are vectorised as elsewhere. */
+#if defined(__AVX512F__)
+#define SCAN_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define SCAN_VECTOR_BYTES 32
+#else
+#define SCAN_VECTOR_BYTES 16
+#endif
+typedef real scan_vector __attribute__((vector_size(SCAN_VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
 enum {
-    SCAN_LANES = 32, /* channels of a block: they stand side by side in vectors */
-    SCAN_CHUNK = 32, /* tokens of a chunk: its arrays stay in the first cache, and one state a chunk is saved */
+    SCAN_WIDTH = SCAN_VECTOR_BYTES / sizeof(real),
+    SCAN_VECTORS = 4,                       /* of a block: enough to hide how long an operation takes */
+    SCAN_LANES = SCAN_VECTORS * SCAN_WIDTH, /* channels of a block */
+    SCAN_CHUNK = 32, /* tokens of a chunk: its arrays stay near, and one state a chunk is saved */
 };
+
+/* Loops over lanes, in vectors of that width. */
+#define SCAN_PRAGMA(text) _Pragma(#text)
+#define SCAN_SIMD SCAN_PRAGMA(omp simd simdlen(SCAN_WIDTH))
 
 #define SCAN_LOG2_E ((real)1.4426950408889634)
 #define SCAN_LN_2 ((real)0.6931471805599453)
@@ -30,11 +47,10 @@ struct scan_block {
     scan_lanes *rate;          /* N of them: A log2(e), so that a decay is 2^(delta rate) */
 };
 
-/* One chunk of a block: tokens t0 .. t0+L-1. */
+/* One chunk of a row: tokens t0 .. t0+L-1. */
 struct scan_chunk {
     int64_t t0, L;
-    int starts; /* tokens that start a document, counted from t0 */
-    uint8_t start[SCAN_CHUNK];
+    bool begins[SCAN_CHUNK]; /* the token starts a document: the state before it is another's */
 };
 
 struct scan_problem OP(scan_problem)(tensor x, tensor raw, tensor bias, tensor A_log, tensor b, tensor c, tensor d,
@@ -44,10 +60,6 @@ struct scan_problem OP(scan_problem)(tensor x, tensor raw, tensor bias, tensor A
 void OP(scan_block)(struct scan_block *block, const struct scan_problem *p, int64_t row, int64_t index,
                     scan_lanes *rate);
 struct scan_chunk OP(scan_chunk)(const struct scan_problem *p, int64_t row, int64_t index);
-
-/* decay[i] = exp(delta[i] A[n]), or 0 where a document starts, so that nothing of the state before is left. */
-void OP(scan_decays)(scan_lanes *decay, const struct scan_block *block, const struct scan_chunk *k,
-                     const scan_lanes *delta, int64_t n);
 
 /* Between a (B,D,N) array (absent: zeros) and the block's N lanes. */
 void OP(scan_state_read)(scan_lanes *state, const struct scan_block *block, tensor from);
@@ -62,6 +74,11 @@ static inline scan_lanes *scan_saved_state(const struct scan_block *block, const
 /* The block's channels in a strided (B,T,D) view. */
 static inline real *scan_row(const struct scan_block *block, tensor t, int64_t time) {
     return (real *)t.data + block->row * t.stride[0] + time * t.stride[1] + block->first;
+}
+
+/* Vector v of lanes. */
+static inline scan_vector *scan_at(const real *lanes, int v) {
+    return (scan_vector *)lanes + v;
 }
 
 static inline void scan_read(real *out, const real *in, int64_t count) {

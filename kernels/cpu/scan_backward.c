@@ -22,7 +22,8 @@ struct slot {
     scan_lanes *carry;                         /* N: the gradient of the state that the walk has reached */
     scan_lanes *dA;                            /* N: sum_t delta r */
     scan_lanes *delta, *slope, *x, *inflow;    /* SCAN_CHUNK; slope: softplus' */
-    scan_lanes *y, *dg, *dy, *s, *ddelta;      /* SCAN_CHUNK; ddelta: sum_n rate r */
+    scan_lanes *y, *dg, *dy;                   /* SCAN_CHUNK; dg: once opened, dg silu'(z) */
+    scan_lanes *s, *ddelta;                    /* SCAN_CHUNK; sums over the states so far; ddelta: of rate r */
     scan_lanes *decay, *h;                     /* SCAN_CHUNK; of one state */
     scan_lanes *dbias, *dd;                    /* 1 */
 };
@@ -87,6 +88,28 @@ struct backward {
     tensor dx, draw, dz, dinitial, dg, dfinal;
 };
 
+/* delta, the derivative of softplus, delta x, and of y the skip. */
+static void open_lanes(real *restrict delta, real *restrict slope, real *restrict inflow, real *restrict y,
+                       const real *restrict x, const real *restrict raw, const struct scan_block *block) {
+    const real *restrict bias = block->bias, *restrict skip = block->skip;
+    SCAN_SIMD
+    for (int64_t l = 0; l < SCAN_LANES; l++) {
+        delta[l] = softplus_and_derivative(raw[l] + bias[l], &slope[l]);
+        inflow[l] = delta[l] * x[l];
+        y[l] = skip[l] * x[l];
+    }
+}
+
+/* dy = dg silu(z), and dg becomes dg silu'(z), which is dz without the factor y. */
+static void open_gate(real *restrict dy, real *restrict dg, const real *restrict z) {
+    SCAN_SIMD
+    for (int64_t l = 0; l < SCAN_LANES; l++) {
+        real s = sigmoid(z[l]);
+        dy[l] = dg[l] * z[l] * s;
+        dg[l] *= s * (1 + z[l] * (1 - s));
+    }
+}
+
 /* Everything of the chunk that no state is needed for; sums over states start at 0, y at the skip. */
 static void chunk_open(const struct backward *f, const struct slot *s, const struct scan_block *block,
                        const struct scan_chunk *k) {
@@ -96,83 +119,126 @@ static void chunk_open(const struct backward *f, const struct slot *s, const str
         scan_read(s->x[i], scan_row(block, p->x, k->t0 + i), block->count);
         scan_read(raw, scan_row(block, p->raw, k->t0 + i), block->count);
         scan_read(s->dg[i], scan_row(block, f->dg, k->t0 + i), block->count);
-        for (int64_t l = 0; l < SCAN_LANES; l++) {
-            real v = raw[l] + block->bias[l];
-            s->delta[i][l] = softplus(v);
-            s->slope[i][l] = softplus_derivative(v);
-            s->inflow[i][l] = s->delta[i][l] * s->x[i][l];
-            s->y[i][l] = block->skip[l] * s->x[i][l];
-            s->dy[i][l] = s->dg[i][l];
-            s->s[i][l] = s->ddelta[i][l] = 0;
+        open_lanes(s->delta[i], s->slope[i], s->inflow[i], s->y[i], s->x[i], raw, block);
+        if (tensor_given(p->z)) {
+            scan_read(z, scan_row(block, p->z, k->t0 + i), block->count);
+            open_gate(s->dy[i], s->dg[i], z);
+        } else {
+            memcpy(s->dy[i], s->dg[i], sizeof(scan_lanes));
         }
-        if (!tensor_given(p->z)) continue;
-        scan_read(z, scan_row(block, p->z, k->t0 + i), block->count);
-        for (int64_t l = 0; l < SCAN_LANES; l++) s->dy[i][l] *= silu(z[l]);
+    }
+    memset(s->s, 0, (size_t)k->L * sizeof(scan_lanes));
+    memset(s->ddelta, 0, (size_t)k->L * sizeof(scan_lanes));
+}
+
+/* One state at one token forwards: its decay, its value h, and what it adds to y. A decay of 0 where a document begins
+ * cuts it off from the state before, here and on the way back. */
+static inline void token_forward(real *restrict decay, real *restrict h, real *restrict y, const real *before,
+                                 const real *restrict delta, const real *restrict inflow, const real *restrict rate,
+                                 real b, real c, bool begins) {
+    if (begins) {
+        memset(decay, 0, sizeof(scan_lanes));
+        SCAN_SIMD
+        for (int64_t l = 0; l < SCAN_LANES; l++) {
+            h[l] = inflow[l] * b;
+            y[l] += c * h[l];
+        }
+    } else {
+        SCAN_SIMD
+        for (int64_t l = 0; l < SCAN_LANES; l++) {
+            decay[l] = exp2_decay(delta[l] * rate[l]);
+            h[l] = decay[l] * before[l] + inflow[l] * b;
+            y[l] += c * h[l];
+        }
     }
 }
 
-/* State n of the chunk forwards: decays, states, and what it adds to y. */
+/* State n of the chunk forwards. b and c: element n of the chunk's rows. */
 static void state_forward(const struct slot *s, const struct scan_block *block, const struct scan_chunk *k, int64_t n,
                           const real *entering, const real *b, const real *c) {
     const struct scan_problem *p = block->p;
-    int64_t b_step = p->b.stride[1], c_step = p->c.stride[1];
-    OP(scan_decays)(s->decay, block, k, (const scan_lanes *)s->delta, n);
     const real *before = entering;
     for (int64_t i = 0; i < k->L; i++) {
-        real b_now = b[i * b_step], c_now = c[i * c_step], *h = s->h[i];
-        for (int64_t l = 0; l < SCAN_LANES; l++) {
-            h[l] = s->decay[i][l] * before[l] + s->inflow[i][l] * b_now;
-            s->y[i][l] += c_now * h[l];
-        }
-        before = h;
+        token_forward(s->decay[i], s->h[i], s->y[i], before, s->delta[i], s->inflow[i], block->rate[n],
+                      b[i * p->b.stride[1]], c[i * p->c.stride[1]], k->begins[i]);
+        before = s->h[i];
     }
+}
+
+/* The sum of a vector's elements, by halves: a loop over them would be one long chain of additions. */
+static inline real vector_sum(scan_vector v) {
+    typedef real vector32 __attribute__((vector_size(32)));
+    typedef real vector16 __attribute__((vector_size(16)));
+    union {
+        scan_vector all;
+        vector32 half[2];
+        vector16 quarter[4];
+        real one[SCAN_WIDTH];
+    } u = {.all = v};
+    if (SCAN_VECTOR_BYTES == 64) u.half[0] += u.half[1];
+    if (SCAN_VECTOR_BYTES >= 32) u.quarter[0] += u.quarter[1];
+    if (sizeof(vector16) / sizeof(real) == 2) return u.one[0] + u.one[1];
+    return (u.one[0] + u.one[2]) + (u.one[1] + u.one[3]);
 }
 
 /* State n of the chunk backwards. db and dc: element n of the chunk's rows, N apart. */
 static void state_backward(const struct slot *s, const struct scan_block *block, const struct scan_chunk *k, int64_t n,
                            const real *entering, const real *b, const real *c, real *db, real *dc) {
     const struct scan_problem *p = block->p;
-    const real *rate = block->rate[n];
-    scan_lanes dh, dA;
-    memcpy(dh, s->carry[n], sizeof dh);
-    memset(dA, 0, sizeof dA);
-    for (int64_t i = k->L - 1; i >= 0; i--) {
-        const real *before = i > 0 ? s->h[i - 1] : entering;
-        real b_now = b[i * p->b.stride[1]], c_now = c[i * p->c.stride[1]], b_sum = 0, c_sum = 0;
-#pragma omp simd reduction(+ : b_sum, c_sum)
-        for (int64_t l = 0; l < SCAN_LANES; l++) {
-            real to_h = dh[l] + c_now * s->dy[i][l], passed = to_h * s->decay[i][l], r = passed * before[l];
-            b_sum += to_h * s->inflow[i][l];
-            c_sum += s->dy[i][l] * s->h[i][l];
-            s->s[i][l] += to_h * b_now;
-            s->ddelta[i][l] += rate[l] * r;
-            dA[l] += s->delta[i][l] * r;
-            dh[l] = passed;
+    const real *restrict rate = block->rate[n], *restrict decay = *s->decay, *restrict h = *s->h;
+    const real *restrict inflow = *s->inflow, *restrict delta = *s->delta, *restrict dy = *s->dy;
+    real *restrict to_x = *s->s, *restrict ddelta = *s->ddelta;
+    scan_vector dh[SCAN_VECTORS], dA[SCAN_VECTORS];
+    for (int v = 0; v < SCAN_VECTORS; v++) dh[v] = *scan_at(s->carry[n], v);
+    for (int v = 0; v < SCAN_VECTORS; v++) dA[v] = *scan_at(s->dA[n], v);
+    for (int64_t i = k->L - 1, at = i * SCAN_LANES; i >= 0; i--, at -= SCAN_LANES) {
+        const real *before = i > 0 ? h + at - SCAN_LANES : entering;
+        real b_now = b[i * p->b.stride[1]], c_now = c[i * p->c.stride[1]];
+        scan_vector b_sum = {0}, c_sum = {0};
+        for (int v = 0; v < SCAN_VECTORS; v++) {
+            dh[v] += c_now * *scan_at(dy + at, v);
+            b_sum += dh[v] * *scan_at(inflow + at, v);
+            c_sum += *scan_at(dy + at, v) * *scan_at(h + at, v);
+            *scan_at(to_x + at, v) += dh[v] * b_now;
+            dh[v] *= *scan_at(decay + at, v);
+            scan_vector r = dh[v] * *scan_at(before, v);
+            *scan_at(ddelta + at, v) += *scan_at(rate, v) * r;
+            dA[v] += *scan_at(delta + at, v) * r;
         }
-        db[i * p->N] += b_sum;
-        dc[i * p->N] += c_sum;
+        db[i * p->N] += vector_sum(b_sum);
+        dc[i * p->N] += vector_sum(c_sum);
     }
-    memcpy(s->carry[n], dh, sizeof dh);
-    for (int64_t l = 0; l < SCAN_LANES; l++) s->dA[n][l] += dA[l];
+    for (int v = 0; v < SCAN_VECTORS; v++) *scan_at(s->carry[n], v) = dh[v];
+    for (int v = 0; v < SCAN_VECTORS; v++) *scan_at(s->dA[n], v) = dA[v];
+}
+
+/* dx and draw of one token, into the places of inflow and slope, and its part of dbias and dd. */
+static void close_lanes(const struct slot *s, int64_t i, const struct scan_block *block) {
+    real *restrict inflow = s->inflow[i], *restrict slope = s->slope[i], *restrict dbias = *s->dbias;
+    real *restrict dd = *s->dd;
+    const real *restrict dy = s->dy[i], *restrict delta = s->delta[i], *restrict x = s->x[i];
+    const real *restrict to_x = s->s[i], *restrict ddelta = s->ddelta[i], *restrict skip = block->skip;
+    SCAN_SIMD
+    for (int64_t l = 0; l < SCAN_LANES; l++) {
+        inflow[l] = skip[l] * dy[l] + delta[l] * to_x[l];
+        slope[l] *= x[l] * to_x[l] + SCAN_LN_2 * ddelta[l];
+        dbias[l] += slope[l];
+        dd[l] += dy[l] * x[l];
+    }
 }
 
 /* The gradients of the chunk's tokens. */
 static void chunk_close(const struct backward *f, const struct slot *s, const struct scan_block *block,
                         const struct scan_chunk *k) {
-    const struct scan_problem *p = &f->p;
     for (int64_t i = 0; i < k->L; i++) {
-        scan_lanes dx, draw, dz;
-        for (int64_t l = 0; l < SCAN_LANES; l++) {
-            dx[l] = block->skip[l] * s->dy[i][l] + s->delta[i][l] * s->s[i][l];
-            draw[l] = (s->x[i][l] * s->s[i][l] + SCAN_LN_2 * s->ddelta[i][l]) * s->slope[i][l];
-            (*s->dbias)[l] += draw[l];
-            (*s->dd)[l] += s->dy[i][l] * s->x[i][l];
-        }
-        scan_write(scan_row(block, f->dx, k->t0 + i), dx, block->count);
-        scan_write(scan_row(block, f->draw, k->t0 + i), draw, block->count);
-        if (!tensor_given(p->z)) continue;
-        scan_read(dz, scan_row(block, p->z, k->t0 + i), block->count);
-        for (int64_t l = 0; l < SCAN_LANES; l++) dz[l] = s->dg[i][l] * s->y[i][l] * silu_derivative(dz[l]);
+        close_lanes(s, i, block);
+        scan_write(scan_row(block, f->dx, k->t0 + i), s->inflow[i], block->count);
+        scan_write(scan_row(block, f->draw, k->t0 + i), s->slope[i], block->count);
+        if (!tensor_given(f->p.z)) continue;
+        real *restrict dz = s->dg[i];
+        const real *restrict y = s->y[i];
+        SCAN_SIMD
+        for (int64_t l = 0; l < SCAN_LANES; l++) dz[l] *= y[l];
         scan_write(scan_row(block, f->dz, k->t0 + i), dz, block->count);
     }
 }
