@@ -19,6 +19,7 @@ struct reader {
     const json_t *root, *model, *vocab, *added;
     const char **tokens; /* of each id, as they are spelled in the file; owned by the parsed file */
     int64_t vocab_count, count; /* entries of the vocabulary; of it and the added tokens */
+    json_t *seen; /* added tokens so far, as the keys of an object */
     struct unicode_scratch scratch;
 };
 
@@ -339,6 +340,12 @@ static int read_added_token(struct reader *r, const json_t *entry, error *err) {
     TRY(json_get_bool(entry, "normalized", r->name, &normalized, err));
     TRY(json_get_bool(entry, "special", r->name, &special, err));
     if (!*content) return error_input(err, "%s: an added token is empty", r->name);
+    if (json_object_get(r->seen, content)) {
+        return error_input(err, "%s: the added token '%.60s' is there twice", r->name, content);
+    }
+    if (json_object_set_new(r->seen, content, json_true()) != 0) {
+        return error_system(err, "no memory for the added tokens of %s", r->name);
+    }
     int64_t known = id_of(r, content), want = known >= 0 ? known : r->count;
     if (id != want) {
         return error_input(err, "%s: the added token '%.60s' has the id %lld, it must be %lld: %s", r->name, content,
@@ -358,7 +365,7 @@ static int read_added(struct reader *r, error *err) {
         TRY(read_added_token(r, json_array_get(r->added, i), err));
     }
     if (!added_tokens_seal(&b->raw) || !added_tokens_seal(&b->normalized)) {
-        return error_input(err, "%s: two added tokens have the same content", r->name);
+        return error_input(err, "%s: two added tokens become the same by normalization", r->name);
     }
     b->cuttable = b->split && added_tokens_can_be_cut(&b->raw, b->unicode) &&
                   added_tokens_can_be_cut(&b->normalized, b->unicode);
@@ -476,8 +483,9 @@ static int read_all(struct reader *r, error *err) {
 int tokenizer_read_bpe(tokenizer *t, const json_t *root, const char *name, error *err) {
     t->bpe = calloc(1, sizeof *t->bpe);
     if (!t->bpe) return error_system(err, "no memory for the tokenizer %s", name);
-    struct reader r = {.t = t, .b = t->bpe, .name = name, .root = root};
+    struct reader r = {.t = t, .b = t->bpe, .name = name, .root = root, .seen = json_object()};
     int failed = read_all(&r, err);
+    json_decref(r.seen);
     unicode_scratch_free(&r.scratch);
     free(r.tokens);
     return failed;
