@@ -20,6 +20,7 @@ static const struct {
 } kinds[] = {
     {"hf-", golden_model},
     {"op-ssd", golden_ssd},
+    {"op-selective-scan", golden_scan},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

@@ -12,6 +12,7 @@ import tempfile
 
 GOLDEN = os.path.join(os.environ.get("BUILD", "build"), "test", "golden")
 SSD, MAMBA, MAMBA2 = "op-ssd.safetensors", "hf-mamba.safetensors", "hf-mamba2.safetensors"
+SCAN = "op-selective-scan.safetensors"
 
 
 def read(name):
@@ -100,6 +101,13 @@ CASES = [
     (SSD, without("in.B"), 2, "has no tensor in.B"),
     (SSD, without("in.S0"), 1, "grad.S0"),
     (SSD, extra, 1, "was not compared"),
+    (SCAN, scaled("y", 1 + 3e-5), 1, "FAIL y "),
+    (SCAN, scaled("grad.A", 1 + 3e-5), 1, "FAIL grad.A"),
+    (SCAN, scaled("in.delta_bias", 1.01), 1, "FAIL grad.delta_bias"),
+    (SCAN, nan("in.z"), 1, "FAIL grad.z"),
+    (SCAN, without("in.D"), 2, "has no tensor in.D"),
+    (SCAN, without("y"), 2, "has no tensor y"),
+    (SCAN, extra, 1, "was not compared"),
     (MAMBA2, scaled("logits", 1 + 1e-4), 1, "FAIL logits"),
     (MAMBA2, scaled("grad.backbone.layers.1.mixer.A_log", 1 + 1e-4), 1, "FAIL grad.backbone.layers.1.mixer.A_log"),
     (MAMBA2, nan("grad.lm_head.weight"), 1, "FAIL grad.lm_head.weight"),
@@ -139,7 +147,7 @@ def main():
         failures += not good
         print("ok  " if good else "FAIL", what, "->", result[0], "" if good else f"expected {code} and '{words}' in:\n{result[1]}")
 
-    whole = [os.path.join("test", "golden", name) for name in (SSD, MAMBA, MAMBA2)]
+    whole = [os.path.join("test", "golden", name) for name in (SSD, SCAN, MAMBA, MAMBA2)]
     for precision in ("fp32", "fp64"):
         expect(f"all files, {precision}", golden("--precision", precision, *whole), 0, "0 failed")
     expect("CUDA", golden("--device", "cuda", whole[0]), 2, "cuda")

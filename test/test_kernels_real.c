@@ -61,6 +61,19 @@ static void test_exp_special(void **state) {
     assert_true(exp_real(-103.9f) > 0 && exp_real(-104.1f) == 0);
 }
 
+/* 2^v for v <= 0: every 211th float down to the bound, below which everything counts as it. (All were tried once.) */
+static void test_exp2_decay(void **state) {
+    (void)state;
+    double worst = 0;
+    for (uint32_t bits = 0x80000000u; float_of(bits) >= EXP2_LOWEST; bits += 211) {
+        double want = exp2((double)float_of(bits)), place = ldexp(1, ilogb(want) - 23);
+        worst = fmax(worst, fabs((double)exp2_decay(float_of(bits)) - want) / place);
+    }
+    if (!(worst < 1)) fail_msg("exp2_decay is off by %g units in the last place", worst);
+    assert_true(exp2_decay(0) == 1 && exp2_decay(-0.0f) == 1 && isnan(exp2_decay(NAN)));
+    assert_true(exp2_decay(-1e30f) == 0x1p-100f && exp2_decay(-INFINITY) == 0x1p-100f);
+}
+
 static void test_sigmoid_family(void **state) {
     (void)state;
     for (float v = -200; v <= 200; v += 0.37f) {
@@ -217,7 +230,8 @@ static void test_gemm_plain_threads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exp_accuracy),   cmocka_unit_test(test_exp_special),
-        cmocka_unit_test(test_sigmoid_family), cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_exp2_decay),     cmocka_unit_test(test_sigmoid_family),
+        cmocka_unit_test(test_gemm),
         cmocka_unit_test(test_gemm_nan),       cmocka_unit_test(test_gemm_plain_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
