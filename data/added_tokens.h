@@ -19,8 +19,8 @@ struct added_token {
 struct added_tokens {
     struct added_token *tokens; /* in bytewise order of content once the set is sealed */
     size_t count, capacity;
-    bool begins[256];     /* with these bytes tokens begin */
-    uint8_t pairs[8192];  /* a bit for each two bytes with which tokens begin, or could with one byte and the next */
+    bool begins[256];    /* with these bytes tokens begin */
+    uint8_t pairs[8192]; /* a bit for each two bytes with which tokens begin, or could with one byte and the next */
 };
 
 /* Copies the content. */

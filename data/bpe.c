@@ -155,8 +155,8 @@ static int encode_long(const struct bpe *b, struct bpe_scratch *s, const char *w
     }
     struct long_word w = {.bpe = b, .heap = s->memory, .symbols = (struct symbol *)((uint64_t *)s->memory + 3 * size)};
     for (uint32_t i = 0; i < size; i++) {
-        w.symbols[i] = (struct symbol){b->byte_ids[(unsigned char)word[i]], i > 0 ? i - 1 : END,
-                                       i + 1 < size ? i + 1 : END};
+        w.symbols[i] =
+            (struct symbol){b->byte_ids[(unsigned char)word[i]], i > 0 ? i - 1 : END, i + 1 < size ? i + 1 : END};
     }
     for (uint32_t i = 0; i < size; i++) propose(&w, i);
     merge_all(&w);

@@ -5,7 +5,8 @@
 #include "common/error.h"
 #include <stdint.h>
 
-/* Two neighbours `pair` (left id << 32 | right id) become `id`; of several pairs that of the lowest rank comes first. */
+/* Two neighbours `pair` (left id << 32 | right id) become `id`; of several pairs that of the lowest rank comes first.
+ */
 struct bpe_merge {
     uint64_t pair;
     uint32_t rank;

@@ -1,9 +1,9 @@
 /* encoder.c: encoding, the part of tokenizer.h that runs for every word of a corpus.
  *
  * The order is that of Hugging Face's library: added tokens that are looked for in the text as it is cut it into
- * pieces; each piece is normalized; the other added tokens cut what comes out; the rest is cut into words, and each word
- * is merged by itself. Nearly all words of a text are among the last few ten thousand met, so their ids are kept in a
- * table, one entry to a cache line. Called by the threads of tokenize and by generate.
+ * pieces; each piece is normalized; the other added tokens cut what comes out; the rest is cut into words, and each
+ * word is merged by itself. Nearly all words of a text are among the last few ten thousand met, so their ids are kept
+ * in a table, one entry to a cache line. Called by the threads of tokenize and by generate.
  */
 #include "data/tokenizer_parts.h"
 

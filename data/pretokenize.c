@@ -22,8 +22,8 @@ static size_t run_end(const struct unicode *u, const char *text, size_t at, size
 static size_t contraction(const char *text, size_t size) {
     if (size >= 2 && strchr("stmd", text[1]) && text[1]) return 2;
     if (size < 3) return 0;
-    bool two = (text[1] == 'r' && text[2] == 'e') || (text[1] == 'v' && text[2] == 'e') ||
-               (text[1] == 'l' && text[2] == 'l');
+    bool two =
+        (text[1] == 'r' && text[2] == 'e') || (text[1] == 'v' && text[2] == 'e') || (text[1] == 'l' && text[2] == 'l');
     return two ? 3 : 0;
 }
 

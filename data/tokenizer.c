@@ -1,7 +1,7 @@
 /* tokenizer.c: opening a tokenizer by name or path, and what all of them have in common, as tokenizer.h describes.
  *
- * A tokenizer is its tokenizer.json, from which everything else follows; GPT-2's files are turned into one first. Called
- * by tokenize, checkpoints, evaluation and generation.
+ * A tokenizer is its tokenizer.json, from which everything else follows; GPT-2's files are turned into one first.
+ * Called by tokenize, checkpoints, evaluation and generation.
  */
 #include "data/tokenizer_parts.h"
 

@@ -1,8 +1,8 @@
 /* tokenizer.h: text to token ids and back.
  *
  * The built-in tokenizer "bytes": id b is the byte b (0..255), id 256 is the end of a document, written `<|endoftext|>`
- * in tokenizer.json. Other tokenizers are byte-level BPE, read from a tokenizer.json or from GPT-2's two files, and give
- * the ids that Hugging Face's library gives (docs/tokenizers.md says what is read, and what else is promised).
+ * in tokenizer.json. Other tokenizers are byte-level BPE, read from a tokenizer.json or from GPT-2's two files, and
+ * give the ids that Hugging Face's library gives (docs/tokenizers.md says what is read, and what else is promised).
  *
  * Identity: XXH64 (seed 0) of the exact bytes of tokenizer.json. Shards and checkpoints carry name and identity, so a
  * model is never fed or evaluated with another tokenizer's ids unnoticed.
@@ -42,8 +42,10 @@ const char *tokenizer_config_json(const tokenizer *t, size_t *size);
 /* The bytes that `id` stands for; the end-of-document id and ids outside the vocabulary stand for none (*size = 0).
  * `tokenizer_text_bytes`: the number of all bytes that these ids stand for. */
 const char *tokenizer_decode(const tokenizer *t, int32_t id, size_t *size);
-const char *tokenizer_eod_text(const tokenizer *t, size_t *size); /* how the end of a document is written: <|endoftext|> */
 uint64_t tokenizer_text_bytes(const tokenizer *t, const int32_t *ids, size_t count);
+
+/* How the end of a document is written in tokenizer.json: `<|endoftext|>`. */
+const char *tokenizer_eod_text(const tokenizer *t, size_t *size);
 
 /* The last place p in from < p <= size where text[0..size), the beginning of a document that goes on, may be cut such
  * that the ids of both parts are those of the whole, whatever follows; 0 if there is none. */

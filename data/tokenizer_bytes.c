@@ -135,10 +135,13 @@ bool tokenizer_is_bytes(const json_t *root) {
     const json_t *added = json_object_get(root, "added_tokens"), *eod = json_array_get(added, 0);
     return tokenizer_has_string(model, "type", "BPE") && json_is_array(json_object_get(model, "merges")) &&
            json_array_size(json_object_get(model, "merges")) == 0 &&
-           is_byte_vocabulary(json_object_get(model, "vocab")) && tokenizer_has_null(model, "continuing_subword_prefix") &&
-           tokenizer_has_null(model, "end_of_word_suffix") && tokenizer_has_null(root, "normalizer") && tokenizer_has_null(root, "post_processor") &&
-           tokenizer_has_string(before, "type", "ByteLevel") && json_is_false(json_object_get(before, "add_prefix_space")) &&
+           is_byte_vocabulary(json_object_get(model, "vocab")) &&
+           tokenizer_has_null(model, "continuing_subword_prefix") && tokenizer_has_null(model, "end_of_word_suffix") &&
+           tokenizer_has_null(root, "normalizer") && tokenizer_has_null(root, "post_processor") &&
+           tokenizer_has_string(before, "type", "ByteLevel") &&
+           json_is_false(json_object_get(before, "add_prefix_space")) &&
            json_is_false(json_object_get(before, "use_regex")) &&
            tokenizer_has_string(json_object_get(root, "decoder"), "type", "ByteLevel") && json_array_size(added) == 1 &&
-           tokenizer_has_string(eod, "content", TOKENIZER_EOD_TEXT) && json_integer_value(json_object_get(eod, "id")) == BYTES_EOD;
+           tokenizer_has_string(eod, "content", TOKENIZER_EOD_TEXT) &&
+           json_integer_value(json_object_get(eod, "id")) == BYTES_EOD;
 }

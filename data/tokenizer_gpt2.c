@@ -1,7 +1,7 @@
 /* tokenizer_gpt2.c: GPT-2's two files as one tokenizer.json, laid out to the byte as the Hugging Face library saves it.
  *
- * encoder.json (also called vocab.json) gives tokens their ids; vocab.bpe (also called merges.txt) lists the merges, one
- * "a b" a line, below a line that begins with #version. What they leave unsaid is how GPT-2 encodes: its regular
+ * encoder.json (also called vocab.json) gives tokens their ids; vocab.bpe (also called merges.txt) lists the merges,
+ * one "a b" a line, below a line that begins with #version. What they leave unsaid is how GPT-2 encodes: its regular
  * expression, no normalization, and <|endoftext|> as a token of its own. Called by tokenizer.c.
  */
 #include "data/tokenizer_parts.h"
@@ -152,10 +152,12 @@ int tokenizer_read_gpt2(const char *path, char **text, size_t *size, error *err)
     *text = NULL;
     ASSERT(find_ending(path, &pair, &which, &stem));
     for (int i = 0; i < 2; i++) {
-        if (stem + strlen(endings[pair][i]) >= LIMIT_PATH) return error_input(err, "the path %.200s... is too long", path);
+        if (stem + strlen(endings[pair][i]) >= LIMIT_PATH)
+            return error_input(err, "the path %.200s... is too long", path);
         snprintf(paths[i], LIMIT_PATH, "%.*s%s", (int)stem, path, endings[pair][i]);
         if (!file_exists(paths[i])) {
-            return error_input(err, "there is no %s, which belongs to %s: GPT-2's tokenizer has two files", paths[i], path);
+            return error_input(err, "there is no %s, which belongs to %s: GPT-2's tokenizer has two files", paths[i],
+                               path);
         }
     }
     json_t *vocab;

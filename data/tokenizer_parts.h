@@ -19,13 +19,13 @@ struct whole_words {
 /* What encoding takes besides bytes. */
 struct bpe_tokenizer {
     struct bpe bpe;
-    bool split;                        /* into words; otherwise each text is one */
+    bool split; /* into words; otherwise each text is one */
     bool nfc;
-    bool normalizes;                   /* there is something that unicode_normalize has to look at */
-    bool interesting[256];             /* at these bytes */
-    bool replaced[256];                /* bytes without a token: U+FFFD stands for them */
-    bool cuttable;                     /* documents may be cut where pretokenize_last_cut says */
-    struct whole_words words;          /* ids is NULL: merging makes all words */
+    bool normalizes;          /* there is something that unicode_normalize has to look at */
+    bool interesting[256];    /* at these bytes */
+    bool replaced[256];       /* bytes without a token: U+FFFD stands for them */
+    bool cuttable;            /* documents may be cut where pretokenize_last_cut says */
+    struct whole_words words; /* ids is NULL: merging makes all words */
     struct added_tokens raw, normalized;
     struct unicode *unicode;
 };

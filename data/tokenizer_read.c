@@ -1,8 +1,8 @@
 /* tokenizer_read.c: a byte-level BPE tokenizer from a parsed tokenizer.json.
  *
  * Everything that could change an id is looked at: a member that riverrun does not know, or a value that it does not
- * carry out, is refused by name, so that what opens encodes as the library does. The vocabulary's ids are 0, 1, 2 and so
- * on without a gap, and added tokens that are not in it follow, as the library numbers them. Called by tokenizer.c.
+ * carry out, is refused by name, so that what opens encodes as the library does. The vocabulary's ids are 0, 1, 2 and
+ * so on without a gap, and added tokens that are not in it follow, as the library numbers them. Called by tokenizer.c.
  */
 #include "data/tokenizer_parts.h"
 
@@ -17,9 +17,9 @@ struct reader {
     struct bpe_tokenizer *b;
     const char *name;
     const json_t *root, *model, *vocab, *added;
-    const char **tokens; /* of each id, as they are spelled in the file; owned by the parsed file */
+    const char **tokens;        /* of each id, as they are spelled in the file; owned by the parsed file */
     int64_t vocab_count, count; /* entries of the vocabulary; of it and the added tokens */
-    json_t *seen; /* added tokens so far, as the keys of an object */
+    json_t *seen;               /* added tokens so far, as the keys of an object */
     struct unicode_scratch scratch;
 };
 
@@ -188,8 +188,8 @@ static int read_surroundings(struct reader *r, error *err) {
 
 static int read_options(struct reader *r, bool *whole_words, error *err) {
     static const char *const members[] = {
-        "type",          "dropout",       "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-        "byte_fallback", "ignore_merges", "vocab",     "merges",                    NULL};
+        "type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+        "ignore_merges", "vocab", "merges", NULL};
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     TRY(check_members(r, r->model, "'model'", members, err));
     const json_t *dropout = json_object_get(r->model, "dropout");
@@ -242,8 +242,7 @@ static int id_of(const struct reader *r, const char *token) {
     return id ? (int)json_integer_value(id) : -1;
 }
 
-/* The two sides of a merge, written "a b" or ["a", "b"], put one after the other into `text`, `split` bytes and the rest.
- */
+/* The two sides of a merge, written "a b" or ["a", "b"], one after the other into `text`: `split` bytes and the rest. */
 static bool merge_sides(const json_t *merge, char *text, size_t size, size_t *split) {
     if (json_is_string(merge)) {
         const char *both = json_string_value(merge), *space = strchr(both, ' ');
@@ -253,7 +252,8 @@ static bool merge_sides(const json_t *merge, char *text, size_t size, size_t *sp
         strcpy(text + *split, space + 1);
         return true;
     }
-    const char *left = json_string_value(json_array_get(merge, 0)), *right = json_string_value(json_array_get(merge, 1));
+    const char *left = json_string_value(json_array_get(merge, 0)),
+               *right = json_string_value(json_array_get(merge, 1));
     if (json_array_size(merge) != 2 || !left || !right || !*left || !*right) return false;
     if (strlen(left) + strlen(right) >= size) return false;
     *split = strlen(left);
@@ -276,8 +276,9 @@ static int read_merge(struct reader *r, size_t i, const json_t *merge, error *er
     for (int k = 0; k < 3; k++) {
         ids[k] = id_of(r, parts[k]);
         if (ids[k] >= 0) continue;
-        return error_input(err, "%s: merge %zu, of '%.60s' and '%.60s', needs the token '%.60s', which the vocabulary "
-                                "does not have",
+        return error_input(err,
+                           "%s: merge %zu, of '%.60s' and '%.60s', needs the token '%.60s', which the vocabulary "
+                           "does not have",
                            r->name, i, parts[0], parts[1], parts[k]);
     }
     struct bpe_merge entry = {(uint64_t)(uint32_t)ids[0] << 32 | (uint32_t)ids[1], (uint32_t)i, ids[2]};
@@ -367,8 +368,8 @@ static int read_added(struct reader *r, error *err) {
     if (!added_tokens_seal(&b->raw) || !added_tokens_seal(&b->normalized)) {
         return error_input(err, "%s: two added tokens become the same by normalization", r->name);
     }
-    b->cuttable = b->split && added_tokens_can_be_cut(&b->raw, b->unicode) &&
-                  added_tokens_can_be_cut(&b->normalized, b->unicode);
+    b->cuttable =
+        b->split && added_tokens_can_be_cut(&b->raw, b->unicode) && added_tokens_can_be_cut(&b->normalized, b->unicode);
     return 0;
 }
 

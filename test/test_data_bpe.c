@@ -135,8 +135,22 @@ static void any_bytes_come_back(void **state) {
     (void)state;
     tokenizer *t = open_tokenizer(DATA "gpt2.json");
     encoder *e = open_encoder(t);
-    const char *const pieces[] = {"the ", "\xFF", "\x80", "\xC3", "\xC3\xA9", "\xED\xA0\x80", "\xF4\x90\x80\x80", " ",
-                                  "\n",   "'s",   "\xE2\x80", "\xF0\x9F\x98\x80", "a", "1", "\xC0\xAF", "\xE3\x80\x80"};
+    const char *const pieces[] = {"the ",
+                                  "\xFF",
+                                  "\x80",
+                                  "\xC3",
+                                  "\xC3\xA9",
+                                  "\xED\xA0\x80",
+                                  "\xF4\x90\x80\x80",
+                                  " ",
+                                  "\n",
+                                  "'s",
+                                  "\xE2\x80",
+                                  "\xF0\x9F\x98\x80",
+                                  "a",
+                                  "1",
+                                  "\xC0\xAF",
+                                  "\xE3\x80\x80"};
     for (int n = 0; n < 3000; n++) {
         char text[256];
         size_t size = 0;
@@ -159,8 +173,8 @@ static void any_bytes_come_back(void **state) {
     tokenizer_close(t);
 }
 
-/* A vocabulary like GPT-NeoX's has no tokens for bytes that UTF-8 never has: U+FFFD stands for them. Other bytes that are
- * no UTF-8 stay, and normalization does not reach across them. */
+/* A vocabulary like GPT-NeoX's has no tokens for bytes that UTF-8 never has: U+FFFD stands for them. Other bytes that
+ * are no UTF-8 stay, and normalization does not reach across them. */
 static void bytes_without_a_token(void **state) {
     (void)state;
     tokenizer *t = open_tokenizer(DATA "neox.json");
@@ -168,13 +182,18 @@ static void bytes_without_a_token(void **state) {
     const struct {
         const char *text, *want;
     } cases[] = {
-        {"a\xFF" "b", "a\xEF\xBF\xBD" "b"},
+        {"a\xFF"
+         "b",
+         "a\xEF\xBF\xBD"
+         "b"},
         {"\xC0\xAF\xF5\xC1", "\xEF\xBF\xBD\xAF\xEF\xBF\xBD\xEF\xBF\xBD"},
         {"\x80 \xE2\x82 \xED\xA0\x80", "\x80 \xE2\x82 \xED\xA0\x80"},
         {"e\xCC\x81", "\xC3\xA9"},
         {"e\xE2\xCC\x81", "e\xE2\xCC\x81"},
         {"e\xFF\xCC\x81", "e\xEF\xBF\xBD\xCC\x81"},
-        {"\xFF" "e\xCC\x81\xFF", "\xEF\xBF\xBD\xC3\xA9\xEF\xBF\xBD"},
+        {"\xFF"
+         "e\xCC\x81\xFF",
+         "\xEF\xBF\xBD\xC3\xA9\xEF\xBF\xBD"},
         {"\xCC", "\xCC"},
         {"x\xCC\x81\xCC", "x\xCC\x81\xCC"},
     };
@@ -326,22 +345,24 @@ static void runs_normalize_as_wholes(void **state) {
     struct unicode *u;
     struct unicode_scratch scratch = {0};
     bool interesting[256], replaced[256] = {false};
-    static const int32_t odd[] = {0x300, 0x301, 0x323, 0x334, 0x345, 0x5B0, 0x64B, 0x93C, 0x958, 0x9BE, 0x9C7, 0x1100,
-                                  0x1161, 0x11A8, 0xAC00, 0xAC01, 0x212B, 0x2126, 0x304B, 0x3099, 0xFB2C, 0x1D15E};
+    static const int32_t odd[] = {0x300,  0x301,  0x323,  0x334,  0x345,  0x5B0,  0x64B,  0x93C,
+                                  0x958,  0x9BE,  0x9C7,  0x1100, 0x1161, 0x11A8, 0xAC00, 0xAC01,
+                                  0x212B, 0x2126, 0x304B, 0x3099, 0xFB2C, 0x1D15E};
     assert_int_equal(unicode_open(&u, &err), 0);
     assert_true(unicode_interesting(true, replaced, interesting));
     for (int n = 0; n < 20000; n++) {
         char text[256];
         size_t size = 0, got_size;
         for (uint32_t k = draw(20); k > 0; k--) {
-            int32_t c = draw(2) ? odd[draw(22)] : draw(2) ? (int32_t)(1 + draw(0x2FF)) : (int32_t)(0x300 + draw(0x2000));
+            int32_t c = draw(2)   ? odd[draw(22)]
+                        : draw(2) ? (int32_t)(1 + draw(0x2FF))
+                                  : (int32_t)(0x300 + draw(0x2000));
             size += (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)text + size);
         }
         text[size] = 0;
         char *want = (char *)utf8proc_NFC((const utf8proc_uint8_t *)text);
         const char *got;
-        assert_int_equal(
-            unicode_normalize(u, interesting, replaced, &scratch, text, size, &got, &got_size, &err), 0);
+        assert_int_equal(unicode_normalize(u, interesting, replaced, &scratch, text, size, &got, &got_size, &err), 0);
         assert_int_equal(got_size, strlen(want));
         assert_memory_equal(got, want, got_size);
         free(want);
@@ -352,10 +373,10 @@ static void runs_normalize_as_wholes(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gives_the_librarys_ids),    cmocka_unit_test(gpt2_files_give_the_same_ids),
-        cmocka_unit_test(any_bytes_come_back),       cmocka_unit_test(bytes_without_a_token),
+        cmocka_unit_test(gives_the_librarys_ids),     cmocka_unit_test(gpt2_files_give_the_same_ids),
+        cmocka_unit_test(any_bytes_come_back),        cmocka_unit_test(bytes_without_a_token),
         cmocka_unit_test(memory_makes_no_difference), cmocka_unit_test(ends_of_documents),
-        cmocka_unit_test(merges_in_order_of_rank),   cmocka_unit_test(long_words),
+        cmocka_unit_test(merges_in_order_of_rank),    cmocka_unit_test(long_words),
         cmocka_unit_test(runs_normalize_as_wholes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -106,7 +106,8 @@ static void check_all(const struct text *text) {
 
 static void nowhere_to_cut(void **state) {
     (void)state;
-    static const char *const pieces[] = {"a", " ", "\xCC\x81", "\n", "e\xCC\xA3\xCC\x81", "\xE3\x80\x80", "\xFF", "ACGT"};
+    static const char *const pieces[] = {"a",    " ",   "\xCC\x81", "\n", "e\xCC\xA3\xCC\x81", "\xE3\x80\x80",
+                                         "\xFF", "ACGT"};
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
         struct text text = {0};
         add_times(&text, pieces[i], (1 << 20) / strlen(pieces[i]));
@@ -151,9 +152,10 @@ static void around_a_blocks_end(void **state) {
 /* Words, blanks, marks, tokens and bytes that are no UTF-8, in random order. */
 static void mixed_texts(void **state) {
     (void)state;
-    static const char *const pieces[] = {"the ",   "river", " current", "'s",  "\n",           "  ",      "          ",
-                                         SEP,      "12 ",   "e\xCC\x81", "\xFF", "\xE6\xBC\xA2", "\xCC\x81", " ",
-                                         "<|pad|>", "\t",    "[R]   ",    "[S]", "wordy",        "cafe\xCC\x81"};
+    static const char *const pieces[] = {"the ", "river",        " current", "'s",    "\n",
+                                         "  ",   "          ",   SEP,        "12 ",   "e\xCC\x81",
+                                         "\xFF", "\xE6\xBC\xA2", "\xCC\x81", " ",     "<|pad|>",
+                                         "\t",   "[R]   ",       "[S]",      "wordy", "cafe\xCC\x81"};
     struct text text = {0};
     uint64_t seed = 5;
     while (text.size < 900000) {
@@ -194,8 +196,8 @@ static struct text text_back(const tokenizer *t, const char *path) {
 /* The separator inside a line is a token of the document and comes back, at shards' ends, too. */
 static void text_comes_back(void **state) {
     (void)state;
-    static const char bytes[] = "a" SEP SEP "\n" SEP "\nb " SEP "\n" SEP SEP "x\n" SEP "\n" SEP "\n\xFF\0\xC3 caf\xC3\xA9" SEP
-                                "\n" SEP;
+    static const char bytes[] =
+        "a" SEP SEP "\n" SEP "\nb " SEP "\n" SEP SEP "x\n" SEP "\n" SEP "\n\xFF\0\xC3 caf\xC3\xA9" SEP "\n" SEP;
     error err;
     tokenizer *t;
     const char *input = unit_path(directory, "input"), *out = unit_path(directory, "out");

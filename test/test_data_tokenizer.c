@@ -137,8 +137,8 @@ static void opens_its_own_file(void **state) {
     tokenizer_close(t);
 }
 
-/* Change one thing in the parsed tokenizer.json, write it in another spelling, and see whether it is recognised: what is
- * not opens as another tokenizer or is refused. */
+/* Change one thing in the parsed tokenizer.json, write it in another spelling, and see whether it is recognised: what
+ * is not opens as another tokenizer or is refused. */
 typedef void change(json_t *root);
 
 static json_t *member(json_t *root, const char *a, const char *b) {
@@ -180,7 +180,8 @@ static const struct {
     change *change;
     bool recognised;
 } changes[] = {
-#define ROW(name, recognised) {#name, name, recognised}
+#define ROW(name, recognised) \
+    { #name, name, recognised }
     ROW(nothing, true),
     ROW(eod_only_added, true),
     ROW(no_post_processor, true),

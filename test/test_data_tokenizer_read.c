@@ -1,5 +1,5 @@
-/* test_data_tokenizer_read.c: which files open as byte-level BPE: what is refused and in which words, other spellings of
- * the same tokenizer, GPT-2's two files, and files that are damaged anywhere. The ids are test_data_bpe.c's. */
+/* test_data_tokenizer_read.c: which files open as byte-level BPE: what is refused and in which words, other spellings
+ * of the same tokenizer, GPT-2's two files, and files that are damaged anywhere. The ids are test_data_bpe.c's. */
 #include "common/json.h"
 #include "data/tokenizer.h"
 #include "test/unit.h"
@@ -102,7 +102,8 @@ static const struct {
      "{'type':'Sequence','pretokenizers':[{'type':'Digits'},{'type':'ByteLevel','add_prefix_space':false}]}",
      "%s: the pre-tokenizer 'Digits' is not known; ByteLevel is"},
     {"", "pre_tokenizer",
-     "{'type':'Sequence','pretokenizers':[{'type':'Split','pattern':{'String':'x'},'behavior':'Isolated','invert':false}"
+     "{'type':'Sequence','pretokenizers':[{'type':'Split','pattern':{'String':'x'},'behavior':'Isolated','invert':"
+     "false}"
      ",{'type':'ByteLevel','add_prefix_space':false,'use_regex':false}]}",
      "%s: the pattern of the pre-tokenizer Split is not known: 'no Regex'; GPT-2's is ''s|'t|'re|'ve|'m|'ll|'d| "
      "?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+'"},
@@ -110,7 +111,8 @@ static const struct {
      "%s: the post-processor 'BertProcessing' is not known; ByteLevel is, and none"},
     {"", "post_processor",
      "{'type':'TemplateProcessing','single':[{'SpecialToken':{'id':'<s>'}},{'Sequence':{'id':'A'}}]}",
-     "%s: the post-processor TemplateProcessing adds tokens to every text, which riverrun does not; set 'post_processor' "
+     "%s: the post-processor TemplateProcessing adds tokens to every text, which riverrun does not; set "
+     "'post_processor' "
      "to null"},
     {"", "decoder", "null", "%s: the decoder 'unknown' is not known; ByteLevel is"},
     {"", "decoder", "{'type':'WordPiece'}", "%s: the decoder 'WordPiece' is not known; ByteLevel is"},
@@ -374,8 +376,12 @@ static void gpt2_files_that_are_wrong(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(says_what_it_does_not_know), TEST(refuses_what_no_parsed_value_shows), TEST(damage_anywhere),
-        TEST(gpt2_files),                 TEST(keeps_the_file),                     TEST(gpt2_files_that_are_wrong),
+        TEST(says_what_it_does_not_know),
+        TEST(refuses_what_no_parsed_value_shows),
+        TEST(damage_anywhere),
+        TEST(gpt2_files),
+        TEST(keeps_the_file),
+        TEST(gpt2_files_that_are_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,8 @@ struct tokenize_flags {
 static const struct option tokenize_table[] = {
     {"out", OPTION_STRING, FIELD(out), NULL, 0, 0, "", "Directory for the shards; made if it is not there.", NULL},
     {"tokenizer", OPTION_STRING, FIELD(tokenizer), TOKENIZER_BYTES, 0, 0, "",
-     "Tokenizer: bytes; or a tokenizer.json of byte-level BPE, GPT-2's encoder.json, or a directory that holds one.", NULL},
+     "Tokenizer: bytes; or a tokenizer.json of byte-level BPE, GPT-2's encoder.json, or a directory that holds one.",
+     NULL},
     {"separator", OPTION_STRING, FIELD(separator), TOKENIZE_SEPARATOR, 0, 0, "",
      "The line between two documents of an input; --separator= (nothing) makes every input one document.", NULL},
     {"jsonl-key", OPTION_STRING, FIELD(jsonl_key), "", 0, 0, "",

@@ -1,6 +1,6 @@
 /* fuzz_encode.c: any bytes as a text for byte-level BPE, by tokenizers that are opened once: without normalization it
- * comes back to the byte; the ids of its parts are those of the whole wherever a tokenizer says that it may be cut; what
- * an encoder has met before makes no difference. */
+ * comes back to the byte; the ids of its parts are those of the whole wherever a tokenizer says that it may be cut;
+ * what an encoder has met before makes no difference. */
 #include "data/tokenizer.h"
 
 #include <stdlib.h>

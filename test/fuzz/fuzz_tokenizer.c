@@ -31,7 +31,8 @@ static void encode(const tokenizer *t, const char *text, size_t size) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char text[] = "It's the  river [L]  x <|endoftext|>[R]   9.5 e\xCC\x81\xFF caf\xC3\xA9\n\n wordy\xE3\x80\x80 aaaa";
+    static const char text[] =
+        "It's the  river [L]  x <|endoftext|>[R]   9.5 e\xCC\x81\xFF caf\xC3\xA9\n\n wordy\xE3\x80\x80 aaaa";
     error err = {0};
     tokenizer *t, *again;
     if (tokenizer_open_json(&t, (const char *)data, size, "fuzz", &err) != 0) {
