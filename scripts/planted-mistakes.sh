@@ -74,7 +74,16 @@ plant empty-document data/split.c 's/TRY(p->sink->end(p->sink->self, err));/if (
     build/test/test_data_tokenize build/test/test_data_tokenize
 # Float against double: a mistake in only one of the two types.
 plant float-is-double kernels/cpu/real.h 's/v > 20.0f ? v/v > 2.0f ? v/' "$ops" "$ops test ssd_dt"
+# The selective scan: the gradient of a decay, a document's start on the way back, the state from chunk to chunk.
+plant scan-gradient-of-a-decay kernels/cpu/scan_backward.c 's/r = dh\[v\] \* \*scan_at(before, v);/r = dh[v] * *scan_at(h + at, v);/' \
+    "$ops" "$ops grad 'scan T=7 D=2 N=2'"
+plant scan-packed-is-separate kernels/cpu/scan_backward.c 's/memset(decay, 0, sizeof(scan_lanes));/for (int64_t l = 0; l < SCAN_LANES; l++) decay[l] = 1;/' \
+    "$ops" "$ops test 'scan T=33 doc=2,4'"
+plant scan-split-is-whole kernels/cpu/scan.c 's/OP(scan_state_read)(s->state, block, p->initial);/OP(scan_state_read)(s->state, block, tensor_none());/' \
+    "$ops" "$ops test 'scan T=7'"
 # Golden vectors.
+plant golden-scan kernels/cpu/scan_backward.c 's/SCAN_LN_2 \* ddelta\[l\]/ddelta[l]/' \
+    build/test/golden "build/test/golden test/golden/op-selective-scan.safetensors"
 plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
     build/test/golden "build/test/golden test/golden/op-ssd.safetensors"
 plant golden-model model/mamba2.c 's/w\[NORM\], call->layer->context.norm_eps/w[NORM], 1e-3/' \

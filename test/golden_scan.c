@@ -1,6 +1,6 @@
 /* test/golden_scan.c: files op-selective-scan*: the selective scan of Mamba with step size, skip and gate, recorded
- * channel by channel: u, delta (before bias and softplus), z, y and dy are (B,D,T), B and C (B,N,T), A (D,N) negative, D
- * and delta_bias (D); grad.* of every in.*.
+ * channel by channel: u, delta (before bias and softplus), z, y and dy are (B,D,T), B and C (B,N,T), A (D,N) negative,
+ * D and delta_bias (D); grad.* of every in.*.
  *
  * The operation has time before channels, so these are transposed; and it takes log(-A), so that the gradient it gives
  * is divided by A for the comparison.
@@ -41,7 +41,8 @@ static int read_problem(struct golden *g, struct problem *p, error *err) {
         int64_t dim[3];
         bool good = p->in[i]->ndim == recorded_dims(&p->s, (enum input)i, dim);
         for (int k = 0; good && k < p->in[i]->ndim; k++) good = p->in[i]->dim[k] == dim[k];
-        if (!good) return error_input(err, "%s: the shape of %s does not go with those of in.u and in.A", g->path, names[i]);
+        if (!good)
+            return error_input(err, "%s: the shape of %s does not go with those of in.u and in.A", g->path, names[i]);
     }
     return 0;
 }

@@ -1,6 +1,6 @@
 /* test/ops_scan.c: rows of the selective scan and its step. test/ops.h says what a row is; the identities that hold for
- * every sequence operation are in test/ops_sequence.c. The result, g in kernels/ops.h, is called y here, as those expect.
- */
+ * every sequence operation are in test/ops_sequence.c. The result, g in kernels/ops.h, is called y here, as those
+ * expect. */
 #include "test/ops_sequence.h"
 
 #include <math.h>

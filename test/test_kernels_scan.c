@@ -17,7 +17,7 @@ enum member { X, RAW, Z, B_IN, C_IN, BIAS, A_LOG, SKIP, INITIAL, Y, FINAL, MEMBE
 static const char *const names[MEMBERS] = {"x",    "raw",   "z",      "b",       "c",    "bias",
                                            "A_log", "d",     "initial", "g",       "final"};
 
-/* Values and gradients of everything, in the device's real type; gradients of Y and FINAL go in, the others come out. */
+/* Values and gradients of everything, in the device's real type. Those of Y and FINAL go in, the others come out. */
 struct problem {
     struct scan_shape s;
     enum dtype dtype;
@@ -153,7 +153,7 @@ static void by_hand(void **unused) {
     problem_close(&p);
 }
 
-/* --- against SSD --------------------------------------------------------------------------------------------------- */
+/* --- against SSD -------------------------------------------------------------------------------------------------- */
 
 /* SSD with heads of P channels, whose decay and step the scan's channels repeat: the same recurrence by another
  * algorithm. The step sizes of the heads are those of their first channels. */
@@ -165,7 +165,7 @@ struct ssd_problem {
 /* The scan's arrays in SSD's shapes, and arrays of its own for what SSD puts out. */
 static void ssd_open(struct ssd_problem *q, struct problem *p, int64_t P) {
     struct scan_shape s = p->s;
-    int64_t H = s.D / P, own_count = s.B * s.T * (s.D + 4 * H + 2 * s.N) + 2 * s.B * s.D * s.N + H + s.B * s.T * s.D + H;
+    int64_t H = s.D / P, own_count = s.B * s.T * (2 * s.D + 4 * H + 2 * s.N) + 2 * s.B * s.D * s.N + 2 * H;
     double *own = test_calloc((size_t)own_count, sizeof *own);
     const int64_t tokens[] = {s.B, s.T, H, P}, groups[] = {s.B, s.T, 1, s.N}, states[] = {s.B, H, P, s.N};
     *q = (struct ssd_problem){.s = {s.B, s.T, H, P, 1, s.N, 16}};
@@ -236,7 +236,8 @@ static void expect_head_sums(struct problem *p, struct ssd_problem *q) {
         if (!(fabs(sum - want) <= 1e-11 * (1 + fabs(want)))) fail_msg("draw is %.15g, of SSD %.15g", sum, want);
     }
     for (int64_t i = 0; i < s.H * s.P; i++) dbias += get(p->gradient[BIAS], i);
-    if (!(fabs(dbias - want_bias) <= 1e-10 * (1 + fabs(want_bias)))) fail_msg("dbias is %g, of SSD %g", dbias, want_bias);
+    if (!(fabs(dbias - want_bias) <= 1e-10 * (1 + fabs(want_bias))))
+        fail_msg("dbias is %g, of SSD %g", dbias, want_bias);
     for (int64_t h = 0; h < s.H; h++) {
         double dA = 0, dd = 0, want = 0, rate = -exp(get(p->value[A_LOG], h * s.P * s.N));
         for (int64_t i = 0; i < s.P * s.N; i++) dA += get(p->gradient[A_LOG], h * s.P * s.N + i);
@@ -276,7 +277,7 @@ static void equals_ssd(void **unused) {
     }
 }
 
-/* --- extremes and threads ------------------------------------------------------------------------------------------ */
+/* --- extremes and threads ----------------------------------------------------------------------------------------- */
 
 /* Decays so strong that nothing is left of a state after one token, and steps so large or small that softplus changes
  * form: float stays with double. */
@@ -286,7 +287,8 @@ static void extreme_decays(void **unused) {
         struct problem p[2];
         for (int wide = 0; wide < 2; wide++) {
             problem_open(&p[wide], (struct scan_shape){1, 70, 40, 5}, wide ? DTYPE_F64 : DTYPE_F32);
-            for (int64_t i = 0; i < 70 * 40; i++) put(p[wide].value[RAW], i, k == 0 ? -40 : k == 1 ? 30 : i % 7 * 10 - 30);
+            for (int64_t i = 0; i < 70 * 40; i++)
+                put(p[wide].value[RAW], i, k == 0 ? -40 : k == 1 ? 30 : i % 7 * 10 - 30);
             for (int64_t i = 0; i < 40 * 5; i++) put(p[wide].value[A_LOG], i, i % 3 * 4);
             problem_solve(&p[wide]);
         }

@@ -126,9 +126,9 @@ static inline real silu_derivative(real v) {
     return s * ((real)1 + v * ((real)1 - s));
 }
 
-/* log1p(exp(v)) for v <= 20, else v, and its derivative: the references' definition, so that beyond 20 the derivative is
- * exactly 1. In float it is max(v, 0) + log1p(w) with w = exp(-|v|), which beyond 20 rounds to v; log1p(w) / w on [0, 1]
- * is a polynomial within 5e-9 of it. */
+/* log1p(exp(v)) for v <= 20, else v, and its derivative: the references' definition, so that beyond 20 the derivative
+ * is exactly 1. In float it is max(v, 0) + log1p(w) with w = exp(-|v|), which beyond 20 rounds to v; log1p(w) / w on
+ * [0, 1] is a polynomial within 5e-9 of it. */
 static inline real softplus_and_derivative(real v, real *derivative) {
 #ifdef REAL_IS_FLOAT
     float w = exp_real(v > 0 ? -v : v);

@@ -81,6 +81,18 @@ static inline scan_vector *scan_at(const real *lanes, int v) {
     return (scan_vector *)lanes + v;
 }
 
+/* Ask for a row of the block, if it exists: rows lie too far apart for the processor to guess the next one. (Always
+ * inline: gcc drops calls of a function that does nothing but this.) */
+__attribute__((always_inline)) static inline void scan_prefetch(const struct scan_block *block, tensor t, int64_t time,
+                                                                int for_write) {
+    if (!tensor_given(t) || time < 0 || time >= block->p->T) return;
+    const char *row = (const char *)scan_row(block, t, time), *end = row + (size_t)block->count * sizeof(real);
+    for (; row < end; row += 64) {
+        if (for_write) __builtin_prefetch(row, 1);
+        else __builtin_prefetch(row, 0);
+    }
+}
+
 static inline void scan_read(real *out, const real *in, int64_t count) {
     if (count == SCAN_LANES) memcpy(out, in, sizeof(scan_lanes));
     else for (int64_t l = 0; l < SCAN_LANES; l++) out[l] = l < count ? in[l] : 0;
