@@ -5,6 +5,7 @@
 
 For each DIRECTORY (a checkpoint, an export, or what transformers itself saved): AutoModelForCausalLM opens it without
 missing, unexpected or mismatching tensors, its logits equal riverrun's (relative Frobenius error at most 5e-5 in fp32),
+the most probable continuation of a text, token by token from a state on both sides, is the same,
 AutoTokenizer gives riverrun's ids and its texts back. With OTHER, riverrun reads that in place of DIRECTORY: what
 `riverrun import` made of it. Prints one line per comparison; exit code 1 if any fails.
 
@@ -43,10 +44,16 @@ TEXTS = (
 )
 
 
+PROMPT = "static int "
+CONTINUATION = 48  # tokens
+
+
 class Check:
-    def __init__(self, program):
+    def __init__(self, program, riverrun):
         self.program = program
+        self.binary = riverrun
         self.failures = 0
+        self.generated = 0
 
     def report(self, good, text):
         print(("ok    " if good else "FAIL  ") + text, flush=True)
@@ -87,8 +94,25 @@ class Check:
         self.report(worst <= LIMIT, f"{directory}: logits differ by {worst:.1e} at most, the limit is {LIMIT:.0e}")
         return model
 
-    def tokenizer(self, directory, ours, model):
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+    def generation(self, directory, ours, model, tokenizer):
+        """Without a tokenizer, bytes are ids. Ids beyond the tokenizer's are padding, which riverrun never takes."""
+        ids = tokenizer(PROMPT)["input_ids"] if tokenizer else list(PROMPT.encode())
+        end, padding = model.config.eos_token_id, len(tokenizer) if tokenizer else 257
+        with torch.no_grad():
+            out = model.generate(torch.tensor([ids]), max_new_tokens=CONTINUATION, do_sample=False, eos_token_id=end,
+                                 pad_token_id=end, suppress_tokens=list(range(padding, model.config.vocab_size)) or None)
+        new = [id for id in out[0, len(ids):].tolist() if id != end]
+        theirs = tokenizer.decode(new) if tokenizer else bytes(new).decode(errors="replace")
+        mine = subprocess.run([self.binary, "generate", str(ours), "--prompt", PROMPT, "--temperature", "0",
+                               "--tokens", str(CONTINUATION)], capture_output=True)
+        if mine.returncode != 0:
+            raise RuntimeError(f"generate {ours}: {mine.stderr.decode().strip()}")
+        mine = mine.stdout.decode(errors="replace")
+        self.generated += len(new)
+        self.report(theirs == mine, f"{directory}: {len(new)} generated tokens are the same" if theirs == mine else
+                    f"{directory}: generated {theirs!r} there, {mine!r} in riverrun")
+
+    def tokenizer(self, directory, ours, model, tokenizer):
         equal, back = True, True
         for text in TEXTS:
             theirs = tokenizer(text)["input_ids"]
@@ -115,13 +139,16 @@ def main():
     if not os.access(program, os.X_OK):
         parser.error(f"there is no program {program}; `make tests` builds it")
     torch.set_num_threads(2)
-    check = Check(str(program))
+    check = Check(str(program), str(arguments.riverrun))
     for argument in arguments.directories:
         directory, _, other = argument.partition("=")
         directory, ours = pathlib.Path(directory), other or directory
         model = check.model(directory, ours)
-        if (directory / "tokenizer.json").exists():
-            check.tokenizer(directory, ours, model)
+        tokenizer = AutoTokenizer.from_pretrained(directory) if (directory / "tokenizer.json").exists() else None
+        check.generation(directory, ours, model, tokenizer)
+        if tokenizer:
+            check.tokenizer(directory, ours, model, tokenizer)
+    check.report(check.generated > 0, f"{check.generated} tokens were generated in all")
     return 1 if check.failures else 0
 
 

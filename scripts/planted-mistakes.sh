@@ -59,6 +59,8 @@ ops=build/test/ops
 plant gradient-of-a-decay kernels/cpu/ssd_backward.c 's/s->across\[i\] + before;/s->across[i];/' "$ops" "$ops grad ssd"
 plant gradient-of-the-skip model/mamba2.c 's/tensor_none(), dw\[SKIP\], dy/tensor_none(), tensor_none(), dy/' \
     build/test/test_model_gradients build/test/test_model_gradients
+plant gradient-with-a-state model/mamba.c 's/convolve(call, \&v, initial\[STATE_CONV\], tensor_none())/convolve(call, \&v, tensor_none(), tensor_none())/' \
+    build/test/test_model_gradients build/test/test_model_gradients
 # Identities of recurrent operations and of the model.
 plant chunked-is-sequential kernels/cpu/ssd.c 's/leaving\[i\] += whole \* entering\[i\];/leaving[i] += 0 * whole * entering[i];/' \
     "$ops" "$ops test ssd"
@@ -88,6 +90,8 @@ plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)bef
     build/test/golden "build/test/golden test/golden/op-ssd.safetensors"
 plant golden-model model/mamba2.c 's/w\[NORM\], call->layer->context.norm_eps/w[NORM], 1e-3/' \
     build/test/golden "build/test/golden test/golden/hf-mamba2.safetensors"
+plant golden-mamba model/mamba.c 's/v.dx, true, dw\[X_PROJ\]/v.dx, false, dw[X_PROJ]/' \
+    build/test/golden "build/test/golden test/golden/hf-mamba.safetensors"
 # Several ranks, exact resume, kills.
 plant two-ranks-are-one train/optimizer.c 's/comm_sum_f64(o->comm, &squares, 1);//' \
     "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"
