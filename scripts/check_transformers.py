@@ -14,6 +14,7 @@ riverrun's side comes from the test program `logits` beside the riverrun binary 
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -98,9 +99,12 @@ class Check:
         """Without a tokenizer, bytes are ids. Ids beyond the tokenizer's are padding, which riverrun never takes."""
         ids = tokenizer(PROMPT)["input_ids"] if tokenizer else list(PROMPT.encode())
         end, padding = model.config.eos_token_id, len(tokenizer) if tokenizer else 257
+        # From a state transformers does not clamp step sizes, unlike in a forward pass; then it goes without one.
+        clamped = tuple(getattr(model.config, "time_step_limit", (0, math.inf))) != (0, math.inf)
         with torch.no_grad():
-            out = model.generate(torch.tensor([ids]), max_new_tokens=CONTINUATION, do_sample=False, eos_token_id=end,
-                                 pad_token_id=end, suppress_tokens=list(range(padding, model.config.vocab_size)) or None)
+            out = model.generate(torch.tensor([ids]), max_new_tokens=CONTINUATION, do_sample=False, use_cache=not clamped,
+                                 eos_token_id=end, pad_token_id=end,
+                                 suppress_tokens=list(range(padding, model.config.vocab_size)) or None)
         new = [id for id in out[0, len(ids):].tolist() if id != end]
         theirs = tokenizer.decode(new) if tokenizer else bytes(new).decode(errors="replace")
         mine = subprocess.run([self.binary, "generate", str(ours), "--prompt", PROMPT, "--temperature", "0",
