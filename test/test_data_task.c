@@ -671,6 +671,17 @@ static void test_loader(void **state) {
         }
     }
     assert_true(from[0] > 2 * from[1] && from[1] > 0);
+    /* Validation has samples of its own. */
+    struct subject twin;
+    int32_t tokens[T], targets[T];
+    subject_open(&twin, "kind=mqar\nlength=48\npairs=8\nvocab=64");
+    read_row(&twin, TASK_VALID, 5);
+    assert_int_equal(row_source_read(s.valid, &reader, 5, T, T, tokens, targets, NULL, &err), 0);
+    assert_memory_equal(tokens, twin.tokens, sizeof tokens);
+    read_row(&twin, TASK_TRAIN, 5);
+    assert_int_equal(row_source_read(s.data[1], &reader, 5, T, T, tokens, targets, NULL, &err), 0);
+    assert_memory_equal(tokens, twin.tokens, sizeof tokens);
+    subject_close(&twin);
     free(reader.scratch);
     data_sources_close(&s);
     config_free(c);

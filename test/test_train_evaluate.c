@@ -1,6 +1,7 @@
 /* test_train_evaluate.c: the loss on a data set against losses computed from the logits of plain forwards, token
- * by token: windows and carried state, documents, masks, ragged ends, any batch, ranks, limits. */
+ * by token: windows and carried state, documents, masks, ragged ends, any batch, ranks, limits; samples of a task. */
 #include "common/rng.h"
+#include "data/task.h"
 #include "test/support_corpus.h"
 #include "test/support_model.h"
 #include "test/unit.h"
@@ -125,7 +126,7 @@ static const struct comm_functions keeping = {.sum_f64 = keep_sum};
 static struct evaluation run(struct fixture *f, struct eval_options o, bool reset, int ranks) {
     struct evaluation e;
     error err = {0};
-    double sums[4] = {0};
+    double sums[6] = {0};
     for (int r = 0; r < ranks; r++) {
         struct comm c = {.rank = r, .ranks = ranks, .functions = &keeping, .impl = sums};
         if (evaluate(&e, f->lm.m, f->corpus.rows, f->tokenizer, &o, reset, &c, &err) != 0) fail_msg("%s", err.text);
@@ -233,10 +234,85 @@ static void test_nothing_counts(void **state) {
     fixture_close(&f);
 }
 
+/* ---- tasks ------------------------------------------------------------------------------------------------------ */
+
+enum { SAMPLES = 150 };
+static const char task_text[] = "[task.t]\nkind = repetition\nlength = 7\nvocab = 4\nvalid_samples = 150\n";
+static const char task_model[] = "[model]\nd_model = 16\nvocab_size = 4\npad_vocab_to = 1\npattern = m*2\n"
+                                 "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 8\nchunk = 8\n";
+
+/* Samples, solved samples, targets, right targets of the first `inputs` inputs, from the logits of one row at a time. */
+static void count_answers(struct lm *lm, const row_source *rows, int64_t inputs, double want[4]) {
+    int32_t tokens[6], targets[6];
+    struct row_reader reader = {.scratch = malloc(row_source_scratch(rows, 6))};
+    error err = {0};
+    memset(want, 0, 4 * sizeof *want);
+    for (int64_t i = 0; i * 6 < inputs; i++) {
+        int64_t count = inputs - i * 6 < 6 ? inputs - i * 6 : 6;
+        assert_int_equal(row_source_read(rows, &reader, (uint64_t)i, 6, count, tokens, targets, NULL, &err), 0);
+        model_set_batch(lm->m, tokens, NULL, NULL, 1, 6);
+        model_forward(lm->m, NULL, NULL, false);
+        double *logits = lm_read_logits(lm, 0, 6), all = 0, right = 0;
+        for (int t = 0; t < 6; t++) {
+            int best = 0;
+            for (int v = 1; v < 4; v++) best = logits[4 * t + v] > logits[4 * t + best] ? v : best;
+            all += targets[t] >= 0;
+            right += targets[t] == best;
+        }
+        free(logits);
+        want[0] += all > 0;
+        want[1] += all > 0 && right == all;
+        want[2] += all;
+        want[3] += right;
+    }
+    free(reader.scratch);
+}
+
+static void check_task(enum precision precision) {
+    struct task_options o;
+    error err = {0};
+    config *c;
+    struct lm lm;
+    row_source *rows;
+    assert_int_equal(config_parse(&c, task_text, strlen(task_text), "test", &err), 0);
+    assert_int_equal(task_options_bind(c, "task.t", &o, &err), 0);
+    assert_int_equal(task_open(&rows, "task:t", &o, TASK_VALID, &err), 0);
+    lm_open(&lm, task_model, precision, MODEL_INFER, 7, 6);
+    lm_jitter(&lm, 7);
+    assert_int_equal(evaluate_window(rows, 100), 6);
+    static const int64_t limits[] = {0, 1, 100, 101, 102, 103}; /* inputs; some end before a sample's answer */
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        double want[4];
+        count_answers(&lm, rows, limits[i] ? limits[i] : SAMPLES * 6, want);
+        for (int64_t batch = 1; batch <= 7; batch += 3) {
+            struct eval_options options = {.window = 6, .batch = batch, .tokens = limits[i]};
+            struct evaluation e;
+            double sums[6] = {0};
+            struct comm one = {.ranks = 1, .functions = &keeping, .impl = sums};
+            assert_int_equal(evaluate(&e, lm.m, rows, NULL, &options, true, &one, &err), 0);
+            assert_true(e.sequences == want[0] && e.tokens == want[2] && e.bytes == 0 && isnan(e.bits_per_byte));
+            if (want[0] == 0) continue;
+            check_near(e.sequence_accuracy, want[1] / want[0], 1e-14, "sequence_accuracy");
+            check_near(e.accuracy, want[3] / want[2], 1e-14, "accuracy");
+        }
+        /* Enough right and wrong ones that the counts could not agree by chance. */
+        if (limits[i] == 0) assert_true(want[0] == SAMPLES && want[1] > 10 && want[1] < 140 && want[3] > want[1]);
+    }
+    lm_close(&lm);
+    row_source_close(rows);
+    config_free(c);
+}
+
+static void test_tasks(void **state) {
+    (void)state;
+    check_task(PRECISION_F64);
+    check_task(PRECISION_F32);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_modes), cmocka_unit_test(test_batch_and_ranks), cmocka_unit_test(test_modes_differ),
-        cmocka_unit_test(test_limit), cmocka_unit_test(test_nothing_counts),
+        cmocka_unit_test(test_limit), cmocka_unit_test(test_nothing_counts), cmocka_unit_test(test_tasks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -217,6 +217,9 @@ static void test_log_lines(void **state) {
     assert_int_equal(report_step(r, &step, &err), 0);
     assert_int_equal(report_step(r, &bad, &err), 0);
     assert_int_equal(report_valid(r, 2, &e, 1.25, &err), 0);
+    e.sequences = 4; /* a task's */
+    e.sequence_accuracy = 0.25;
+    assert_int_equal(report_valid(r, 2, &e, 1, &err), 0);
     assert_int_equal(report_save(r, 2, "a/b", 0.5, &err), 0);
     assert_int_equal(report_stop(r, 2, "SIGTERM", &err), 0);
     speak(kept);
@@ -233,6 +236,8 @@ static void test_log_lines(void **state) {
         "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
         "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
+        "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
+        "\"accuracy\":0.5,\"tokens\":10,\"sequences\":4,\"sequence_accuracy\":0.25,\"seconds\":1}\n"
         "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"
         "{\"type\":\"stop\",\"step\":2,\"signal\":\"SIGTERM\"}\n");
     free(text);
@@ -326,6 +331,11 @@ static void test_compare(void **state) {
                      -1);
     assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[schedule]\ncooldown = 3\n", &err), 0);
     assert_int_equal(noted, 1);
+    /* A task's samples are data; only how many there are for validation may change. */
+    static const char task[] = "[task.t]\nkind = parity\n[data]\ntrain = task:t\n";
+    assert_int_equal(compare(task, "[task.t]\nkind = parity\nvalid_samples = 9\n[data]\ntrain = task:t\n", &err), 0);
+    assert_int_equal(compare(task, "[task.t]\nkind = parity\nlength = 41\n[data]\ntrain = task:t\n", &err), -1);
+    assert_non_null(strstr(err.text, "task.t.length = 41 differs from the 40 of run/step-5"));
     /* Sources: paths may move, weights and the set of them not. */
     static const char two[] = "[source.a]\npath = p\n[source.b]\npath = q\n";
     assert_int_equal(compare(two, "[source.a]\npath = p2\n[source.b]\npath = q\n", &err), 0);
