@@ -1,7 +1,7 @@
-"""check_bpe.py RIVERRUN DIRECTORY: byte-level BPE gives the ids of Hugging Face's tokenizers. Called by test_tokenizer.sh
-with the Python of make_venv.sh, after it trained a model in DIRECTORY/run on ids of test/tokenizer/neox.json.
+"""check_bpe.py RIVERRUN DIRECTORY: byte-level BPE gives the ids of Hugging Face's tokenizers. Called by
+test_tokenizer.sh with the Python of make_venv.sh, after it trained a model in DIRECTORY/run on ids of neox.json.
 
-Checked, for each tokenizer of test/tokenizer/: every character by itself and thousands of random texts, whole and cut
+Checked, for each tokenizer of test/tokenizer/: characters by themselves and thousands of random texts, whole and cut
 wherever riverrun says that a text may be cut; the project's own files through `riverrun tokenize`; that GPT-2's two files
 become the tokenizer.json that the library itself makes of them; that AutoTokenizer opens what a checkpoint holds.
 """
@@ -56,9 +56,12 @@ def known_characters():
 
 
 def random_texts(characters, added, count):
+    def changes(c):
+        return len(unicodedata.normalize("NFD", c)) > 1 or unicodedata.normalize("NFC", c) != c
+
     marks = [c for c in characters if unicodedata.combining(c)]
-    unstable = [c for c in characters if len(unicodedata.normalize("NFD", c)) > 1 or unicodedata.normalize("NFC", c) != c]
-    plain = [*" \n\t\r'stmdrevlaA1,.!-_\u00a0\u2003\u3000\u0085\u200b\u0000", "  ", "'re", "'ll", " the", *added, EOD]
+    unstable = [c for c in characters if changes(c)]
+    plain = [*" \n\t\r'stmdrevlaA1,.!-_\u00a0\u2003\u3000\u0085\u200b\u0000", "  ", "'re", "'ll", " the", EOD, *added]
     kinds = [plain, plain, added + [" "], marks, unstable, characters[:0x2000], characters]
     for _ in range(count):
         yield "".join(random.choice(random.choice(kinds)) * random.choice((1, 1, 1, 2, 40))
@@ -66,8 +69,9 @@ def random_texts(characters, added, count):
 
 
 def own_files():
-    """One document that ends in the project's longest page, and a corpus of documents."""
-    pages = [p.read_text(encoding="utf-8") for p in (pathlib.Path("README.md"), *sorted(pathlib.Path("docs").glob("*.md")))]
+    """Documents: one that is longer than a block, and the project's pages."""
+    paths = [pathlib.Path("README.md"), *sorted(pathlib.Path("docs").glob("*.md"))]
+    pages = [path.read_text(encoding="utf-8") for path in paths]
     return [pages[0] * 30, *pages]
 
 
@@ -103,7 +107,8 @@ def check_gpt2_files():
     library.add_special_tokens([AddedToken(EOD, special=True, normalized=False)])
     library.save(str(directory / "library.json"))
     want = (directory / "library.json").read_bytes()
-    check((directory / "shards-encoder" / "tokenizer.json").read_bytes() == want, "GPT-2's files become the library's file")
+    got = (directory / "shards-encoder" / "tokenizer.json").read_bytes()
+    check(got == want, "GPT-2's files become the library's file")
 
 
 def check_checkpoint():
@@ -111,7 +116,8 @@ def check_checkpoint():
     texts = [" The river's  current", "cafe\u0301 \u00e9t\u00e9", "a" + EOD + "b      c", "\n\n  x = 1\n"]
     opened = AutoTokenizer.from_pretrained(directory / "run" / "latest")
     want = Tokenizer.from_file(str(DATA / "neox.json"))
-    same = all(opened(t, add_special_tokens=False)["input_ids"] == want.encode(t, add_special_tokens=False).ids for t in texts)
+    same = all(opened(t, add_special_tokens=False)["input_ids"] == want.encode(t, add_special_tokens=False).ids
+               for t in texts)
     check(same and opened.eos_token == EOD, "AutoTokenizer opens a checkpoint's tokenizer, with equal ids")
 
 
@@ -121,8 +127,9 @@ for path in sorted(DATA.glob("*.json")):
     if path.name in ("ids.json", "encoder.json"):
         continue
     added = [t["content"] for t in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]]
-    compare(path, [f"{c}'s a{c}b {c}1{c}\n {c}{c} '{c}" for c in characters[::7 if path.name != "neox.json" else 1]], "characters")
-    compare(path, list(random_texts(characters, added, 4000)), "random")
+    each = characters[::3 if path.name == "neox.json" else 29]
+    compare(path, [f"{c}'s a{c}b {c}1{c}\n {c}{c} '{c}" for c in each], "characters")
+    compare(path, list(random_texts(characters, added, 3000)), "random")
 for name in ("neox", "flags", "encoder"):
     check_shards(name, DATA / f"{name}.json")
 check_gpt2_files()

@@ -53,7 +53,7 @@ expect() {
 HIDE='' CAPS=''
 export HIDE CAPS
 report CUDA=0
-expect 'everything there' '^  libraries .*zstd .*xxhash .*jansson .*inih .*zlib '
+expect 'everything there' '^  libraries .*zstd .*xxhash .*jansson .*inih .*zlib .*utf8proc '
 expect 'the compiler' '^  compiler .*-march=native'
 expect 'CUDA=0' '^  CUDA +left out by CUDA=0'
 report CUDA=0 OPENBLAS=0 OPENMP=0 MPI=0
@@ -67,7 +67,8 @@ for pair in cblas.h:OpenBLAS omp.h:OpenMP mpi.h:MPI; do
     expect "without $HIDE" "^  ${pair#*:} +not found"
     [ "$code" = 0 ] || { echo "without $HIDE: report fails" && failures=$((failures + 1)); }
 done
-for pair in zstd.h:libzstd-dev xxhash.h:libxxhash-dev jansson.h:libjansson-dev ini.h:libinih-dev zlib.h:zlib1g-dev; do
+for pair in zstd.h:libzstd-dev xxhash.h:libxxhash-dev jansson.h:libjansson-dev ini.h:libinih-dev zlib.h:zlib1g-dev \
+    utf8proc.h:libutf8proc-dev; do
     HIDE=${pair%:*}
     report CUDA=0
     expect "without $HIDE" "install the Debian package.* ${pair#*:}: .make deps. does it"
