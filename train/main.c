@@ -4,6 +4,7 @@
 #include "train/version.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -87,6 +88,7 @@ static int run(int argc, char **argv, error *err) {
 
 int main(int argc, char **argv) {
     error err = {0};
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is told as a write that failed */
     if (argc < 2) {
         print_usage(stderr);
         return 2;
