@@ -351,6 +351,8 @@ fuzz_safetensors_LAYERS := common
 fuzz_shard_LAYERS       := data common
 fuzz_tokenizer_LAYERS   := data common
 fuzz_encode_LAYERS      := data common
+fuzz_dataset_LAYERS     := data common
+fuzz_input_LAYERS       := data common
 fuzz_json_scan_LAYERS   := data common
 define fuzzer
 $(BUILD)/fuzz/$(1): $(BUILD)/fuzz/obj/test/fuzz/$(1).o $(patsubst %,$(BUILD)/fuzz/lib%.a,$(or $($(1)_LAYERS),$(LAYERS)))

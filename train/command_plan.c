@@ -207,8 +207,9 @@ static void print_tensors(const struct plan *p) {
         const struct treatment *t = &p->treatments[i];
         printf("%-48s %-18s %9g %12g", table->list[i].name, shape_text(shape, &table->list[i]), t->lr_scale,
                t->weight_decay);
-        snprintf(low, sizeof low, isinf(t->clamp_min) ? "" : "from %g", t->clamp_min);
-        snprintf(high, sizeof high, isinf(t->clamp_max) ? "" : "to %g", t->clamp_max);
+        low[0] = high[0] = '\0';
+        if (!isinf(t->clamp_min)) snprintf(low, sizeof low, "from %g", t->clamp_min);
+        if (!isinf(t->clamp_max)) snprintf(high, sizeof high, "to %g", t->clamp_max);
         printf("%s%s%s%s\n", *low || *high ? "  " : "", low, *low && *high ? " " : "", high);
     }
 }
