@@ -9,7 +9,7 @@
 # the reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
 #
 # From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern:
-# only what it matches runs), TEST_SAN=0 (no second pass), FUZZ_SECONDS (each fuzzer, 20), TEST_TIMEOUT (seconds for one
+# only what it matches runs), TEST_SAN=0 (no second pass), FUZZ_SECONDS (each fuzzer, 6), TEST_TIMEOUT (seconds for one
 # program, 1200).
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -175,7 +175,7 @@ run_fuzzers() {
         mkdir -p "$found"
         [ -d "$seeds" ] || seeds=''
         # shellcheck disable=SC2086
-        run "$fuzzer" program "$BUILD/fuzz/$fuzzer" -seed=1 -max_total_time="${FUZZ_SECONDS:-20}" -timeout=20 \
+        run "$fuzzer" program "$BUILD/fuzz/$fuzzer" -seed=1 -max_total_time="${FUZZ_SECONDS:-6}" -timeout=20 \
             -rss_limit_mb=2048 -artifact_prefix="$logs/" "$found" $seeds
     done
 }

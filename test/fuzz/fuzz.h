@@ -20,10 +20,21 @@ static inline void check_refusal(const error *err) {
     check(err->kind == ERROR_INPUT && err->text[0] && memchr(err->text, 0, sizeof err->text) && !strchr(err->text, '\n'));
 }
 
-/* A directory in memory where there is one, which the system clears or whoever runs fuzzers by hand. */
+static char fuzz_made[256] __attribute__((unused)); /* what fuzz_directory has made */
+
+static inline void fuzz_clear(void) {
+    char command[300];
+    snprintf(command, sizeof command, "rm -rf '%s'", fuzz_made);
+    if (system(command) != 0) fprintf(stderr, "%s is left behind\n", fuzz_made);
+}
+
+/* A directory of one's own below TMPDIR, called once; it goes when the fuzzer ends of itself. */
 static inline void fuzz_directory(char out[256]) {
-    snprintf(out, 256, "%s/riverrun-fuzz.XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    const char *parent = getenv("TMPDIR");
+    snprintf(out, 256, "%s/riverrun-fuzz.XXXXXX", parent && *parent ? parent : "/tmp");
     check(mkdtemp(out) != NULL);
+    memcpy(fuzz_made, out, sizeof fuzz_made);
+    atexit(fuzz_clear);
 }
 
 static inline void fuzz_write(const char *path, const void *bytes, size_t size) {

@@ -2,9 +2,7 @@
  * overrides, each ended by a zero byte. Besides what the sanitizers see: a refusal is bad input with a sentence, and
  * what is accepted is printed as a config that reads back to the same print. */
 #include "common/config.h"
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "test/fuzz/fuzz.h"
 
 struct fields {
     int64_t whole, bounded;
@@ -27,10 +25,6 @@ static const struct option table[] = {
     {0},
 };
 
-static void check(bool holds) {
-    if (!holds) abort();
-}
-
 /* Bind [a] and every section that starts with "block."; the effective config, or NULL with *err filled. */
 static char *effective(config *c, error *err) {
     struct fields f;
@@ -47,12 +41,6 @@ static char *effective(config *c, error *err) {
     return text;
 }
 
-static void check_refusal(const error *err) {
-    check(err->kind == ERROR_INPUT && err->text[0] != 0 && memchr(err->text, 0, sizeof err->text) != NULL);
-    check(strchr(err->text, '\n') == NULL);
-}
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *text = (const char *)data, *end = text + size;
     const char *stop = size ? memchr(text, 0, size) : NULL;

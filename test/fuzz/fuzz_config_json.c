@@ -1,18 +1,10 @@
 /* fuzz_config_json.c: any bytes as a model's config.json. Besides what the sanitizers see: a refusal is bad input with
  * a sentence, and a model that can be made of it is written as a config.json from which the same tensors come back. */
+#include "test/fuzz/fuzz.h"
 #include "train/checkpoint_internal.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void check(bool holds) {
-    if (!holds) abort();
-}
 
 /* A config from an object, bound; NULL if it is refused. */
 static struct model_config *read_model(const json_t *object, config **c) {
