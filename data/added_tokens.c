@@ -131,12 +131,9 @@ bool added_tokens_next(const struct added_tokens *a, const struct unicode *u, co
         if (!t) return false;
         size_t stop = s->at = start + t->size;
         if (t->single_word && !stands_alone(u, text, size, start, stop)) continue;
-        if (t->lstrip) {
-            size_t stripped = spaces_before(u, text, start);
-            start = stripped > s->done ? stripped : s->done;
-        }
+        if (t->lstrip) start = spaces_before(u, text, start);
         if (t->rstrip) stop = spaces_after(u, text, size, stop);
-        /* A token among spaces that the one before it has taken begins before `done`, and has no text before it. */
+        /* Spaces that the token before has taken are not there to be taken, nor is there text before this one then. */
         *match = (struct added_match){s->done, start > s->done ? start - s->done : 0, t};
         s->done = stop;
         return true;

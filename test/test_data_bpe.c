@@ -2,6 +2,7 @@
  * test/tokenizer/ids.json (scripts/make_test_tokenizers.py), merging and normalizing against the plainest means, places
  * to cut, and text that is no UTF-8. */
 #include "common/json.h"
+#include "data/added_tokens.h"
 #include "data/bpe.h"
 #include "data/tokenizer.h"
 #include "data/unicode.h"
@@ -248,9 +249,45 @@ static void ends_of_documents(void **state) {
     tokenizer_close(t);
 }
 
+/* A text must not be cut where an added token could reach across. */
+static void added_tokens_that_reach(void **state) {
+    (void)state;
+    static const struct {
+        struct added_token token;
+        bool can_be_cut;
+    } cases[] = {
+        {{.content = (char *)"<x>"}, true},
+        {{.content = (char *)"<x>", .lstrip = true}, true},
+        {{.content = (char *)"<x>", .single_word = true}, true},
+        {{.content = (char *)"   "}, true},
+        {{.content = (char *)"  x"}, true},
+        {{.content = (char *)"\n\n"}, true},
+        {{.content = (char *)"x\xE3\x80\x80y"}, true}, /* not a blank of ASCII */
+        {{.content = (char *)"<x>", .rstrip = true}, false},
+        {{.content = (char *)" x", .single_word = true}, false},
+        {{.content = (char *)"\xE3\x80\x80x", .single_word = true}, false},
+        {{.content = (char *)"x y"}, false},
+        {{.content = (char *)"x\n"}, false},
+        {{.content = (char *)"  \xC3\xA9\t"}, false},
+    };
+    error err;
+    struct unicode *u;
+    assert_int_equal(unicode_open(&u, &err), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct added_tokens set = {0};
+        struct added_token token = cases[i].token;
+        token.size = strlen(token.content);
+        assert_int_equal(added_tokens_add(&set, &token, &err), 0);
+        assert_true(added_tokens_seal(&set));
+        if (added_tokens_can_be_cut(&set, u) != cases[i].can_be_cut) fail_msg("case %zu, '%s'", i, token.content);
+        added_tokens_free(&set);
+    }
+    free(u);
+}
+
 /* ---- merging ----------------------------------------------------------------------------------------------------- */
 
-enum { LETTERS = 6, MERGES = 60 };
+enum { LETTERS = 3, MERGES = 60 };
 
 /* The plainest way: look for the pair of the lowest rank again and again. */
 static size_t merge_plainly(const struct bpe_merge *merges, size_t merge_count, int32_t *ids, size_t count) {
@@ -271,16 +308,24 @@ static size_t merge_plainly(const struct bpe_merge *merges, size_t merge_count, 
     }
 }
 
-/* Random merges, whose ranks need not follow from how they are built of each other. */
+/* Random merges in a random order: a token may be merged before the merge that makes it comes up for another pair. */
 static size_t random_merges(struct bpe *b, struct bpe_merge *merges) {
     error err;
     size_t count = 0;
     assert_int_equal(bpe_open(b, MERGES, &err), 0);
     for (int i = 0; i < 256; i++) b->byte_ids[i] = i % LETTERS;
     for (uint32_t i = 0; i < MERGES; i++) {
-        int32_t left = (int32_t)draw(LETTERS + i), right = (int32_t)draw(LETTERS + i);
-        struct bpe_merge merge = {(uint64_t)(uint32_t)left << 32 | (uint32_t)right, i, LETTERS + (int32_t)i};
-        merges[count] = merge;
+        uint32_t tokens = LETTERS + (i < 9 ? i : 9);
+        merges[i] = (struct bpe_merge){(uint64_t)draw(tokens) << 32 | draw(tokens), 0, LETTERS + (int32_t)i};
+    }
+    for (uint32_t i = MERGES - 1; i > 0; i--) {
+        uint32_t other = draw(i + 1);
+        struct bpe_merge swapped = merges[i];
+        merges[i] = merges[other];
+        merges[other] = swapped;
+    }
+    for (uint32_t i = 0; i < MERGES; i++) {
+        merges[count] = merges[i];
         merges[count].rank = (uint32_t)count;
         if (bpe_add(b, &merges[count])) count++;
     }
@@ -301,7 +346,7 @@ static void merges_in_order_of_rank(void **state) {
             char word[400];
             int32_t got[400], want[400];
             for (size_t i = 0; i < size; i++) {
-                word[i] = (char)(draw(8) ? draw(2) : draw(256));
+                word[i] = (char)draw(draw(4) ? 2 : LETTERS);
                 want[i] = b.byte_ids[(unsigned char)word[i]];
             }
             assert_int_equal(bpe_encode(&b, &scratch, word, size, got, &count, &err), 0);
@@ -377,7 +422,7 @@ int main(void) {
         cmocka_unit_test(any_bytes_come_back),        cmocka_unit_test(bytes_without_a_token),
         cmocka_unit_test(memory_makes_no_difference), cmocka_unit_test(ends_of_documents),
         cmocka_unit_test(merges_in_order_of_rank),    cmocka_unit_test(long_words),
-        cmocka_unit_test(runs_normalize_as_wholes),
+        cmocka_unit_test(runs_normalize_as_wholes),   cmocka_unit_test(added_tokens_that_reach),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,8 +33,8 @@ static void add_times(struct text *t, const char *piece, size_t times) {
     for (size_t i = 0; i < times; i++) text_add(t, piece, strlen(piece));
 }
 
-/* Every document by itself, encoded at once, and its end. */
-static struct token_list encode_documents(const tokenizer *t, const struct text *text) {
+/* Every document by itself, encoded at once, and its end; and where each begins. */
+static struct token_list encode_documents(const tokenizer *t, const struct text *text, struct token_list *starts) {
     struct text_documents documents = {0};
     struct token_list list = {0};
     error err;
@@ -43,6 +43,7 @@ static struct token_list encode_documents(const tokenizer *t, const struct text 
     assert_int_equal(encoder_open(&e, t, &err), 0);
     for (size_t i = 0; i < documents.count; i++) {
         const struct text_document *d = &documents.list[i];
+        assert_int_equal(token_list_add(starts, (int32_t)list.count, &err), 0);
         assert_int_equal(encoder_append(e, documents.all.bytes + d->start, d->size, &list, &err), 0);
         assert_int_equal(token_list_add(&list, tokenizer_eod(t), &err), 0);
     }
@@ -51,7 +52,17 @@ static struct token_list encode_documents(const tokenizer *t, const struct text 
     return list;
 }
 
-static void expect_shards(const char *path, const struct token_list *want, uint64_t text_bytes) {
+static void expect_starts(const dataset *d, const struct token_list *want) {
+    size_t tokens = dataset_get_info(d)->tokens;
+    uint64_t *starts = malloc((want->count + 1) * sizeof *starts);
+    assert_non_null(starts);
+    assert_int_equal(dataset_document_starts(d, 0, tokens, starts, want->count + 1), want->count);
+    for (size_t i = 0; i < want->count; i++) assert_int_equal(starts[i], want->ids[i]);
+    free(starts);
+}
+
+static void expect_shards(const char *path, const struct token_list *want, const struct token_list *starts,
+                          uint64_t text_bytes) {
     error err;
     dataset *d;
     shard_cursor *cursor;
@@ -66,6 +77,7 @@ static void expect_shards(const char *path, const struct token_list *want, uint6
     for (size_t i = 0; i < want->count; i++) {
         if (ids[i] != want->ids[i]) fail_msg("token %zu is %d, of the whole document %d", i, ids[i], want->ids[i]);
     }
+    expect_starts(d, starts);
     uint64_t bytes = 0;
     for (size_t i = 0; i < info->shards; i++) bytes += shard_get_info(dataset_shard(d, i))->text_bytes;
     assert_int_equal(bytes, text_bytes);
@@ -87,11 +99,13 @@ static void check(const char *spec, const struct text *text, uint64_t shard_toke
     o.shard_tokens = shard_tokens;
     o.threads = threads;
     if (tokenize(t, &input, 1, &o, &result, &err) != 0) fail_msg("%s", err.text);
-    struct token_list want = encode_documents(t, text);
+    struct token_list starts = {0}, want = encode_documents(t, text, &starts);
     uint64_t bytes = tokenizer_text_bytes(t, want.ids, want.count);
     assert_int_equal(result.tokens, want.count);
     assert_int_equal(result.text_bytes, bytes);
-    expect_shards(out, &want, bytes);
+    expect_shards(out, &want, &starts, bytes);
+    assert_int_equal(result.documents, starts.count);
+    free(starts.ids);
     free(want.ids);
     tokenizer_close(t);
     assert_int_equal(file_remove_tree(out, &err), 0);
