@@ -119,13 +119,14 @@ static int read_pre_tokenizer(struct reader *r, const json_t *p, error *err) {
         } else if (!last && i == 0 && tokenizer_has_string(part, "type", "Split")) {
             TRY(read_split(r, part, err));
             split = true;
-        } else if (!tokenizer_has_string(part, "type", "ByteLevel")) {
-            return error_input(err, "%s: the pre-tokenizer '%.60s' is not known%s; ByteLevel is", r->name,
-                               type_of(part), tokenizer_has_string(part, "type", "Split") ? " where it stands" : "");
+        } else {
+            const char *type = type_of(part);
+            bool elsewhere = strcmp(type, "Split") == 0 || strcmp(type, "ByteLevel") == 0;
+            return error_input(err, "%s: the pre-tokenizer '%.60s' is not known%s; ByteLevel is", r->name, type,
+                               elsewhere ? " where it stands" : "");
         }
     }
     if (!byte_level) return error_input(err, "%s: 'pre_tokenizer' must be or end with ByteLevel", r->name);
-    if (sequence && count > 2) return error_input(err, "%s: 'pre_tokenizer' has more than two parts", r->name);
     r->b->split = split;
     return 0;
 }

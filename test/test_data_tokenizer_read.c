@@ -96,6 +96,12 @@ static const struct {
     {"pre_tokenizer", "add_prefix_space", NULL, "%s: 'add_prefix_space' is missing, it must be true or false"},
     {"pre_tokenizer", "use_regex", "1", "%s: 'use_regex' is an integer, it must be true or false"},
     {"pre_tokenizer", "prefix", "1", "%s: the pre-tokenizer ByteLevel has 'prefix', which riverrun does not know"},
+    {"", "pre_tokenizer",
+     "{'type':'Sequence','pretokenizers':[{'type':'ByteLevel','add_prefix_space':false},{'type':'ByteLevel',"
+     "'add_prefix_space':false}]}",
+     "%s: the pre-tokenizer 'ByteLevel' is not known where it stands; ByteLevel is"},
+    {"", "pre_tokenizer", "{'type':'Split','pattern':{'Regex':'x'},'behavior':'Isolated','invert':false}",
+     "%s: the pre-tokenizer 'Split' is not known where it stands; ByteLevel is"},
     {"", "pre_tokenizer", "{'type':'Sequence','pretokenizers':[]}",
      "%s: 'pre_tokenizer' must be or end with ByteLevel"},
     {"", "pre_tokenizer",
