@@ -13,9 +13,9 @@
  *
  * Cost, for a token's channel and state: 16 operations forwards as in scan.c and 9 backwards, and the sums over lanes
  * of db and dc, twice about 8 operations for SCAN_LANES channels. Memory: x, raw, z, dg read and dx, draw, dz written
- * once. With AVX-512 at two operations a cycle that is about 15 cycles for N 16; measured are about three times as many,
- * because a chunk's arrays, 8 KB each, outgrow the first cache. (Chunks of 16 would be a tenth faster, but twice as many
- * states would be saved.)
+ * once. With AVX-512 at two operations a cycle that is about 15 cycles for N 16; measured are about three times as
+ * many, because a chunk's arrays, 8 KB each, outgrow the first cache. (Chunks of 16 would be a tenth faster, but
+ * twice as many states would be saved.)
  *
  * Work is divided into (batch row, stripe): a stripe is a run of blocks, and each has its own sums of db and dc, added
  * up in the order of stripes at the end; the sums over tokens of dbias, dd, dA_log are kept for each batch row, and
