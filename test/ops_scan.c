@@ -75,7 +75,7 @@ static void scan_backward(struct run *r) {
 
 static void scan_step_declare(struct run *r) {
     int64_t B = param(r, "B"), D = param(r, "D"), N = param(r, "N");
-    scan_operands(r, (int64_t[]){B}, 1, (double)N, 1);
+    scan_operands(r, (int64_t[]){B}, 1, (double)(16 * N), 1); /* one element of a sum that may cancel */
     state(r, "state", DIMS(B, D, N));
 }
 
