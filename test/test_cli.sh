@@ -136,6 +136,34 @@ refuse 'is no shard' eval "$WORK/ok" --data "$WORK/c.ini"
 refuse 'no-data' eval "$WORK/ok" --data "$WORK/no-data"
 refuse 'nothing-here' eval "$WORK/nothing-here" --data "$WORK/valid"
 refuse 'nothing-here' generate "$WORK/nothing-here" --prompt a
+# ---- bench: that it runs and what it prints; how fast it is depends on the machine
+parse() { # parse KEY...: standard output is one JSON object that has the keys
+    [ "$(wc -l < "$WORK/out")" = 1 ] || fail "bench prints not one line: $(cat "$WORK/out")"
+    grep -q '^{"bench":"[a-z]*",.*}$' "$WORK/out" || fail "bench prints no object: $(cat "$WORK/out")"
+    if command -v python3 > /dev/null; then
+        python3 -m json.tool < "$WORK/out" > "$WORK/parsed" || fail "bench prints no JSON: $(cat "$WORK/out")"
+    fi
+    for key; do grep -q "\"$key\":" "$WORK/out" || fail "bench's line has no $key: $(cat "$WORK/out")"; done
+}
+accept bench train "$WORK/c.ini" model.vocab_size=40 train.steps=9 --steps 12 --warmup 1 --product 64
+parse tokens_per_s flops_per_s_6n product_flops_per_s ratio loss_first loss_last
+grep -q '^loss  ' "$WORK/err" || fail "bench train says no loss: $(cat "$WORK/err")"
+awk -F'[:,]' '{ for (i = 1; i < NF; i++) { if ($i ~ /loss_first/) a = $(i + 1); if ($i ~ /loss_last/) b = $(i + 1) }
+    exit !(a + 0 > 3 && b + 0 < a - 0.1) }' "$WORK/out" || fail "bench train does not learn: $(cat "$WORK/out")"
+accept bench gemm --size 33 --repeats 2 --precision fp64
+parse flops_per_s
+accept bench loader "$WORK/train" "$WORK/valid" --seq 64 --batch 3 --batches 7 --threads 2
+parse tokens_per_s thread_read_s
+grep -q '"sources":2,.*"batches":7,"tokens":1344,' "$WORK/out" || fail "bench loader: $(cat "$WORK/out")"
+accept bench verify "$WORK/train" --repeats 1
+parse bytes_per_s decompressed_bytes
+refuse 'bench needs an action' bench
+refuse "'trian' is no action of riverrun bench; did you mean train?" bench trian
+refuse 'model.vocab_size = 0' bench train "$WORK/c.ini"
+refuse 'has no option stps' bench train "$WORK/c.ini" model.vocab_size=40 train.stps=1
+refuse 'no-data' bench loader "$WORK/no-data"
+refuse 'is no shard' bench verify "$WORK/c.ini"
+
 # A result that can't be written is no success.
 if [ -w /dev/full ]; then
     "$RIVERRUN" eval "$WORK/ok" --data "$WORK/valid" > /dev/full 2> "$WORK/err"
