@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 #define SHARD_SUFFIX ".rrs"
-#define SHARD_FRAME_TOKENS 8192 /* default tokens in a frame: one shuffled sample of 2,048 touches one or two frames */
+#define SHARD_FRAME_TOKENS 4096 /* default tokens in a frame: a shuffled sample of 2,048 touches one or two */
 #define SHARD_FRAME_TOKENS_MAX (1 << 22) /* a reader holds a few frames decompressed: 16 MiB each at the most */
 
 /* How a document begins, kept so that `shards cat` gives back the input byte for byte. */

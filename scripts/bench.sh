@@ -1,13 +1,14 @@
 #!/bin/sh
-# bench.sh: the figures of docs/measurements/cpu-speed.md, measured here: training of the two models of configs/bench beside
-# transformers on the same shape, the loader, and verification of shards. Prints the page's table and the commands to
-# standard output, progress to standard error, and leaves every JSON line in $BUILD/bench/.
+# bench.sh: the figures of docs/measurements/cpu-speed.md, measured here: training of the two models of configs/bench
+# beside transformers on the same shape, the loader, and verification of shards. Prints a table to standard output,
+# progress to standard error, and leaves every JSON line in $BUILD/bench/.
 #
 #     sh scripts/bench.sh [TEXT...]
 #
 # TEXT (plain, .gz or .zst) is what the loader and the verification read, as 2-byte tokens; without it, generated text.
 # From the environment: BUILD (build), THREADS (2), STEPS (20), PEER_STEPS (3; 0 leaves transformers out), DATA_BYTES of
-# generated text (100000000), BATCHES the loader delivers (8000). The machine should have nothing else to do: takes about ten minutes.
+# generated text (100000000), BATCHES the loader delivers (8000). The machine should have nothing else to do.
+# $BUILD/bench/data is used again; remove it to measure with other text.
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build}
@@ -79,14 +80,15 @@ out = pathlib.Path(sys.argv[1])
 def read(name):
     path = out / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() and path.stat().st_size else None
-cpu = next((l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
+lines = open("/proc/cpuinfo").read().splitlines()
+cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.machine())
 train = {m: read(f"train-{m}") for m in ("mamba", "mamba2")}
 print(f"{cpu}, {train['mamba2']['machine']}, commit {train['mamba2']['commit']}, "
       f"load average {os.getloadavg()[0]:.1f} at the end\n")
 print("| what | figure |\n|---|---|")
 for model, r in train.items():
-    print(f"| {model}, {r['parameters']} parameters, {r['batch']} x {r['seq']} | {r['tokens_per_s']:.0f} tokens/s, a step "
-          f"{1e3 * r['step_s']:.0f} ms ({1e3 * r['step_s_min']:.0f} to {1e3 * r['step_s_max']:.0f}), "
+    print(f"| {model}, {r['parameters']} parameters, {r['batch']} x {r['seq']} | {r['tokens_per_s']:.0f} tokens/s, "
+          f"a step {1e3 * r['step_s']:.0f} ms ({1e3 * r['step_s_min']:.0f} to {1e3 * r['step_s_max']:.0f}), "
           f"{1e3 * r['step_cpu_s']:.0f} ms of processor time |")
     print(f"| {model}: 6 N tokens/s beside a product of {r['product']} squared | {1e-9 * r['flops_per_s_6n']:.1f} of "
           f"{1e-9 * r['product_flops_per_s']:.1f} GFLOP/s: {100 * r['ratio']:.1f} % (by processor time "
@@ -94,7 +96,8 @@ for model, r in train.items():
     peer = read(f"peer-{model}")
     if peer:
         print(f"| {model}: transformers {peer['transformers']}, torch {peer['torch']}, eager | "
-              f"{peer['tokens_per_s']:.0f} tokens/s; riverrun is {r['tokens_per_s'] / peer['tokens_per_s']:.1f} times as fast "
+              f"{peer['tokens_per_s']:.0f} tokens/s; riverrun is "
+              f"{r['tokens_per_s'] / peer['tokens_per_s']:.1f} times as fast "
               f"(by processor time {peer['step_cpu_s'] / r['step_cpu_s']:.1f}) |")
 loader, verify = read("loader"), read("verify")
 print(f"| loader, keyed shuffle, T {loader['seq']}, {loader['sources']} sources, warm, {loader['threads']} threads | "

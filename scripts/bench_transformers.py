@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""bench_transformers.py: how fast Hugging Face transformers trains on this machine's CPU, for comparison with `riverrun bench train`.
+"""bench_transformers.py: how fast Hugging Face transformers trains on this CPU, beside `riverrun bench train`.
 
-    OMP_NUM_THREADS=2 build/venv/bin/python scripts/bench_transformers.py mamba|mamba2 [--steps 5] [--warmup 1]
+    OMP_NUM_THREADS=2 build/venv/bin/python scripts/bench_transformers.py mamba|mamba2 [--steps 5]
 
 The model is that of configs/bench/ARCHITECTURE.ini: vocabulary 256, four blocks of width 256, tied embeddings, fp32. A
 step is what a training loop there does: forward with the loss, backward, clipping of the gradient's norm, AdamW; eager

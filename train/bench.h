@@ -1,8 +1,8 @@
 /* bench.h: how fast whole training steps and large matrix products run. Called by `riverrun bench` (command_bench.c).
  *
  * What is timed is what trains: the model, the optimizer and the table of operations of a run, on tokens that are
- * generated in memory, so that neither disk nor tokenizer takes part. Times are of a monotonic clock; beside them stands
- * the processor time of the whole process, which other programs on the machine disturb less.
+ * generated in memory, so that neither disk nor tokenizer takes part. Times are of a monotonic clock; beside them
+ * stands the processor time of the whole process, which other programs on the machine disturb less.
  */
 #ifndef RIVERRUN_BENCH_H
 #define RIVERRUN_BENCH_H

@@ -257,9 +257,9 @@ static void print_loader(const struct loader_flags *f, int threads, size_t sourc
                          const struct loader_bench_result *r) {
     struct json_line line;
     char number[24];
-    fprintf(stderr, "loader          %s tokens/s: %" PRIu64 " batches of %" PRId64 " x %" PRId64 " in %.2f s, %d thread%s\n",
-            text_count(number, sizeof number, r->tokens_per_s), r->batches, f->batch, f->seq, r->seconds, threads,
-            threads == 1 ? "" : "s");
+    fprintf(stderr, "loader          %s tokens/s: %" PRIu64 " batches of %" PRId64 " x %" PRId64,
+            text_count(number, sizeof number, r->tokens_per_s), r->batches, f->batch, f->seq);
+    fprintf(stderr, " in %.2f s, %d thread%s\n", r->seconds, threads, threads == 1 ? "" : "s");
     fprintf(stderr, "first batch     %.2f ms\n", 1e3 * r->first_batch_s);
     fprintf(stderr, "threads' time   %.2f s reading, %.2f s filling, %.2f s waiting for room\n", r->stats.thread_read_s,
             r->stats.thread_fill_s, r->stats.thread_idle_s);
@@ -371,8 +371,9 @@ static int verify(int argc, char **argv, error *err) {
     }
     struct json_line line;
     double rate = (double)v.token_bytes / fastest;
-    fprintf(stderr, "verify          %.0f MB/s decompressed: %" PRIu64 " shards, %" PRIu64 " tokens, %.3f s, %d thread%s\n",
-            1e-6 * rate, v.shards, v.tokens, fastest, threads, threads == 1 ? "" : "s");
+    fprintf(stderr, "verify          %.0f MB/s decompressed: %" PRIu64 " shards, %" PRIu64 " tokens", 1e-6 * rate,
+            v.shards, v.tokens);
+    fprintf(stderr, ", %.3f s, %d thread%s\n", fastest, threads, threads == 1 ? "" : "s");
     begin_line(&line, "verify");
     json_line_int(&line, "shards", (int64_t)v.shards);
     json_line_int(&line, "tokens", (int64_t)v.tokens);

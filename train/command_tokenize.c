@@ -35,7 +35,7 @@ static const struct option tokenize_table[] = {
     {"prefix", OPTION_STRING, FIELD(prefix), "shard", 0, 0, "", "Shards are named PREFIX-00000.rrs and so on.", NULL},
     {"shard-tokens", OPTION_INT, FIELD(shard_tokens), "128Mi", 1, (double)(INT64_C(1) << 40), "tokens",
      "A new shard begins after this many.", NULL},
-    {"frame-tokens", OPTION_INT, FIELD(frame_tokens), "8Ki", 1, SHARD_FRAME_TOKENS_MAX, "tokens",
+    {"frame-tokens", OPTION_INT, FIELD(frame_tokens), "4Ki", 1, SHARD_FRAME_TOKENS_MAX, "tokens",
      "Tokens that are compressed together: larger frames are smaller on disk and slower to reach singly.", NULL},
     {"level", OPTION_INT, FIELD(level), "3", 1, 22, "", "Level of zstd compression.", NULL},
     {"threads", OPTION_INT, FIELD(threads), "0", 0, 1024, "threads",

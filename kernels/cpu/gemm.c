@@ -1,12 +1,12 @@
 /* gemm.c: C = alpha op(A) op(B) + beta C, row-major: OpenBLAS where the build has it, else riverrun's own loops, which
  * also do the small products where they are faster (SMALL_PRODUCT).
  *
- * The loops (gemm_plain) are always compiled, so that the tests can compare the two. The threads share C in panels. In a
- * panel, GEMM_DEPTH terms of the sums and BLOCK_COLUMNS columns at a time:
+ * The loops (gemm_plain) are always compiled, so that the tests can compare the two. The threads share C in panels. In
+ * a panel, GEMM_DEPTH terms of the sums and BLOCK_COLUMNS columns at a time:
  *   - a block of op(B) is copied into contiguous strips of GEMM_COLUMNS columns, transposed in registers where B is
  *     stored transposed; a panel of few rows reads B where it lies, because a copy would not pay;
- *   - GEMM_ROWS rows of op(A) are copied into a strip, and the tile of C under each strip of op(B) is summed up in vector
- *     registers: GEMM_ROWS x GEMM_VECTORS accumulators.
+ *   - GEMM_ROWS rows of op(A) are copied into a strip, and the tile of C under each strip of op(B) is summed up in
+ *     vector registers: GEMM_ROWS x GEMM_VECTORS accumulators.
  * A block of op(B) stays in the second cache, the strip of op(A) in the first.
  *
  * 2MNK FLOPs. Each element of C is summed in the order of k by one thread, in equal parts of at most GEMM_DEPTH terms:
@@ -23,10 +23,9 @@
 #include <omp.h>
 #endif
 
-/* Multiply-adds up to which a product is worked out by the loops below although there is OpenBLAS. With AVX-512, products
- * of 64 to 128 rows, columns and terms take 0.7 to 1 times as long as in OpenBLAS 0.3.21, which copies both operands and
- * takes buffers under a lock; from some hundreds on it is OpenBLAS that is faster, by up to 10 %. Without AVX-512 nothing
- * was measured. */
+/* Multiply-adds up to which a product is worked out by the loops below although there is OpenBLAS. With AVX-512,
+ * products of 64 to 128 rows, columns and terms take 0.7 to 1.04 times as long as in OpenBLAS 0.3.21; from some
+ * hundreds on it is OpenBLAS that is faster, mostly by less than 15 %. Without AVX-512 nothing was measured. */
 #if defined(__AVX512F__)
 #define SMALL_PRODUCT (160 * 160 * 160)
 #else
