@@ -19,7 +19,7 @@ _Static_assert(sizeof(((struct block_kind *)0)->name) == PATTERN_NAME, "a block'
 const struct option model_options_table[] = {
     {"d_model", OPTION_INT, FIELD(model_options, d_model), NULL, 1, 65536, "", "Width D of the residual stream.", NULL},
     {"vocab_size", OPTION_INT, FIELD(model_options, vocab_size), "0", 0, LIMIT_VOCAB, "tokens",
-     "Number of token ids; 0 = as many as the tokenizer has.", NULL},
+     "Number of token ids; 0 = as many as the tokenizer or the task has.", NULL},
     {"pad_vocab_to", OPTION_INT, FIELD(model_options, pad_vocab_to), "16", 1, 65536, "rows",
      "The embedding's rows are rounded up to a multiple of it; the rows added are trained like all others.", NULL},
     {"tie_embeddings", OPTION_BOOL, FIELD(model_options, tie_embeddings), "true", 0, 0, "",
