@@ -41,7 +41,8 @@ typedef double real;
 void gemm(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
           const real *B, int64_t ldb, real beta, real *C, int64_t ldc);
 
-/* The same by riverrun's own loops: what gemm is without OpenBLAS, and for small products. Its bits don't depend on the number of threads. */
+/* The same by riverrun's own loops: what gemm is without OpenBLAS, and for small products. Its bits don't depend on the
+ * number of threads. */
 #define gemm_plain OP(gemm_plain)
 void gemm_plain(bool transA, bool transB, int64_t M, int64_t N, int64_t K, real alpha, const real *A, int64_t lda,
                 const real *B, int64_t ldb, real beta, real *C, int64_t ldc);
