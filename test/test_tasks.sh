@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_tasks.sh: generated tasks from the command line: learned, validated and evaluated; the same run from any ranks and
-# after an interruption; what is refused.
+# test_tasks.sh: generated tasks from the command line: learned, validated and evaluated; the same run from any ranks
+# and after an interruption; what is refused.
 set -u
 . "$(dirname "$0")/support.sh"
 
@@ -69,7 +69,8 @@ done
 [ "$(value bits_per_byte "$WORK/eval")" = null ] || fail "text of a task: $(cat "$WORK/eval")"
 "$RIVERRUN" eval "$WORK/one" --data task:long task.long.kind=even_pairs task.long.min_length=20 task.long.length=30 \
     task.long.valid_samples=50 > "$WORK/eval" || fail 'eval of a new task'
-[ "$(value window "$WORK/eval")" = 29 ] && [ "$(value sequences "$WORK/eval")" = 50 ] || fail "long: $(cat "$WORK/eval")"
+[ "$(value window "$WORK/eval")" = 29 ] && [ "$(value sequences "$WORK/eval")" = 50 ] ||
+    fail "long: $(cat "$WORK/eval")"
 
 # ---- interrupted, and on two ranks
 train two train.steps=100
@@ -79,10 +80,10 @@ same_weights "$WORK/one" "$WORK/two" 'resumed'
 train threads data.threads=3 data.ahead=1
 same_curve "$WORK/one" "$WORK/threads" 'three loader threads'
 if have_mpi; then
-    mpi 2 "$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/ranks" train.steps=3 eval.every=0 > "$WORK/out" 2> "$WORK/err" ||
-        fail "two ranks: $(cat "$WORK/err")"
+    mpi 2 "$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/ranks" train.steps=3 eval.every=0 > "$WORK/out" \
+        2> "$WORK/err" || fail "two ranks: $(cat "$WORK/err")"
     # One step of the same samples has the same loss up to rounding, and counts the same answers.
-    first() { grep '"type":"step"' "$1/log.jsonl" | head -n 1 | sed 's/.*"loss":\([0-9.]*\).*"valid":\([0-9]*\).*/\1 \2/'; }
+    first() { sed -n '/"type":"step"/{s/.*"loss":\([0-9.]*\).*"valid":\([0-9]*\).*/\1 \2/p;q;}' "$1/log.jsonl"; }
     first "$WORK/one" > "$WORK/a"
     first "$WORK/ranks" > "$WORK/b"
     paste "$WORK/a" "$WORK/b" | awk '{ d = $1 - $3; exit !(d < 1e-5 && d > -1e-5 && $2 == $4) }' ||

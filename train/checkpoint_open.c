@@ -173,8 +173,8 @@ int checkpoint_tokenizer(struct checkpoint *c, tokenizer **t, error *err) {
     *t = NULL;
     if (!checkpoint_has_tokenizer(c)) {
         return error_input(err,
-                           "%s holds no tokenizer.json, so what its tokens mean is not known (those of generated tasks have no "
-                           "text)",
+                           "%s holds no tokenizer.json, so what its tokens mean is not known (those of generated tasks "
+                           "have no text)",
                            c->path);
     }
     return tokenizer_open(t, c->path, err);

@@ -47,8 +47,8 @@ int command_help_config(void) {
     section("source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.",
             data_source_options_table);
     section("task.NAME",
-            "A generated task (docs/tasks.md), which `task:NAME` in place of a path stands for; NAME is yours to choose.\n"
-            "Beside the keys below it has those of its kind.",
+            "A generated task (docs/tasks.md), which `task:NAME` in place of a path stands for; NAME is yours to\n"
+            "choose. Beside the keys below it has those of its kind.",
             task_options_table);
     for (int i = 0; task_kind_names[i]; i++) task_section(task_kind_at(i));
     section("eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table);
