@@ -120,6 +120,9 @@ refuse 'mode window' train "$WORK/c.ini" train.out="$WORK/no" eval.mode=carry
 refuse 'must be one of selective_copying' train "$WORK/c.ini" train.out="$WORK/no" task.pairs.kind=pairs
 refuse 'task.pairs.seed = 2 differs' train "$WORK/c.ini" train.out="$WORK/one" task.pairs.seed=2 train.steps=200
 refuse 'vocabularies of 3 and 12 ids' train "$WORK/mix.ini" train.out="$WORK/no" task.odd.kind=reverse
+refuse 'was trained on a task with 3 ids, the training data has 5' \
+    train "$WORK/c.ini" train.out="$WORK/no" train.init="$WORK/one" task.pairs.vocab=5
+train init train.init="$WORK/one" task.pairs.kind=parity train.steps=2
 [ ! -e "$WORK/no" ] || fail 'a refused run left a directory'
 make_text "$WORK/train.txt" 20000 1
 "$RIVERRUN" tokenize --out "$WORK/train" "$WORK/train.txt" 2> "$WORK/err" || fail "tokenize: $(cat "$WORK/err")"

@@ -66,14 +66,27 @@ static int bind_all(struct trainer *t, error *err) {
     return model_result;
 }
 
-/* Refuse a checkpoint whose tokens mean something else than the data's. */
-static int check_tokenizer(const struct trainer *t, struct checkpoint *from, error *err) {
-    tokenizer *theirs;
-    if (!t->tokenizer) {
-        if (!checkpoint_has_tokenizer(from)) return 0;
+/* The same for generated tasks: a model of text, or of a task with another vocabulary, is not theirs. */
+static int check_task(const struct trainer *t, struct checkpoint *from, error *err) {
+    if (checkpoint_has_tokenizer(from)) {
         return error_input(err, "%s was trained on text, and the training data is a generated task; give data of text",
                            checkpoint_path(from));
     }
+    struct data_options *theirs = malloc(sizeof *theirs);
+    if (!theirs) return error_system(err, "no memory for the config");
+    int result = data_options_bind(checkpoint_config(from), theirs, err);
+    int64_t vocab = result == 0 ? data_options_vocab(theirs) : 0;
+    free(theirs);
+    if (result != 0 || vocab == 0 || vocab == t->vocab) return result;
+    return error_input(
+        err, "%s was trained on a task with %lld ids, the training data has %lld; give a task with as many",
+        checkpoint_path(from), (long long)vocab, (long long)t->vocab);
+}
+
+/* Refuse a checkpoint whose tokens mean something else than the data's. */
+static int check_tokenizer(const struct trainer *t, struct checkpoint *from, error *err) {
+    tokenizer *theirs;
+    if (!t->tokenizer) return check_task(t, from, err);
     TRY(checkpoint_tokenizer(from, &theirs, err));
     uint64_t identity = tokenizer_identity(theirs);
     tokenizer_close(theirs);
