@@ -176,8 +176,7 @@ NO_OPENMP := -fopenmp-simd -Wno-unused-variable
 OMP_FLAG  := $(if $(HAVE_OPENMP),-fopenmp,$(NO_OPENMP))
 ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
 
-CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcublasLt -lcublas \
-               $(if $(HAVE_NCCL),-lnccl) $(if $(HAVE_CUDNN),-lcudnn) -lcudart -lstdc++)
+CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcudart_static -lrt -lstdc++)
 LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) \
         -lm -ldl
 LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
@@ -195,7 +194,7 @@ FUZZ_CFLAGS := $(BASE_CFLAGS) -O1 -g -fno-omit-frame-pointer $(FUZZ_SAN) $(NO_OP
 GIT    := GIT_OPTIONAL_LOCKS=0 git
 COMMIT := $(or $(shell $(GIT) describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null),unknown)
 PARTS  := $(strip $(if $(HAVE_OPENBLAS),openblas) $(if $(HAVE_OPENMP),openmp) $(if $(HAVE_MPI),mpi) \
-            $(if $(HAVE_CUDA),cuda $(if $(HAVE_NCCL),nccl) $(if $(HAVE_CUDNN),cudnn)))
+            $(if $(HAVE_CUDA),cuda))
 define VERSION_H
 /* Written by the Makefile. */
 #define RIVERRUN_COMMIT "$(COMMIT)"
@@ -221,7 +220,7 @@ $(call write_if_new,$(BUILD)/gen/version.h,VERSION_H)
 # Layers, lowest last, which is also the order in which the linker wants them.
 LAYERS := train model data kernels common
 SOURCES_common  := $(sort $(wildcard common/*.c))
-SOURCES_kernels := $(sort $(wildcard kernels/*.c))
+SOURCES_kernels := $(sort $(wildcard kernels/*.c) $(if $(HAVE_CUDA),$(wildcard kernels/cuda/*.c)))
 SOURCES_model   := $(sort $(wildcard model/*.c))
 SOURCES_data    := $(sort $(wildcard data/*.c))
 SOURCES_train   := $(sort $(filter-out train/main.c,$(wildcard train/*.c)))
@@ -378,11 +377,11 @@ library_text = $(call part,$(1),3) $(call version_of,$(call part,$(1),3)) ($(cal
 ifeq ($(NVCC),)
   CUDA_TEXT := $(call absent,CUDA): CPU only
 else ifeq ($(HAVE_CUDA),)
-  CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME): not used, this version of riverrun has no CUDA kernels yet
+  CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME): not used
 else
   CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME), for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX)
 endif
-with_cuda = $(if $(HAVE_CUDA),found,found: of use with CUDA kernels only)
+with_cuda = found: this version makes no use of it
 
 $(info riverrun $(COMMIT), building in $(BUILD)/)
 $(call row,compiler  ,$(CC_VERSION)$(comma) $(or $(MARCH),default)$(if $(SAN), -fsanitize=$(SAN)),CC= CPU_ARCH=)

@@ -59,7 +59,7 @@ int error_exit_code(const error *err) {
     return 1;
 }
 
-_Noreturn void assert_failed(const char *condition, const char *file, int line) {
+void assert_failed(const char *condition, const char *file, int line) {
     fprintf(stderr, "riverrun: bug: %s:%d: the condition (%s) does not hold\n", file, line, condition);
     abort();
 }

@@ -45,6 +45,6 @@ int error_exit_code(const error *err);
     do {                                                                                                               \
         if (!(condition)) assert_failed(#condition, __FILE__, __LINE__);                                               \
     } while (0)
-_Noreturn void assert_failed(const char *condition, const char *file, int line);
+void assert_failed(const char *condition, const char *file, int line) __attribute__((noreturn));
 
 #endif

@@ -1,6 +1,11 @@
-/* device.c: opening a device and moving bytes to and from it. This version has the CPU in float and in double; its
- * memory is the host's, nothing is queued and nothing can fail once the device is open. Called by model/ and train/. */
+/* device.c: opening a device and moving bytes to and from it. The CPU, in float and in double, is here: its memory is
+ * the host's, nothing is queued and nothing can fail once the device is open. A GPU's part is kernels/cuda/device.cu,
+ * in builds that have it. Called by model/ and train/. */
 #include "kernels/device.h"
+
+#ifdef RIVERRUN_CUDA
+#include "kernels/cuda/cuda.h"
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,47 +38,105 @@
 #define VECTORS_PRESENT 1
 #endif
 
-int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err) {
-    *dev = NULL;
-    if (kind != DEVICE_CPU)
-        return error_input(err, "device cuda is not in this build of riverrun, which computes on the CPU only: "
-                                "choose device cpu");
+static int cpu_table(const struct ops **ops, enum precision precision, error *err) {
     if (precision != PRECISION_F32 && precision != PRECISION_F64)
         return error_input(err, "precision bf16 needs a GPU; the CPU computes in fp32 or fp64: choose one of them");
+    *ops = precision == PRECISION_F64 ? &ops_cpu_f64 : &ops_cpu_f32;
+    return 0;
+}
+
+#ifdef RIVERRUN_CUDA
+static int cuda_table(const struct ops **ops, enum precision precision, error *err) {
+    if (precision != PRECISION_F32 && precision != PRECISION_BF16)
+        return error_input(err, "precision fp64 is the CPU's; a GPU computes in fp32 or bf16: choose one of them");
+    *ops = precision == PRECISION_BF16 ? &ops_cuda_bf16 : &ops_cuda_f32;
+    return 0;
+}
+#else
+static int cuda_table(const struct ops **ops, enum precision precision, error *err) {
+    (void)ops;
+    (void)precision;
+    return error_input(err, "device cuda is not in this build of riverrun, which computes on the CPU only: "
+                            "choose device cpu");
+}
+#endif
+
+int device_table(const struct ops **ops, enum device_kind kind, enum precision precision, error *err) {
+    return (kind == DEVICE_CPU ? cpu_table : cuda_table)(ops, precision, err);
+}
+
+/* Can this machine run what this build computes with? */
+static int open_machine(struct device *dev, error *err) {
+#ifdef RIVERRUN_CUDA
+    if (dev->kind == DEVICE_CUDA) return cuda_device_open(dev, err);
+#endif
+    (void)dev;
     if (!VECTORS_PRESENT)
         return error_input(err, "this riverrun was compiled for a processor with %s, which this machine lacks: build "
                                 "it here, or with CPU_ARCH=x86-64-v2", VECTORS);
+    return 0;
+}
+
+int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err) {
+    *dev = NULL;
     struct device *opened = calloc(1, sizeof *opened);
-    if (!opened) return error_system(err, "out of memory while opening the CPU device");
-    opened->ops = precision == PRECISION_F64 ? &ops_cpu_f64 : &ops_cpu_f32;
+    if (!opened) return error_system(err, "out of memory while opening a device");
     opened->kind = kind;
     opened->precision = precision;
+    if (device_table(&opened->ops, kind, precision, err) != 0 || open_machine(opened, err) != 0) {
+        free(opened);
+        return -1;
+    }
     *dev = opened;
     return 0;
 }
 
+/* Run the GPU's part of a function, in builds that have it. */
+#ifdef RIVERRUN_CUDA
+#define ON_CUDA(dev, ...)                                                                                              \
+    if ((dev)->kind == DEVICE_CUDA) {                                                                                  \
+        __VA_ARGS__;                                                                                                   \
+    } else
+#else
+#define ON_CUDA(dev, ...)
+#endif
+
 void device_close(struct device *dev) {
+    if (!dev) return;
+#ifdef RIVERRUN_CUDA
+    if (dev->kind == DEVICE_CUDA) cuda_device_close(dev);
+#endif
     free(dev);
 }
 
 void device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes) {
     (void)dev;
+    ON_CUDA(dev, cuda_device_write(dev, to_device, from_host, bytes))
     if (bytes) memcpy(to_device, from_host, bytes);
 }
 
 void device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes) {
     (void)dev;
+    ON_CUDA(dev, cuda_device_read(dev, to_host, from_device, bytes))
     if (bytes) memcpy(to_host, from_device, bytes);
+}
+
+void device_copy(struct device *dev, void *to, const void *from, size_t bytes) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_copy(dev, to, from, bytes))
+    if (bytes) memcpy(to, from, bytes);
 }
 
 void device_zero(struct device *dev, void *memory, size_t bytes) {
     (void)dev;
+    ON_CUDA(dev, cuda_device_zero(dev, memory, bytes))
     if (bytes) memset(memory, 0, bytes);
 }
 
 int device_check(struct device *dev, error *err) {
     (void)dev;
     (void)err;
+    ON_CUDA(dev, return cuda_device_check(dev, err))
     return 0;
 }
 
@@ -93,6 +156,12 @@ static void describe_blas(char *out, size_t size) {
 void device_describe(const struct device *dev, char *out, size_t size) {
     char blas[80];
     int threads = 1;
+#ifdef RIVERRUN_CUDA
+    if (dev->kind == DEVICE_CUDA) {
+        cuda_device_describe(dev, out, size);
+        return;
+    }
+#endif
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif

@@ -187,13 +187,16 @@ struct ops {
                       tensor targets, double scale, double z_loss, void *scratch);
     size_t (*head_loss_scratch)(int64_t R, int64_t D, int64_t V);
 
+    /* --- conversion: to (n) = from (n), rounded to the nearest value of its type, ties to even ------------------------ */
+    void (*convert)(struct device *dev, tensor to, tensor from);
+
     /* --- optimizer ---------------------------------------------------------------------------------------------- */
     /* *sum (device memory, f64) += sum of x[i]^2 over the flat real array x (n), in a fixed order, accumulated in f64 */
     void (*sum_squares)(struct device *dev, double *sum, tensor x);
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
      * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the right;
      * then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a number.
-     * p, m, v, g: flat real arrays. step in device memory. (Loshchilov & Hutter, arXiv 1711.05101) */
+     * p, m, v, g: flat real arrays. segments in host memory, needed only during the call; step in device memory. (Loshchilov & Hutter, arXiv 1711.05101) */
     void (*adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
                   int64_t count, const struct adamw_step *step);
 };

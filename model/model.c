@@ -17,7 +17,8 @@ struct model {
     enum model_mode mode;
     int64_t B_max, T_max;
     struct params params; /* laid out */
-    tensor *w, *dw;       /* views of every tensor of the table; dw only in MODEL_TRAIN */
+    tensor *w, *dw;       /* views of every tensor of the table as products see it; dw only in MODEL_TRAIN */
+    tensor embedding;     /* the table that tokens are looked up in: always real */
     arena areas[AREAS];
     struct places at;
 
@@ -52,9 +53,12 @@ static int open_views(struct model *m, error *err) {
     m->dw = calloc((size_t)count, sizeof *m->dw);
     if (!m->w || !m->dw) return error_system(err, "out of memory for the tensor table");
     for (int i = 0; i < count; i++) {
-        m->w[i] = params_view(&m->params, i, m->at.params, m->ops->real);
+        bool rounded = m->ops->act != m->ops->real && !m->params.list[i].keep_real;
+        m->w[i] = params_view(&m->params, i, rounded ? m->at.rounded : m->at.params,
+                              rounded ? m->ops->act : m->ops->real);
         m->dw[i] = params_view(&m->params, i, m->at.grads, m->ops->real);
     }
+    m->embedding = params_view(&m->params, m->mc->embedding, m->at.params, m->ops->real);
     return 0;
 }
 
@@ -124,7 +128,23 @@ struct model_memory model_allocated(const struct model *m) {
 #define PIECE 4096 /* elements converted at once, on the stack */
 
 static char *element(const struct model *m, int index, int64_t i) {
-    return (char *)m->w[index].data + (size_t)i * dtype_size(m->ops->real);
+    return (char *)m->at.params + (size_t)(m->params.list[index].offset + i) * dtype_size(m->ops->real);
+}
+
+/* `count` elements of a flat array from element `at` on. */
+static tensor flat_run(void *flat, enum dtype dtype, int64_t at, int64_t count) {
+    return tensor_1d((char *)flat + (size_t)at * dtype_size(dtype), dtype, count);
+}
+
+static void round_params(struct model *m, int64_t at, int64_t count) {
+    if (m->ops->act == m->ops->real) return;
+    m->ops->convert(m->dev, flat_run(m->at.rounded, m->ops->act, at, count),
+                    flat_run(m->at.params, m->ops->real, at, count));
+}
+
+void model_params_changed(struct model *m, int bucket) {
+    const struct bucket *b = &m->params.buckets[bucket];
+    round_params(m, b->offset, b->count);
 }
 
 void model_init(struct model *m, uint64_t seed) {
@@ -137,6 +157,7 @@ void model_init(struct model *m, uint64_t seed) {
             device_write(m->dev, element(m, i, from), piece, (size_t)part * dtype_size(m->ops->real));
         }
     }
+    round_params(m, 0, m->params.elements);
 }
 
 static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype, int64_t count) {
@@ -169,6 +190,7 @@ void model_write_param(struct model *m, int index, const void *values, enum dtyp
         convert(piece, real, (const char *)values + (size_t)from * dtype_size(dtype), dtype, part);
         device_write(m->dev, element(m, index, from), piece, (size_t)part * dtype_size(real));
     }
+    round_params(m, m->params.list[index].offset, count);
 }
 
 /* --- states ----------------------------------------------------------------------------------- */
@@ -292,17 +314,7 @@ static void enter_layer(struct model *m, int i, int64_t R) {
 
 static void embed(struct model *m, int64_t R) {
     m->ops->embedding_forward(m->dev, matrix(m->at.layers[0].residual, m->ops->real, R, m),
-                              tensor_1d(m->at.tokens, DTYPE_I32, R), m->w[m->mc->embedding]);
-}
-
-/* Through the host, piece by piece: a state is small beside what a forward moves. */
-static void copy_state(struct model *m, void *to, const void *from, size_t bytes) {
-    char piece[1 << 14];
-    for (size_t done = 0; done < bytes; done += sizeof piece) {
-        size_t part = bytes - done < sizeof piece ? bytes - done : sizeof piece;
-        device_read(m->dev, piece, (const char *)from + done, part);
-        device_write(m->dev, (char *)to + done, piece, part);
-    }
+                              tensor_1d(m->at.tokens, DTYPE_I32, R), m->embedding);
 }
 
 void model_forward(struct model *m, const struct model_state *initial, struct model_state *final, bool keep) {
@@ -323,7 +335,7 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
         call.initial = initial && state ? initial->layers[i] : NULL;
         call.final = final && state ? (in_place ? m->at.state : final->layers[i]) : NULL;
         call.layer->mixer->forward(&call);
-        if (in_place && state) copy_state(m, final->layers[i], m->at.state, state);
+        if (in_place && state) device_copy(m->dev, final->layers[i], m->at.state, state);
     }
     enter_layer(m, m->mc->layer_count, R);
     m->initial = initial;

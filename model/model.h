@@ -85,6 +85,9 @@ const struct model_config *model_get_config(const struct model *m);
 struct device *model_device(const struct model *m);
 struct model_memory model_allocated(const struct model *m); /* what model_open took; optimizer is 0: not the model's */
 tensor model_flat_params(const struct model *m);            /* (elements) real */
+/* Whoever changes a bucket of the flat parameters says so before the next forward: where products take rounded weights,
+ * their copy is made anew. model_init and model_write_param do it themselves. */
+void model_params_changed(struct model *m, int bucket);
 tensor model_flat_grads(const struct model *m);             /* (elements) real; NULL data in MODEL_INFER */
 
 void model_init(struct model *m, uint64_t seed); /* the papers' initialisation */

@@ -91,6 +91,8 @@ void places_carve(struct places *places, const struct model_config *mc, const st
     size_t flat = elements(params->elements, 1, ops->real), ids = elements(B, T, DTYPE_I32);
     *places = (struct places){.params = arena_take(&areas[AREA_PARAMETERS], flat)};
     if (mode == MODEL_TRAIN) places->grads = arena_take(&areas[AREA_GRADIENTS], flat);
+    if (ops->act != ops->real)
+        places->rounded = arena_take(&areas[AREA_PARAMETERS], elements(params->elements, 1, ops->act));
     places->tokens = arena_take(batch, ids);
     places->targets = arena_take(batch, ids);
     places->doc = arena_take(batch, ids);

@@ -193,6 +193,7 @@ static void update(struct problem *p, int64_t t, double norm, double valid) {
     device_write(dev, p->step, &step, sizeof step);
     dev->ops->adamw(dev, model_flat_params(p->m), p->moment1, p->moment2, model_flat_grads(p->m), p->segments,
                     model_params(p->m)->count, p->step);
+    for (int b = 0; b < model_params(p->m)->bucket_count; b++) model_params_changed(p->m, b);
 }
 
 /* --- comparison --------------------------------------------------------------------------------- */

@@ -1,8 +1,8 @@
 /* test/ops.c: the program that walks the table of operation cases (test/ops.h says how the rows are made).
  *
- *   ops test [--device cpu] [--precision fp32|fp64] [--seed N] [FILTER...]  against the double reference
+ *   ops test [--device cpu|cuda] [--precision fp32|fp64|bf16] [--seed N] [FILTER...]  against the double reference
  *   ops grad [--seed N] [FILTER...]                                          against finite differences, in double
- *   ops perf [--device cpu] [--precision fp32|fp64] [FILTER...]              time, bytes, FLOPs
+ *   ops perf [--device cpu|cuda] [--precision fp32|fp64|bf16] [FILTER...]              time, bytes, FLOPs
  *   ops list [FILTER...]                                                     the cases
  *
  * A FILTER is the name of a row, a part of a name, or a name followed by parameters ("ssd T=7 Q=3,16"), which runs
@@ -22,6 +22,7 @@ enum { LIST_VALUES = 32, CASE_TEXT = 512 };
 struct options {
     int mode;
     bool list;
+    enum device_kind device;
     enum precision precision;
     uint64_t seed;
     char **filters;
@@ -387,14 +388,24 @@ static int filter_run(struct session *s, const char *filter) {
 
 static int usage(const char *problem, const char *what) {
     fprintf(stderr,
-            "ops: %s%s%s; usage: ops test|grad|perf|list [--device cpu] [--precision fp32|fp64] [--seed N] "
+            "ops: %s%s%s; usage: ops test|grad|perf|list [--device cpu|cuda] [--precision fp32|fp64|bf16] [--seed N] "
             "[FILTER...]\n",
             problem, *what ? " " : "", what);
     return 2;
 }
 
+/* In the order of enum device_kind and enum precision. */
+static const char *const devices[] = {"cpu", "cuda", NULL}, *const precisions[] = {"fp32", "fp64", "bf16", NULL};
+
+static int choose(const char *text, const char *const *choices, int *choice) {
+    for (*choice = 0; choices[*choice]; ++*choice)
+        if (strcmp(text, choices[*choice]) == 0) return 0;
+    return -1;
+}
+
 static int options_parse(struct options *o, int argc, char **argv) {
     static const char *const modes[] = {"test", "grad", "perf", "list"};
+    int choice;
     *o = (struct options){.precision = PRECISION_F32, .seed = 1};
     if (argc < 2) return usage("a mode is missing", "");
     for (int i = 0; i < 4; i++)
@@ -406,11 +417,11 @@ static int options_parse(struct options *o, int argc, char **argv) {
         const char *v = i + 1 < argc ? argv[i + 1] : "";
         char *end = "";
         if (strcmp(argv[i], "--device") == 0) {
-            if (strcmp(v, "cpu") != 0) return usage("--device must be cpu (this version has no other), not", v);
+            if (choose(v, devices, &choice) != 0) return usage("--device must be cpu or cuda, not", v);
+            o->device = (enum device_kind)choice;
         } else if (strcmp(argv[i], "--precision") == 0) {
-            if (strcmp(v, "fp32") != 0 && strcmp(v, "fp64") != 0)
-                return usage("--precision must be fp32 or fp64, not", v);
-            o->precision = strcmp(v, "fp64") == 0 ? PRECISION_F64 : PRECISION_F32;
+            if (choose(v, precisions, &choice) != 0) return usage("--precision must be fp32, fp64 or bf16, not", v);
+            o->precision = (enum precision)choice;
         } else if (strcmp(argv[i], "--seed") == 0) {
             o->seed = strtoull(v, &end, 10);
             if (*v == 0 || *end) return usage("--seed must be a whole number, not", v);
@@ -452,11 +463,11 @@ int main(int argc, char **argv) {
     error err = {0};
     int code = options_parse(&s.options, argc, argv);
     if (code != 0) return code;
-    snprintf(replay, sizeof replay, "%s --seed %llu", s.options.precision == PRECISION_F64 ? " --precision fp64" : "",
-             (unsigned long long)s.options.seed);
+    snprintf(replay, sizeof replay, " --device %s --precision %s --seed %llu", devices[s.options.device],
+             precisions[s.options.precision], (unsigned long long)s.options.seed);
     s.report = (struct op_report){.program = argv[0], .mode = argv[1], .options = replay, .row = "gemm",
                                   .case_text = ""};
-    if (device_open(&s.dev, DEVICE_CPU, s.options.precision, &err) != 0 ||
+    if (device_open(&s.dev, s.options.device, s.options.precision, &err) != 0 ||
         device_open(&s.oracle, DEVICE_CPU, PRECISION_F64, &err) != 0) {
         fprintf(stderr, "ops: %s\n", err.text);
         device_close(s.dev);

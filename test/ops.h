@@ -61,6 +61,7 @@ struct operand {
     const char *name;
     enum operand_kind kind;
     enum operand_type type;  /* OPERAND_ACT unless set */
+    bool real_gradient;      /* the gradient is REAL whatever the value's type */
     int lead;                /* > 0: "strided": dimensions before `lead` are rows, those from `lead` on lie together */
     bool accumulate;         /* the gradient is added to what is there ("+=") */
     bool no_gradient;        /* backward neither gives nor takes a gradient (states never have one) */
@@ -137,12 +138,14 @@ int64_t param(const struct run *r, const char *name);
 
 struct operand *input(struct run *r, const char *name, int ndim, const int64_t *dim);
 struct operand *parameter(struct run *r, const char *name, int ndim, const int64_t *dim); /* REAL, gradient "+=" */
+struct operand *weight(struct run *r, const char *name, int ndim, const int64_t *dim); /* ACT, gradient REAL, "+=" */
 struct operand *output(struct run *r, const char *name, int ndim, const int64_t *dim);
 struct operand *statistic(struct run *r, const char *name, int ndim, const int64_t *dim); /* REAL output, no_gradient */
 struct operand *state(struct run *r, const char *name, int ndim, const int64_t *dim);     /* REAL */
 struct operand *indices(struct run *r, const char *name, int ndim, const int64_t *dim,
                         void (*fill)(struct run *r, struct operand *o)); /* fill writes o->index */
 struct operand *bytes(struct run *r, const char *name, const void *content, size_t size); /* copied */
+const void *host_bytes(struct run *r, const char *name); /* the copy that stays on the host */
 void absent(struct run *r, const char *name); /* value() and gradient() of this name are tensor_none() */
 
 /* For fill functions: keyed draws, different for every operand, case seed and position. */

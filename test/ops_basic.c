@@ -26,7 +26,7 @@ static void embedding_declare(struct run *r) {
     int64_t R = param(r, "R"), D = param(r, "D"), V = param(r, "V");
     output(r, "out", DIMS(R, D))->type = OPERAND_REAL;
     indices(r, "tokens", DIMS(R), fill_tokens);
-    set_terms(parameter(r, "table", DIMS(V, D)), 1, R);
+    set_terms(weight(r, "table", DIMS(V, D)), 1, R);
 }
 
 static void embedding_forward(struct run *r) {
@@ -161,7 +161,7 @@ static void linear_declare(struct run *r) {
     o->accumulate = param(r, "add") != 0;
     o->no_gradient = !param(r, "dx");
     set_terms(o, 1, O);
-    o = parameter(r, "w", DIMS(O, I));
+    o = weight(r, "w", DIMS(O, I));
     o->mean = 1;
     o->spread = 0.5;
     o->no_gradient = !param(r, "dw");
@@ -378,7 +378,7 @@ static void head_loss_declare(struct run *r) {
     o = input(r, "x", DIMS(R, D));
     o->no_gradient = !param(r, "dx");
     set_terms(o, 1, D + V);
-    o = parameter(r, "w", DIMS(V, D));
+    o = weight(r, "w", DIMS(V, D));
     o->no_gradient = !param(r, "dx") || !param(r, "dw");
     set_terms(o, 1, R + D + V);
     o->spread = 3 / sqrt((double)D); /* logits of about 3, so that some probabilities are large */
@@ -476,6 +476,25 @@ static void sum_squares_flops(struct run *r, double *forward, double *backward) 
     *backward = 0;
 }
 
+static void convert_declare(struct run *r) {
+    int64_t n = param(r, "n");
+    output(r, "to", DIMS(n))->no_gradient = true;
+    struct operand *o = parameter(r, "from", DIMS(n));
+    o->no_gradient = true;
+}
+
+static void convert_forward(struct run *r) {
+    r->ops->convert(r->dev, value(r, "to"), value(r, "from"));
+}
+
+static const struct op_row convert = {
+    .name = "convert",
+    .parameters = "n=5",
+    .cases = (const struct op_cases[]){{OP_TEST, "n=0,1,17,1025,100003"}, {OP_PERF, "n=16000000"}, {0, NULL}},
+    .declare = convert_declare,
+    .forward = convert_forward,
+};
+
 static const struct op_row sum_squares = {
     .name = "sum_squares",
     .parameters = "n=8",
@@ -514,7 +533,7 @@ static void adamw_declare(struct run *r) {
 }
 
 static void adamw_forward(struct run *r) {
-    r->ops->adamw(r->dev, value(r, "p"), value(r, "m"), value(r, "v"), value(r, "g"), value(r, "segments").data,
+    r->ops->adamw(r->dev, value(r, "p"), value(r, "m"), value(r, "v"), value(r, "g"), host_bytes(r, "segments"),
                   param(r, "segments"), value(r, "step").data);
 }
 
@@ -550,4 +569,4 @@ static const struct op_row adamw = {
 };
 
 const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &swiglu,
-                                               &head_loss, &sum_squares, &adamw, NULL};
+                                               &head_loss, &convert, &sum_squares, &adamw, NULL};

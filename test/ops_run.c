@@ -96,6 +96,13 @@ struct operand *parameter(struct run *r, const char *name, int ndim, const int64
     return o;
 }
 
+struct operand *weight(struct run *r, const char *name, int ndim, const int64_t *dim) {
+    struct operand *o = operand_add(r, name, OPERAND_INPUT, ndim, dim);
+    o->real_gradient = true;
+    o->accumulate = true;
+    return o;
+}
+
 struct operand *output(struct run *r, const char *name, int ndim, const int64_t *dim) {
     return operand_add(r, name, OPERAND_OUTPUT, ndim, dim);
 }
@@ -129,6 +136,10 @@ struct operand *bytes(struct run *r, const char *name, const void *content, size
     o->bytes = must_allocate(size);
     memcpy(o->bytes, content, size);
     return o;
+}
+
+const void *host_bytes(struct run *r, const char *name) {
+    return operand_find(r, name)->bytes;
 }
 
 void absent(struct run *r, const char *name) {
@@ -365,7 +376,8 @@ static void run_lay_out(struct run *r) {
         struct block values = block_of_operand(r, "", o, operand_dtype(r, o), &o->value);
         o->value_block = o->alias ? operand_find(r, o->alias)->value_block : block_push(r, values);
         if (!has_gradient(o)) continue;
-        struct block gradients = block_of_operand(r, "the gradient of ", o, operand_dtype(r, o), &o->gradient);
+        enum dtype dtype = o->real_gradient ? r->ops->real : operand_dtype(r, o);
+        struct block gradients = block_of_operand(r, "the gradient of ", o, dtype, &o->gradient);
         if (o->alias_gradient == NULL) o->gradient_block = block_push(r, gradients);
     }
     r->blocks[SAVED_BLOCK].forward_writes = r->blocks[FORWARD_SCRATCH_BLOCK].forward_writes = true;

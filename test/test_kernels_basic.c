@@ -148,9 +148,16 @@ static void test_device(void **state) {
     (void)state;
     struct device *dev;
     error err = {0};
-    assert_int_equal(device_open(&dev, DEVICE_CUDA, PRECISION_F32, &err), -1);
+    if (device_open(&dev, DEVICE_CUDA, PRECISION_F32, &err) == 0) {
+        assert_int_equal(device_check(dev, &err), 0);
+        device_close(dev);
+    } else { /* without a GPU, or a build for one */
+        assert_int_equal(err.kind, ERROR_INPUT);
+        assert_non_null(strstr(err.text, "cpu"));
+    }
+    const struct ops *ops;
+    assert_int_equal(device_table(&ops, DEVICE_CUDA, PRECISION_F64, &err), -1);
     assert_int_equal(err.kind, ERROR_INPUT);
-    assert_non_null(strstr(err.text, "cpu"));
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_BF16, &err), -1);
     assert_int_equal(err.kind, ERROR_INPUT);
     assert_non_null(strstr(err.text, "bf16"));

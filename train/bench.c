@@ -69,10 +69,10 @@ struct product {
 };
 
 static void product_carve(struct product *p, arena *a, int64_t size) {
-    enum dtype act = p->dev->ops->act, real = p->dev->ops->real;
+    enum dtype act = p->dev->ops->act;
     size_t count = (size_t)(size * size);
     p->x = tensor_2d(arena_take(a, count * dtype_size(act)), act, size, size);
-    p->w = tensor_2d(arena_take(a, count * dtype_size(real)), real, size, size);
+    p->w = tensor_2d(arena_take(a, count * dtype_size(act)), act, size, size);
     p->y = tensor_2d(arena_take(a, count * dtype_size(act)), act, size, size);
 }
 

@@ -141,7 +141,8 @@ static int run_training(const struct train_flags *f, config *c, const char *path
     int status = run_options_bind(o, c, err);
     if (status == 0) status = model_config_bind(&mc, c, 0, err);
     if (status == 0) status = config_finish(c, err);
-    if (status == 0) status = device_open(&dev, DEVICE_CPU, (enum precision)o->train.precision, err);
+    if (status == 0) 
+        status = device_open(&dev, (enum device_kind)o->train.device, (enum precision)o->train.precision, err);
     if (status == 0) status = bench_train(mc, o, dev, &plan, &result, err);
     if (status == 0) print_training(path, mc, o, dev, f, &result);
     if (dev) device_close(dev);
@@ -168,7 +169,7 @@ static int train(int argc, char **argv, error *err) {
 
 struct gemm_flags {
     int64_t size, repeats;
-    int precision;
+    int device, precision;
 };
 
 static const struct option gemm_table[] = {
@@ -176,6 +177,7 @@ static const struct option gemm_table[] = {
      "Size of the square matrices.", NULL},
     {"repeats", OPTION_INT, offsetof(struct gemm_flags, repeats), "20", 1, BENCH_REPEATS_MAX, "products",
      "Products that are timed, after one that is not.", NULL},
+    {"device", OPTION_CHOICE, offsetof(struct gemm_flags, device), "cpu", 0, 0, "", "What computes.", device_choices},
     {"precision", OPTION_CHOICE, offsetof(struct gemm_flags, precision), "fp32", 0, 0, "",
      "Numbers that are computed with.", precision_choices},
     OPTIONS_END,
@@ -201,7 +203,7 @@ static int gemm_bench(int argc, char **argv, error *err) {
     struct json_line line;
     char machine[160];
     double size = (double)f.size, flops = 2 * size * size * size;
-    TRY(device_open(&dev, DEVICE_CPU, (enum precision)f.precision, err));
+    TRY(device_open(&dev, (enum device_kind)f.device, (enum precision)f.precision, err));
     device_describe(dev, machine, sizeof machine);
     int result = bench_product(dev, f.size, (int)f.repeats, &times, err);
     device_close(dev);

@@ -14,12 +14,12 @@
 
 struct eval_flags {
     const char *data;
-    int mode, precision;
+    int mode, device, precision;
     int64_t window, batch, tokens;
     bool reset;
 };
 /* Positions in the table: which flags were given. */
-enum { GIVEN_DATA, GIVEN_MODE, GIVEN_WINDOW, GIVEN_BATCH, GIVEN_TOKENS, GIVEN_RESET, GIVEN_PRECISION };
+enum { GIVEN_DATA, GIVEN_MODE, GIVEN_WINDOW, GIVEN_BATCH, GIVEN_TOKENS, GIVEN_RESET, GIVEN_DEVICE, GIVEN_PRECISION };
 
 #define AT(field) offsetof(struct eval_flags, field)
 static const struct option eval_flags_table[] = {
@@ -41,6 +41,7 @@ static const struct option eval_flags_table[] = {
                       "Predict only this many, from the start of the data; 0: all. If not given: eval.tokens.", NULL},
     [GIVEN_RESET] = {"reset", OPTION_BOOL, AT(reset), "", 0, 0, "",
                      "Start every document with an empty state, or don't. If not given: data.reset.", NULL},
+    [GIVEN_DEVICE] = {"device", OPTION_CHOICE, AT(device), "cpu", 0, 0, "", "What computes.", device_choices},
     [GIVEN_PRECISION] = {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.",
                          precision_choices},
     [GIVEN_PRECISION + 1] = {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
@@ -202,7 +203,10 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     if (count > 1) TRY(check_keys(checkpoint_config(v->checkpoint), err));
     TRY(check_data(v, trained_vocab, err));
     TRY(choose_options(v, given, err));
-    TRY(device_open(&v->dev, DEVICE_CPU, (enum precision)v->flags.precision, err));
+    if (v->flags.device == DEVICE_CUDA && comm->ranks > 1)
+        return error_input(err, "--device cuda runs on one GPU in this version, and this is a job of %d processes: start "
+                                "one, or use --device cpu", comm->ranks);
+    TRY(device_open(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision, err));
     TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->ranks,
                    err));
     return checkpoint_load_model(v->checkpoint, v->model, err);

@@ -20,7 +20,7 @@ struct generate_flags {
     const char *prompt, *prompt_file;
     int64_t tokens, top_k, seed;
     double temperature, top_p;
-    int precision;
+    int device, precision;
     bool ignore_eod, echo;
 };
 /* Positions in the table of the flags that matter by being given. */
@@ -44,6 +44,7 @@ static const struct option generate_flags_table[] = {
      "Key of the draws: the same seed gives the same text.", NULL},
     {"ignore-eod", OPTION_BOOL, AT(ignore_eod), "false", 0, 0, "", "Go on behind the end of a document.", NULL},
     {"echo", OPTION_BOOL, AT(echo), "false", 0, 0, "", "Write the prompt first.", NULL},
+    {"device", OPTION_CHOICE, AT(device), "cpu", 0, 0, "", "What computes.", device_choices},
     {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.", precision_choices},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
@@ -129,7 +130,7 @@ static int parts_open(struct generator_parts *g, int argc, char **argv, bool *he
     TRY(checkpoint_tokenizer(g->checkpoint, &g->tokenizer, err));
     TRY(encode_prompt(g, err));
     TRY(model_config_bind(&g->model_config, checkpoint_config(g->checkpoint), tokenizer_vocab(g->tokenizer), err));
-    TRY(device_open(&g->dev, DEVICE_CPU, (enum precision)g->flags.precision, err));
+    TRY(device_open(&g->dev, (enum device_kind)g->flags.device, (enum precision)g->flags.precision, err));
     TRY(model_open(&g->model, g->model_config, g->dev, MODEL_INFER, 1, PIECE, 1, err));
     return checkpoint_load_model(g->checkpoint, g->model, err);
 }

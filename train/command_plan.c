@@ -17,7 +17,7 @@
 struct plan_options {
     double memory; /* GiB; 0 = this machine's */
     int64_t batch, seq, ranks;
-    int precision;
+    int device, precision;
     bool json, tensors;
 };
 
@@ -31,6 +31,8 @@ static const struct option plan_table[] = {
      NULL},
     {"ranks", OPTION_INT, FIELD(ranks), "1", 1, LIMIT_RANKS, "ranks", "Processes that share the optimizer's state.",
      NULL},
+    {"device", OPTION_CHOICE, FIELD(device), "cpu", 0, 0, "",
+     "What computes; where it is not given, the config's train.device counts.", device_choices},
     {"precision", OPTION_CHOICE, FIELD(precision), "fp32", 0, 0, "",
      "Numbers that are computed with; where it is not given, the config's train.precision counts.", precision_choices},
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, "", "Print one JSON object.", NULL},
@@ -38,7 +40,7 @@ static const struct option plan_table[] = {
      "Print every tensor too: name, shape, and how the optimizer treats it.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
-enum { GIVEN_PRECISION = 4 }; /* its place in the table */
+enum { GIVEN_DEVICE = 4, GIVEN_PRECISION }; /* their places in the table */
 
 static const struct flags plan_flags = {
     .command = "plan",
@@ -292,10 +294,13 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     int result = run_options_bind(run, c, err);
     if (result == 0) result = model_config_bind(&mc, c, data_options_vocab(&run->data), err);
     if (result == 0) result = config_finish(c, err);
+    int device = given >> GIVEN_DEVICE & 1 ? o->device : run->train.device;
     int precision = given >> GIVEN_PRECISION & 1 ? o->precision : run->train.precision;
+    const struct ops *ops = NULL;
+    if (result == 0) result = device_table(&ops, (enum device_kind)device, (enum precision)precision, err);
     struct plan p = {
         .mc = mc,
-        .ops = precision == PRECISION_F64 ? &ops_cpu_f64 : &ops_cpu_f32,
+        .ops = ops,
         .config = path,
         .precision = precision_choices[precision],
         .B = o->batch,

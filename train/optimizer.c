@@ -200,6 +200,7 @@ static void update_slices(struct optimizer *o) {
     for (int b = 0; b < p->bucket_count; b++) {
         char *at = (char *)params.data + p->buckets[b].offset * (int64_t)dtype_size(params.dtype);
         comm_all_gather(o->comm, at, o->slices[b].count, params.dtype);
+        model_params_changed(o->model, b);
     }
 }
 

@@ -16,7 +16,7 @@ static const char *const schedule_choices[] = {"constant", "cosine", "linear", "
 static const char *const decay_choices[] = {"table", "all", NULL};
 static const char *const decay_mode_choices[] = {"lr", "detached", NULL};
 const char *const eval_mode_choices[] = {"window", "carry", NULL};
-const char *const precision_choices[] = {"fp32", "fp64", NULL};
+const char *const precision_choices[] = {"fp32", "fp64", "bf16", NULL}, *const device_choices[] = {"cpu", "cuda", NULL};
 
 const struct option train_options_table[] = {
     {"out", OPTION_STRING, AT(train_options, out), "", 0, 0, "",
@@ -32,8 +32,11 @@ const struct option train_options_table[] = {
      "0: batch / ranks, or with a ramp what divides all its batches.",
      NULL},
     {"seed", OPTION_INT, AT(train_options, seed), "1", 0, SEED_MAX, "", "Key of the initial weights.", NULL},
+    {"device", OPTION_CHOICE, AT(train_options, device), "cpu", 0, 0, "",
+     "What computes: the processor, or a GPU (in builds with CUDA).", device_choices},
     {"precision", OPTION_CHOICE, AT(train_options, precision), "fp32", 0, 0, "",
-     "Numbers that are computed with. fp64 is for checking: slow, and checkpoints hold fp32 all the same.",
+     "Numbers that are computed with. fp64 (CPU) is for checking: slow, and checkpoints hold fp32 all the same. bf16 "
+     "(GPU): activations and the operands of products; weights, their gradients, states and sums stay fp32.",
      precision_choices},
     {"log_every", OPTION_INT, AT(train_options, log_every), "10", 1, COUNT_MAX, "steps",
      "Steps between lines on the terminal; log.jsonl has every step.", NULL},

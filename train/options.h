@@ -25,6 +25,7 @@ struct train_options { /* [train] */
     int64_t batch;       /* sequences in a global batch, over all ranks */
     int64_t micro_batch; /* sequences a rank runs at once; 0 = batch / ranks */
     int64_t seed;        /* of the initial weights; data has its own */
+    int device;          /* enum device_kind */
     int precision;       /* enum precision; what is computed in. Checkpoints hold f32 */
     int64_t log_every;   /* steps between terminal lines; every step goes to log.jsonl */
     bool resume;         /* continue from `latest` in out if there is one */
@@ -78,8 +79,8 @@ struct run_options {
     struct checkpoint_options checkpoint;
 };
 
-/* The number precision choices of --precision and train.precision: "fp32", "fp64", in the order of enum precision. */
-extern const char *const precision_choices[], *const eval_mode_choices[];
+/* The choices of --precision and train.precision, and of --device and train.device, in the order of their enums. */
+extern const char *const precision_choices[], *const device_choices[], *const eval_mode_choices[];
 
 /* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). */
 int run_options_bind(struct run_options *o, config *c, error *err);

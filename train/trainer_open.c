@@ -188,13 +188,17 @@ static int find_checkpoint(struct trainer *t, error *err) {
 
 /* The loader comes first: it finds data too short for a row, before gigabytes are taken for a model. */
 static int open_loader(struct trainer *t, error *err) {
-    TRY(device_open(&t->dev, DEVICE_CPU, (enum precision)t->options.train.precision, err));
+    const struct train_options *o = &t->options.train;
+    if (o->device == DEVICE_CUDA && t->comm->ranks > 1)
+        return error_input(err, "train.device = cuda runs on one GPU in this version, and this is a job of %d processes: "
+                                "start one, or use train.device=cpu", t->comm->ranks);
+    TRY(device_open(&t->dev, (enum device_kind)o->device, (enum precision)o->precision, err));
     struct loader_options options = data_loader_options(&t->options.data);
     options.B = t->micro_batch;
     options.rank = t->comm->rank;
     options.ranks = t->comm->ranks;
     options.start = t->state.samples;
-    options.memory = t->dev->memory;
+    options.memory = t->dev->host_memory;
     return loader_open(&t->loader, t->data.train, t->data.count, &options, err);
 }
 

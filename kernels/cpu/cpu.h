@@ -174,6 +174,8 @@ void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, te
                    tensor targets, double scale, double z_loss, void *scratch);
 size_t OP(head_loss_scratch)(int64_t R, int64_t D, int64_t V);
 
+void OP(convert)(struct device *dev, tensor to, tensor from);
+
 void OP(sum_squares)(struct device *dev, double *sum, tensor x);
 void OP(adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
                int64_t count, const struct adamw_step *step);

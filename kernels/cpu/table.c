@@ -47,6 +47,7 @@ const struct ops OP(ops_cpu) = {
     ENTRY(swiglu_backward),
     ENTRY(head_loss),
     ENTRY(head_loss_scratch),
+    ENTRY(convert),
     ENTRY(sum_squares),
     ENTRY(adamw),
 };

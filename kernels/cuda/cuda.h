@@ -1,0 +1,72 @@
+/* cuda.h: the CUDA device as the C side of kernels/ sees it: opening, memory, and one launcher for each operation of
+ * kernels/ops.h. Used by kernels/device.c and table.c here; nothing above kernels/ includes it. The launchers have
+ * exactly the types of struct ops' members, so they are declared from them. One launcher serves both activation types:
+ * it looks at the views it is given.
+ */
+#ifndef RIVERRUN_CUDA_H
+#define RIVERRUN_CUDA_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "kernels/device.h"
+
+/* fp32: every product in full float, no TF32: the checking path. bf16: activations and the operands of products. */
+extern const struct ops ops_cuda_f32, ops_cuda_bf16;
+
+/* Fill in impl and memory of a device whose kind, precision and ops are set. ERROR_INPUT when there is no GPU that this
+ * build has code for. */
+int cuda_device_open(struct device *dev, error *err);
+void cuda_device_close(struct device *dev);
+void cuda_device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
+void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+void cuda_device_copy(struct device *dev, void *to, const void *from, size_t bytes);
+void cuda_device_zero(struct device *dev, void *memory, size_t bytes);
+int cuda_device_check(struct device *dev, error *err);
+void cuda_device_describe(const struct device *dev, char *out, size_t size);
+
+#define CUDA_OP(name) __typeof__(*((struct ops *)0)->name) cuda_##name
+CUDA_OP(embedding_forward);
+CUDA_OP(embedding_backward);
+CUDA_OP(add_rmsnorm_forward);
+CUDA_OP(add_rmsnorm_backward);
+CUDA_OP(add_rmsnorm_backward_scratch);
+CUDA_OP(linear_forward);
+CUDA_OP(linear_backward);
+CUDA_OP(conv_forward);
+CUDA_OP(conv_backward);
+CUDA_OP(conv_backward_scratch);
+CUDA_OP(conv_step);
+CUDA_OP(ssd_dt_forward);
+CUDA_OP(ssd_dt_backward);
+CUDA_OP(ssd_dt_backward_scratch);
+CUDA_OP(ssd_forward);
+CUDA_OP(ssd_backward);
+CUDA_OP(ssd_saved);
+CUDA_OP(ssd_forward_scratch);
+CUDA_OP(ssd_backward_scratch);
+CUDA_OP(ssd_step);
+CUDA_OP(scan_forward);
+CUDA_OP(scan_backward);
+CUDA_OP(scan_saved);
+CUDA_OP(scan_forward_scratch);
+CUDA_OP(scan_backward_scratch);
+CUDA_OP(scan_step);
+CUDA_OP(gated_rmsnorm_forward);
+CUDA_OP(gated_rmsnorm_backward);
+CUDA_OP(gated_rmsnorm_backward_scratch);
+CUDA_OP(swiglu_forward);
+CUDA_OP(swiglu_backward);
+CUDA_OP(head_loss);
+__typeof__(*((struct ops *)0)->head_loss_scratch) cuda_head_loss_scratch_f32, cuda_head_loss_scratch_bf16;
+CUDA_OP(convert);
+CUDA_OP(sum_squares);
+CUDA_OP(adamw);
+#undef CUDA_OP
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,162 @@
+/* device.cu: opening a GPU, its memory, and moving bytes to and from it. One stream carries everything, so what is
+ * submitted runs in order; reading waits for it. Called through kernels/device.c. */
+#include "kernels/cuda/launch.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLAS_WORKSPACE = 32 << 20 };
+
+void cuda_keep_failure(struct device *dev, const char *what, const char *why) {
+    struct cuda_device *c = cuda_impl(dev);
+    if (c->failed) return;
+    c->failed = true;
+    snprintf(c->failure, sizeof c->failure, "%s: %s", what, why);
+}
+
+static void *memory_allocate(void *self, size_t size) {
+    struct device *dev = (struct device *)self;
+    void *block = NULL;
+    if (cudaMalloc(&block, size ? size : 1) != cudaSuccess) {
+        cudaGetLastError(); /* the caller reports it; it is no failure of later launches */
+        return NULL;
+    }
+    cuda_expect(dev, cudaMemsetAsync(block, 0, size, cuda_impl(dev)->stream), "clearing memory");
+    return block;
+}
+
+static void memory_release(void *self, void *block) {
+    struct device *dev = (struct device *)self;
+    cudaStreamSynchronize(cuda_impl(dev)->stream);
+    cudaFree(block);
+}
+
+/* Pinned: copies from it need no staging. */
+static void *host_allocate(void *self, size_t size) {
+    (void)self;
+    void *block = NULL;
+    if (cudaMallocHost(&block, size ? size : 1) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    memset(block, 0, size);
+    return block;
+}
+
+static void host_release(void *self, void *block) {
+    (void)self;
+    cudaFreeHost(block);
+}
+
+/* Is there code in this binary that this GPU can run? */
+__global__ void probe_kernel() {}
+
+static int check_device(error *err) {
+    int count = 0;
+    cudaError_t found = cudaGetDeviceCount(&count);
+    if (found != cudaSuccess || count == 0)
+        return error_input(err, "device cuda asks for an NVIDIA GPU and this machine offers none (%s): choose device cpu",
+                           found != cudaSuccess ? cudaGetErrorString(found) : "no device");
+    cudaFuncAttributes attributes;
+    cudaError_t runs = cudaFuncGetAttributes(&attributes, probe_kernel);
+    if (runs != cudaSuccess) {
+        cudaGetLastError();
+        return error_input(err, "this riverrun has no code for the GPU here (%s): build it on this machine, or with "
+                                "CUDA_ARCH=", cudaGetErrorString(runs));
+    }
+    return 0;
+}
+
+static int open_blas(struct cuda_device *c, error *err) {
+    TRY(cublas_load(&c->library, err));
+    cublasStatus_t status = c->library.cublasLtCreate(&c->blas);
+    if (status == CUBLAS_STATUS_SUCCESS) return 0;
+    return error_system(err, "opening cuBLASLt: %s", c->library.cublasLtGetStatusString(status));
+}
+
+int cuda_device_open(struct device *dev, error *err) {
+    TRY(check_device(err));
+    struct cuda_device *c = (struct cuda_device *)calloc(1, sizeof *c);
+    if (!c) return error_system(err, "out of memory while opening the GPU");
+    dev->impl = c;
+    c->workspace_size = BLAS_WORKSPACE;
+    cudaDeviceProp properties;
+    cudaError_t result = cudaGetDeviceProperties(&properties, 0);
+    if (result == cudaSuccess) result = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (result == cudaSuccess) result = cudaMalloc(&c->workspace, c->workspace_size);
+    if (result == cudaSuccess) result = cudaMalloc((void **)&c->partials, SUM_BLOCKS * sizeof *c->partials);
+    if (result != cudaSuccess) error_system(err, "opening the GPU: %s", cudaGetErrorString(result));
+    if (result != cudaSuccess || open_blas(c, err) != 0) {
+        cuda_device_close(dev);
+        return -1;
+    }
+    c->multiprocessors = properties.multiProcessorCount;
+    c->memory = {memory_allocate, memory_release, dev};
+    dev->memory = &c->memory;
+    c->host_memory = {host_allocate, host_release, dev};
+    dev->host_memory = &c->host_memory;
+    return 0;
+}
+
+void cuda_linear_close(struct cuda_device *c);
+
+void cuda_device_close(struct device *dev) {
+    struct cuda_device *c = cuda_impl(dev);
+    if (!c) return;
+    if (c->stream) cudaStreamSynchronize(c->stream);
+    cuda_linear_close(c);
+    if (c->blas) c->library.cublasLtDestroy(c->blas);
+    cudaFree(c->workspace);
+    cudaFree(c->partials);
+    if (c->stream) cudaStreamDestroy(c->stream);
+    free(c);
+    dev->impl = NULL;
+}
+
+/* From pageable memory: the bytes are staged before the call returns, so the caller may change them at once. */
+void cuda_device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes) {
+    if (bytes)
+        cuda_expect(dev, cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, cuda_impl(dev)->stream),
+                    "writing to the GPU");
+    /* Pinned memory isn't staged. */
+    cuda_expect(dev, cudaStreamSynchronize(cuda_impl(dev)->stream), "writing to the GPU");
+}
+
+void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes) {
+    if (bytes)
+        cuda_expect(dev, cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, cuda_impl(dev)->stream),
+                    "reading from the GPU");
+    cuda_expect(dev, cudaStreamSynchronize(cuda_impl(dev)->stream), "reading from the GPU");
+}
+
+void cuda_device_copy(struct device *dev, void *to, const void *from, size_t bytes) {
+    if (bytes)
+        cuda_expect(dev, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_impl(dev)->stream),
+                    "copying on the GPU");
+}
+
+void cuda_device_zero(struct device *dev, void *memory, size_t bytes) {
+    if (bytes) cuda_expect(dev, cudaMemsetAsync(memory, 0, bytes, cuda_impl(dev)->stream), "clearing on the GPU");
+}
+
+int cuda_device_check(struct device *dev, error *err) {
+    struct cuda_device *c = cuda_impl(dev);
+    cuda_expect(dev, cudaStreamSynchronize(c->stream), "the GPU's work");
+    if (!c->failed) return 0;
+    c->failed = false;
+    return error_system(err, "on the GPU: %s", c->failure);
+}
+
+void cuda_device_describe(const struct device *dev, char *out, size_t size) {
+    (void)dev;
+    cudaDeviceProp p;
+    int runtime = 0;
+    cudaRuntimeGetVersion(&runtime);
+    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) {
+        snprintf(out, size, "a GPU that does not answer");
+        return;
+    }
+    snprintf(out, size, "%s, %d multiprocessors, %.0f GiB, CUDA %d.%d", p.name, p.multiProcessorCount,
+             (double)p.totalGlobalMem / (1 << 30), runtime / 1000, runtime % 1000 / 10);
+}

@@ -1,0 +1,194 @@
+/* linear.cu: y = x w^T (+ bias) and its gradients, through cuBLASLt; and the matrix products of the other operations.
+ *
+ *   y = x w^T + bias          dx (+)= dy w          dw += dy^T x          dbias += column sums of dy
+ *
+ * fp32 is computed in fp32 (no TF32); bf16 operands are multiplied exactly and added in fp32. dw is fp32 with bf16
+ * operands: the product adds to it in its epilogue.
+ *
+ * cuBLASLt counts columns first, so a row-major matrix is its transpose. A plan (descriptor, layouts, algorithm) is made
+ * once for a shape, with its types, row steps and the alignment of its pointers, and kept for the life of the device;
+ * the algorithm is the library's first proposal for that shape, which depends on nothing measured. 2 R I O FLOPs for
+ * each product.
+ */
+#include "kernels/cuda/gemm.cuh"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+
+/* --- the library -------------------------------------------------------------------------------------------------- */
+
+#define TEXT_OF(number) #number
+#define LIBRARY_NAME(major) "libcublasLt.so." TEXT_OF(major)
+
+int cublas_load(struct cublas *blas, error *err) {
+    const char *name = LIBRARY_NAME(CUBLAS_VER_MAJOR);
+    blas->library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (!blas->library)
+        return error_system(err, "a GPU computes with CUDA's %s, which can't be loaded here (%s): install the CUDA "
+                                 "toolkit's libraries, or choose device cpu", name, dlerror());
+#define CUBLAS_FIND(function)                                                                                          \
+    blas->function = (decltype(blas->function))dlsym(blas->library, #function);                                        \
+    if (!blas->function) return error_system(err, "%s lacks the function %s", name, #function);
+    CUBLAS_FUNCTIONS(CUBLAS_FIND)
+#undef CUBLAS_FIND
+    return 0;
+}
+
+/* --- plans -------------------------------------------------------------------------------------------------------- */
+
+/* What a plan is made for. Compared as bytes, so it is zeroed before it is filled. */
+struct gemm_key {
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc;
+    int32_t trans_a, trans_b, type_ab, type_c;
+    int32_t align_a, align_b, align_c;
+};
+
+struct gemm_plan {
+    struct gemm_key key;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+    struct gemm_plan *next;
+};
+
+void cuda_linear_close(struct cuda_device *c) {
+    const struct cublas *lt = &c->library;
+    for (struct gemm_plan *p = c->plans, *next; p; p = next) {
+        next = p->next;
+        lt->cublasLtMatmulDescDestroy(p->operation);
+        lt->cublasLtMatrixLayoutDestroy(p->a);
+        lt->cublasLtMatrixLayoutDestroy(p->b);
+        lt->cublasLtMatrixLayoutDestroy(p->c);
+        free(p);
+    }
+    c->plans = NULL;
+}
+
+/* The largest power of two up to 256 that divides the address. */
+static int32_t alignment(const void *at) {
+    uintptr_t address = (uintptr_t)at | 256;
+    return (int32_t)(address & (~address + 1));
+}
+
+static cudaDataType type_of(enum dtype dtype) {
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_BF16);
+    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+#define TRY_BLAS(call)                                                                                                 \
+    do {                                                                                                               \
+        cublasStatus_t status = (call);                                                                                \
+        if (status != CUBLAS_STATUS_SUCCESS) return status;                                                            \
+    } while (0)
+
+/* cuBLASLt's view: C^T (n x m) = op(B)^T op(A)^T, all column-major, so its first operand is our b. */
+static cublasStatus_t plan_describe(struct gemm_plan *p, const struct cublas *lt) {
+    const struct gemm_key *k = &p->key;
+    cublasOperation_t first = k->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = k->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cudaDataType ab = (cudaDataType)k->type_ab, c = (cudaDataType)k->type_c;
+    TRY_BLAS(lt->cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
+    TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    uint64_t a_rows = (uint64_t)(k->trans_a ? k->m : k->k), a_columns = (uint64_t)(k->trans_a ? k->k : k->m);
+    uint64_t b_rows = (uint64_t)(k->trans_b ? k->k : k->n), b_columns = (uint64_t)(k->trans_b ? k->n : k->k);
+    TRY_BLAS(lt->cublasLtMatrixLayoutCreate(&p->a, ab, a_rows, a_columns, k->lda));
+    TRY_BLAS(lt->cublasLtMatrixLayoutCreate(&p->b, ab, b_rows, b_columns, k->ldb));
+    return lt->cublasLtMatrixLayoutCreate(&p->c, c, (uint64_t)k->n, (uint64_t)k->m, k->ldc);
+}
+
+static cublasStatus_t plan_choose(struct gemm_plan *p, struct cuda_device *c) {
+    const struct cublas *lt = &c->library;
+    cublasLtMatmulPreference_t wish;
+    cublasLtMatmulHeuristicResult_t best;
+    int found = 0;
+    uint32_t a = (uint32_t)p->key.align_b, b = (uint32_t)p->key.align_a, out = (uint32_t)p->key.align_c;
+    TRY_BLAS(lt->cublasLtMatmulPreferenceCreate(&wish));
+    cublasStatus_t status = lt->cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                                 &c->workspace_size, sizeof c->workspace_size);
+    const cublasLtMatmulPreferenceAttributes_t names[4] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint32_t values[4] = {a, b, out, out};
+    for (int i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++)
+        status = lt->cublasLtMatmulPreferenceSetAttribute(wish, names[i], &values[i], sizeof values[i]);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = lt->cublasLtMatmulAlgoGetHeuristic(c->blas, p->operation, p->b, p->a, p->c, p->c, wish, 1, &best, &found);
+    lt->cublasLtMatmulPreferenceDestroy(wish);
+    if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = best.algo;
+    return status;
+}
+
+static struct gemm_plan *plan_for(struct device *dev, const struct gemm_key *key) {
+    struct cuda_device *c = cuda_impl(dev);
+    for (struct gemm_plan *p = c->plans; p; p = p->next)
+        if (memcmp(&p->key, key, sizeof *key) == 0) return p;
+    struct gemm_plan *p = (struct gemm_plan *)calloc(1, sizeof *p);
+    if (!p) {
+        cuda_keep_failure(dev, "a matrix product", "out of host memory");
+        return NULL;
+    }
+    p->key = *key;
+    p->next = c->plans;
+    c->plans = p;
+    cublasStatus_t status = plan_describe(p, &c->library);
+    if (status == CUBLAS_STATUS_SUCCESS) status = plan_choose(p, c);
+    if (status == CUBLAS_STATUS_SUCCESS) return p;
+    cuda_keep_failure(dev, "setting up a matrix product", c->library.cublasLtGetStatusString(status));
+    return NULL;
+}
+
+void cuda_gemm(struct device *dev, struct gemm_operand a, struct gemm_operand b, struct gemm_operand to, int64_t m,
+               int64_t n, int64_t k, float alpha, float beta) {
+    struct cuda_device *c = cuda_impl(dev);
+    if (m == 0 || n == 0) return;
+    ASSERT(a.dtype == b.dtype);
+    if (k == 0) { /* an empty sum, which the library doesn't know */
+        size_t size = dtype_size(to.dtype);
+        if (beta == 0)
+            cuda_expect(dev, cudaMemset2DAsync(to.data, (size_t)to.step * size, 0, (size_t)n * size, (size_t)m,
+                                               c->stream), "a matrix product");
+        return;
+    }
+    struct gemm_key key;
+    memset(&key, 0, sizeof key);
+    key.m = m, key.n = n, key.k = k;
+    key.lda = a.step, key.ldb = b.step, key.ldc = to.step;
+    key.trans_a = a.transposed, key.trans_b = b.transposed;
+    key.type_ab = type_of(a.dtype), key.type_c = type_of(to.dtype);
+    key.align_a = alignment(a.data), key.align_b = alignment(b.data), key.align_c = alignment(to.data);
+    struct gemm_plan *p = plan_for(dev, &key);
+    if (!p) return;
+    cublasStatus_t status = c->library.cublasLtMatmul(c->blas, p->operation, &alpha, b.data, p->b, a.data, p->a, &beta, to.data, p->c,
+                                           to.data, p->c, &p->algorithm, c->workspace, c->workspace_size, c->stream);
+    if (status != CUBLAS_STATUS_SUCCESS) cuda_keep_failure(dev, "a matrix product", c->library.cublasLtGetStatusString(status));
+}
+
+/* --- the operation ------------------------------------------------------------------------------------------------ */
+
+template <class T> __global__ void add_bias_kernel(T *y, const float *bias, int64_t step, int64_t O) {
+    T *row = y + blockIdx.x * step;
+    for (int64_t i = threadIdx.x; i < O; i += blockDim.x) row[i] = from_float<T>(to_float(row[i]) + bias[i]);
+}
+
+extern "C" void cuda_linear_forward(struct device *dev, tensor y, tensor x, tensor w, tensor bias) {
+    int64_t R = x.dim[0], I = x.dim[1], O = w.dim[0];
+    ASSERT(tensor_is(y, 2, R, O) && w.dim[1] == I && (!tensor_given(bias) || tensor_is(bias, 1, O)));
+    cuda_gemm(dev, gemm_rows(x), gemm_transposed(w), gemm_rows(y), R, O, I, 1, 0);
+    if (!tensor_given(bias)) return;
+    ASSERT(bias.dtype == DTYPE_F32);
+    with_type(y.dtype, [&](auto of_type) {
+        using T = decltype(of_type);
+        LAUNCH(dev, add_bias_kernel<T>, (unsigned)R, 256, 0, data_of<T>(y), data_of<float>(bias), y.stride[0], O);
+    });
+}
+
+extern "C" void cuda_linear_backward(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy,
+                                     tensor x, tensor w) {
+    int64_t R = x.dim[0], I = x.dim[1], O = w.dim[0];
+    ASSERT(tensor_is(dy, 2, R, O) && w.dim[1] == I);
+    if (tensor_given(dx)) cuda_gemm(dev, gemm_rows(dy), gemm_rows(w), gemm_rows(dx), R, I, O, 1, add_dx ? 1 : 0);
+    if (tensor_given(dw)) cuda_gemm(dev, gemm_transposed(dy), gemm_rows(x), gemm_rows(dw), O, I, R, 1, 1);
+    if (tensor_given(dbias)) cuda_add_column_sums(dev, data_of<float>(dbias), dy);
+}

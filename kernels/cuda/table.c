@@ -1,0 +1,31 @@
+/* table.c: the two tables of the CUDA device. They differ in the type of activations, and in what depends on its size;
+ * device_open() hands out one of them. */
+#include "kernels/cuda/cuda.h"
+
+#define ENTRY(name) .name = cuda_##name
+#define ENTRIES                                                                                                        \
+    ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(add_rmsnorm_forward), ENTRY(add_rmsnorm_backward),      \
+        ENTRY(add_rmsnorm_backward_scratch), ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward),       \
+        ENTRY(conv_backward), ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward),                   \
+        ENTRY(ssd_dt_backward), ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward),               \
+        ENTRY(ssd_saved), ENTRY(ssd_forward_scratch), ENTRY(ssd_backward_scratch), ENTRY(ssd_step),                    \
+        ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
+        ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
+        ENTRY(gated_rmsnorm_backward_scratch), ENTRY(swiglu_forward), ENTRY(swiglu_backward), ENTRY(head_loss),        \
+        ENTRY(convert), ENTRY(sum_squares), ENTRY(adamw)
+
+const struct ops ops_cuda_f32 = {
+    .name = "cuda-f32",
+    .act = DTYPE_F32,
+    .real = DTYPE_F32,
+    ENTRIES,
+    .head_loss_scratch = cuda_head_loss_scratch_f32,
+};
+
+const struct ops ops_cuda_bf16 = {
+    .name = "cuda-bf16",
+    .act = DTYPE_BF16,
+    .real = DTYPE_F32,
+    ENTRIES,
+    .head_loss_scratch = cuda_head_loss_scratch_bf16,
+};
