@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #ifdef RIVERRUN_OPENBLAS
 #include <cblas.h>
@@ -140,12 +141,34 @@ int device_check(struct device *dev, error *err) {
     return 0;
 }
 
-/* "OpenBLAS 0.3.21": the first two words of what the library says about itself. */
+#if defined(RIVERRUN_OPENBLAS) && defined(__x86_64__)
+const char *device_better_blas(void) {
+    /* Those of OpenBLAS's x86-64 cores that lack AVX2. */
+    static const char *const old[] = {"Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom", "Nano", "Generic",
+                                      "Unknown", "Sandybridge", "Opteron", "Opteron_SSE3", "Barcelona", "Bobcat", "Bulldozer",
+                                      "Piledriver", "Steamroller"};
+    const char *core = openblas_get_corename();
+    bool is_old = false;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++) is_old = is_old || strcasecmp(core, old[i]) == 0;
+    if (!is_old) return NULL;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
+        return "SkylakeX";
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? "Haswell" : NULL;
+}
+#else
+const char *device_better_blas(void) {
+    return NULL;
+}
+#endif
+
+/* "OpenBLAS 0.3.21 (SkylakeX)": the first two words of what the library says about itself, and the processor that it
+ * takes this one for. */
 static void describe_blas(char *out, size_t size) {
 #ifdef RIVERRUN_OPENBLAS
     char name[32], version[32];
     if (sscanf(openblas_get_config(), "%31s %31s", name, version) == 2)
-        snprintf(out, size, "%s %s", name, version);
+        snprintf(out, size, "%s %s (%s)", name, version, openblas_get_corename());
     else
         snprintf(out, size, "OpenBLAS");
 #else

@@ -171,4 +171,15 @@ if [ -w /dev/full ]; then
     "$RIVERRUN" generate "$WORK/ok" --prompt a > /dev/full 2> "$WORK/err"
     [ $? = 1 ] && grep -q 'standard output' "$WORK/err" || fail "generate to a full disk: $(cat "$WORK/err")"
 fi
+
+# An OpenBLAS that does not know the processor is told what it is: the program starts a second time, and no more.
+printf 'char *openblas_get_corename(void) { return "Prescott"; }\n' > "$WORK/old.c"
+if grep -q avx2 /proc/cpuinfo 2>/dev/null && ldd "$RIVERRUN" | grep -q openblas &&
+    ${CC:-cc} -shared -fPIC -o "$WORK/old.so" "$WORK/old.c" 2>/dev/null; then
+    starts=$(LD_PRELOAD="$WORK/old.so" OPENBLAS_VERBOSE=2 "$RIVERRUN" --version 2>&1 | grep -c '^Core:')
+    [ "$starts" = 2 ] || fail "with an OpenBLAS that is too old the program starts $starts times, should be 2"
+    starts=$(LD_PRELOAD="$WORK/old.so" OPENBLAS_VERBOSE=2 OPENBLAS_CORETYPE=Haswell "$RIVERRUN" --version 2>&1 |
+        grep -c '^Core:')
+    [ "$starts" = 1 ] || fail "with OPENBLAS_CORETYPE given the program starts $starts times, should be 1"
+fi
 finish

@@ -1,12 +1,15 @@
 /* main.c: the program: finds the command, runs it, prints its error, and turns it into an exit code. */
 #include "common/text.h"
+#include "kernels/device.h"
 #include "train/commands.h"
 #include "train/version.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct command {
     const char *name;
@@ -86,8 +89,16 @@ static int run(int argc, char **argv, error *err) {
     return c ? c->run(argc - 1, argv + 1, err) : -1;
 }
 
+/* Start again with OpenBLAS told what the processor is, where it has not seen it; a user's own choice is left alone. */
+static void choose_blas(char **argv) {
+    const char *core = getenv("OPENBLAS_CORETYPE") ? NULL : device_better_blas();
+    if (!core || setenv("OPENBLAS_CORETYPE", core, 1) != 0) return;
+    execv("/proc/self/exe", argv); /* if that fails, go on slowly */
+}
+
 int main(int argc, char **argv) {
     error err = {0};
+    choose_blas(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is told as a write that failed */
     if (argc < 2) {
         print_usage(stderr);
