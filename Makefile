@@ -381,7 +381,7 @@ else ifeq ($(HAVE_CUDA),)
 else
   CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME), for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX)
 endif
-with_cuda = found: this version makes no use of it
+with_cuda = found (this version makes no use of it)
 
 $(info riverrun $(COMMIT), building in $(BUILD)/)
 $(call row,compiler  ,$(CC_VERSION)$(comma) $(or $(MARCH),default)$(if $(SAN), -fsanitize=$(SAN)),CC= CPU_ARCH=)
