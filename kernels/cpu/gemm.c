@@ -25,7 +25,7 @@
 
 /* Multiply-adds up to which a product is worked out by the loops below although there is OpenBLAS. With AVX-512,
  * products of 64 to 128 rows, columns and terms take 0.7 to 1.04 times as long as in OpenBLAS 0.3.21; from some
- * hundreds on it is OpenBLAS that is faster, mostly by less than 15 %. Without AVX-512 nothing was measured. */
+ * hundreds on it is OpenBLAS that is faster. Without AVX-512 nothing was measured. */
 #if defined(__AVX512F__)
 #define SMALL_PRODUCT (160 * 160 * 160)
 #else
