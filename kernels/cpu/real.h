@@ -82,7 +82,8 @@ static inline real exp_real(real v) {
 }
 
 /* 2^v for v <= 0, cheaper than exp_real because the exponent needs one bound only: anything below EXP2_LOWEST counts as
- * it, so that no result is zero or subnormal. Within 1 ulp in float above that; 2^0 is exactly 1, NaN stays NaN. */
+ * it, so that no result is zero or subnormal. In float within 1 ulp above that where the compiler fuses products with
+ * sums, within 1.25 where it rounds them apart; 2^0 is exactly 1, NaN stays NaN. */
 #ifdef REAL_IS_FLOAT
 #define EXP2_LOWEST -100.0f
 #else
