@@ -336,7 +336,6 @@ static const struct op_row ssd = {
         {OP_TEST, "T=5,17 Q=3,16 doc=0,2 initial=0,1 final=0,1 d=0,1 strided=1"},
         {OP_TEST, "B=1 T=130 H=4 P=64 G=1,4 N=33 Q=64,128 doc=0,4 strided=1"}, /* several tiles, several threads */
         {OP_TEST, "T=200 H=2 P=16 N=32 Q=64,128,256 doc=0,1,4"},
-        {OP_TEST, "B=3 T=600 H=180 P=2 N=3 Q=64 doc=4"}, /* heads enough to fill a GPU, more than one saved state a row */
         {OP_GRAD, "B=1 T=1,2,3,7,17 H=2 P=2 G=1,2 N=3 Q=1,3,16 doc=0,2,4"},
         {OP_GRAD, "T=7 P=2 N=2 Q=2,3,7 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2 d=0,1"},
         {OP_GRAD, "T=97 H=4 G=2 Q=16,97 doc=0,4 strided=1"},
