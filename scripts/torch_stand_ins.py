@@ -36,7 +36,7 @@ class Wanted:
         self.versioned = collections.defaultdict(set)  # version -> names
         self.plain = set()
         self.defined = set()
-        self.library_with = {}  # version -> library
+        self.provider_of = {}  # version -> library
 
     def read(self, path):
         self.libraries.update(re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("-d", path)))
@@ -45,7 +45,7 @@ class Wanted:
             if found := re.search(r"File: (\S+)", line):
                 library = found.group(1)
             elif found := re.search(r"Name: (\S+) +Flags:", line):
-                self.library_with.setdefault(found.group(1), library)
+                self.provider_of.setdefault(found.group(1), library)
         for line in readelf("--dyn-syms", path).splitlines():
             words = line.split()
             if len(words) < 8 or not words[0].endswith(":"):
@@ -63,7 +63,7 @@ def names_for(library, wanted):
     """{version: names} that the stand-in has to define; version "" for none."""
     result = collections.defaultdict(set)
     for version, names in wanted.versioned.items():
-        if wanted.library_with.get(version) == library:
+        if wanted.provider_of.get(version) == library:
             result[version] |= names
     # A library without versions is recognised by how its functions begin: libcufile has cuFileRead.
     prefix = re.match(r"lib([a-zA-Z]+)", library).group(1).lower()
