@@ -134,7 +134,7 @@ template <class T, int V, int W>
 __global__ void __launch_bounds__(LANES *RUNS)
 conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, float *partial, const T *dy,
                      const float *dfinal, const T *x, conv_problem p) {
-    extern __shared__ float shared[]; /* (RUNS, W+1, LANES*V) */
+    DYNAMIC_SHARED(float, shared); /* (RUNS, W+1, LANES*V) */
     conv_place<V> at = place_of<V>(p);
     float dtaps[W][V] = {}, dbias[V] = {};
     if (at.inside) {

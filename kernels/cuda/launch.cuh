@@ -45,13 +45,20 @@ static inline void cuda_expect(struct device *dev, cudaError_t result, const cha
     if (result != cudaSuccess) cuda_keep_failure(dev, what, cudaGetErrorString(result));
 }
 
+/* The two things that only nvcc can say: a launch, and shared memory whose size the launch gives. test/emulation has its
+ * own, with which these kernels run in the tests on machines without a GPU. */
+#ifndef RIVERRUN_EMULATE
+#define START_KERNEL(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+#endif
+
 /* Launch on the device's stream; an empty grid is nothing to do, a launch that is refused is kept as the device's
  * failure. */
 #define LAUNCH(dev, kernel, grid, block, shared, ...)                                                                  \
     do {                                                                                                               \
         dim3 blocks_of_launch(grid);                                                                                   \
         if (blocks_of_launch.x == 0 || blocks_of_launch.y == 0 || blocks_of_launch.z == 0) break;                      \
-        kernel<<<blocks_of_launch, (block), (shared), cuda_impl(dev)->stream>>>(__VA_ARGS__);                          \
+        START_KERNEL(kernel, blocks_of_launch, (block), (shared), cuda_impl(dev)->stream, __VA_ARGS__);                \
         cuda_expect((dev), cudaPeekAtLastError(), #kernel);                                                            \
     } while (0)
 

@@ -3,6 +3,7 @@
 #define RIVERRUN_CUDA_SCAN_CUH
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 
 #define LOG2E 1.4426950408889634f
 
@@ -34,13 +35,6 @@ static inline int64_t scan_pieces_per_segment(struct scan_shape s) {
 
 scan_problem scan_problem_of(tensor g, tensor x, tensor raw, tensor bias, tensor A_log, tensor b, tensor c, tensor d,
                              tensor z, tensor initial, tensor doc);
-
-/* 2^v to about two units in the last place; what would be subnormal is 0. */
-__device__ __forceinline__ float power_of_two(float v) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-    return result;
-}
 
 /* Does a document start at time t, so that no state comes in? */
 __device__ __forceinline__ bool scan_starts(const scan_problem &p, int64_t row, int64_t t) {

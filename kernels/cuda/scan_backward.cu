@@ -209,7 +209,7 @@ template <class T>
 __global__ void __launch_bounds__(THREADS, 2)
 scan_backward_kernel(scan_gradients<T> d, const T *x, const T *raw, const T *b, const T *c, const T *z, scan_problem p,
                      int n0) {
-    extern __shared__ __align__(16) char memory[];
+    DYNAMIC_SHARED(char, memory);
     piece_room &room = *reinterpret_cast<piece_room *>(memory);
     int lane = threadIdx.x % WARP, q = lane / 8, local = threadIdx.x / WARP * 8 + lane % 8;
     int64_t row = blockIdx.z, segment = blockIdx.y, i = (int64_t)blockIdx.x * CHANNELS + local;

@@ -64,7 +64,7 @@ struct forward_memory {
 template <class T, int NK, bool TOTALS>
 __global__ void __launch_bounds__(SSD_WARPS *WARP)
 ssd_forward_kernel(T *y, forward_memory m, const T *x, const T *b, const T *c, ssd_problem p, int n0) {
-    extern __shared__ __align__(16) char memory[];
+    DYNAMIC_SHARED(char, memory);
     ssd_stage<NK> &stage = *reinterpret_cast<ssd_stage<NK> *>(memory);
     ssd_place at = ssd_place_of(p);
     ssd_part<NK> state;

@@ -108,7 +108,7 @@ __device__ void store_product(backward_room<NK> &room, const ssd_part<NK> &part,
 template <class T, int NK>
 __global__ void __launch_bounds__(SSD_WARPS *WARP)
 ssd_left_kernel(backward_memory m, const T *dy, const T *x, const T *b, const T *c, ssd_problem p, int n0) {
-    extern __shared__ __align__(16) char memory[];
+    DYNAMIC_SHARED(char, memory);
     backward_room<NK> &room = *reinterpret_cast<backward_room<NK> *>(memory);
     ssd_place at = ssd_place_of(p);
     ssd_part<NK> state;
@@ -150,7 +150,7 @@ template <class T, int NK, bool TOTALS>
 __global__ void __launch_bounds__(SSD_WARPS *WARP)
 ssd_right_kernel(T *dx, int64_t dx_row, int64_t dx_step, backward_memory m, const T *dy, const T *x, const T *b,
                  const T *c, ssd_problem p, int n0) {
-    extern __shared__ __align__(16) char memory[];
+    DYNAMIC_SHARED(char, memory);
     backward_room<NK> &room = *reinterpret_cast<backward_room<NK> *>(memory);
     ssd_stage<NK> &stage = room.stage;
     ssd_place at = ssd_place_of(p);
