@@ -4,6 +4,8 @@
 #include "model/model.h"
 #include "model/model_parts.h"
 
+#include "common/safetensors.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,9 +20,10 @@ struct model {
     int64_t B_max, T_max;
     struct params params; /* laid out */
     tensor *w, *dw;       /* views of every tensor of the table as products see it; dw only in MODEL_TRAIN */
-    tensor embedding;     /* the table that tokens are looked up in: always real */
+    int rank;             /* of params.ranks */
     arena areas[AREAS];
     struct places at;
+    void *staging, *staging_rounded; /* PIECE elements of host memory: real (room for either type), and rounded */
 
     int64_t B, T; /* of the current batch */
     bool has_targets, has_doc;
@@ -34,6 +37,21 @@ struct model_state {
     arena memory;
     void **layers; /* the state of each layer; a stateless one's is empty */
 };
+
+/* Values go to and from the device in pieces. */
+#define PIECE 65536
+
+static enum dtype part_dtype(const struct model *m, int part) {
+    return part == PART_ROUNDED ? m->ops->act : m->ops->real;
+}
+
+/* What kernels read of element i of tensor `index`. */
+static char *weight_at(const struct model *m, int index, int64_t i) {
+    const struct param *t = &m->params.list[index];
+    const struct part *part = &m->params.buckets[t->bucket].part[t->part];
+    return (char *)m->at.parts[t->part] +
+           (size_t)(part->place + t->offset - part->offset + i) * dtype_size(part_dtype(m, t->part));
+}
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
@@ -53,27 +71,27 @@ static int open_views(struct model *m, error *err) {
     m->dw = calloc((size_t)count, sizeof *m->dw);
     if (!m->w || !m->dw) return error_system(err, "out of memory for the tensor table");
     for (int i = 0; i < count; i++) {
-        bool rounded = m->ops->act != m->ops->real && !m->params.list[i].keep_real;
-        m->w[i] = params_view(&m->params, i, rounded ? m->at.rounded : m->at.params,
-                              rounded ? m->ops->act : m->ops->real);
+        const struct param *t = &m->params.list[i];
+        m->w[i] = tensor_reshape(tensor_1d(weight_at(m, i, 0), part_dtype(m, t->part), t->count), t->ndim, t->dim);
         m->dw[i] = params_view(&m->params, i, m->at.grads, m->ops->real);
     }
-    m->embedding = params_view(&m->params, m->mc->embedding, m->at.params, m->ops->real);
-    return 0;
+    m->staging = malloc(PIECE * sizeof(double));
+    m->staging_rounded = malloc(PIECE * sizeof(uint16_t));
+    return m->staging && m->staging_rounded ? 0 : error_system(err, "out of memory for a model's staging buffer");
 }
 
 int model_open(struct model **out, struct model_config *mc, struct device *dev, enum model_mode mode, int64_t B,
-               int64_t T, int ranks, error *err) {
+               int64_t T, int rank, int ranks, error *err) {
     *out = NULL;
     TRY(model_check_batch(mc, B, T, err));
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_system(err, "out of memory for a model");
-    *m = (struct model){.mc = mc, .dev = dev, .ops = dev->ops, .mode = mode, .B_max = B, .T_max = T};
+    *m = (struct model){.mc = mc, .dev = dev, .ops = dev->ops, .mode = mode, .B_max = B, .T_max = T, .rank = rank};
     if (params_copy(&m->params, &mc->params, err) != 0) {
         model_close(m);
         return -1;
     }
-    params_layout(&m->params, ranks);
+    params_layout(&m->params, ranks, m->ops->act != m->ops->real);
     if (open_areas(m, err) != 0 || open_views(m, err) != 0) {
         model_close(m);
         return -1;
@@ -85,6 +103,8 @@ int model_open(struct model **out, struct model_config *mc, struct device *dev, 
 void model_close(struct model *m) {
     if (!m) return;
     for (int i = 0; i < AREAS; i++) arena_close(&m->areas[i]);
+    free(m->staging);
+    free(m->staging_rounded);
     free(m->w);
     free(m->dw);
     params_close(&m->params);
@@ -101,10 +121,6 @@ const struct model_config *model_get_config(const struct model *m) {
 
 struct device *model_device(const struct model *m) {
     return m->dev;
-}
-
-tensor model_flat_params(const struct model *m) {
-    return tensor_1d(m->at.params, m->ops->real, m->params.elements);
 }
 
 tensor model_flat_grads(const struct model *m) {
@@ -125,39 +141,77 @@ struct model_memory model_allocated(const struct model *m) {
 
 /* --- values of parameters --------------------------------------------------------------------- */
 
-#define PIECE 4096 /* elements converted at once, on the stack */
-
-static char *element(const struct model *m, int index, int64_t i) {
-    return (char *)m->at.params + (size_t)(m->params.list[index].offset + i) * dtype_size(m->ops->real);
+/* Where the master of an element of tensor `index` is; *count is cut to those that follow it there, or, where the
+ * element is another rank's (NULL), to those that follow it in the tensor until the next rank's. */
+static char *master_at(const struct model *m, int index, int64_t i, int64_t *count) {
+    const struct param *t = &m->params.list[index];
+    const struct part *part = &m->params.buckets[t->bucket].part[t->part];
+    if (t->part == PART_REAL) return weight_at(m, index, i);
+    int64_t slice = part->count / m->params.ranks, at = t->offset - part->offset + i, owner = at / slice;
+    if (*count > (owner + 1) * slice - at) *count = (owner + 1) * slice - at;
+    if (!m->at.masters || owner != m->rank) return NULL;
+    return (char *)m->at.masters + (size_t)(part->place / m->params.ranks + at % slice) * dtype_size(m->ops->real);
 }
 
-/* `count` elements of a flat array from element `at` on. */
-static tensor flat_run(void *flat, enum dtype dtype, int64_t at, int64_t count) {
-    return tensor_1d((char *)flat + (size_t)at * dtype_size(dtype), dtype, count);
+tensor model_part(const struct model *m, int bucket, int part) {
+    const struct part *p = &m->params.buckets[bucket].part[part];
+    enum dtype dtype = part_dtype(m, part);
+    return tensor_1d((char *)m->at.parts[part] + (size_t)p->place * dtype_size(dtype), dtype, p->count);
 }
 
-static void round_params(struct model *m, int64_t at, int64_t count) {
-    if (m->ops->act == m->ops->real) return;
-    m->ops->convert(m->dev, flat_run(m->at.rounded, m->ops->act, at, count),
-                    flat_run(m->at.params, m->ops->real, at, count));
+/* A rank's share of a whole part. */
+static tensor slice_of(tensor whole, int rank, int ranks) {
+    int64_t count = whole.dim[0] / ranks;
+    return tensor_1d((char *)whole.data + (size_t)(rank * count) * dtype_size(whole.dtype), whole.dtype, count);
 }
 
-void model_params_changed(struct model *m, int bucket) {
-    const struct bucket *b = &m->params.buckets[bucket];
-    round_params(m, b->offset, b->count);
+tensor model_masters(const struct model *m, int bucket, int part) {
+    ASSERT(m->mode == MODEL_TRAIN);
+    const struct part *p = &m->params.buckets[bucket].part[part];
+    if (part == PART_REAL) return slice_of(model_part(m, bucket, part), m->rank, m->params.ranks);
+    char *slice = (char *)m->at.masters + (size_t)(p->place / m->params.ranks) * dtype_size(m->ops->real);
+    return tensor_1d(slice, m->ops->real, p->count / m->params.ranks);
+}
+
+void model_masters_changed(struct model *m, int bucket, int part) {
+    if (part == PART_REAL || m->params.buckets[bucket].part[part].count == 0) return;
+    m->ops->convert(m->dev, slice_of(model_part(m, bucket, part), m->rank, m->params.ranks),
+                    model_masters(m, bucket, part));
+}
+
+/* `count` elements of tensor `index` from element `from` on, whose real values are in m->staging: what kernels read. */
+static void write_weights(struct model *m, int index, int64_t from, int64_t count) {
+    enum dtype dtype = part_dtype(m, m->params.list[index].part);
+    const void *values = m->staging;
+    if (dtype == DTYPE_BF16) {
+        for (int64_t i = 0; i < count; i++)
+            ((uint16_t *)m->staging_rounded)[i] = safetensors_bf16(((const float *)m->staging)[i]);
+        values = m->staging_rounded;
+    }
+    device_write(m->dev, weight_at(m, index, from), values, (size_t)count * dtype_size(dtype));
+}
+
+/* The same for this rank's share of the masters. */
+static void write_masters(struct model *m, int index, int64_t from, int64_t count) {
+    size_t size = dtype_size(m->ops->real);
+    if (m->params.list[index].part == PART_REAL) return; /* they are the same memory */
+    for (int64_t at = 0, run; at < count; at += run) {
+        run = count - at;
+        char *to = master_at(m, index, from + at, &run);
+        if (to) device_write(m->dev, to, (const char *)m->staging + (size_t)at * size, (size_t)run * size);
+    }
 }
 
 void model_init(struct model *m, uint64_t seed) {
-    double piece[PIECE]; /* room for either type */
     for (int i = 0; i < m->params.count; i++) {
         int64_t count = m->params.list[i].count;
         for (int64_t from = 0; from < count; from += PIECE) {
             int64_t part = count - from < PIECE ? count - from : PIECE;
-            params_initial_part(&m->params, i, seed, from, part, piece, m->ops->real);
-            device_write(m->dev, element(m, i, from), piece, (size_t)part * dtype_size(m->ops->real));
+            params_initial_part(&m->params, i, seed, from, part, m->staging, m->ops->real);
+            write_weights(m, i, from, part);
+            write_masters(m, i, from, part);
         }
     }
-    round_params(m, 0, m->params.elements);
 }
 
 static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype, int64_t count) {
@@ -170,27 +224,39 @@ static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype 
     }
 }
 
+/* At most *count elements into m->staging, as real. */
+static void read_values(const struct model *m, int index, int64_t from, int64_t *count) {
+    bool masters = m->at.masters && m->params.ranks == 1;
+    enum dtype dtype = masters ? m->ops->real : part_dtype(m, m->params.list[index].part);
+    const char *at = masters ? master_at(m, index, from, count) : weight_at(m, index, from);
+    if (dtype != DTYPE_BF16) {
+        device_read(m->dev, m->staging, at, (size_t)*count * dtype_size(dtype));
+        return;
+    }
+    device_read(m->dev, m->staging_rounded, at, (size_t)*count * dtype_size(dtype));
+    for (int64_t i = 0; i < *count; i++) {
+        uint32_t bits = (uint32_t)((const uint16_t *)m->staging_rounded)[i] << 16;
+        memcpy((float *)m->staging + i, &bits, sizeof bits);
+    }
+}
+
 void model_read_param(const struct model *m, int index, void *values, enum dtype dtype) {
-    double piece[PIECE];
     int64_t count = m->params.list[index].count;
-    enum dtype real = m->ops->real;
-    for (int64_t from = 0; from < count; from += PIECE) {
-        int64_t part = count - from < PIECE ? count - from : PIECE;
-        device_read(m->dev, piece, element(m, index, from), (size_t)part * dtype_size(real));
-        convert((char *)values + (size_t)from * dtype_size(dtype), dtype, piece, real, part);
+    for (int64_t from = 0, part; from < count; from += part) {
+        part = count - from < PIECE ? count - from : PIECE;
+        read_values(m, index, from, &part);
+        convert((char *)values + (size_t)from * dtype_size(dtype), dtype, m->staging, m->ops->real, part);
     }
 }
 
 void model_write_param(struct model *m, int index, const void *values, enum dtype dtype) {
-    double piece[PIECE];
     int64_t count = m->params.list[index].count;
-    enum dtype real = m->ops->real;
     for (int64_t from = 0; from < count; from += PIECE) {
         int64_t part = count - from < PIECE ? count - from : PIECE;
-        convert(piece, real, (const char *)values + (size_t)from * dtype_size(dtype), dtype, part);
-        device_write(m->dev, element(m, index, from), piece, (size_t)part * dtype_size(real));
+        convert(m->staging, m->ops->real, (const char *)values + (size_t)from * dtype_size(dtype), dtype, part);
+        write_weights(m, index, from, part);
+        write_masters(m, index, from, part);
     }
-    round_params(m, m->params.list[index].offset, count);
 }
 
 /* --- states ----------------------------------------------------------------------------------- */
@@ -314,7 +380,7 @@ static void enter_layer(struct model *m, int i, int64_t R) {
 
 static void embed(struct model *m, int64_t R) {
     m->ops->embedding_forward(m->dev, matrix(m->at.layers[0].residual, m->ops->real, R, m),
-                              tensor_1d(m->at.tokens, DTYPE_I32, R), m->embedding);
+                              tensor_1d(m->at.tokens, DTYPE_I32, R), m->w[m->mc->embedding]);
 }
 
 void model_forward(struct model *m, const struct model_state *initial, struct model_state *final, bool keep) {

@@ -75,23 +75,30 @@ int model_check_batch(const struct model_config *mc, int64_t B, int64_t T, error
 /* --- the model -------------------------------------------------------------------------------- */
 struct model; /* fields below are read by the optimizer and checkpoints through accessors */
 
-/* Allocate for micro-batches of at most B x T, with the flat layout for `ranks` ranks. mc must outlive the model. */
+/* Allocate for micro-batches of at most B x T, as rank `rank` of `ranks`. mc must outlive the model. */
 int model_open(struct model **m, struct model_config *mc, struct device *dev, enum model_mode mode, int64_t B,
-               int64_t T, int ranks, error *err);
+               int64_t T, int rank, int ranks, error *err);
 void model_close(struct model *m);
 
 const struct params *model_params(const struct model *m);
 const struct model_config *model_get_config(const struct model *m);
 struct device *model_device(const struct model *m);
 struct model_memory model_allocated(const struct model *m); /* what model_open took; optimizer is 0: not the model's */
-tensor model_flat_params(const struct model *m);            /* (elements) real */
-/* Whoever changes a bucket of the flat parameters says so before the next forward: where products take rounded weights,
- * their copy is made anew. model_init and model_write_param do it themselves. */
-void model_params_changed(struct model *m, int bucket);
 tensor model_flat_grads(const struct model *m);             /* (elements) real; NULL data in MODEL_INFER */
 
+/* Weights exist up to twice. A part as kernels read it is whole on every rank. Its masters are what the optimizer
+ * updates, always real, and each rank holds its own slice of them only: of a real part they are that slice of the part
+ * itself, of a rounded part an array of their own (which MODEL_INFER lacks). Both views are one-dimensional, and empty
+ * where the part is. */
+tensor model_part(const struct model *m, int bucket, int part);
+tensor model_masters(const struct model *m, int bucket, int part); /* MODEL_TRAIN */
+/* Whoever changes masters says so: this rank's slice of the part becomes their rounded values. The other ranks' slices
+ * are theirs to send (train/optimizer.h). */
+void model_masters_changed(struct model *m, int bucket, int part);
+
 void model_init(struct model *m, uint64_t seed); /* the papers' initialisation */
-/* One tensor to or from host memory, `count` elements of f32 or f64 (converted). */
+/* One tensor to or from host memory, `count` elements of f32 or f64 (converted). Written: masters and what kernels
+ * read. Read: the masters; where this rank does not hold them all, what kernels read in their stead. */
 void model_read_param(const struct model *m, int index, void *values, enum dtype dtype);
 void model_write_param(struct model *m, int index, const void *values, enum dtype dtype);
 

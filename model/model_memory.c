@@ -85,14 +85,23 @@ static void measure_calls(const struct model_config *mc, const struct ops *ops, 
     arena_rewind(scratch, mark);
 }
 
+static void carve_parameters(struct places *places, const struct params *params, const struct ops *ops,
+                             enum model_mode mode, arena areas[AREAS]) {
+    arena *a = &areas[AREA_PARAMETERS];
+    int64_t rounded = params->part_elements[PART_ROUNDED];
+    places->parts[PART_REAL] = arena_take(a, elements(params->part_elements[PART_REAL], 1, ops->real));
+    if (rounded > 0) places->parts[PART_ROUNDED] = arena_take(a, elements(rounded, 1, ops->act));
+    if (mode != MODEL_TRAIN) return;
+    if (rounded > 0) places->masters = arena_take(a, elements(rounded / params->ranks, 1, ops->real));
+    places->grads = arena_take(&areas[AREA_GRADIENTS], elements(params->elements, 1, ops->real));
+}
+
 void places_carve(struct places *places, const struct model_config *mc, const struct params *params,
                   const struct ops *ops, enum model_mode mode, int64_t B, int64_t T, arena areas[AREAS]) {
     arena *batch = &areas[AREA_BATCH];
-    size_t flat = elements(params->elements, 1, ops->real), ids = elements(B, T, DTYPE_I32);
-    *places = (struct places){.params = arena_take(&areas[AREA_PARAMETERS], flat)};
-    if (mode == MODEL_TRAIN) places->grads = arena_take(&areas[AREA_GRADIENTS], flat);
-    if (ops->act != ops->real)
-        places->rounded = arena_take(&areas[AREA_PARAMETERS], elements(params->elements, 1, ops->act));
+    size_t ids = elements(B, T, DTYPE_I32);
+    *places = (struct places){.grads = NULL};
+    carve_parameters(places, params, ops, mode, areas);
     places->tokens = arena_take(batch, ids);
     places->targets = arena_take(batch, ids);
     places->doc = arena_take(batch, ids);
@@ -108,7 +117,7 @@ int model_plan(struct model_memory *out, const struct model_config *mc, const st
     struct places places;
     arena areas[AREAS];
     TRY(params_copy(&params, &mc->params, err));
-    params_layout(&params, ranks);
+    params_layout(&params, ranks, ops->act != ops->real);
     for (int i = 0; i < AREAS; i++) areas[i] = arena_measure(area_names[i]);
     places_carve(&places, mc, &params, ops, mode, B, T, areas);
     struct model_memory memory = {

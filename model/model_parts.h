@@ -20,8 +20,9 @@ struct layer_places {
 
 /* MODEL_INFER: all layers share one of each; MODEL_TRAIN: each its own. */
 struct places {
-    void *params, *grads;            /* flat arrays, real; grads NULL in MODEL_INFER */
-    void *rounded;                   /* params rounded to act, for products; NULL where act is real */
+    void *grads;                     /* the flat array, real; NULL in MODEL_INFER */
+    void *parts[PARTS];              /* weights as kernels read them: all rounded parts, act; all real parts, real */
+    void *masters;                   /* this rank's slices of the rounded parts, real; NULL in MODEL_INFER */
     void *branch;                    /* (R,D) act: output of the mixer that ran last */
     void *dnormed;                   /* (R,D) act: gradient at a norm's output; these three NULL in MODEL_INFER */
     void *dresidual;                 /* (R,D) real: gradient of the residual stream */

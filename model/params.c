@@ -89,19 +89,35 @@ static int64_t round_up(int64_t value, int64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-void params_layout(struct params *p, int ranks) {
+/* The tensors of one kind in a bucket, one behind the other from element `from` of the flat array on. */
+static struct part lay_part(struct params *p, const struct bucket *bucket, int kind, int64_t from, bool rounds) {
+    int64_t end = from;
+    for (int i = bucket->first; i < bucket->first + bucket->params; i++) {
+        struct param *t = &p->list[i];
+        if ((rounds && !t->keep_real ? PART_ROUNDED : PART_REAL) != kind) continue;
+        t->part = kind;
+        t->offset = end;
+        end += round_up(t->count, PARAM_ALIGN);
+    }
+    struct part part = {.offset = from,
+                        .count = round_up(end - from, (int64_t)PARAM_ALIGN * p->ranks),
+                        .place = p->part_elements[kind]};
+    p->part_elements[kind] += part.count;
+    return part;
+}
+
+void params_layout(struct params *p, int ranks, bool rounds) {
     ASSERT(ranks >= 1 && p->count > 0 && p->elements == 0 && p->buckets[p->bucket_count - 1].params > 0);
     p->ranks = ranks;
     int64_t end = 0;
     for (int b = 0; b < p->bucket_count; b++) {
         struct bucket *bucket = &p->buckets[b];
         bucket->offset = end;
-        for (int i = bucket->first; i < bucket->first + bucket->params; i++) {
-            p->list[i].offset = end;
-            end += round_up(p->list[i].count, PARAM_ALIGN);
+        for (int kind = 0; kind < PARTS; kind++) {
+            bucket->part[kind] = lay_part(p, bucket, kind, end, rounds);
+            end += bucket->part[kind].count;
         }
-        bucket->count = round_up(end - bucket->offset, (int64_t)PARAM_ALIGN * ranks);
-        end = bucket->offset + bucket->count;
+        bucket->count = end - bucket->offset;
     }
     p->elements = end;
 }
@@ -119,10 +135,11 @@ tensor params_view(const struct params *p, int index, void *flat, enum dtype dty
     return tensor_reshape(tensor_1d(data, dtype, t->count), t->ndim, t->dim);
 }
 
-void params_slice(const struct params *p, int bucket, int rank, int64_t *offset, int64_t *count) {
-    ASSERT(bucket >= 0 && bucket < p->bucket_count && rank >= 0 && rank < p->ranks);
-    *count = p->buckets[bucket].count / p->ranks;
-    *offset = p->buckets[bucket].offset + rank * *count;
+void params_slice(const struct params *p, int bucket, int part, int rank, int64_t *offset, int64_t *count) {
+    ASSERT(bucket >= 0 && bucket < p->bucket_count && part >= 0 && part < PARTS && rank >= 0 && rank < p->ranks);
+    const struct part *whole = &p->buckets[bucket].part[part];
+    *count = whole->count / p->ranks;
+    *offset = whole->offset + rank * *count;
 }
 
 /* --- initial values --------------------------------------------------------------------------- */

@@ -5,11 +5,16 @@
  * Face's, where transformers has the architecture); kernels see other shapes of the same bytes (conv1d.weight (C,1,W)
  * as (C,W)).
  *
- * All parameters live in one flat array; gradients and the optimizer's m and v in arrays of the same layout. The array
- * is cut into buckets, the unit of communication: embedding, one per block, final norm, head. Each bucket's length is a
- * multiple of PARAM_ALIGN * ranks, so that rank r owns the r-th equal slice of each (ZeRO-1), and each tensor starts on
- * a multiple of PARAM_ALIGN; the gaps hold zeros. Offsets therefore depend on the number of ranks, checkpoints don't:
- * they store logical tensors.
+ * Gradients live in one flat array, cut into buckets, the unit of communication: embedding, one per block, final norm,
+ * head. A bucket has two parts, by the type in which products and kernels read its weights:
+ *
+ *   flat:  [ bucket 0: rounded | real ][ bucket 1: rounded | real ] ...        a part:  [ rank 0 | rank 1 | ... ]
+ *
+ * rounded: matrices, where compute weights are bf16; real: the table's keep_real tensors, and everything where compute
+ * weights are not rounded. Each part's length is a multiple of PARAM_ALIGN * ranks, so that rank r owns the r-th equal
+ * slice of each (ZeRO-1), and each tensor starts on a multiple of PARAM_ALIGN; the gaps hold zeros. The weights that
+ * kernels read lie in an array for each part, in the same order. Offsets therefore depend on the number of ranks and on
+ * the precision, checkpoints don't: they store logical tensors.
  */
 #ifndef RIVERRUN_PARAMS_H
 #define RIVERRUN_PARAMS_H
@@ -43,12 +48,20 @@ struct param {
     bool keep_real; /* stays f32 where compute weights are bf16: A_log, D, dt_bias, norms, conv */
     int bucket;
     int64_t count;  /* elements */
-    int64_t offset; /* elements from the start of the flat array; -1 before params_layout */
+    int part;       /* enum part_kind; this and the next after params_layout */
+    int64_t offset; /* elements from the start of the flat array; -1 before */
+};
+
+enum part_kind { PART_ROUNDED, PART_REAL, PARTS };
+struct part {
+    int64_t offset, count; /* elements of the flat array; count includes the padding, and may be 0 */
+    int64_t place;         /* where its weights begin in the array of all parts of its kind */
 };
 
 struct bucket {
-    int64_t offset, count; /* elements; count includes the padding */
-    int first, params;     /* its entries in the table */
+    int64_t offset, count; /* elements: both parts */
+    struct part part[PARTS];
+    int first, params; /* its entries in the table */
 };
 
 struct params {
@@ -57,7 +70,8 @@ struct params {
     struct bucket *buckets;
     int bucket_count;
     int64_t elements; /* of the flat array, padding included; after params_layout */
-    int64_t total;    /* logical parameters */
+    int64_t part_elements[PARTS]; /* those of all parts of a kind */
+    int64_t total;                /* logical parameters */
     int ranks;
     bool exhausted; /* there was no memory for a tensor or a bucket */
 };
@@ -75,16 +89,17 @@ int params_add(struct params *p, int ndim, const int64_t *dim, struct init init,
                const char *name_format, ...) __attribute__((format(printf, 7, 8)));
 /* Start a new bucket: the tensors added from now on belong to it. */
 void params_next_bucket(struct params *p);
-/* Fix offsets for this many ranks. Called once, after the last params_add. */
-void params_layout(struct params *p, int ranks);
+/* Fix offsets for this many ranks; `rounds`: products read weights rounded, so that there are two kinds of part. Called
+ * once, after the last params_add. */
+void params_layout(struct params *p, int ranks, bool rounds);
 
 int params_find(const struct params *p, const char *name); /* index, or -1 */
 
 /* View of tensor `index` in a flat array of the given dtype, under its logical shape. */
 tensor params_view(const struct params *p, int index, void *flat, enum dtype dtype);
 
-/* Rank's slice of a bucket: the elements it owns. */
-void params_slice(const struct params *p, int bucket, int rank, int64_t *offset, int64_t *count);
+/* Rank's slice of a part: the elements of the flat array that it owns. */
+void params_slice(const struct params *p, int bucket, int part, int rank, int64_t *offset, int64_t *count);
 
 /* Fill host memory `values` (count elements of `dtype`, f32 or f64) with tensor `index`'s initial values: a pure
  * function of (seed, index in table, element), so it does not depend on ranks, threads or dtype (up to rounding). */

@@ -105,7 +105,7 @@ static int open_model(struct problem *p, error *err) {
     p->B = ids->dim[0];
     p->T = ids->dim[1];
     TRY(make_config(p, from, err));
-    TRY(model_open(&p->m, p->mc, p->g->dev, MODEL_TRAIN, p->B, p->T, 1, err));
+    TRY(model_open(&p->m, p->mc, p->g->dev, MODEL_TRAIN, p->B, p->T, 0, 1, err));
     TRY(load_weights(p, err));
     return set_batch(p, ids, labels, err);
 }
@@ -152,19 +152,17 @@ static void carve_optimizer(struct problem *p, arena *a) {
 }
 
 static int open_optimizer(struct problem *p, error *err) {
-    const struct params *table = model_params(p->m);
     TRY(read_settings(p, err));
     arena measured = arena_measure("golden");
     carve_optimizer(p, &measured);
     TRY(arena_open(&p->memory, "golden", measured.peak, p->g->dev->memory, err));
     carve_optimizer(p, &p->memory);
-    p->segments = allocate((size_t)table->count, sizeof *p->segments);
-    for (int i = 0; i < table->count; i++) {
-        const struct param *t = &table->list[i];
-        float decay = listed(p->optimizer.decayed, t->name) ? (float)p->optimizer.weight_decay : 0;
-        p->segments[i] = (struct adamw_segment){.offset = t->offset, .count = t->count, .decay = decay, .lr_scale = 1};
-    }
+    p->segments = allocate((size_t)model_params(p->m)->count, sizeof *p->segments);
     return 0;
+}
+
+static tensor run_of(tensor flat, int64_t from, int64_t count) {
+    return tensor_1d((char *)flat.data + (size_t)from * dtype_size(flat.dtype), flat.dtype, count);
 }
 
 /* Norm of the mean gradient; gradients hold the sum over `valid` targets. */
@@ -175,6 +173,25 @@ static double grad_norm(struct problem *p, double valid) {
     dev->ops->sum_squares(dev, p->sum, model_flat_grads(p->m));
     device_read(dev, &sum, p->sum, sizeof sum);
     return sqrt(sum) / valid;
+}
+
+static void update_part(struct problem *p, int bucket, int kind) {
+    const struct params *table = model_params(p->m);
+    const struct bucket *b = &table->buckets[bucket];
+    struct device *dev = p->g->dev;
+    int64_t from = b->part[kind].offset, count = b->part[kind].count;
+    int segments = 0;
+    for (int i = b->first; i < b->first + b->params; i++) {
+        if (table->list[i].part != kind) continue;
+        float decay = listed(p->optimizer.decayed, table->list[i].name) ? (float)p->optimizer.weight_decay : 0;
+        p->segments[segments++] = (struct adamw_segment){
+            .offset = table->list[i].offset - from, .count = table->list[i].count, .decay = decay, .lr_scale = 1};
+    }
+    if (count == 0) return;
+    dev->ops->adamw(dev, model_masters(p->m, bucket, kind), run_of(p->moment1, from, count),
+                    run_of(p->moment2, from, count), run_of(model_flat_grads(p->m), from, count), p->segments, segments,
+                    p->step);
+    model_masters_changed(p->m, bucket, kind);
 }
 
 static void update(struct problem *p, int64_t t, double norm, double valid) {
@@ -191,9 +208,10 @@ static void update(struct problem *p, int64_t t, double norm, double valid) {
         .grad_scale = fmin(1, o->clip / (norm + 1e-6)) / valid,
     };
     device_write(dev, p->step, &step, sizeof step);
-    dev->ops->adamw(dev, model_flat_params(p->m), p->moment1, p->moment2, model_flat_grads(p->m), p->segments,
-                    model_params(p->m)->count, p->step);
-    for (int b = 0; b < model_params(p->m)->bucket_count; b++) model_params_changed(p->m, b);
+    for (int b = 0; b < model_params(p->m)->bucket_count; b++) {
+        update_part(p, b, PART_ROUNDED);
+        update_part(p, b, PART_REAL);
+    }
 }
 
 /* --- comparison --------------------------------------------------------------------------------- */

@@ -77,7 +77,7 @@ static int print_logits(struct parts *p, const char *text, error *err) {
     int result = parse_ids(text, rows, &ids, &T, err);
     float *logits = NULL;
     if (result == 0) result = device_open(&p->dev, DEVICE_CPU, PRECISION_F32, err);
-    if (result == 0) result = model_open(&p->model, p->config, p->dev, MODEL_INFER, 1, T, 1, err);
+    if (result == 0) result = model_open(&p->model, p->config, p->dev, MODEL_INFER, 1, T, 0, 1, err);
     if (result == 0) result = checkpoint_load_model(p->checkpoint, p->model, err);
     if (result == 0 && !(logits = malloc((size_t)(T * rows) * sizeof *logits))) result = error_system(err, "no memory");
     if (result == 0) {

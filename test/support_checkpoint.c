@@ -36,7 +36,7 @@ void parts_open(struct parts *p, struct comm *comm, enum precision precision, co
     MUST(config_parse(&p->c, text, strlen(text), "test", &err));
     MUST(model_config_bind(&p->mc, p->c, tokenizer_vocab(p->t), &err));
     MUST(device_open(&p->dev, DEVICE_CPU, precision, &err));
-    MUST(model_open(&p->m, p->mc, p->dev, MODEL_TRAIN, 1, 8, comm->ranks, &err));
+    MUST(model_open(&p->m, p->mc, p->dev, MODEL_TRAIN, 1, 8, comm->rank, comm->ranks, &err));
     MUST(optimizer_open(&p->o, p->m, comm, &options, &err));
 }
 

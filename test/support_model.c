@@ -36,7 +36,7 @@ void lm_open(struct lm *lm, const char *text, enum precision precision, enum mod
     error err = {0};
     lm->mc = lm_config(&lm->c, text);
     MUST(device_open(&lm->dev, DEVICE_CPU, precision, &err), err);
-    MUST(model_open(&lm->m, lm->mc, lm->dev, mode, B, T, 1, &err), err);
+    MUST(model_open(&lm->m, lm->mc, lm->dev, mode, B, T, 0, 1, &err), err);
     lm->real = dtype_size(lm->dev->ops->real);
     lm_jitter(lm, 1);
 }

@@ -224,7 +224,7 @@ static void test_init(void **state) {
     struct model *m[2];
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(model_open(&m[i], mc, dev, MODEL_INFER, 1, 1, i == 0 ? 1 : 3, &err), 0);
+        assert_int_equal(model_open(&m[i], mc, dev, MODEL_INFER, 1, 1, 0, i == 0 ? 1 : 3, &err), 0);
         model_init(m[i], 11);
     }
     double in = 1 / sqrt(64), out = 1 / sqrt(128) / 2, out2 = 1 / sqrt(96) / 2;

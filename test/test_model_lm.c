@@ -492,7 +492,7 @@ static void test_plan(void **state) {
         assert_int_equal(device_open(&dev, DEVICE_CPU, precision, &err), 0);
         struct model_memory plan;
         assert_int_equal(model_plan(&plan, mc, dev->ops, mode, 3, 37, ranks, &err), 0);
-        assert_int_equal(model_open(&m, mc, dev, mode, 3, 37, ranks, &err), 0);
+        assert_int_equal(model_open(&m, mc, dev, mode, 3, 37, 0, ranks, &err), 0);
         struct model_memory real = model_allocated(m);
         assert_int_equal(plan.parameters, real.parameters);
         assert_int_equal(plan.gradients, real.gradients);
@@ -540,7 +540,7 @@ static void test_absurd_batch(void **state) {
     struct device *dev;
     struct model *m;
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
-    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 1 << 30, 1 << 24, 1, &err), -1);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 1 << 30, 1 << 24, 0, 1, &err), -1);
     assert_int_equal(err.kind, ERROR_INPUT);
     assert_non_null(strstr(err.text, "a micro-batch of 1073741824 sequences of 16777216 tokens is beyond any machine"));
     assert_null(m);

@@ -6,13 +6,14 @@
 
 static const struct init one = {INIT_CONSTANT, 1, 0, 0};
 
-/* Three buckets: a matrix; a vector and a small tensor whose sizes are no multiples of anything; one element. */
+/* Three buckets: a matrix; a vector kept real and a small tensor that isn't, whose sizes are no multiples of anything;
+ * one element. */
 static void make(struct params *p) {
     params_open(p);
     params_add(p, 2, (int64_t[]){7, 5}, one, true, false, "a.%d.weight", 3);
     params_next_bucket(p);
     params_add(p, 1, (int64_t[]){13}, one, false, true, "b");
-    params_add(p, 3, (int64_t[]){3, 1, 2}, one, false, true, "c");
+    params_add(p, 3, (int64_t[]){3, 1, 2}, one, false, false, "c");
     params_next_bucket(p);
     params_next_bucket(p); /* an empty one is not made */
     params_add(p, 1, (int64_t[]){1}, one, false, true, "d");
@@ -36,50 +37,70 @@ static void test_table(void **state) {
     params_close(&p);
 }
 
-/* Tensors don't overlap, start aligned and lie in their buckets; slices of all ranks tile every bucket. */
-static void check_layout(int ranks) {
+/* A part: its tensors don't overlap and start aligned; the slices of all ranks tile it. */
+static void check_part(const struct params *p, int b, int kind, int64_t from, bool rounds) {
+    const struct bucket *bucket = &p->buckets[b];
+    const struct part *part = &bucket->part[kind];
+    int64_t used = from, end = from;
+    assert_int_equal(part->offset, from);
+    assert_int_equal(part->count % (PARAM_ALIGN * p->ranks), 0);
+    for (int i = bucket->first; i < bucket->first + bucket->params; i++) {
+        const struct param *t = &p->list[i];
+        assert_int_equal(t->part, rounds && !t->keep_real ? PART_ROUNDED : PART_REAL);
+        if (t->part != kind) continue;
+        assert_true(t->offset >= used);
+        assert_int_equal(t->offset % PARAM_ALIGN, 0);
+        used = t->offset + t->count;
+    }
+    assert_true(used <= from + part->count);
+    assert_true(from + part->count - used < PARAM_ALIGN * (int64_t)(p->ranks + 1));
+    for (int r = 0; r < p->ranks; r++) {
+        int64_t offset, count;
+        params_slice(p, b, kind, r, &offset, &count);
+        assert_int_equal(offset, end);
+        end = offset + count;
+    }
+    assert_int_equal(end, from + part->count);
+}
+
+/* Parts tile buckets, and buckets the flat array; the parts of a kind tile an array of theirs. */
+static void check_layout(int ranks, bool rounds) {
     struct params table, p;
     make(&table);
     assert_int_equal(params_copy(&p, &table, &(error){0}), 0);
-    params_layout(&p, ranks);
+    params_layout(&p, ranks, rounds);
     assert_int_equal(table.list[0].offset, -1); /* the copy is one */
-    int64_t end = 0;
+    int64_t end = 0, places[PARTS] = {0, 0};
     for (int b = 0; b < p.bucket_count; b++) {
         const struct bucket *bucket = &p.buckets[b];
         assert_int_equal(bucket->offset, end);
-        assert_int_equal(bucket->count % (PARAM_ALIGN * ranks), 0);
-        int64_t used = bucket->offset;
-        for (int i = bucket->first; i < bucket->first + bucket->params; i++) {
-            assert_true(p.list[i].offset >= used);
-            assert_int_equal(p.list[i].offset % PARAM_ALIGN, 0);
-            used = p.list[i].offset + p.list[i].count;
-        }
-        assert_true(used <= bucket->offset + bucket->count);
-        assert_true(bucket->offset + bucket->count - used < PARAM_ALIGN * (int64_t)(ranks + 1));
-        for (int r = 0; r < ranks; r++) {
-            int64_t offset, count;
-            params_slice(&p, b, r, &offset, &count);
-            assert_int_equal(offset, end);
-            end = offset + count;
+        for (int kind = 0; kind < PARTS; kind++) {
+            check_part(&p, b, kind, end, rounds);
+            end += bucket->part[kind].count;
+            assert_int_equal(bucket->part[kind].place, places[kind]);
+            places[kind] += bucket->part[kind].count;
         }
         assert_int_equal(end, bucket->offset + bucket->count);
     }
     assert_int_equal(p.elements, end);
+    for (int kind = 0; kind < PARTS; kind++) assert_int_equal(p.part_elements[kind], places[kind]);
     params_close(&p);
     params_close(&table);
 }
 
 static void test_layout(void **state) {
     (void)state;
-    for (int ranks = 1; ranks <= 8; ranks++) check_layout(ranks);
-    check_layout(63);
+    for (int rounds = 0; rounds < 2; rounds++) {
+        for (int ranks = 1; ranks <= 8; ranks++) check_layout(ranks, rounds);
+        check_layout(63, rounds);
+    }
 }
 
 static void test_views(void **state) {
     (void)state;
     struct params p;
     make(&p);
-    params_layout(&p, 2);
+    params_layout(&p, 2, false);
     float *flat = calloc((size_t)p.elements, sizeof *flat);
     tensor c = params_view(&p, 2, flat, DTYPE_F32);
     assert_true(tensor_is(c, 3, (int64_t)3, (int64_t)1, (int64_t)2));
@@ -171,8 +192,8 @@ static void test_keys(void **state) {
     make(&p);
     p.list[0].init = p.list[1].init = (struct init){INIT_NORMAL, 1, 0, 0};
     assert_int_equal(params_copy(&many, &p, &(error){0}), 0);
-    params_layout(&p, 1);
-    params_layout(&many, 3);
+    params_layout(&p, 1, false);
+    params_layout(&many, 3, false);
     double a[35], b[35], part[10];
     float single[35];
     params_initial(&p, 0, 5, a, DTYPE_F64);

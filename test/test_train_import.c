@@ -154,7 +154,7 @@ static void expect_weights(const char *path, struct foreign *f) {
     if (checkpoint_open(&c, path, &err) != 0) fail_msg("%s", err.text);
     if (model_config_bind(&mc, checkpoint_config(c), 0, &err) != 0) fail_msg("%s", err.text);
     struct model *m;
-    assert_int_equal(model_open(&m, mc, model.dev, MODEL_INFER, 1, 4, 1, &err), 0);
+    assert_int_equal(model_open(&m, mc, model.dev, MODEL_INFER, 1, 4, 0, 1, &err), 0);
     if (checkpoint_load_model(c, m, &err) != 0) fail_msg("%s", err.text);
     for (int i = 0; i < mc->params.count; i++) {
         const struct param *t = &mc->params.list[i];

@@ -114,7 +114,7 @@ static void run_rank(struct comm *c, void *self) {
     struct model *m = NULL;
     struct optimizer *o = NULL;
     ASSERT(device_open(&dev, DEVICE_CPU, plan->precision, &err) == 0);
-    ASSERT(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, c->ranks, &err) == 0);
+    ASSERT(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, c->rank, c->ranks, &err) == 0);
     model_init(m, 5);
     ASSERT(optimizer_open(&o, m, c, &plan->options, &err) == 0);
     const struct params *p = model_params(m);
@@ -351,7 +351,7 @@ static void test_no_valid_target(void **state) {
     struct plan plan = plan_make(PRECISION_F32);
     assert_int_equal(comm_open(&c, &err), 0);
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
-    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, 1, &err), 0);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 1, 4, 0, 1, &err), 0);
     assert_int_equal(optimizer_open(&o, m, &c, &plan.options, &err), 0);
     model_zero_grads(m);
     for (int b = 0; b < model_params(m)->bucket_count; b++) optimizer_reduce(o, b);
@@ -458,6 +458,49 @@ static uint8_t mark(double decay, double lr_scale, double high) {
     return (uint8_t)(1 + (decay == 0.5) + 2 * (lr_scale == 0.25) + 4 * (high == 2));
 }
 
+static void mark_slice(const struct params *p, int b, int part, int rank, const struct treatment *treatments,
+                       uint8_t *seen) {
+    const struct bucket *bucket = &p->buckets[b];
+    struct adamw_segment segments[PARAMS_MAX];
+    int64_t offset, count;
+    params_slice(p, b, part, rank, &offset, &count);
+    int n = optimizer_segments(p, bucket->first, bucket->params, offset, count, treatments, DECAY_DETACHED, segments);
+    assert_int_equal(n, optimizer_segments(p, bucket->first, bucket->params, offset, count, treatments, DECAY_DETACHED,
+                                           NULL));
+    for (int s = 0; s < n; s++) {
+        const struct adamw_segment *g = &segments[s];
+        assert_true(g->offset >= 0 && g->offset + g->count <= count);
+        assert_int_equal(g->clamped, g->clamp_max == 2);
+        for (int64_t i = 0; i < g->count; i++) {
+            assert_int_equal(seen[offset + g->offset + i], 0);
+            seen[offset + g->offset + i] = mark(g->decay, g->lr_scale, g->clamp_max);
+        }
+    }
+}
+
+static void check_segments(const struct model_config *mc, const struct treatment *treatments, int ranks, bool rounds) {
+    struct params p;
+    assert_int_equal(params_copy(&p, &mc->params, &(error){0}), 0);
+    params_layout(&p, ranks, rounds);
+    uint8_t *seen = calloc((size_t)p.elements, 1);
+    for (int b = 0; b < p.bucket_count; b++) {
+        for (int r = 0; r < PARTS * ranks; r++) mark_slice(&p, b, r % PARTS, r / PARTS, treatments, seen);
+    }
+    int64_t covered = 0;
+    for (int index = 0; index < p.count; index++) {
+        const char *name = p.list[index].name;
+        bool slow = strstr(name, "A_log") || strstr(name, "in_proj");
+        bool below = strstr(name, "mixer.D") || strstr(name, "conv1d.bias") || strstr(name, "norm");
+        uint8_t want = mark(p.list[index].decay ? 0.5 : 0, slow ? 0.25 : 1, below ? 2 : INFINITY);
+        for (int64_t i = 0; i < p.list[index].count; i++) assert_int_equal(seen[p.list[index].offset + i], want);
+        covered += p.list[index].count;
+    }
+    for (int64_t i = 0; i < p.elements; i++) covered -= seen[i] != 0;
+    assert_int_equal(covered, 0); /* nothing between the tensors */
+    free(seen);
+    params_close(&p);
+}
+
 /* Segments of every possible cut cover what the tensors hold, once each, with their tensor's treatment. */
 static void test_segments(void **state) {
     (void)state;
@@ -470,46 +513,7 @@ static void test_segments(void **state) {
     struct treatment treatments[PARAMS_MAX];
     assert_int_equal(groups_treat(treatments, &mc->params, &options, &err), 0);
     for (int ranks = 1; ranks <= 7; ranks += 3) {
-        struct params p;
-        assert_int_equal(params_copy(&p, &mc->params, &(error){0}), 0);
-        params_layout(&p, ranks);
-        uint8_t *seen = calloc((size_t)p.elements, 1);
-        struct adamw_segment segments[PARAMS_MAX];
-        for (int b = 0; b < p.bucket_count; b++) {
-            const struct bucket *bucket = &p.buckets[b];
-            for (int r = 0; r < ranks; r++) {
-                int64_t offset, count;
-                params_slice(&p, b, r, &offset, &count);
-                int n = optimizer_segments(&p, bucket->first, bucket->params, offset, count, treatments, DECAY_DETACHED,
-                                           segments);
-                assert_int_equal(n, optimizer_segments(&p, bucket->first, bucket->params, offset, count, treatments,
-                                                       DECAY_DETACHED, NULL));
-                for (int s = 0; s < n; s++) {
-                    const struct adamw_segment *g = &segments[s];
-                    assert_true(g->offset >= 0 && g->offset + g->count <= count);
-                    assert_int_equal(g->clamped, g->clamp_max == 2);
-                    for (int64_t i = 0; i < g->count; i++) {
-                        assert_int_equal(seen[offset + g->offset + i], 0);
-                        seen[offset + g->offset + i] = mark(g->decay, g->lr_scale, g->clamp_max);
-                    }
-                }
-            }
-        }
-        int64_t covered = 0;
-        for (int index = 0; index < p.count; index++) {
-            const char *name = p.list[index].name;
-            bool slow = strstr(name, "A_log") || strstr(name, "in_proj");
-            bool below = strstr(name, "mixer.D") || strstr(name, "conv1d.bias") || strstr(name, "norm");
-            uint8_t want = mark(p.list[index].decay ? 0.5 : 0, slow ? 0.25 : 1, below ? 2 : INFINITY);
-            for (int64_t i = 0; i < p.list[index].count; i++) {
-                assert_int_equal(seen[p.list[index].offset + i], want);
-            }
-            covered += p.list[index].count;
-        }
-        for (int64_t i = 0; i < p.elements; i++) covered -= seen[i] != 0;
-        assert_int_equal(covered, 0); /* nothing between the tensors */
-        free(seen);
-        params_close(&p);
+        for (int rounds = 0; rounds < 2; rounds++) check_segments(mc, treatments, ranks, rounds);
     }
     model_config_free(mc);
     config_free(cfg);
@@ -523,7 +527,7 @@ static void test_neighbours(void **state) {
     for (int i = 0; i < 7; i++) {
         params_add(&p, 1, (int64_t[]){PARAM_ALIGN}, (struct init){INIT_CONSTANT, 0, 0, 0}, false, true, "t%d", i);
     }
-    params_layout(&p, 1);
+    params_layout(&p, 1, false);
     struct treatment treatments[7];
     for (int i = 0; i < 7; i++) treatments[i] = (struct treatment){1, 0.5, -INFINITY, INFINITY};
     treatments[0].clamp_max = 3;

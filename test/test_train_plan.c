@@ -136,7 +136,7 @@ static void test_real(void **state) {
     assert_int_equal(config_load(&c, path, &err), 0);
     assert_int_equal(model_config_bind(&mc, c, 0, &err), 0);
     assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F64, &err), 0);
-    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 2, 40, 3, &err), 0);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_TRAIN, 2, 40, 0, 3, &err), 0);
     struct model_memory real = model_allocated(m);
     assert_int_equal(number(o, "memory", "parameters"), real.parameters);
     assert_int_equal(number(o, "memory", "gradients"), real.gradients);

@@ -143,7 +143,7 @@ static int training_open(struct training *t, struct model_config *mc, const stru
     comm_open_alone(&t->comm);
     TRY(run_options_split(o, t->comm.ranks, &t->micro_batch, &t->accumulate, err));
     int64_t T = o->data.T;
-    TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, t->comm.ranks, err));
+    TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, t->comm.rank, t->comm.ranks, err));
     TRY(optimizer_open(&t->optimizer, t->model, &t->comm, &o->optimizer, err));
     size_t count = (size_t)(t->micro_batch * T);
     t->tokens = calloc(count, sizeof *t->tokens);

@@ -8,7 +8,7 @@
  *   4. rename tmp-step-N to step-N; sync the run's directory: the checkpoint is there
  *   5. let `latest` point to it, by renaming a new link over it; sync again
  *   6. remove old checkpoints, each renamed to a temporary name first
- * The other ranks take part in gathering the optimizer's state, bucket by bucket, and learn how it went.
+ * The other ranks take part in gathering weights and the optimizer's state, bucket by bucket, and learn how it went.
  */
 #include "train/checkpoint_internal.h"
 
@@ -33,6 +33,14 @@ struct save { /* of rank 0 */
     struct model_directory directory;
 };
 
+static int64_t largest_bucket(const struct params *params) {
+    int64_t largest = 0;
+    for (int b = 0; b < params->bucket_count; b++) {
+        if (params->buckets[b].count > largest) largest = params->buckets[b].count;
+    }
+    return largest;
+}
+
 static bool begins(const char *text, const char *prefix) {
     return strncmp(text, prefix, strlen(prefix)) == 0;
 }
@@ -53,6 +61,40 @@ static int remove_leftovers(const char *run, error *err) {
     return result;
 }
 
+/* The weights of a model whose masters are spread over the ranks. Rank 0 asks for a bucket when it writes a tensor of
+ * it; the others wait to be asked, and for the word that it was the last. */
+struct gathered {
+    struct model *model;
+    struct optimizer *optimizer;
+    struct comm *comm;
+    char *host; /* rank 0: room for the largest bucket, in the model's real type */
+    int64_t bucket; /* what `host` holds; -1: nothing */
+};
+
+static void ask(struct gathered *g, int64_t bucket) {
+    comm_broadcast(g->comm, &bucket, sizeof bucket, 0);
+    g->bucket = bucket;
+    if (bucket >= 0) optimizer_gather(g->optimizer, (int)bucket, OPTIMIZER_WEIGHTS, g->host);
+}
+
+static void answer(struct gathered *g) {
+    do ask(g, -1);
+    while (g->bucket >= 0);
+}
+
+static void read_gathered(void *self, int index, float *values) {
+    struct gathered *g = self;
+    const struct params *params = model_params(g->model);
+    const struct param *p = &params->list[index];
+    if (g->bucket != p->bucket) ask(g, p->bucket);
+    int64_t at = p->offset - params->buckets[p->bucket].offset;
+    if (model_device(g->model)->ops->real == DTYPE_F32) {
+        memcpy(values, (const float *)g->host + at, (size_t)p->count * sizeof *values);
+    } else {
+        for (int64_t i = 0; i < p->count; i++) values[i] = (float)((const double *)g->host)[at + i];
+    }
+}
+
 static void read_model_tensor(void *self, int index, float *values) {
     model_read_param(self, index, values, DTYPE_F32);
 }
@@ -66,7 +108,8 @@ static int write_config_ini(struct model_directory *d, const config *c, error *e
 }
 
 /* Everything but the optimizer and trainer.json. */
-static int begin(struct save *s, struct model *m, const config *c, const tokenizer *t, error *err) {
+static int begin(struct save *s, struct gathered *g, const config *c, const tokenizer *t, error *err) {
+    struct model *m = g->model;
     char temporary[LIMIT_PATH], name[64];
     snprintf(s->name, sizeof s->name, STEP_PREFIX "%08" PRId64, s->state->step);
     snprintf(name, sizeof name, "tmp-%s", s->name);
@@ -76,6 +119,12 @@ static int begin(struct save *s, struct model *m, const config *c, const tokeniz
     TRY(remove_leftovers(s->run, err));
     TRY(model_directory_begin(&s->directory, temporary, err));
     struct weight_source source = {.params = model_params(m), .read = read_model_tensor, .self = m};
+    if (g->optimizer) {
+        source.read = read_gathered;
+        source.self = g;
+        g->host = malloc((size_t)largest_bucket(model_params(m)) * dtype_size(model_device(m)->ops->real));
+        if (!g->host) return error_system(err, "%s: no memory to gather the weights", s->path);
+    }
     int64_t eod = t ? tokenizer_eod(t) : -1;
     TRY(model_directory_model(&s->directory, model_get_config(m), c, eod, &source, WEIGHTS_F32, err));
     if (t) TRY(model_directory_tokenizer(&s->directory, t, err));
@@ -112,11 +161,7 @@ static int moments_open(struct moments_file *f, const struct save *s, const stru
                         error *err) {
     char path[LIMIT_PATH];
     TRY(file_join(path, sizeof path, s->directory.path, OPTIMIZER_NAME, err));
-    int64_t largest = 0;
-    for (int b = 0; b < params->bucket_count; b++) {
-        if (params->buckets[b].count > largest) largest = params->buckets[b].count;
-    }
-    f->host = malloc((size_t)largest * dtype_size(real));
+    f->host = malloc((size_t)largest_bucket(params) * dtype_size(real));
     struct safetensors_entry *entries = calloc(2 * (size_t)params->count, sizeof *entries);
     int result = f->host && entries ? 0 : error_system(err, "%s: no memory to write it", path);
     if (result == 0) {
@@ -314,7 +359,16 @@ int checkpoint_save(const char *run, const struct trainer_state *state, struct m
                     const config *c, const tokenizer *t, struct comm *comm, int64_t keep, error *err) {
     struct save s = {.run = run, .state = state};
     ASSERT(state->step >= 0 && keep >= 0);
-    int result = comm_agree(comm, comm->rank == 0 ? begin(&s, m, c, t, err) : 0, err);
+    struct gathered g = {.model = m, .optimizer = optimizer, .comm = comm, .bucket = -1};
+    int result = 0;
+    if (comm->rank == 0) {
+        result = begin(&s, &g, c, t, err);
+        if (optimizer) ask(&g, -1);
+    } else if (optimizer) {
+        answer(&g);
+    }
+    free(g.host);
+    result = comm_agree(comm, result, err);
     if (result == 0 && optimizer) result = save_moments(&s, m, optimizer, comm, err);
     if (result == 0) result = comm_agree(comm, comm->rank == 0 ? finish(&s, keep, err) : 0, err);
     if (result != 0 && comm->rank == 0) discard(&s);

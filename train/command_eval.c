@@ -207,8 +207,8 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
         return error_input(err, "--device cuda runs on one GPU in this version, and this is a job of %d processes: start "
                                 "one, or use --device cpu", comm->ranks);
     TRY(device_open(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision, err));
-    TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->ranks,
-                   err));
+    TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->rank,
+                   comm->ranks, err));
     return checkpoint_load_model(v->checkpoint, v->model, err);
 }
 

@@ -1,12 +1,13 @@
 /* optimizer.c: AdamW with its state spread over the ranks (ZeRO-1), as optimizer.h describes. Called by trainer.c;
  * its state is saved by checkpoint.c.
  *
- * A bucket of the flat parameter array is cut into as many slices as there are ranks. During the last backward of a
- * step each finished bucket is reduce-scattered, so that a rank's slice holds the sum of all ranks' gradients. Then
- * each rank updates its slices, for which alone it keeps m and v, and the slices are gathered again:
+ * A part of a bucket (model/params.h) is cut into as many slices as there are ranks. During the last backward of a step
+ * each finished bucket is reduce-scattered, so that a rank's slices hold the sum of all ranks' gradients. Then each rank
+ * updates its slices of the masters, for which alone it keeps m and v, rounds them where products read rounded weights,
+ * and the slices are gathered again, in the type in which they are read:
  *
- *   flat parameters   [ embedding: r0 | r1 | r2 ][ block 0: r0 | r1 | r2 ] ...
- *   m of rank 1       [ r1 ][ r1 ] ...
+ *   flat gradients             [ embedding: r0 | r1 | r2 ][ block 0, rounded: r0 | r1 | r2 ][ real: r0 | r1 | r2 ] ...
+ *   masters, m and v of rank 1 [ r1 ][ r1 ][ r1 ] ...
  */
 #include "train/optimizer.h"
 
@@ -15,7 +16,7 @@
 #include <string.h>
 
 struct slice {
-    int64_t offset, count; /* elements of the flat array that this rank owns in a bucket */
+    int64_t offset, count; /* elements of the flat array that this rank owns in a part of a bucket */
     int64_t moment;        /* where its m and v begin in theirs */
     int first, segments;   /* its entries in the list of segments */
 };
@@ -29,7 +30,7 @@ struct optimizer {
     char *moments[2]; /* m and v of all slices of this rank, in device memory */
     struct adamw_step *step;
     double *squares;
-    struct slice *slices; /* one a bucket */
+    struct slice *slices; /* PARTS a bucket */
     struct adamw_segment *segments;
     char *staging; /* host memory for one slice, where device memory is not the host's */
     int64_t steps;
@@ -80,9 +81,10 @@ int optimizer_segments(const struct params *p, int first, int params, int64_t of
 static int64_t make_slices(struct optimizer *o, const struct params *p, const struct treatment *treatments) {
     int64_t moment = 0;
     int total = 0;
-    for (int b = 0; b < p->bucket_count; b++) {
-        struct slice *s = &o->slices[b];
-        params_slice(p, b, o->comm->rank, &s->offset, &s->count);
+    for (int i = 0; i < PARTS * p->bucket_count; i++) {
+        struct slice *s = &o->slices[i];
+        int b = i / PARTS;
+        params_slice(p, b, i % PARTS, o->comm->rank, &s->offset, &s->count);
         s->moment = moment;
         moment += s->count;
         s->first = total;
@@ -95,7 +97,7 @@ static int64_t make_slices(struct optimizer *o, const struct params *p, const st
 
 static int64_t largest_slice(const struct optimizer *o, int buckets) {
     int64_t largest = 0;
-    for (int b = 0; b < buckets; b++) largest = o->slices[b].count > largest ? o->slices[b].count : largest;
+    for (int i = 0; i < PARTS * buckets; i++) largest = o->slices[i].count > largest ? o->slices[i].count : largest;
     return largest;
 }
 
@@ -117,7 +119,7 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     struct optimizer *o = calloc(1, sizeof *o);
     if (!o) return error_system(err, "no memory for the optimizer");
     *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
-    o->slices = calloc((size_t)p->bucket_count, sizeof *o->slices);
+    o->slices = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
     struct treatment *treatments = calloc((size_t)p->count, sizeof *treatments);
     if (!o->slices || !o->segments || !treatments) {
@@ -161,8 +163,12 @@ void optimizer_close(struct optimizer *o) {
 void optimizer_reduce(struct optimizer *o, int bucket) {
     tensor grads = model_flat_grads(o->model);
     const struct bucket *b = &model_params(o->model)->buckets[bucket];
-    char *at = (char *)grads.data + b->offset * (int64_t)dtype_size(grads.dtype);
-    comm_reduce_scatter(o->comm, at, b->count / o->comm->ranks, grads.dtype);
+    for (int kind = 0; kind < PARTS; kind++) {
+        const struct part *part = &b->part[kind];
+        if (part->count == 0) continue;
+        char *at = (char *)grads.data + part->offset * (int64_t)dtype_size(grads.dtype);
+        comm_reduce_scatter(o->comm, at, part->count / o->comm->ranks, grads.dtype);
+    }
     o->reduced++;
 }
 
@@ -176,9 +182,12 @@ static double sum_norm(struct optimizer *o) {
     const struct params *p = model_params(o->model);
     tensor grads = model_flat_grads(o->model);
     device_zero(o->dev, o->squares, sizeof *o->squares);
-    for (int b = 0; b < p->bucket_count; b++) {
-        const struct slice *s = &o->slices[b];
-        o->dev->ops->sum_squares(o->dev, o->squares, run_of(grads.data, grads.dtype, s->offset, s->count));
+    /* Neighbouring slices (with one rank, all of them) are one run. */
+    for (int i = 0, next; i < PARTS * p->bucket_count; i = next) {
+        int64_t offset = o->slices[i].offset, count = o->slices[i].count;
+        for (next = i + 1; next < PARTS * p->bucket_count && o->slices[next].offset == offset + count; next++)
+            count += o->slices[next].count;
+        o->dev->ops->sum_squares(o->dev, o->squares, run_of(grads.data, grads.dtype, offset, count));
     }
     double squares;
     device_read(o->dev, &squares, o->squares, sizeof squares);
@@ -188,19 +197,20 @@ static double sum_norm(struct optimizer *o) {
 
 static void update_slices(struct optimizer *o) {
     const struct params *p = model_params(o->model);
-    tensor params = model_flat_params(o->model), grads = model_flat_grads(o->model);
-    for (int b = 0; b < p->bucket_count; b++) {
-        const struct slice *s = &o->slices[b];
-        o->dev->ops->adamw(o->dev, run_of(params.data, params.dtype, s->offset, s->count),
+    tensor grads = model_flat_grads(o->model);
+    for (int i = 0; i < PARTS * p->bucket_count; i++) {
+        const struct slice *s = &o->slices[i];
+        if (s->count == 0) continue;
+        o->dev->ops->adamw(o->dev, model_masters(o->model, i / PARTS, i % PARTS),
                            run_of(o->moments[0], grads.dtype, s->moment, s->count),
                            run_of(o->moments[1], grads.dtype, s->moment, s->count),
                            run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments,
                            o->step);
+        model_masters_changed(o->model, i / PARTS, i % PARTS);
     }
-    for (int b = 0; b < p->bucket_count; b++) {
-        char *at = (char *)params.data + p->buckets[b].offset * (int64_t)dtype_size(params.dtype);
-        comm_all_gather(o->comm, at, o->slices[b].count, params.dtype);
-        model_params_changed(o->model, b);
+    for (int i = 0; i < PARTS * p->bucket_count; i++) {
+        tensor whole = model_part(o->model, i / PARTS, i % PARTS);
+        if (whole.dim[0] > 0) comm_all_gather(o->comm, whole.data, o->slices[i].count, whole.dtype);
     }
 }
 
@@ -235,25 +245,39 @@ void optimizer_set_steps(struct optimizer *o, int64_t steps) { o->steps = steps;
 
 /* ---- the state, for checkpoints --------------------------------------------------------------------------------- */
 
-static char *moment_at(const struct optimizer *o, int bucket, int which) {
-    return o->moments[which] + o->slices[bucket].moment * (int64_t)dtype_size(o->dev->ops->real);
+/* This rank's slice of m (0), v (1) or the masters. */
+static char *state_at(const struct optimizer *o, int slice, int which) {
+    if (which == OPTIMIZER_WEIGHTS) return model_masters(o->model, slice / PARTS, slice % PARTS).data;
+    return o->moments[which] + o->slices[slice].moment * (int64_t)dtype_size(o->dev->ops->real);
 }
 
 void optimizer_gather(struct optimizer *o, int bucket, int which, void *host_all) {
-    const struct slice *s = &o->slices[bucket];
     enum dtype real = o->dev->ops->real;
-    char *mine = moment_at(o, bucket, which);
-    if (o->staging) {
-        device_read(o->dev, o->staging, mine, (size_t)s->count * dtype_size(real));
-        mine = o->staging;
+    char *to = host_all;
+    for (int i = PARTS * bucket; i < PARTS * (bucket + 1); i++) {
+        const struct slice *s = &o->slices[i];
+        if (s->count == 0) continue;
+        size_t bytes = (size_t)s->count * dtype_size(real);
+        char *mine = state_at(o, i, which);
+        if (o->staging) {
+            device_read(o->dev, o->staging, mine, bytes);
+            mine = o->staging;
+        }
+        comm_gather(o->comm, to, mine, s->count, real);
+        if (to) to += bytes * (size_t)o->comm->ranks;
     }
-    comm_gather(o->comm, host_all, mine, s->count, real);
 }
 
 void optimizer_scatter(struct optimizer *o, int bucket, int which, const void *host_all) {
-    const struct slice *s = &o->slices[bucket];
     enum dtype real = o->dev->ops->real;
-    char *mine = moment_at(o, bucket, which);
-    comm_scatter(o->comm, o->staging ? o->staging : mine, host_all, s->count, real);
-    if (o->staging) device_write(o->dev, mine, o->staging, (size_t)s->count * dtype_size(real));
+    const char *from = host_all;
+    for (int i = PARTS * bucket; i < PARTS * (bucket + 1); i++) {
+        const struct slice *s = &o->slices[i];
+        if (s->count == 0) continue;
+        size_t bytes = (size_t)s->count * dtype_size(real);
+        char *mine = state_at(o, i, which);
+        comm_scatter(o->comm, o->staging ? o->staging : mine, from, s->count, real);
+        if (o->staging) device_write(o->dev, mine, o->staging, bytes);
+        if (from) from += bytes * (size_t)o->comm->ranks;
+    }
 }

@@ -45,8 +45,9 @@ int optimizer_segments(const struct params *p, int first, int params, int64_t of
 int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
 void optimizer_set_steps(struct optimizer *o, int64_t steps);
 
-/* Collective, for checkpoints: bucket's m (which = 0) or v (1) on rank 0 as `count` elements in flat order (host
- * memory, real), and back. */
+/* Collective, for checkpoints: bucket's m (which = 0), v (1) or master weights on rank 0 as `count` elements in flat
+ * order (host memory, real), and back (m and v). */
+#define OPTIMIZER_WEIGHTS 2
 void optimizer_gather(struct optimizer *o, int bucket, int which, void *host_all);
 void optimizer_scatter(struct optimizer *o, int bucket, int which, const void *host_all);
 

@@ -204,8 +204,8 @@ static int open_loader(struct trainer *t, error *err) {
 
 static int open_model(struct trainer *t, error *err) {
     const struct run_options *o = &t->options;
-    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks,
-                   err));
+    TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->rank,
+                   t->comm->ranks, err));
     TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
     if (!t->from) {
         model_init(t->model, (uint64_t)o->train.seed);

@@ -33,7 +33,7 @@ static void open_model(struct base *b, config **c, tokenizer **t) {
     check(config_parse(c, base_config, strlen(base_config), "fuzz", &err) == 0);
     check(model_config_bind(&mc, *c, tokenizer_vocab(*t), &err) == 0);
     check(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err) == 0);
-    check(model_open(&b->model, mc, dev, MODEL_TRAIN, 1, 4, 1, &err) == 0);
+    check(model_open(&b->model, mc, dev, MODEL_TRAIN, 1, 4, 0, 1, &err) == 0);
     check(optimizer_open(&b->optimizer, b->model, &b->comm, &options, &err) == 0);
     model_init(b->model, 1);
 }
