@@ -122,6 +122,56 @@ void device_read(struct device *dev, void *to_host, const void *from_device, siz
     if (bytes) memcpy(to_host, from_device, bytes);
 }
 
+void *device_stage(struct device *dev, void *to_device, size_t bytes) {
+    (void)dev;
+    ASSERT(bytes <= DEVICE_STAGE);
+    ON_CUDA(dev, return cuda_device_stage(dev, bytes))
+    return to_device;
+}
+
+void device_staged(struct device *dev, void *to_device, size_t bytes) {
+    (void)dev, (void)to_device, (void)bytes;
+    ON_CUDA(dev, cuda_device_staged(dev, to_device, bytes)) {}
+}
+
+void device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_fetch(dev, to_host, from_device, bytes))
+    if (bytes) memcpy(to_host, from_device, bytes);
+}
+
+uint64_t device_mark(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, return cuda_device_mark(dev))
+    return 0;
+}
+
+void device_wait(struct device *dev, uint64_t mark) {
+    (void)dev, (void)mark;
+    ON_CUDA(dev, cuda_device_wait(dev, mark)) {}
+}
+
+void device_run(struct device *dev, struct device_record **r, void (*work)(void *self), void *self) {
+    (void)dev, (void)r;
+    ON_CUDA(dev, cuda_device_run(dev, r, work, self))
+    work(self);
+}
+
+void device_record_close(struct device *dev, struct device_record *r) {
+    (void)dev, (void)r;
+    ON_CUDA(dev, cuda_device_record_close(dev, r)) {}
+}
+
+void device_range_push(struct device *dev, const char *name) {
+    (void)dev, (void)name;
+    ON_CUDA(dev, cuda_device_range_push(dev, name)) {}
+}
+
+void device_range_pop(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_range_pop(dev)) {}
+}
+
 void device_copy(struct device *dev, void *to, const void *from, size_t bytes) {
     (void)dev;
     ON_CUDA(dev, cuda_device_copy(dev, to, from, bytes))
@@ -135,10 +185,38 @@ void device_zero(struct device *dev, void *memory, size_t bytes) {
 }
 
 int device_check(struct device *dev, error *err) {
-    (void)dev;
-    (void)err;
+    (void)dev, (void)err;
     ON_CUDA(dev, return cuda_device_check(dev, err))
     return 0;
+}
+
+int device_failure(struct device *dev, error *err) {
+    (void)dev, (void)err;
+    ON_CUDA(dev, return cuda_device_failure(dev, err))
+    return 0;
+}
+
+struct device_memory_use device_memory(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, return cuda_device_memory(dev))
+    return (struct device_memory_use){0, 0};
+}
+
+double device_peak_flops(const struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, return cuda_device_peak_flops(dev))
+    return 0;
+}
+
+/* Measured as what the device holds beyond the arenas at the end of a run (docs/gpu.md). */
+size_t device_overhead(enum device_kind kind) {
+    return kind == DEVICE_CUDA ? (size_t)640 << 20 : 0;
+}
+
+/* cudaMalloc hands out pages of 2 MiB. */
+size_t device_rounded(enum device_kind kind, size_t bytes) {
+    size_t page = kind == DEVICE_CUDA ? (size_t)2 << 20 : 1;
+    return (bytes + page - 1) / page * page;
 }
 
 #if defined(RIVERRUN_OPENBLAS) && defined(__x86_64__)

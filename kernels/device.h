@@ -28,15 +28,60 @@ int device_table(const struct ops **ops, enum device_kind kind, enum precision p
 int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err);
 void device_close(struct device *dev);
 
-/* Between host and device memory (plain copies on the CPU). Counts are bytes. device_read waits for the work before it. */
+/* Between host and device memory (plain copies on the CPU). Counts are bytes. device_write is queued: the device sees the
+ * bytes in turn, and the caller may change them at once, since they go through pinned memory of the device's own.
+ * device_read waits for the work before it. Neither belongs into recorded work. */
 void device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
 void device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+
+/* device_write in two steps, for bytes that are computed on the way: fill what device_stage returns, at most
+ * DEVICE_STAGE bytes, then hand it over. On the CPU it is the destination itself. One at a time. */
+#define DEVICE_STAGE ((size_t)4 << 20)
+void *device_stage(struct device *dev, void *to_device, size_t bytes);
+void device_staged(struct device *dev, void *to_device, size_t bytes);
+
+/* Queue a copy to host memory that was taken from dev->host_memory; it is there once a mark set behind it is reached. */
+void device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+
+/* A mark behind all that has been queued; device_wait returns when the device has come to it. Marks may be forgotten.
+ * On the CPU everything has been done already. */
+uint64_t device_mark(struct device *dev);
+void device_wait(struct device *dev, uint64_t mark);
+
+/* Work that is done again and again, with the same shapes at the same places: the first device_run does it, the second
+ * one records what it queues, and that and each later one replay the record, which costs the host one call. So what
+ * differs between runs lies in device memory, and what the work does on the host it does twice at most. `work` may not
+ * wait for the device nor move bytes between host and device memory. A device that records nothing (the CPU), or that
+ * fails to, does the work each time. *r is NULL at first, and the caller's to close before the device. */
+struct device_record;
+void device_run(struct device *dev, struct device_record **r, void (*work)(void *self), void *self);
+void device_record_close(struct device *dev, struct device_record *r);
+
+/* Names for a profiler's time line, around what is queued between the two. They nest. */
+void device_range_push(struct device *dev, const char *name);
+void device_range_pop(struct device *dev);
 /* Within device memory; the two don't overlap. */
 void device_copy(struct device *dev, void *to, const void *from, size_t bytes);
 void device_zero(struct device *dev, void *memory, size_t bytes);
 
 /* Wait for everything submitted; 0, or the first failure since the last check. */
 int device_check(struct device *dev, error *err);
+/* The same without waiting: failures that are known by now. */
+int device_failure(struct device *dev, error *err);
+
+/* Bytes of device memory that are taken now, by everything on the device, and the most that were ever seen here; 0 on
+ * the CPU. */
+struct device_memory_use {
+    size_t now, peak;
+};
+struct device_memory_use device_memory(struct device *dev);
+/* What a device takes beside what is asked of it: a CUDA context, the code of the kernels and of cuBLASLt, its
+ * workspace, recorded steps. */
+size_t device_overhead(enum device_kind kind);
+/* Bytes that asking for `bytes` takes. */
+size_t device_rounded(enum device_kind kind, size_t bytes);
+/* FLOP/s of dense bf16 products by the data sheet of the device, 0 where it is not known. */
+double device_peak_flops(const struct device *dev);
 
 /* The OPENBLAS_CORETYPE under which OpenBLAS would use this processor's vectors, where it does not by itself; NULL where
  * it does. A release older than the processor takes it for a very old one, and multiplies at a third of the speed: 0.3.21

@@ -69,6 +69,34 @@ struct adamw_step {
     int32_t unused;
 };
 
+/* What the ranks tell each other about a step, in one sum; in device memory. */
+struct step_totals {
+    struct loss_sums loss;
+    double squares; /* of the gradients' elements, as they lie there */
+    double signals; /* ranks that were asked to stop */
+};
+
+/* What the host knows of the coming step; in device memory. */
+struct step_rates {
+    double lr, decay_rate; /* of struct adamw_step */
+};
+
+/* What is the same in all steps of a run. */
+struct step_rule {
+    double scale; /* gradients are those of the sum over targets times this */
+    double clip;  /* largest norm of the mean gradient; 0 = no clipping */
+    double beta1, beta2, eps;
+};
+
+/* What came of a step; in device memory, for the host to read. */
+struct step_report {
+    struct step_totals totals;
+    double grad_norm; /* of the mean gradient, before clipping */
+    int64_t steps;    /* taken so far, this one included; skipped ones are not counted */
+    int32_t skipped;  /* loss or norm was not finite, or there was no valid target: nothing changes */
+    int32_t unused;
+};
+
 struct ops {
     const char *name; /* "cpu-f32", "cpu-f64" */
     enum dtype act, real;
@@ -193,6 +221,12 @@ struct ops {
     /* --- optimizer ---------------------------------------------------------------------------------------------- */
     /* *sum (device memory, f64) += sum of x[i]^2 over the flat real array x (n), in a fixed order, accumulated in f64 */
     void (*sum_squares)(struct device *dev, double *sum, tensor x);
+    /* Decide a step from its totals: with c = 1/(scale valid), norm = c sqrt(squares), and t = *steps + 1,
+     *   skip unless nll, z and norm are finite and valid > 0;  grad_scale = c min(1, clip/(norm + 1e-6)), or c without
+     *   clipping;  correction_i = 1 - beta_i^t;  *steps = t unless skipped.
+     * step = (for a skipped one: skip alone counts); report =; all pointers are device memory, rule is not. */
+    void (*step_scalars)(struct device *dev, struct adamw_step *step, struct step_report *report, int64_t *steps,
+                         const struct step_totals *totals, const struct step_rates *rates, const struct step_rule *rule);
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
      * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the right;
      * then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a number.

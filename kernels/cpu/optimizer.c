@@ -9,6 +9,7 @@
  * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares
  * adds SUM_CHUNKS partial sums in order, adamw's elements are independent. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/step_decide.h"
 
 #define SUM_CHUNKS 1024
 #define ADAMW_BLOCK 16384 /* elements a thread takes at a time */
@@ -40,6 +41,12 @@ void OP(sum_squares)(struct device *dev, double *sum, tensor x) {
     double total = 0;
     for (int64_t chunk = 0; chunk < SUM_CHUNKS; chunk++) total += partial[chunk];
     *sum += total;
+}
+
+void OP(step_scalars)(struct device *dev, struct adamw_step *step, struct step_report *report, int64_t *steps,
+                      const struct step_totals *totals, const struct step_rates *rates, const struct step_rule *rule) {
+    (void)dev;
+    step_decide(step, report, steps, totals, rates, rule);
 }
 
 /* The step's scalars as the loop wants them, for one segment. */

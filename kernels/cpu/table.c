@@ -49,5 +49,6 @@ const struct ops OP(ops_cpu) = {
     ENTRY(head_loss_scratch),
     ENTRY(convert),
     ENTRY(sum_squares),
+    ENTRY(step_scalars),
     ENTRY(adamw),
 };

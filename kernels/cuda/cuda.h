@@ -23,6 +23,18 @@ void cuda_device_write(struct device *dev, void *to_device, const void *from_hos
 void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
 void cuda_device_copy(struct device *dev, void *to, const void *from, size_t bytes);
 void cuda_device_zero(struct device *dev, void *memory, size_t bytes);
+void *cuda_device_stage(struct device *dev, size_t bytes);
+void cuda_device_staged(struct device *dev, void *to_device, size_t bytes);
+void cuda_device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes);
+uint64_t cuda_device_mark(struct device *dev);
+void cuda_device_wait(struct device *dev, uint64_t mark);
+void cuda_device_run(struct device *dev, struct device_record **r, void (*work)(void *self), void *self);
+void cuda_device_record_close(struct device *dev, struct device_record *r);
+void cuda_device_range_push(struct device *dev, const char *name);
+void cuda_device_range_pop(struct device *dev);
+int cuda_device_failure(struct device *dev, error *err);
+struct device_memory_use cuda_device_memory(struct device *dev);
+double cuda_device_peak_flops(const struct device *dev);
 int cuda_device_check(struct device *dev, error *err);
 void cuda_device_describe(const struct device *dev, char *out, size_t size);
 
@@ -62,6 +74,7 @@ CUDA_OP(head_loss);
 __typeof__(*((struct ops *)0)->head_loss_scratch) cuda_head_loss_scratch_f32, cuda_head_loss_scratch_bf16;
 CUDA_OP(convert);
 CUDA_OP(sum_squares);
+CUDA_OP(step_scalars);
 CUDA_OP(adamw);
 #undef CUDA_OP
 

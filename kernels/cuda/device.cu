@@ -23,6 +23,7 @@ static void *memory_allocate(void *self, size_t size) {
         return NULL;
     }
     cuda_expect(dev, cudaMemsetAsync(block, 0, size, cuda_impl(dev)->stream), "clearing memory");
+    cuda_device_memory(dev);
     return block;
 }
 
@@ -75,6 +76,9 @@ static int open_blas(struct cuda_device *c, error *err) {
     return error_system(err, "opening cuBLASLt: %s", c->library.cublasLtGetStatusString(status));
 }
 
+int cuda_transfer_open(struct cuda_device *c, error *err);
+void cuda_transfer_close(struct cuda_device *c);
+
 int cuda_device_open(struct device *dev, error *err) {
     TRY(check_device(err));
     struct cuda_device *c = (struct cuda_device *)calloc(1, sizeof *c);
@@ -87,7 +91,7 @@ int cuda_device_open(struct device *dev, error *err) {
     if (result == cudaSuccess) result = cudaMalloc(&c->workspace, c->workspace_size);
     if (result == cudaSuccess) result = cudaMalloc((void **)&c->partials, SUM_BLOCKS * sizeof *c->partials);
     if (result != cudaSuccess) error_system(err, "opening the GPU: %s", cudaGetErrorString(result));
-    if (result != cudaSuccess || open_blas(c, err) != 0) {
+    if (result != cudaSuccess || cuda_transfer_open(c, err) != 0 || open_blas(c, err) != 0) {
         cuda_device_close(dev);
         return -1;
     }
@@ -106,6 +110,7 @@ void cuda_device_close(struct device *dev) {
     if (!c) return;
     if (c->stream) cudaStreamSynchronize(c->stream);
     cuda_linear_close(c);
+    cuda_transfer_close(c);
     if (c->blas) c->library.cublasLtDestroy(c->blas);
     cudaFree(c->workspace);
     cudaFree(c->partials);
@@ -114,38 +119,42 @@ void cuda_device_close(struct device *dev) {
     dev->impl = NULL;
 }
 
-/* From pageable memory: the bytes are staged before the call returns, so the caller may change them at once. */
-void cuda_device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes) {
-    if (bytes)
-        cuda_expect(dev, cudaMemcpyAsync(to_device, from_host, bytes, cudaMemcpyHostToDevice, cuda_impl(dev)->stream),
-                    "writing to the GPU");
-    /* Pinned memory isn't staged. */
-    cuda_expect(dev, cudaStreamSynchronize(cuda_impl(dev)->stream), "writing to the GPU");
-}
-
-void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes) {
-    if (bytes)
-        cuda_expect(dev, cudaMemcpyAsync(to_host, from_device, bytes, cudaMemcpyDeviceToHost, cuda_impl(dev)->stream),
-                    "reading from the GPU");
-    cuda_expect(dev, cudaStreamSynchronize(cuda_impl(dev)->stream), "reading from the GPU");
-}
-
-void cuda_device_copy(struct device *dev, void *to, const void *from, size_t bytes) {
-    if (bytes)
-        cuda_expect(dev, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cuda_impl(dev)->stream),
-                    "copying on the GPU");
-}
-
-void cuda_device_zero(struct device *dev, void *memory, size_t bytes) {
-    if (bytes) cuda_expect(dev, cudaMemsetAsync(memory, 0, bytes, cuda_impl(dev)->stream), "clearing on the GPU");
-}
-
 int cuda_device_check(struct device *dev, error *err) {
     struct cuda_device *c = cuda_impl(dev);
     cuda_expect(dev, cudaStreamSynchronize(c->stream), "the GPU's work");
+    return cuda_device_failure(dev, err);
+}
+
+int cuda_device_failure(struct device *dev, error *err) {
+    struct cuda_device *c = cuda_impl(dev);
     if (!c->failed) return 0;
     c->failed = false;
     return error_system(err, "on the GPU: %s", c->failure);
+}
+
+struct device_memory_use cuda_device_memory(struct device *dev) {
+    struct cuda_device *c = cuda_impl(dev);
+    size_t left = 0, all = 0;
+    if (cudaMemGetInfo(&left, &all) != cudaSuccess) cudaGetLastError();
+    size_t now = all - left;
+    if (now > c->memory_peak) c->memory_peak = now;
+    return {now, c->memory_peak};
+}
+
+/* Dense bf16 products, without sparsity, by NVIDIA's data sheets. */
+double cuda_device_peak_flops(const struct device *dev) {
+    static const struct {
+        const char *name;
+        double flops;
+    } chips[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989.4e12}, {"H200 NVL", 835e12},
+                 {"H200", 989.4e12},    {"GH200", 989.4e12},  {"A100", 312e12},   {"A800", 312e12},
+                 {"H800", 989.4e12}};
+    (void)dev;
+    cudaDeviceProp p;
+    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return 0;
+    for (size_t i = 0; i < sizeof chips / sizeof *chips; i++)
+        if (strstr(p.name, chips[i].name)) return chips[i].flops;
+    return 0;
 }
 
 void cuda_device_describe(const struct device *dev, char *out, size_t size) {

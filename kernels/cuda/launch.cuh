@@ -15,6 +15,8 @@
 
 struct gemm_plan;
 
+enum { STAGE_SLOTS = 4, MARKS = 8 };
+
 /* device.impl */
 struct cuda_device {
     cudaStream_t stream;
@@ -23,6 +25,12 @@ struct cuda_device {
     void *workspace; /* of the matrix products */
     size_t workspace_size;
     double *partials;        /* SUM_BLOCKS doubles, for sums over flat arrays */
+    char *stage;             /* pinned: STAGE_SLOTS slots of DEVICE_STAGE bytes (transfer.cu) */
+    cudaEvent_t stage_done[STAGE_SLOTS];
+    int stage_slot; /* the next one to be filled */
+    cudaEvent_t marks[MARKS];
+    uint64_t marked;      /* marks so far */
+    size_t memory_peak;   /* bytes taken on the device, as far as it was looked at */
     struct gemm_plan *plans; /* list of what linear.cu has set up */
     int multiprocessors;
     bool failed;

@@ -12,7 +12,7 @@
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(swiglu_forward), ENTRY(swiglu_backward), ENTRY(head_loss),        \
-        ENTRY(convert), ENTRY(sum_squares), ENTRY(adamw)
+        ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(adamw)
 
 const struct ops ops_cuda_f32 = {
     .name = "cuda-f32",
