@@ -442,6 +442,10 @@ void model_zero_sums(struct model *m) {
     device_zero(m->dev, m->at.sums, sizeof *m->at.sums);
 }
 
+struct loss_sums *model_sums(const struct model *m) {
+    return m->at.sums;
+}
+
 void model_zero_grads(struct model *m) {
     ASSERT(m->mode == MODEL_TRAIN);
     device_zero(m->dev, m->at.grads, (size_t)m->params.elements * dtype_size(m->ops->real));

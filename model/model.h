@@ -125,6 +125,7 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
 void model_loss(struct model *m, void *losses, bool backward, double scale, double z_loss);
 void model_read_sums(struct model *m, struct loss_sums *sums);
 void model_zero_sums(struct model *m);
+struct loss_sums *model_sums(const struct model *m); /* in device memory */
 void model_zero_grads(struct model *m);
 
 /* After model_loss(backward = true). ready (may be NULL) is called when a bucket's gradients are complete for this

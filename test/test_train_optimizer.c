@@ -26,7 +26,7 @@ struct plan {
     bool reload;            /* half-way through, m and v go to the host and into a new optimizer */
 
     double *weights[PARAMS_MAX], *m[PARAMS_MAX], *v[PARAMS_MAX];
-    struct optimizer_report reports[STEPS];
+    struct step_report reports[STEPS];
     int64_t steps_taken;
 };
 
@@ -105,6 +105,14 @@ static struct optimizer *reload(struct optimizer *old, struct model *m, struct c
     return o;
 }
 
+static struct step_report take_step(struct optimizer *o, double lr, bool signalled) {
+    struct step_report r;
+    optimizer_begin(o, lr, signalled);
+    optimizer_step(o, scale);
+    optimizer_fetch(o, &r);
+    return r;
+}
+
 static void run_rank(struct comm *c, void *self) {
     struct plan *plan = self;
     error err = {0};
@@ -122,13 +130,18 @@ static void run_rank(struct comm *c, void *self) {
         if (plan->reload && step == STEPS / 2) o = reload(o, m, c, &plan->options);
         put_gradients(m, c->rank, step, step == plan->bad_step && c->rank == plan->bad_rank);
         for (int b = p->bucket_count - 1; b >= 0; b--) optimizer_reduce(o, b);
-        struct optimizer_report r =
-            optimizer_step(o, learning_rate(step), scale, valid_targets(step), step != plan->not_finite_step);
+        /* The targets lie with the last rank; a loss that is not finite, with the first. */
+        *model_sums(m) = (struct loss_sums){
+            .nll = step == plan->not_finite_step && c->rank == 0 ? NAN : 1,
+            .valid = c->rank == c->ranks - 1 ? valid_targets(step) : 0,
+        };
+        struct step_report r = take_step(o, learning_rate(step), c->rank == step % c->ranks);
         if (c->rank == 0) plan->reports[step] = r;
-        /* Every rank decides alike. */
+        /* Every rank decides alike, and hears of one vote to stop. */
         double skipped = r.skipped;
         comm_sum_f64(c, &skipped, 1);
-        ASSERT(skipped == (r.skipped ? c->ranks : 0));
+        ASSERT(skipped == (r.skipped ? c->ranks : 0) && r.totals.signals == 1);
+        ASSERT(r.totals.loss.valid == valid_targets(step) && r.steps == optimizer_steps(o));
     }
     read_moments(o, m, c, 0, plan->m);
     read_moments(o, m, c, 1, plan->v);
@@ -235,7 +248,7 @@ static void reference(struct plan *want, const struct plan *plan, int ranks) {
         for (int index = 0; index < p->count; index++) {
             for (int64_t i = 0; i < p->list[index].count; i++) squares += pow(mean_gradient(ranks, step, index, i), 2);
         }
-        want->reports[step] = (struct optimizer_report){.grad_norm = sqrt(squares)};
+        want->reports[step] = (struct step_report){.grad_norm = sqrt(squares)};
         want->reports[step].skipped = step == plan->bad_step || step == plan->not_finite_step;
         if (want->reports[step].skipped) continue;
         double clipping = plan->options.clip > 0 ? fmin(1, plan->options.clip / (sqrt(squares) + 1e-6)) : 1;
@@ -355,7 +368,8 @@ static void test_no_valid_target(void **state) {
     assert_int_equal(optimizer_open(&o, m, &c, &plan.options, &err), 0);
     model_zero_grads(m);
     for (int b = 0; b < model_params(m)->bucket_count; b++) optimizer_reduce(o, b);
-    assert_true(optimizer_step(o, 1, scale, 0, true).skipped);
+    model_zero_sums(m);
+    assert_true(take_step(o, 1, false).skipped);
     assert_int_equal(optimizer_steps(o), 0);
     optimizer_close(o);
     model_close(m);

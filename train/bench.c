@@ -4,7 +4,7 @@
 #include "common/rng.h"
 #include "common/text.h"
 #include "train/comm.h"
-#include "train/optimizer.h"
+#include "train/step.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,12 +123,14 @@ struct training {
     struct comm comm;
     struct model *model;
     struct optimizer *optimizer;
+    struct step *step;
     int64_t micro_batch, accumulate, vocab;
     int32_t *tokens, *targets, *doc; /* of a micro-batch; doc is NULL without data.reset */
     int64_t steps;                   /* taken */
 };
 
 static void training_close(struct training *t) {
+    step_close(t->step);
     optimizer_close(t->optimizer);
     model_close(t->model);
     free(t->tokens);
@@ -145,6 +147,8 @@ static int training_open(struct training *t, struct model_config *mc, const stru
     int64_t T = o->data.T;
     TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, t->comm.rank, t->comm.ranks, err));
     TRY(optimizer_open(&t->optimizer, t->model, &t->comm, &o->optimizer, err));
+    double scale = 1 / ((double)o->train.batch * (double)T);
+    TRY(step_open(&t->step, t->model, t->optimizer, &t->comm, scale, o->optimizer.z_loss, err));
     size_t count = (size_t)(t->micro_batch * T);
     t->tokens = calloc(count, sizeof *t->tokens);
     t->targets = calloc(count, sizeof *t->targets);
@@ -173,34 +177,20 @@ static void fill_batch(struct training *t, int64_t row) {
     }
 }
 
-static void reduce_bucket(void *self, int bucket) {
-    struct training *t = self;
-    optimizer_reduce(t->optimizer, bucket);
-}
-
-/* One step, as trainer.c takes it; *loss is the mean over its targets. The watch stands still while tokens are made. */
+/* One step, as train/step.h takes it; *loss is the mean over its targets. The watch stands still while tokens are made. */
 static int training_step(struct training *t, struct stopwatch *watch, double lr, double *loss, error *err) {
     const struct run_options *o = t->options;
-    struct model *m = t->model;
-    double scale = 1 / ((double)o->train.batch * (double)o->data.T);
     for (int64_t k = 0; k < t->accumulate; k++) {
+        bool last = k + 1 == t->accumulate;
         fill_batch(t, t->steps * o->train.batch + k * t->micro_batch);
         stopwatch_start(watch);
-        if (k == 0) {
-            model_zero_grads(m);
-            model_zero_sums(m);
-        }
-        model_set_batch(m, t->tokens, t->targets, t->doc, t->micro_batch, o->data.T);
-        model_forward(m, NULL, NULL, true);
-        model_loss(m, NULL, true, scale, o->optimizer.z_loss);
-        model_backward(m, k + 1 == t->accumulate ? reduce_bucket : NULL, t);
-        if (k + 1 < t->accumulate) stopwatch_pause(watch);
+        if (k == 0) step_begin(t->step, lr, false);
+        step_batch(t->step, t->tokens, t->targets, t->doc, t->micro_batch, o->data.T, last);
+        if (!last) stopwatch_pause(watch);
     }
-    struct loss_sums sums;
-    model_read_sums(m, &sums);
-    *loss = sums.nll / sums.valid;
-    optimizer_step(t->optimizer, lr, scale, sums.valid, isfinite(*loss));
-    TRY(device_check(model_device(m), err));
+    struct step_report done;
+    TRY(step_wait(t->step, &done, err));
+    *loss = done.totals.loss.nll / done.totals.loss.valid;
     stopwatch_pause(watch);
     stopwatch_lap(watch);
     t->steps++;

@@ -70,6 +70,9 @@ int comm_agree(struct comm *c, int result, error *err) {
 }
 
 void comm_sum_f64(struct comm *c, double *values, int count) { c->functions->sum_f64(c, values, count); }
+void comm_sum_device(struct comm *c, double *values, int count) {
+    (c->functions->sum_device ? c->functions->sum_device : c->functions->sum_f64)(c, values, count);
+}
 void comm_max_i64(struct comm *c, int64_t *values, int count) { c->functions->max_i64(c, values, count); }
 void comm_barrier(struct comm *c) { c->functions->barrier(c); }
 

@@ -14,6 +14,9 @@
 struct comm {
     int rank, ranks;
     const char *name; /* "none", "mpi" */
+    /* Reductions, gathers and comm_sum_device of a step only queue work on the device that it computes with, and the host
+     * does not take part: such a step may be recorded (device_run). */
+    bool queued;
     const struct comm_functions *functions;
     void *impl;
 };
@@ -34,6 +37,9 @@ int comm_agree(struct comm *c, int result, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */
 void comm_sum_f64(struct comm *c, double *values, int count);
+/* The same for numbers in device memory, queued behind the device's work where the implementation can; elsewhere the
+ * device's memory is the host's. */
+void comm_sum_device(struct comm *c, double *values, int count);
 /* Largest of each value over ranks: flags, votes. */
 void comm_max_i64(struct comm *c, int64_t *values, int count);
 void comm_broadcast(struct comm *c, void *bytes, size_t count, int root);

@@ -10,6 +10,7 @@ struct comm_functions {
     void (*close)(struct comm *c);
     void (*abort)(struct comm *c, int exit_code); /* ends the job; comm.c ends the process if this returns */
     void (*sum_f64)(struct comm *c, double *values, int count);
+    void (*sum_device)(struct comm *c, double *values, int count); /* NULL: sum_f64 */
     void (*max_i64)(struct comm *c, int64_t *values, int count);
     void (*broadcast)(struct comm *c, void *bytes, size_t count, int root);
     void (*barrier)(struct comm *c);

@@ -15,6 +15,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What the host says before a step. */
+struct word {
+    struct step_rates rates;
+    double signals;
+};
+
+/* The numbers of a step, in device memory. */
+struct numbers {
+    struct word word;
+    struct step_totals totals;
+    struct adamw_step step;
+    struct step_report report;
+    int64_t steps; /* taken */
+};
+
 struct slice {
     int64_t offset, count; /* elements of the flat array that this rank owns in a part of a bucket */
     int64_t moment;        /* where its m and v begin in theirs */
@@ -28,12 +43,10 @@ struct optimizer {
     struct optimizer_options options;
     arena memory;
     char *moments[2]; /* m and v of all slices of this rank, in device memory */
-    struct adamw_step *step;
-    double *squares;
+    struct numbers *now;
     struct slice *slices; /* PARTS a bucket */
     struct adamw_segment *segments;
     char *staging; /* host memory for one slice, where device memory is not the host's */
-    int64_t steps;
     int reduced; /* buckets reduced since the last step */
 };
 
@@ -107,8 +120,7 @@ static void carve(struct optimizer *o, arena *a, int64_t elements) {
     size_t bytes = (size_t)elements * dtype_size(o->dev->ops->real);
     o->moments[0] = arena_take(a, bytes);
     o->moments[1] = arena_take(a, bytes);
-    o->step = arena_take(a, sizeof *o->step);
-    o->squares = arena_take(a, sizeof *o->squares);
+    o->now = arena_take(a, sizeof *o->now);
 }
 
 int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, const struct optimizer_options *options,
@@ -177,22 +189,23 @@ static tensor run_of(void *flat, enum dtype dtype, int64_t at, int64_t count) {
     return tensor_1d((char *)flat + at * (int64_t)dtype_size(dtype), dtype, count);
 }
 
-/* Root of the sum of squares of all gradients, each slice counted by the rank that owns it. */
-static double sum_norm(struct optimizer *o) {
+/* Squares of this rank's slices, the model's sums and the host's vote, then all of it over the ranks. */
+static void sum_totals(struct optimizer *o) {
     const struct params *p = model_params(o->model);
     tensor grads = model_flat_grads(o->model);
-    device_zero(o->dev, o->squares, sizeof *o->squares);
+    struct step_totals *totals = &o->now->totals;
+    device_copy(o->dev, &totals->loss, model_sums(o->model), sizeof totals->loss);
+    device_copy(o->dev, &totals->signals, &o->now->word.signals, sizeof totals->signals);
+    device_zero(o->dev, &totals->squares, sizeof totals->squares);
     /* Neighbouring slices (with one rank, all of them) are one run. */
     for (int i = 0, next; i < PARTS * p->bucket_count; i = next) {
         int64_t offset = o->slices[i].offset, count = o->slices[i].count;
         for (next = i + 1; next < PARTS * p->bucket_count && o->slices[next].offset == offset + count; next++)
             count += o->slices[next].count;
-        o->dev->ops->sum_squares(o->dev, o->squares, run_of(grads.data, grads.dtype, offset, count));
+        o->dev->ops->sum_squares(o->dev, &totals->squares, run_of(grads.data, grads.dtype, offset, count));
     }
-    double squares;
-    device_read(o->dev, &squares, o->squares, sizeof squares);
-    comm_sum_f64(o->comm, &squares, 1);
-    return sqrt(squares);
+    _Static_assert(sizeof *totals == 6 * sizeof(double), "the ranks add the totals up as doubles");
+    comm_sum_device(o->comm, &totals->loss.nll, 6);
 }
 
 static void update_slices(struct optimizer *o) {
@@ -205,7 +218,7 @@ static void update_slices(struct optimizer *o) {
                            run_of(o->moments[0], grads.dtype, s->moment, s->count),
                            run_of(o->moments[1], grads.dtype, s->moment, s->count),
                            run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments,
-                           o->step);
+                           &o->now->step);
         model_masters_changed(o->model, i / PARTS, i % PARTS);
     }
     for (int i = 0; i < PARTS * p->bucket_count; i++) {
@@ -214,34 +227,43 @@ static void update_slices(struct optimizer *o) {
     }
 }
 
-struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite) {
-    ASSERT(o->reduced == model_params(o->model)->bucket_count);
-    o->reduced = 0;
-    double to_mean = 1 / (scale * valid);
-    struct optimizer_report report = {.grad_norm = sum_norm(o) * to_mean};
-    /* Every rank decides from the same sums, so all skip or none. */
-    report.skipped = !finite || !isfinite(report.grad_norm);
-    if (report.skipped) return report;
-    double clip = o->options.clip;
-    double clipping = clip > 0 ? fmin(1, clip / (report.grad_norm + 1e-6)) : 1;
-    double t = (double)++o->steps;
-    struct adamw_step step = {
-        .lr = lr,
-        .decay_rate = o->options.decay_mode == DECAY_DETACHED ? lr / o->options.lr : lr,
-        .beta1 = o->options.beta1,
-        .beta2 = o->options.beta2,
-        .eps = o->options.eps,
-        .correction1 = 1 - pow(o->options.beta1, t),
-        .correction2 = 1 - pow(o->options.beta2, t),
-        .grad_scale = to_mean * clipping,
+void optimizer_begin(struct optimizer *o, double lr, bool signalled) {
+    struct word word = {
+        .rates = {.lr = lr, .decay_rate = o->options.decay_mode == DECAY_DETACHED ? lr / o->options.lr : lr},
+        .signals = signalled,
     };
-    device_write(o->dev, o->step, &step, sizeof step);
-    update_slices(o);
-    return report;
+    device_write(o->dev, &o->now->word, &word, sizeof word);
 }
 
-int64_t optimizer_steps(const struct optimizer *o) { return o->steps; }
-void optimizer_set_steps(struct optimizer *o, int64_t steps) { o->steps = steps; }
+void optimizer_step(struct optimizer *o, double scale) {
+    ASSERT(o->reduced == model_params(o->model)->bucket_count);
+    o->reduced = 0;
+    struct step_rule rule = {.scale = scale,
+                             .clip = o->options.clip,
+                             .beta1 = o->options.beta1,
+                             .beta2 = o->options.beta2,
+                             .eps = o->options.eps};
+    struct numbers *now = o->now;
+    device_range_push(o->dev, "optimizer");
+    sum_totals(o);
+    o->dev->ops->step_scalars(o->dev, &now->step, &now->report, &now->steps, &now->totals, &now->word.rates, &rule);
+    update_slices(o);
+    device_range_pop(o->dev);
+}
+
+void optimizer_fetch(struct optimizer *o, struct step_report *report) {
+    device_fetch(o->dev, report, &o->now->report, sizeof *report);
+}
+
+int64_t optimizer_steps(const struct optimizer *o) {
+    int64_t steps;
+    device_read(o->dev, &steps, &o->now->steps, sizeof steps);
+    return steps;
+}
+
+void optimizer_set_steps(struct optimizer *o, int64_t steps) {
+    device_write(o->dev, &o->now->steps, &steps, sizeof steps);
+}
 
 /* ---- the state, for checkpoints --------------------------------------------------------------------------------- */
 

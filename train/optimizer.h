@@ -27,14 +27,15 @@ void optimizer_close(struct optimizer *o);
  * in the last micro-batch of a step). */
 void optimizer_reduce(struct optimizer *o, int bucket);
 
-struct optimizer_report {
-    double grad_norm; /* of the mean gradient, before clipping */
-    bool skipped;     /* norm or loss was not finite: weights, m, v and the step count are untouched */
-};
-/* After every bucket was reduced: norm over all ranks, clipping, AdamW on this rank's slices, all-gather of the
- * parameters. Gradients hold the sum over valid targets times `scale`; `valid` is the number of valid targets of
- * the global batch: the mean's gradient is g / (scale * valid). `finite`: the global loss was finite. */
-struct optimizer_report optimizer_step(struct optimizer *o, double lr, double scale, double valid, bool finite);
+/* A step, in three calls that only queue work on the device. The host's word on it: the learning rate, and whether this
+ * rank was asked to stop, which the ranks add up. */
+void optimizer_begin(struct optimizer *o, double lr, bool signalled);
+/* After every bucket was reduced: norm over all ranks, the decision (step_scalars of kernels/ops.h, on the model's loss
+ * sums over all ranks), AdamW on this rank's slices, all-gather of the parameters. Gradients hold the sum over valid
+ * targets times `scale`. A step that is skipped leaves weights, m, v and the step count untouched. May be recorded. */
+void optimizer_step(struct optimizer *o, double scale);
+/* What came of it, into memory from device_fetch's kind of host memory; the same on all ranks. */
+void optimizer_fetch(struct optimizer *o, struct step_report *report);
 
 /* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first,
  * first + params) of the table, `treatments` being those of the whole table and `mode` an enum decay_mode; their
@@ -42,7 +43,8 @@ struct optimizer_report optimizer_step(struct optimizer *o, double lr, double sc
 int optimizer_segments(const struct params *p, int first, int params, int64_t offset, int64_t count,
                        const struct treatment *treatments, int mode, struct adamw_segment *segments);
 
-int64_t optimizer_steps(const struct optimizer *o); /* steps taken, skipped ones not counted */
+/* Steps taken, skipped ones not counted; it lives on the device, so reading it waits. */
+int64_t optimizer_steps(const struct optimizer *o);
 void optimizer_set_steps(struct optimizer *o, int64_t steps);
 
 /* Collective, for checkpoints: bucket's m (which = 0), v (1) or master weights on rank 0 as `count` elements in flat

@@ -2,84 +2,60 @@
  *
  * A step is a function of the weights, the optimizer's state and the step's number alone; all that is kept between
  * steps is in struct trainer_state and goes into checkpoints. Decisions (skip, stop) are taken from numbers that were
- * summed over the ranks, so every rank takes the same.
+ * summed over the ranks, so every rank takes the same. On a GPU they are known one step late (train/step.h): a signal is
+ * obeyed a step later, and where a validation, a save or the end is due nothing more is queued before it.
  */
 #include "train/trainer_parts.h"
 
 #include "common/file.h"
 #include "common/text.h"
 #include "train/signals.h"
-#include <math.h>
-
-static void reduce_bucket(void *self, int bucket) {
-    struct trainer *t = self;
-    optimizer_reduce(t->optimizer, bucket);
-}
 
 /* ---- one step --------------------------------------------------------------------------------------------------- */
 
-/* Gradients and loss of one global batch: this rank's micro-batches, reduced over the ranks as the last one goes
- * back. */
-static int run_batch(struct trainer *t, int64_t batch, double scale, error *err) {
-    int64_t accumulate = batch / (t->comm->ranks * t->micro_batch);
-    model_zero_grads(t->model);
-    model_zero_sums(t->model);
+static double step_lr(const struct trainer *t, int64_t step) {
+    return schedule_lr(&t->options.schedule, t->options.optimizer.lr, t->options.train.steps, step);
+}
+
+/* Queue step number `step`: this rank's micro-batches, reduced over the ranks as the last one goes back. */
+static int begin_step(struct trainer *t, int64_t step, error *err) {
+    int64_t accumulate = ramp_batch(&t->options.ramp, step) / (t->comm->ranks * t->micro_batch);
+    if (t->begun == t->state.step) t->waiting_since = clock_seconds(); /* nothing was under way */
+    step_begin(t->step, step_lr(t, step), signals_received() != 0);
     for (int64_t k = 0; k < accumulate; k++) {
         struct batch b;
         TRY(loader_next(t->loader, &b, err));
-        model_set_batch(t->model, b.tokens, b.targets, b.doc, b.B, b.T);
-        model_forward(t->model, NULL, NULL, true);
-        model_loss(t->model, NULL, true, scale, t->options.optimizer.z_loss);
-        model_backward(t->model, k + 1 == accumulate ? reduce_bucket : NULL, t);
+        step_batch(t->step, b.tokens, b.targets, b.doc, b.B, b.T, k + 1 == accumulate);
     }
+    t->begun = step + 1;
     return 0;
 }
 
-/* What the ranks tell each other about a step, in one sum. */
-struct step_sums {
-    double nll, z, valid, correct;
-    double signals; /* ranks that were asked to stop */
-};
-
-static struct step_sums sum_over_ranks(struct trainer *t) {
-    struct loss_sums own;
-    model_read_sums(t->model, &own);
-    double values[5] = {own.nll, own.z, own.valid, own.correct, signals_received() != 0};
-    comm_sum_f64(t->comm, values, 5);
-    return (struct step_sums){values[0], values[1], values[2], values[3], values[4]};
-}
-
-/* One step; *stop is set if a signal on any rank asks for the end. */
-static int train_step(struct trainer *t, bool *stop, error *err) {
+/* Wait for the oldest step under way and report it; *stop is set if a signal on any rank asks for the end. */
+static int end_step(struct trainer *t, bool *stop, error *err) {
     const struct run_options *o = &t->options;
     struct trainer_state *state = &t->state;
-    double begun = clock_seconds();
-    /* The gradient is that of the sum over targets; a nominal count keeps it near the mean's size in floating point. */
+    struct step_report done;
+    TRY(step_wait(t->step, &done, err));
+    const struct loss_sums *sums = &done.totals.loss;
+    double now = clock_seconds(), seconds = now - t->waiting_since, lr = step_lr(t, state->step);
+    t->waiting_since = now;
     int64_t batch = ramp_batch(&o->ramp, state->step);
-    double scale = 1 / ((double)batch * (double)o->data.T);
-    TRY(run_batch(t, batch, scale, err));
-    struct step_sums sums = sum_over_ranks(t);
-    bool finite = isfinite(sums.nll) && isfinite(sums.z) && sums.valid > 0;
-    double lr = schedule_lr(&o->schedule, o->optimizer.lr, o->train.steps, state->step);
-    struct optimizer_report done = optimizer_step(t->optimizer, lr, scale, sums.valid, finite);
-    TRY(device_check(t->dev, err));
-
-    double seconds = clock_seconds() - begun;
     state->step++;
-    state->optimizer_steps = optimizer_steps(t->optimizer);
+    state->optimizer_steps = done.steps;
     state->skipped += done.skipped;
     state->samples += (uint64_t)batch;
-    state->tokens += sums.valid;
+    state->tokens += sums->valid;
     state->seconds += seconds;
-    *stop = sums.signals > 0;
+    *stop = done.totals.signals > 0;
     struct report_step line = {
         .step = state->step,
-        .loss = sums.nll / sums.valid,
+        .loss = sums->nll / sums->valid,
         .lr = lr,
         .grad_norm = done.grad_norm,
-        .accuracy = sums.correct / sums.valid,
+        .accuracy = sums->correct / sums->valid,
         .tokens = state->tokens,
-        .valid = sums.valid,
+        .valid = sums->valid,
         .batch = batch,
         .samples_left = ramp_samples(&o->ramp, o->train.steps) - state->samples,
         .step_seconds = seconds,
@@ -90,11 +66,39 @@ static int train_step(struct trainer *t, bool *stop, error *err) {
     return report_step(t->report, &line, err);
 }
 
+/* All steps up to number `end`, or, after a signal, those that are under way. The next one is queued before the one
+ * before is waited for, where the device works by itself. */
+static int take_steps(struct trainer *t, int64_t end, bool *stop, error *err) {
+    *stop = false;
+    t->begun = t->state.step;
+    while (t->state.step < end) {
+        while (t->begun < end && t->begun - t->state.step <= step_ahead(t->step)) TRY(begin_step(t, t->begun, err));
+        TRY(end_step(t, stop, err));
+        if (*stop) end = t->begun;
+    }
+    return 0;
+}
+
 /* ---- between steps ---------------------------------------------------------------------------------------------- */
 
-static bool validation_due(const struct trainer *t) {
-    int64_t step = t->state.step, every = t->options.eval.every;
-    return t->data.valid && step > 0 && (step == t->options.train.steps || (every > 0 && step % every == 0));
+/* Is what is done every so many steps due behind this one? 0 = never. */
+static bool falls_due(int64_t step, int64_t every) {
+    return every > 0 && step % every == 0;
+}
+
+static bool validation_due(const struct trainer *t, int64_t step) {
+    return t->data.valid && step > 0 && (step == t->options.train.steps || falls_due(step, t->options.eval.every));
+}
+
+static bool save_due(const struct trainer *t, int64_t step) {
+    return step == t->options.train.steps || falls_due(step, t->options.checkpoint.every);
+}
+
+/* The next step behind which more is to be done than the next one. */
+static int64_t next_pause(const struct trainer *t) {
+    int64_t step = t->state.step + 1;
+    while (!validation_due(t, step) && !save_due(t, step)) step++;
+    return step;
 }
 
 static int validate(struct trainer *t, error *err) {
@@ -136,14 +140,14 @@ static int save_and_stop(struct trainer *t, error *err) {
 static int run_steps(struct trainer *t, error *err) {
     const struct run_options *o = &t->options;
     /* A session that a signal stopped may owe the validation of its last step. */
-    if (validation_due(t) && t->history.valid_step != t->state.step) TRY(validate(t, err));
+    if (validation_due(t, t->state.step) && t->history.valid_step != t->state.step) TRY(validate(t, err));
     while (t->state.step < o->train.steps) {
-        bool stop = false;
-        TRY(train_step(t, &stop, err));
-        bool last = t->state.step == o->train.steps;
-        if (stop && !last) return save_and_stop(t, err);
-        if (validation_due(t)) TRY(validate(t, err));
-        if (last || (o->checkpoint.every > 0 && t->state.step % o->checkpoint.every == 0)) TRY(save(t, err));
+        bool stop;
+        TRY(take_steps(t, next_pause(t), &stop, err));
+        int64_t step = t->state.step;
+        if (stop && step < o->train.steps) return save_and_stop(t, err);
+        if (validation_due(t, step)) TRY(validate(t, err));
+        if (save_due(t, step)) TRY(save(t, err));
     }
     return 0;
 }

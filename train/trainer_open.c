@@ -207,6 +207,9 @@ static int open_model(struct trainer *t, error *err) {
     TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->rank,
                    t->comm->ranks, err));
     TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
+    /* The gradient is that of the sum over targets; a nominal count keeps it near the mean's size in floating point. */
+    double scale = 1 / ((double)o->train.batch * (double)o->data.T);
+    TRY(step_open(&t->step, t->model, t->optimizer, t->comm, scale, o->optimizer.z_loss, err));
     if (!t->from) {
         model_init(t->model, (uint64_t)o->train.seed);
         return 0;
@@ -354,6 +357,7 @@ void trainer_close(struct trainer *t) {
     if (!t) return;
     report_close(t->report);
     loader_close(t->loader);
+    step_close(t->step);
     optimizer_close(t->optimizer);
     model_close(t->model);
     if (t->dev) device_close(t->dev);

@@ -7,6 +7,7 @@
 #include "train/optimizer.h"
 #include "train/report.h"
 #include "train/run_directory.h"
+#include "train/step.h"
 #include "train/trainer.h"
 
 struct trainer {
@@ -24,11 +25,14 @@ struct trainer {
     struct device *dev;
     struct model *model;
     struct optimizer *optimizer;
+    struct step *step;
     loader *loader;
 
     struct checkpoint *from;    /* what the weights come from while opening: the run's latest, or train.init; or NULL */
     bool resumed;               /* `from` is the run's latest */
-    struct trainer_state state;
+    struct trainer_state state; /* of steps that were waited for */
+    int64_t begun;              /* steps queued so far: as many as state.step, or more */
+    double waiting_since;       /* when the last report came, or the step was begun: the start of a step's time */
     struct report *report;      /* rank 0 */
     struct report_history history; /* the same on all ranks */
     int lock;                   /* rank 0; -1: none */
