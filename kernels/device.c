@@ -3,6 +3,7 @@
  * in builds that have it. Called by model/ and train/. */
 #include "kernels/device.h"
 
+#include "common/text.h"
 #ifdef RIVERRUN_CUDA
 #include "kernels/cuda/cuda.h"
 #endif
@@ -218,6 +219,56 @@ size_t device_rounded(enum device_kind kind, size_t bytes) {
     size_t page = kind == DEVICE_CUDA ? (size_t)2 << 20 : 1;
     return (bytes + page - 1) / page * page;
 }
+
+/* ---- timer ------------------------------------------------------------------------------------------------------ */
+
+struct device_timer {
+    struct device *dev;
+    int laps;
+    double *begun, *ended; /* of each lap, where the clock is the host's */
+    void *events;          /* where it is the GPU's */
+};
+
+int device_timer_open(struct device_timer **timer, struct device *dev, int laps, error *err) {
+    struct device_timer *t = *timer = calloc(1, sizeof *t);
+    if (!t || !(t->begun = calloc(2 * (size_t)laps, sizeof *t->begun))) {
+        free(t);
+        *timer = NULL;
+        return error_system(err, "no memory for a timer");
+    }
+    t->dev = dev;
+    t->laps = laps;
+    t->ended = t->begun + laps;
+    ON_CUDA(dev, t->events = cuda_timer_open(dev, laps))
+    if (dev->kind != DEVICE_CUDA || t->events) return 0;
+    device_timer_close(t);
+    *timer = NULL;
+    return error_system(err, "the GPU has no events for a timer");
+}
+
+void device_timer_close(struct device_timer *t) {
+    if (!t) return;
+    ON_CUDA(t->dev, cuda_timer_close(t->events, t->laps))
+    free(t->begun);
+    free(t);
+}
+
+void device_timer_start(struct device_timer *t, int lap) {
+    ON_CUDA(t->dev, cuda_timer_mark(t->dev, t->events, 2 * lap))
+    t->begun[lap] = clock_seconds();
+}
+
+void device_timer_stop(struct device_timer *t, int lap) {
+    ON_CUDA(t->dev, cuda_timer_mark(t->dev, t->events, 2 * lap + 1))
+    t->ended[lap] = clock_seconds();
+}
+
+double device_timer_seconds(struct device_timer *t, int lap) {
+    ON_CUDA(t->dev, return cuda_timer_seconds(t->dev, t->events, lap))
+    return t->ended[lap] - t->begun[lap];
+}
+
+/* ---- what is here ------------------------------------------------------------------------------------------------ */
 
 #if defined(RIVERRUN_OPENBLAS) && defined(__x86_64__)
 const char *device_better_blas(void) {

@@ -83,6 +83,16 @@ size_t device_rounded(enum device_kind kind, size_t bytes);
 /* FLOP/s of dense bf16 products by the data sheet of the device, 0 where it is not known. */
 double device_peak_flops(const struct device *dev);
 
+/* How long the device takes for pieces of work, by its own clock: CUDA events among what is submitted, which wait for
+ * nothing on the host; on the CPU a monotonic clock. A timer has `laps` places; between start and stop of a lap lies the
+ * work that it times. The seconds of a lap are there after a device_check() behind its stop. */
+struct device_timer;
+int device_timer_open(struct device_timer **timer, struct device *dev, int laps, error *err);
+void device_timer_close(struct device_timer *timer);
+void device_timer_start(struct device_timer *timer, int lap);
+void device_timer_stop(struct device_timer *timer, int lap);
+double device_timer_seconds(struct device_timer *timer, int lap);
+
 /* The OPENBLAS_CORETYPE under which OpenBLAS would use this processor's vectors, where it does not by itself; NULL where
  * it does. A release older than the processor takes it for a very old one, and multiplies at a third of the speed: 0.3.21
  * (Debian 12) on an Intel Xeon of 2023 trained 2,900 tokens/s, and 9,100 when told SkylakeX. The variable counts when

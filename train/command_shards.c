@@ -4,9 +4,9 @@
 
 #include "common/file.h"
 #include "common/limits.h"
-#include "common/text.h"
 #include "data/shard.h"
 #include "data/tokenize.h"
+#include "train/actions.h"
 #include "train/flags.h"
 #include "train/json_line.h"
 #include "train/processors.h"
@@ -247,24 +247,9 @@ static int cat(int argc, char **argv, error *err) {
 
 /* ---- the command ------------------------------------------------------------------------------------------------- */
 
-static const char *const actions[] = {"info", "verify", "cat", NULL};
+static const struct action table[] = {
+    {"info", info, &info_command}, {"verify", verify, &verify_command}, {"cat", cat, &cat_command}, {0}};
 
 int command_shards(int argc, char **argv, error *err) {
-    if (argc >= 2 && flags_is_help(argv[1])) {
-        flags_help(stdout, &info_command);
-        printf("\n");
-        flags_help(stdout, &verify_command);
-        printf("\n");
-        flags_help(stdout, &cat_command);
-        return 0;
-    }
-    if (argc < 2) return error_input(err, "riverrun shards needs an action: info, verify or cat");
-    if (strcmp(argv[1], "info") == 0) return info(argc - 1, argv + 1, err);
-    if (strcmp(argv[1], "verify") == 0) return verify(argc - 1, argv + 1, err);
-    if (strcmp(argv[1], "cat") == 0) return cat(argc - 1, argv + 1, err);
-    const char *nearest = text_nearest(argv[1], actions);
-    if (nearest) {
-        return error_input(err, "'%.100s' is no action of riverrun shards; did you mean %s?", argv[1], nearest);
-    }
-    return error_input(err, "'%.100s' is no action of riverrun shards; info, verify and cat are", argv[1]);
+    return actions_run("shards", table, argc, argv, err);
 }

@@ -38,6 +38,12 @@ double cuda_device_peak_flops(const struct device *dev);
 int cuda_device_check(struct device *dev, error *err);
 void cuda_device_describe(const struct device *dev, char *out, size_t size);
 
+/* Two events for each lap of a device_timer. NULL when there is no memory for them. */
+void *cuda_timer_open(struct device *dev, int laps);
+void cuda_timer_close(void *events, int laps);
+void cuda_timer_mark(struct device *dev, void *events, int event);
+double cuda_timer_seconds(struct device *dev, void *events, int lap);
+
 #define CUDA_OP(name) __typeof__(*((struct ops *)0)->name) cuda_##name
 CUDA_OP(embedding_forward);
 CUDA_OP(embedding_backward);

@@ -119,6 +119,30 @@ void cuda_device_close(struct device *dev) {
     dev->impl = NULL;
 }
 
+void *cuda_timer_open(struct device *dev, int laps) {
+    cudaEvent_t *events = (cudaEvent_t *)calloc(2 * (size_t)laps, sizeof *events);
+    for (int i = 0; events && i < 2 * laps; i++) cuda_expect(dev, cudaEventCreate(&events[i]), "making a timer");
+    return events;
+}
+
+void cuda_timer_close(void *events, int laps) {
+    cudaEvent_t *e = (cudaEvent_t *)events;
+    for (int i = 0; e && i < 2 * laps; i++)
+        if (e[i]) cudaEventDestroy(e[i]);
+    free(e);
+}
+
+void cuda_timer_mark(struct device *dev, void *events, int event) {
+    cuda_expect(dev, cudaEventRecord(((cudaEvent_t *)events)[event], cuda_impl(dev)->stream), "marking a time");
+}
+
+double cuda_timer_seconds(struct device *dev, void *events, int lap) {
+    cudaEvent_t *e = (cudaEvent_t *)events;
+    float ms = 0;
+    cuda_expect(dev, cudaEventElapsedTime(&ms, e[2 * lap], e[2 * lap + 1]), "reading a time");
+    return 1e-3 * ms;
+}
+
 int cuda_device_check(struct device *dev, error *err) {
     struct cuda_device *c = cuda_impl(dev);
     cuda_expect(dev, cudaStreamSynchronize(c->stream), "the GPU's work");

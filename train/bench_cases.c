@@ -1,0 +1,45 @@
+/* bench_cases.c: the shapes at which riverrun bench ops measures, and the figures each is held against, in milliseconds,
+ * forward and forward + backward, in bf16 on one H200: of the public implementation (state-spaces/mamba, causal-conv1d),
+ * the time from which the work is worth using, and the time aimed at. What the chip allows is computed from the row's
+ * bytes, products and special functions. */
+#include "train/bench_ops.h"
+
+const struct bench_case bench_cases[] = {
+    /* The shapes of published comparisons: a model of width 2048. */
+    {&bench_scan, "width 2048", "B=8 T=2048 D=4096 N=16", {1.20, 5.86}, {1.1, 3.5}, {0.5, 1.8}},
+    {&bench_scan, "one long row", "B=1 T=65536 D=4096 N=16", {6.04, 26.5}, {5.0, 15}, {2.0, 7.5}},
+    {&bench_conv, "width 2048", "B=8 T=2048 C=4096", {0.129, 0.715}, {0.12, 0.40}, {0.08, 0.25}},
+    {&bench_ssd, "width 2048", "B=8 T=2048 H=64 P=64 N=128", {1.23, 4.04}, {0.7, 2.0}, {0.40, 1.4}},
+    {&bench_ssd, "one long row", "B=1 T=65536 H=64 P=64 N=128", {2.66, 10.3}, {2.2, 7.5}, {1.5, 5.0}},
+
+    /* The operations of Mamba 129M and Mamba-2 129M, 16 rows of 2048 tokens, in the views that the models cut. */
+    {&bench_scan, "Mamba 129M", "B=16 T=2048 D=1536 N=16 d=1 p=3072 q=80", {0}, {0}, {0}},
+    {&bench_conv, "Mamba 129M", "B=16 T=2048 C=1536 d=1 p=3072", {0}, {0}, {0}},
+    {&bench_conv, "Mamba-2 129M", "B=16 T=2048 C=1792 d=1 p=3352", {0}, {0}, {0}},
+    {&bench_ssd, "Mamba-2 129M", "B=16 T=2048 H=24 P=64 N=128 d=1 p=1792", {0}, {0}, {0}},
+    {&bench_ssd_dt, "Mamba-2 129M", "B=16 T=2048 H=24 p=3352", {0}, {0}, {0}},
+    {&bench_gated_rmsnorm, "Mamba-2 129M", "R=32768 I=1536 p=3352", {0}, {0}, {0}},
+    {&bench_add_rmsnorm, "both 129M", "R=32768 D=768", {0}, {0}, {0}},
+    {&bench_embedding, "both 129M", "R=32768 D=768 V=50304", {0}, {0}, {0}},
+    {&bench_head_loss, "both 129M", "R=32768 D=768 V=50304", {0}, {0}, {0}},
+    {&bench_adamw, "both 129M", "n=129135360", {0}, {0}, {0}},
+    {&bench_convert, "both 129M", "n=129135360", {0}, {0}, {0}},
+    {&bench_linear, "Mamba 129M in_proj", "R=32768 I=768 O=3072", {0}, {0}, {0}},
+    {&bench_linear, "Mamba 129M x_proj", "R=32768 I=1536 O=80", {0}, {0}, {0}},
+    {&bench_linear, "Mamba 129M dt_proj", "R=32768 I=48 O=1536 p=80", {0}, {0}, {0}},
+    {&bench_linear, "Mamba-2 129M in_proj", "R=32768 I=768 O=3352", {0}, {0}, {0}},
+    {&bench_linear, "both 129M out_proj", "R=32768 I=1536 O=768", {0}, {0}, {0}},
+    {&bench_swiglu, "width 768", "R=32768 F=2048", {0}, {0}, {0}},
+
+    /* Mamba-2 1.34B, 8 rows of 2048 tokens. */
+    {&bench_linear, "Mamba-2 1.34B in_proj", "R=16384 I=2048 O=8512", {0}, {0}, {0}},
+    {&bench_linear, "Mamba-2 1.34B out_proj", "R=16384 I=4096 O=2048", {0}, {0}, {0}},
+    {&bench_gated_rmsnorm, "Mamba-2 1.34B", "R=16384 I=4096 p=8512", {0}, {0}, {0}},
+    {&bench_add_rmsnorm, "Mamba-2 1.34B", "R=16384 D=2048", {0}, {0}, {0}},
+
+    /* One token of 16 sequences. */
+    {&bench_conv_step, "Mamba 129M", "B=16 C=1536 p=3072", {0}, {0}, {0}},
+    {&bench_scan_step, "Mamba 129M", "B=16 D=1536 N=16 p=3072 q=80", {0}, {0}, {0}},
+    {&bench_ssd_step, "Mamba-2 129M", "B=16 H=24 P=64 N=128 p=1792", {0}, {0}, {0}},
+    {0},
+};
