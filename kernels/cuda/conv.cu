@@ -211,14 +211,6 @@ conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, fl
     }
 }
 
-/* dweight (C,W) += the transpose of the first W rows of sums (W+1,C), dbias (C) += the last. */
-__global__ void conv_spread_kernel(float *dweight, float *dbias, const float *sums, int64_t C, int W) {
-    int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (k >= C) return;
-    for (int w = 0; w < W; w++) dweight[k * W + w] += sums[w * C + k];
-    dbias[k] += sums[W * C + k];
-}
-
 /* --- launching ---------------------------------------------------------------------------------------------------- */
 
 static int64_t strips_of(int64_t T) {
@@ -262,9 +254,8 @@ extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, te
     });
 }
 
-/* Partials of all blocks, then their sums. */
 extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, int64_t W) {
-    return (size_t)((B * strips_of(T) + 1) * (W + 1) * C) * sizeof(float);
+    return (size_t)(B * strips_of(T) * (W + 1) * C) * sizeof(float);
 }
 
 extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias,
@@ -273,8 +264,7 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
     conv_problem p = problem_of(x, dy, weight, bias, initial, doc);
     int W = (int)weight.dim[1];
     ASSERT(tensor_is(dx, 3, p.B, p.T, p.C));
-    int64_t blocks = p.B * p.strips, n = (W + 1) * p.C;
-    float *partial = (float *)scratch, *sums = partial + blocks * n;
+    float *partial = (float *)scratch;
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         bool wide = vectors_fit(x, 4) && vectors_fit(dx, 4) && vectors_fit(dy, 4) && vectors_fit(initial, 4) &&
@@ -289,10 +279,10 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
             });
         });
     });
-    cuda_device_zero(dev, sums, (size_t)n * sizeof *sums);
-    cuda_add_partials(dev, sums, partial, blocks, n);
-    LAUNCH(dev, conv_spread_kernel, (unsigned)ceil_div(p.C, 128), 128, 0, data_of<float>(dweight),
-           data_of<float>(dbias), sums, p.C, W);
+    struct sum_parts parts = {W + 1, {}}; /* dweight (C,W) is the transpose of the first W parts */
+    for (int w = 0; w < W; w++) parts.part[w] = {data_of<float>(dweight) + w, W};
+    parts.part[W] = {data_of<float>(dbias), 1};
+    cuda_add_partial_parts(dev, parts, partial, p.B * p.strips, p.C);
 }
 
 /* --- one token ---------------------------------------------------------------------------------------------------- */

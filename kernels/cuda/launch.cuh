@@ -145,8 +145,9 @@ static inline bool vectors_fit(tensor t, int V) {
     return true;
 }
 
+/* The quick division is off by two units in the last place at most, and 0 where the divisor is infinite. */
 __device__ __forceinline__ float sigmoid_of(float v) {
-    return 1.0f / (1.0f + __expf(-v));
+    return __fdividef(1.0f, 1.0f + __expf(-v));
 }
 
 __device__ __forceinline__ float silu_of(float v) {
@@ -189,6 +190,21 @@ __device__ __forceinline__ float block_sum(float v, float *room) {
 
 /* sum (n) += partial[0] + partial[1] + ... of `rows` rows of n floats, in a fixed order. (reduce.cu) */
 void cuda_add_partials(struct device *dev, float *sum, const float *partial, int64_t rows, int64_t n);
+/* The same where a row is `count` parts of n columns each, in one launch: column j of part i is added to
+ * part[i].sum[j * part[i].step]. (reduce.cu) */
+enum { SUM_PARTS = 9 };
+
+struct sum_part {
+    float *sum;
+    int64_t step;
+};
+
+struct sum_parts {
+    int count;
+    struct sum_part part[SUM_PARTS];
+};
+
+void cuda_add_partial_parts(struct device *dev, struct sum_parts parts, const float *partial, int64_t rows, int64_t n);
 /* sum (n) += the sums of the columns of `rows` (R, n), act or real, `stride` elements apart. (reduce.cu) */
 void cuda_add_column_sums(struct device *dev, float *sum, tensor rows);
 

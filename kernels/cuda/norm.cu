@@ -6,84 +6,179 @@
  *   xh = u rstd;  wdg = weight dg;  c = mean(xh wdg);  du = (wdg - xh c) rstd
  *   dy = du silu(z);  dz = du y silu'(z);  dweight += sum dg xh
  *
- * One block a row (or a group of a row); a thread holds ITEMS vectors of V elements in registers, so every operand
- * crosses device memory once. Backward: a block takes a run of rows, and sums dweight of its columns in registers over
- * them; the runs' sums are added by reduce.cu. The runs depend on R only.
+ * A team of 1, 2, 4, ... warps takes a row (or a group of a row); a block is four teams of one warp, which need no
+ * barrier, or one larger team. A thread holds up to 48 elements in vectors of V.
+ * Forward: a row a team, in registers; all of it is asked for before any of it is used.
+ * Backward: a block takes rows in turns. The operands of its next row are copied to shared memory without waiting while
+ * it works on this one, so some 100 KB a multiprocessor are on their way all the time, and registers hold only the sums of
+ * dweight. These are added over a block's teams and over the blocks (reduce.cu), in an order that depends on R and D only.
  * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D; gated: forward 3eI, backward 5eI.
- * All are bound by bandwidth: at 4.2 TB/s R 16,384, D 2048 in bf16 takes 0.1 ms forward.
+ * All are bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, D 768 in 0.10 / 0.14 ms, I 1536 in 0.10 /
+ * 0.17 ms; R 16,384, D 2048 in 0.13 / 0.18 ms, I 4096 in 0.13 / 0.23 ms.
  */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 
-enum { RUNS_MAX = 528 }; /* of rows in a backward pass: four a multiprocessor of a large chip */
-
-static int64_t run_length(int64_t R) {
-    return R > RUNS_MAX ? ceil_div(R, RUNS_MAX) : 1;
-}
-
-static int64_t runs_of(int64_t R) {
-    return ceil_div(R, run_length(R));
-}
-
-/* Threads of a block whose threads hold ITEMS vectors of V elements of a row of n. */
-static int threads_for(int64_t n, int V, int items) {
-    int64_t threads = ceil_div(ceil_div(ceil_div(n, V), items), WARP) * WARP;
-    ASSERT(threads <= 1024);
-    return (int)threads;
-}
-
-/* How a row is dealt out to the threads of its block: ITEMS vectors of V elements each. */
-template <int VECTOR, int COUNT> struct row_shape {
-    static constexpr int V = VECTOR, ITEMS = COUNT;
-    static int threads(int64_t n) { return threads_for(n, V, ITEMS); }
+enum {
+    RUNS_MAX = 528,    /* blocks of a backward pass, and rows of partial sums */
+    TEAM_WARPS = 16,   /* the most */
+    BLOCK_TEAMS = 4,   /* of one warp */
+    ELEMENTS_MAX = 48, /* of a row in a thread */
+    SHARED_MOST = 225 << 10 /* bytes of a multiprocessor that blocks of a backward pass can have */
 };
 
-/* Run f with the shape for views that can be read in vectors, or that cannot. */
-template <class F> static void with_shape(enum dtype dtype, bool wide, F f) {
-    with_type(dtype, [&](auto of_type) {
-        if (wide) f(of_type, row_shape<4, 4>());
-        else f(of_type, row_shape<1, 16>());
-    });
+/* --- teams -------------------------------------------------------------------------------------------------------- */
+
+template <int V, class F> static void with_team(int64_t n, F f) {
+    int warps = 1;
+    while (ceil_div(n, (int64_t)WARP * warps * V) * V > (V > 1 ? ELEMENTS_MAX : 32)) warps *= 2;
+    ASSERT(warps <= TEAM_WARPS);
+    dim3 block((unsigned)(WARP * warps), warps == 1 ? BLOCK_TEAMS : 1);
+    int64_t elements = ceil_div(n, (int64_t)WARP * warps * V) * V;
+    if constexpr (V == 1) f(constant<32>(), block);
+    else if (elements <= 16) f(constant<16 / V>(), block);
+    else if (elements <= 24) f(constant<24 / V>(), block);
+    else if (elements <= 32) f(constant<32 / V>(), block);
+    else f(constant<ELEMENTS_MAX / V>(), block);
 }
 
+/* Run f(V, ITEMS, block): rows of n, read in vectors of V elements if `wide`, else one at a time, are dealt out to teams
+ * of block.x threads, block.y teams a block, each thread taking ITEMS vectors. */
+template <int V, class F> static void with_row_shape(bool wide, int64_t n, F f) {
+    if (wide) with_team<V>(n, [&](auto items, dim3 block) { f(constant<V>(), items, block); });
+    else with_team<1>(n, [&](auto items, dim3 block) { f(constant<1>(), items, block); });
+}
+
+/* Elements that 16 bytes hold. */
+template <class T> static constexpr int vector_of = 16 / (int)sizeof(T);
+
 /* The element at which item k of this thread starts. */
-template <int V> __device__ __forceinline__ int64_t item_at(int k) {
-    return ((int64_t)k * blockDim.x + threadIdx.x) * V;
+template <int V> __device__ __forceinline__ int item_at(int k) {
+    return (int)(k * blockDim.x + threadIdx.x) * V;
+}
+
+/* The sum over a team, in each of its threads. `room` takes turns between two, which saves a barrier a sum. */
+__device__ __forceinline__ float team_sum(float v, float (&room)[TEAM_WARPS]) {
+    int warps = (int)blockDim.x / WARP;
+    v = warp_sum(v);
+    if (warps == 1) return v;
+    if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = v;
+    __syncthreads();
+    v = 0;
+    for (int w = 0; w < warps; w++) v += room[w];
+    return v;
+}
+
+/* The items of this thread, of a row of n; what lies behind the end is 0. */
+template <int ITEMS, int V, class T>
+__device__ __forceinline__ void load_items(pack<T, V> (&items)[ITEMS], const T *row, int n) {
+#pragma unroll
+    for (int k = 0; k < ITEMS; k++) {
+        int i = item_at<V>(k);
+        if (i < n) items[k] = *reinterpret_cast<const pack<T, V> *>(row + i);
+        else items[k] = {};
+    }
+}
+
+/* --- rows in shared memory, of a backward pass --------------------------------------------------------------------- */
+
+/* How the rows of a backward pass are dealt out: blocks, and `slots` places for a row, two or one, for each team. The
+ * number of blocks is a function of R and D, since it is how sums are cut; it may not depend on the device. */
+struct staging {
+    unsigned blocks;
+    int slots, slot_bytes;
+    size_t shared;
+};
+
+/* `bytes` an element of a row of n. */
+static struct staging staging_of(int64_t R, int64_t n, int64_t bytes, dim3 block) {
+    struct staging s;
+    s.slot_bytes = (int)(ceil_div(n * bytes, 16) * 16);
+    int64_t team = 2 * (int64_t)s.slot_bytes, most = SHARED_MOST;
+    s.slots = team * block.y > most ? 1 : 2;
+    s.shared = (size_t)(s.slots * s.slot_bytes) * block.y;
+    size_t sums = (size_t)(block.y - 1) * (size_t)n * sizeof(float); /* add_teams's */
+    if (s.shared < sums) s.shared = sums;
+    int64_t fit = most / ((int64_t)s.shared + 2048), blocks = fit < 1 ? 1 : fit > 4 ? 4 : fit;
+    s.blocks = (unsigned)at_most(ceil_div(R, block.y), RUNS_MAX / 4 * blocks);
+    return s;
+}
+
+/* Allow a kernel the shared memory it is launched with. */
+template <class K> static void allow_shared(struct device *dev, K *kernel, size_t bytes) {
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+                "shared memory of a norm");
+}
+
+/* Copy one item without waiting. */
+template <int V, class T> __device__ __forceinline__ void stage_item(T *shared, const T *global) {
+    if constexpr (V * sizeof(T) >= 4) cp_async<V * (int)sizeof(T)>(shared, global);
+    else *shared = *global;
+}
+
+/* The sums of columns that the teams of a block hold, added in the order of the teams into `partial`, a row of n. `room`
+ * is the shared memory of the rows, no longer needed. */
+template <int ITEMS, int V>
+__device__ __forceinline__ void add_teams(float *partial, float (&sum)[ITEMS][V], int n, float *room) {
+    if (blockDim.y > 1) __syncthreads();
+    if (threadIdx.y > 0) {
+#pragma unroll
+        for (int k = 0; k < ITEMS; k++)
+            if (item_at<V>(k) < n) store_floats<V>(room + (threadIdx.y - 1) * n + item_at<V>(k), sum[k]);
+    }
+    if (blockDim.y > 1) __syncthreads();
+    if (threadIdx.y > 0) return;
+#pragma unroll
+    for (int k = 0; k < ITEMS; k++) {
+        int i = item_at<V>(k);
+        if (i >= n) continue;
+        for (int team = 1; team < (int)blockDim.y; team++) {
+            float more[V];
+            load_floats<V>(more, room + (team - 1) * n + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) sum[k][j] += more[j];
+        }
+        store_floats<V>(partial + i, sum[k]);
+    }
 }
 
 /* --- residual add + RMSNorm --------------------------------------------------------------------------------------- */
 
 template <class T, int V, int ITEMS>
-__global__ void add_rmsnorm_forward_kernel(float *out_residual, T *y, float *rstd, const float *residual,
-                                           const T *branch, const float *weight, int64_t D, float eps) {
-    __shared__ float room[WARP];
-    int64_t row = (int64_t)blockIdx.x * D;
-    float r[ITEMS][V], squares = 0;
+__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+add_rmsnorm_forward_kernel(float *out_residual, T *y, float *rstd, const float *residual, const T *branch,
+                           const float *weight, int64_t R, int D, float eps) {
+    __shared__ float room[TEAM_WARPS];
+    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, at = row * D;
+    if (row >= R) return; /* a whole warp, of a block without barriers */
+    pack<float, V> r[ITEMS];
+    pack<T, V> more[ITEMS] = {};
+    load_items(r, residual + at, D);
+    if (branch) load_items(more, branch + at, D);
+    float squares = 0;
 #pragma unroll
-    for (int k = 0; k < ITEMS; k++) {
-        int64_t i = item_at<V>(k);
-        if (i >= D) continue;
-        load_floats<V>(r[k], residual + row + i);
-        if (branch) {
-            float add[V];
-            load_floats<V>(add, branch + row + i);
+    for (int k = 0; k < ITEMS; k++)
 #pragma unroll
-            for (int j = 0; j < V; j++) r[k][j] += add[j];
+        for (int j = 0; j < V; j++) {
+            r[k].v[j] += to_float(more[k].v[j]);
+            squares += r[k].v[j] * r[k].v[j];
         }
+    if (branch || out_residual != residual) {
 #pragma unroll
-        for (int j = 0; j < V; j++) squares += r[k][j] * r[k][j];
-        if (branch || out_residual != residual) store_floats<V>(out_residual + row + i, r[k]);
+        for (int k = 0; k < ITEMS; k++)
+            if (item_at<V>(k) < D) store_floats<V>(out_residual + at + item_at<V>(k), r[k].v);
     }
-    float s = 1.0f / sqrtf(block_sum(squares, room) / (float)D + eps);
-    if (threadIdx.x == 0) rstd[blockIdx.x] = s;
+    float s = 1.0f / sqrtf(team_sum(squares, room) / (float)D + eps);
+    if (threadIdx.x == 0) rstd[row] = s;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++) {
-        int64_t i = item_at<V>(k);
+        int i = item_at<V>(k);
         if (i >= D) continue;
         float w[V];
         load_floats<V>(w, weight + i);
 #pragma unroll
-        for (int j = 0; j < V; j++) w[j] *= r[k][j] * s;
-        store_floats<V>(y + row + i, w);
+        for (int j = 0; j < V; j++) w[j] *= r[k].v[j] * s;
+        store_floats<V>(y + at + i, w);
     }
 }
 
@@ -94,118 +189,148 @@ extern "C" void cuda_add_rmsnorm_forward(struct device *dev, tensor out_residual
     ASSERT(!tensor_given(branch) || branch.dtype == y.dtype);
     bool wide = vectors_fit(y, 4) && vectors_fit(residual, 4) && vectors_fit(branch, 4) && vectors_fit(weight, 4) &&
                 vectors_fit(out_residual, 4);
-    with_shape(y.dtype, wide, [&](auto of_type, auto shape) {
+    with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        LAUNCH(dev, (add_rmsnorm_forward_kernel<T, shape.V, shape.ITEMS>), (unsigned)R, shape.threads(D), 0,
-               data_of<float>(out_residual), data_of<T>(y), data_of<float>(rstd), data_of<float>(residual),
-               data_of<T>(branch), data_of<float>(weight), D, (float)eps);
+        with_row_shape<4>(wide, D, [&](auto width, auto items, dim3 block) {
+            LAUNCH(dev, (add_rmsnorm_forward_kernel<T, width.value, items.value>), (unsigned)ceil_div(R, block.y),
+                   block, 0, data_of<float>(out_residual), data_of<T>(y), data_of<float>(rstd),
+                   data_of<float>(residual), data_of<T>(branch), data_of<float>(weight), R, (int)D, (float)eps);
+        });
     });
 }
 
+/* A slot: the row's residual (D floats), dnext (D floats), dy (D of T). */
 template <class T, int V, int ITEMS>
-__global__ void add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const T *dy,
-                                            const float *dnext, const float *residual, const float *rstd,
-                                            const float *weight, int64_t R, int64_t D, int64_t length) {
-    __shared__ float room[WARP];
-    float w[ITEMS][V], sum[ITEMS][V] = {};
-#pragma unroll
-    for (int k = 0; k < ITEMS; k++)
-        if (item_at<V>(k) < D) load_floats<V>(w[k], weight + item_at<V>(k));
-    int64_t first = blockIdx.x * length, end = first + length < R ? first + length : R;
-    for (int64_t r = first; r < end; r++) {
-        float s = rstd[r], dot = 0, xh[ITEMS][V], wdy[ITEMS][V];
+__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const T *dy, const float *dnext,
+                            const float *residual, const float *rstd, const float *weight, int64_t R, int D,
+                            struct staging staging) {
+    DYNAMIC_SHARED(char, memory);
+    __shared__ float room[2][TEAM_WARPS];
+    char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;
+    auto fetch = [&](int64_t row, int slot) {
+        float *at = (float *)(slots + slot * staging.slot_bytes);
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
-            int64_t i = item_at<V>(k);
-            if (i >= D) continue;
-            load_floats<V>(xh[k], residual + r * D + i);
-            load_floats<V>(wdy[k], dy + r * D + i);
+            int i = item_at<V>(k);
+            if (row >= R || i >= D) break;
+            stage_item<V>(at + i, residual + row * D + i);
+            if (dnext) stage_item<V>(at + D + i, dnext + row * D + i);
+            stage_item<V>((T *)(at + 2 * D) + i, dy + row * D + i);
+        }
+        cp_async_commit();
+    };
+    float sum[ITEMS][V] = {};
+    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.x * blockDim.y;
+    fetch(row, 0);
+    for (int turn = 0; row < R; row += step, turn ^= 1) {
+        float s = rstd[row], dot = 0;
+        int slot = staging.slots == 2 ? turn : 0;
+        if (staging.slots == 2) fetch(row + step, !slot);
+        if (staging.slots == 2) cp_async_wait<1>();
+        else cp_async_wait<0>();
+        const float *in = (const float *)(slots + slot * staging.slot_bytes), *next = in + D;
+        const T *d = (const T *)(in + 2 * D);
+#pragma unroll
+        for (int k = 0; k < ITEMS; k++) {
+            int i = item_at<V>(k);
+            if (i >= D) break;
+            float x[V], g[V], w[V];
+            load_floats<V>(x, in + i);
+            load_floats<V>(g, d + i);
+            load_floats<V>(w, weight + i);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                xh[k][j] *= s;
-                sum[k][j] += wdy[k][j] * xh[k][j];
-                wdy[k][j] *= w[k][j];
-                dot += xh[k][j] * wdy[k][j];
+                float product = g[j] * (x[j] * s);
+                sum[k][j] += product;
+                dot += product * w[j];
             }
         }
-        float c = block_sum(dot, room) / (float)D;
+        float c = team_sum(dot, room[turn]) / (float)D * s;
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
-            int64_t i = item_at<V>(k);
-            if (i >= D) continue;
-            float next[V] = {};
-            if (dnext) load_floats<V>(next, dnext + r * D + i);
+            int i = item_at<V>(k);
+            if (i >= D) break;
+            float x[V], g[V], w[V], out[V] = {};
+            load_floats<V>(x, in + i);
+            load_floats<V>(g, d + i);
+            load_floats<V>(w, weight + i);
+            if (dnext) load_floats<V>(out, next + i);
 #pragma unroll
-            for (int j = 0; j < V; j++) next[j] += (wdy[k][j] - xh[k][j] * c) * s;
-            store_floats<V>(dresidual + r * D + i, next);
-            if (dbranch) store_floats<V>(dbranch + r * D + i, next);
+            for (int j = 0; j < V; j++) out[j] += (w[j] * g[j] - x[j] * c) * s;
+            store_floats<V>(dresidual + row * D + i, out);
+            if (dbranch) store_floats<V>(dbranch + row * D + i, out);
         }
+        if (staging.slots == 1) fetch(row + step, 0);
     }
-#pragma unroll
-    for (int k = 0; k < ITEMS; k++)
-        if (item_at<V>(k) < D) store_floats<V>(partial + blockIdx.x * D + item_at<V>(k), sum[k]);
+    add_teams(partial + (int64_t)blockIdx.x * D, sum, D, (float *)memory);
 }
 
 extern "C" size_t cuda_add_rmsnorm_backward_scratch(int64_t R, int64_t D) {
-    return (size_t)(runs_of(R) * D) * sizeof(float);
+    return (size_t)(at_most(R, RUNS_MAX) * D) * sizeof(float);
 }
 
 extern "C" void cuda_add_rmsnorm_backward(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight,
                                           tensor dy, tensor dnext, tensor residual, tensor rstd, tensor weight,
                                           void *scratch) {
-    int64_t R = residual.dim[0], D = residual.dim[1];
+    int64_t R = residual.dim[0], D = residual.dim[1], runs = 0;
     ASSERT(tensor_is(dy, 2, R, D) && tensor_is(dresidual, 2, R, D) && weight.dtype == DTYPE_F32);
     bool wide = vectors_fit(dy, 4) && vectors_fit(residual, 4) && vectors_fit(dnext, 4) && vectors_fit(weight, 4) &&
                 vectors_fit(dresidual, 4) && vectors_fit(dbranch, 4) && (uintptr_t)scratch % 16 == 0;
-    with_shape(dy.dtype, wide, [&](auto of_type, auto shape) {
+    with_type(dy.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        LAUNCH(dev, (add_rmsnorm_backward_kernel<T, shape.V, shape.ITEMS>), (unsigned)runs_of(R), shape.threads(D), 0,
-               data_of<float>(dresidual), data_of<T>(dbranch), (float *)scratch, data_of<T>(dy), data_of<float>(dnext),
-               data_of<float>(residual), data_of<float>(rstd), data_of<float>(weight), R, D, run_length(R));
+        with_row_shape<4>(wide, D, [&](auto width, auto items, dim3 block) {
+            struct staging staging = staging_of(R, D, 8 + (int64_t)sizeof(T), block);
+            allow_shared(dev, add_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared);
+            LAUNCH(dev, (add_rmsnorm_backward_kernel<T, width.value, items.value>), staging.blocks, block,
+                   staging.shared, data_of<float>(dresidual), data_of<T>(dbranch), (float *)scratch, data_of<T>(dy),
+                   data_of<float>(dnext), data_of<float>(residual), data_of<float>(rstd), data_of<float>(weight), R,
+                   (int)D, staging);
+            runs = staging.blocks;
+        });
     });
-    cuda_add_partials(dev, data_of<float>(dweight), (const float *)scratch, runs_of(R), D);
+    cuda_add_partials(dev, data_of<float>(dweight), (const float *)scratch, runs, D);
 }
 
-/* --- gated RMSNorm: block (row or run of rows, group) ------------------------------------------------------------- */
+/* --- gated RMSNorm: blockIdx.y is the group ------------------------------------------------------------------------ */
 
 template <class T, int V, int ITEMS>
-__global__ void gated_rmsnorm_forward_kernel(T *g, float *rstd, const T *y, const T *z, int64_t z_step,
-                                             const float *weight, int64_t I, int64_t n, float eps) {
-    __shared__ float room[WARP];
-    int64_t r = blockIdx.x, group = blockIdx.y, at = group * n;
+__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+gated_rmsnorm_forward_kernel(T *g, float *rstd, const T *y, const T *z, int64_t z_step, const float *weight, int64_t R,
+                             int64_t I, int n, float eps) {
+    __shared__ float room[TEAM_WARPS];
+    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, group = (int64_t)blockIdx.y * n, at = row * I + group;
+    if (row >= R) return; /* a whole warp, of a block without barriers */
+    pack<T, V> in[ITEMS], gate[ITEMS];
+    load_items(in, y + at, n);
+    load_items(gate, z + row * z_step + group, n);
     float u[ITEMS][V], squares = 0;
 #pragma unroll
-    for (int k = 0; k < ITEMS; k++) {
-        int64_t i = item_at<V>(k);
-        if (i >= n) continue;
-        float gate[V];
-        load_floats<V>(u[k], y + r * I + at + i);
-        load_floats<V>(gate, z + r * z_step + at + i);
+    for (int k = 0; k < ITEMS; k++)
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            u[k][j] *= silu_of(gate[j]);
+            u[k][j] = to_float(in[k].v[j]) * silu_of(to_float(gate[k].v[j]));
             squares += u[k][j] * u[k][j];
         }
-    }
-    float s = 1.0f / sqrtf(block_sum(squares, room) / (float)n + eps);
-    if (threadIdx.x == 0) rstd[r * gridDim.y + group] = s;
+    float s = 1.0f / sqrtf(team_sum(squares, room) / (float)n + eps);
+    if (threadIdx.x == 0) rstd[row * gridDim.y + blockIdx.y] = s;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++) {
-        int64_t i = item_at<V>(k);
+        int i = item_at<V>(k);
         if (i >= n) continue;
         float w[V];
-        load_floats<V>(w, weight + at + i);
+        load_floats<V>(w, weight + group + i);
 #pragma unroll
         for (int j = 0; j < V; j++) w[j] *= u[k][j] * s;
-        store_floats<V>(g + r * I + at + i, w);
+        store_floats<V>(g + at + i, w);
     }
 }
 
-/* Can each group of each row be read four elements at a time? */
-static bool groups_fit(int64_t n, int count, const tensor *views) {
+/* Can each group of each row be read in vectors of V elements? */
+static bool groups_fit(int64_t n, int V, int count, const tensor *views) {
     for (int i = 0; i < count; i++)
-        if (!vectors_fit(views[i], 4)) return false;
-    return n % 4 == 0;
+        if (!vectors_fit(views[i], V)) return false;
+    return n % V == 0;
 }
 
 extern "C" void cuda_gated_rmsnorm_forward(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
@@ -213,80 +338,111 @@ extern "C" void cuda_gated_rmsnorm_forward(struct device *dev, tensor g, tensor 
     int64_t R = y.dim[0], I = y.dim[1], groups = rstd.dim[1], n = I / groups;
     ASSERT(tensor_is(g, 2, R, I) && tensor_is(z, 2, R, I) && I % groups == 0 && weight.dtype == DTYPE_F32);
     const tensor views[] = {g, y, z, weight};
-    bool wide = groups_fit(n, 4, views);
-    dim3 grid((unsigned)R, (unsigned)groups);
-    with_shape(y.dtype, wide, [&](auto of_type, auto shape) {
+    with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        LAUNCH(dev, (gated_rmsnorm_forward_kernel<T, shape.V, shape.ITEMS>), grid, shape.threads(n), 0, data_of<T>(g),
-               data_of<float>(rstd), data_of<T>(y), data_of<T>(z), z.stride[0], data_of<float>(weight), I, n,
-               (float)eps);
+        with_row_shape<vector_of<T>>(groups_fit(n, vector_of<T>, 4, views), n, [&](auto width, auto items, dim3 block) {
+            dim3 grid((unsigned)ceil_div(R, block.y), (unsigned)groups);
+            LAUNCH(dev, (gated_rmsnorm_forward_kernel<T, width.value, items.value>), grid, block, 0, data_of<T>(g),
+                   data_of<float>(rstd), data_of<T>(y), data_of<T>(z), z.stride[0], data_of<float>(weight), R, I,
+                   (int)n, (float)eps);
+        });
     });
 }
 
+/* A slot: y, z and dg of a row's group, n of T each. */
 template <class T, int V, int ITEMS>
-__global__ void gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, const T *dg, const T *y,
-                                              const T *z, int64_t z_step, const float *rstd, const float *weight,
-                                              int64_t R, int64_t I, int64_t n, int64_t length) {
-    __shared__ float room[WARP];
-    int64_t group = blockIdx.y, at = group * n;
+__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, const T *dg, const T *y, const T *z,
+                              int64_t z_step, const float *rstd, const float *weight, int64_t R, int64_t I, int n,
+                              struct staging staging) {
+    DYNAMIC_SHARED(char, memory);
+    __shared__ float room[2][TEAM_WARPS];
+    int64_t group = (int64_t)blockIdx.y * n;
+    char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;
+    auto fetch = [&](int64_t row, int slot) {
+        T *at = (T *)(slots + slot * staging.slot_bytes);
+#pragma unroll
+        for (int k = 0; k < ITEMS; k++) {
+            int i = item_at<V>(k);
+            if (row >= R || i >= n) break;
+            stage_item<V>(at + i, y + row * I + group + i);
+            stage_item<V>(at + n + i, z + row * z_step + group + i);
+            stage_item<V>(at + 2 * n + i, dg + row * I + group + i);
+        }
+        cp_async_commit();
+    };
     float sum[ITEMS][V] = {};
-    int64_t first = blockIdx.x * length, end = first + length < R ? first + length : R;
-    for (int64_t r = first; r < end; r++) {
-        float s = rstd[r * gridDim.y + group], dot = 0, in[ITEMS][V], gate[ITEMS][V], wdg[ITEMS][V];
+    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.x * blockDim.y;
+    fetch(row, 0);
+    for (int turn = 0; row < R; row += step, turn ^= 1) {
+        float s = rstd[row * gridDim.y + blockIdx.y], dot = 0;
+        int slot = staging.slots == 2 ? turn : 0;
+        if (staging.slots == 2) fetch(row + step, !slot);
+        if (staging.slots == 2) cp_async_wait<1>();
+        else cp_async_wait<0>();
+        const T *in = (const T *)(slots + slot * staging.slot_bytes), *gate = in + n, *d = gate + n;
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
-            int64_t i = item_at<V>(k);
-            if (i >= n) continue;
-            float w[V];
-            load_floats<V>(in[k], y + r * I + at + i);
-            load_floats<V>(gate[k], z + r * z_step + at + i);
-            load_floats<V>(wdg[k], dg + r * I + at + i);
-            load_floats<V>(w, weight + at + i);
+            int i = item_at<V>(k);
+            if (i >= n) break;
+            float x[V], v[V], g[V], w[V];
+            load_floats<V>(x, in + i);
+            load_floats<V>(v, gate + i);
+            load_floats<V>(g, d + i);
+            load_floats<V>(w, weight + group + i);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                float u = in[k][j] * silu_of(gate[k][j]);
-                sum[k][j] += wdg[k][j] * u * s;
-                wdg[k][j] *= w[j];
-                dot += u * wdg[k][j];
+                float product = g[j] * x[j] * silu_of(v[j]);
+                sum[k][j] += product * s;
+                dot += product * w[j];
             }
         }
-        float c = block_sum(dot, room) * s / (float)n;
+        float c = team_sum(dot, room[turn]) * s * s / (float)n;
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
-            int64_t i = item_at<V>(k);
-            if (i >= n) continue;
-            float to_y[V], to_z[V];
+            int i = item_at<V>(k);
+            if (i >= n) break;
+            float x[V], v[V], g[V], w[V];
+            load_floats<V>(x, in + i);
+            load_floats<V>(v, gate + i);
+            load_floats<V>(g, d + i);
+            load_floats<V>(w, weight + group + i);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                float open = silu_of(gate[k][j]), xh = in[k][j] * open * s, du = (wdg[k][j] - xh * c) * s;
-                to_y[j] = du * open;
-                to_z[j] = du * in[k][j] * silu_slope(gate[k][j]);
+                float open = sigmoid_of(v[j]), silu = v[j] * open;
+                float du = (w[j] * g[j] - x[j] * silu * c) * s;
+                v[j] = du * x[j] * (open + silu * (1.0f - open));
+                x[j] = du * silu;
             }
-            store_floats<V>(dy + r * I + at + i, to_y);
-            store_floats<V>(dz + r * dz_step + at + i, to_z);
+            store_floats<V>(dy + row * I + group + i, x);
+            store_floats<V>(dz + row * dz_step + group + i, v);
         }
+        if (staging.slots == 1) fetch(row + step, 0);
     }
-#pragma unroll
-    for (int k = 0; k < ITEMS; k++)
-        if (item_at<V>(k) < n) store_floats<V>(partial + blockIdx.x * I + at + item_at<V>(k), sum[k]);
+    add_teams(partial + (int64_t)blockIdx.x * I + group, sum, n, (float *)memory);
 }
 
 extern "C" size_t cuda_gated_rmsnorm_backward_scratch(int64_t R, int64_t I) {
-    return (size_t)(runs_of(R) * I) * sizeof(float);
+    return (size_t)(at_most(R, RUNS_MAX) * I) * sizeof(float);
 }
 
 extern "C" void cuda_gated_rmsnorm_backward(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg,
                                             tensor y, tensor z, tensor rstd, tensor weight, void *scratch) {
-    int64_t R = y.dim[0], I = y.dim[1], groups = rstd.dim[1], n = I / groups;
+    int64_t R = y.dim[0], I = y.dim[1], groups = rstd.dim[1], n = I / groups, runs = 0;
     ASSERT(tensor_is(dg, 2, R, I) && tensor_is(z, 2, R, I) && tensor_is(dz, 2, R, I) && tensor_is(dy, 2, R, I));
     const tensor views[] = {dy, dz, dg, y, z, weight};
-    bool wide = groups_fit(n, 6, views) && (uintptr_t)scratch % 16 == 0;
-    dim3 grid((unsigned)runs_of(R), (unsigned)groups);
-    with_shape(y.dtype, wide, [&](auto of_type, auto shape) {
+    with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        LAUNCH(dev, (gated_rmsnorm_backward_kernel<T, shape.V, shape.ITEMS>), grid, shape.threads(n), 0, data_of<T>(dy),
-               data_of<T>(dz), dz.stride[0], (float *)scratch, data_of<T>(dg), data_of<T>(y), data_of<T>(z),
-               z.stride[0], data_of<float>(rstd), data_of<float>(weight), R, I, n, run_length(R));
+        bool wide = groups_fit(n, vector_of<T>, 6, views) && (uintptr_t)scratch % 16 == 0;
+        with_row_shape<vector_of<T>>(wide, n, [&](auto width, auto items, dim3 block) {
+            struct staging staging = staging_of(R, n, 3 * (int64_t)sizeof(T), block);
+            allow_shared(dev, gated_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared);
+            LAUNCH(dev, (gated_rmsnorm_backward_kernel<T, width.value, items.value>),
+                   dim3(staging.blocks, (unsigned)groups), block, staging.shared, data_of<T>(dy), data_of<T>(dz),
+                   dz.stride[0], (float *)scratch, data_of<T>(dg), data_of<T>(y), data_of<T>(z), z.stride[0],
+                   data_of<float>(rstd), data_of<float>(weight), R, I, (int)n, staging);
+            runs = staging.blocks;
+        });
     });
-    cuda_add_partials(dev, data_of<float>(dweight), (const float *)scratch, runs_of(R), I);
+    cuda_add_partials(dev, data_of<float>(dweight), (const float *)scratch, runs, I);
 }

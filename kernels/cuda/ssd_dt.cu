@@ -72,16 +72,8 @@ __global__ void dt_backward_kernel(T *draw, int64_t draw_row, int64_t draw_step,
     partial[(blockIdx.y * 2 + threadIdx.y) * p.H + h] = sum;
 }
 
-__global__ void add_dt_sums_kernel(float *dbias, float *dA_log, const float *sums, int64_t H) {
-    int64_t h = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (h >= H) return;
-    dbias[h] += sums[h];
-    dA_log[h] += sums[H + h];
-}
-
-/* Partials of all blocks, then their sums. */
 extern "C" size_t cuda_ssd_dt_backward_scratch(int64_t B, int64_t T, int64_t H) {
-    return (size_t)((ceil_div(B * T, TOKENS) + 1) * 2 * H) * sizeof(float);
+    return (size_t)(ceil_div(B * T, TOKENS) * 2 * H) * sizeof(float);
 }
 
 extern "C" void cuda_ssd_dt_backward(struct device *dev, tensor draw, tensor dbias, tensor dA_log, tensor ddt, tensor da,
@@ -89,15 +81,13 @@ extern "C" void cuda_ssd_dt_backward(struct device *dev, tensor draw, tensor dbi
                                      void *scratch) {
     dt_problem p = problem_of(raw, bias, A_log, dt_min, dt_max);
     int64_t blocks = ceil_div(p.R, TOKENS);
-    float *partial = (float *)scratch, *sums = partial + blocks * 2 * p.H;
+    float *partial = (float *)scratch;
     dim3 grid((unsigned)ceil_div(p.H, HEADS), (unsigned)blocks);
     with_type(raw.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         LAUNCH(dev, dt_backward_kernel<T>, grid, dim3(HEADS, ROWS), 0, data_of<T>(draw), draw.stride[0], draw.stride[1],
                partial, data_of<float>(ddt), data_of<float>(da), data_of<T>(raw), p);
     });
-    cuda_device_zero(dev, sums, (size_t)(2 * p.H) * sizeof *sums);
-    cuda_add_partials(dev, sums, partial, blocks, 2 * p.H);
-    LAUNCH(dev, add_dt_sums_kernel, (unsigned)ceil_div(p.H, 128), 128, 0, data_of<float>(dbias), data_of<float>(dA_log),
-           sums, p.H);
+    struct sum_parts parts = {2, {{data_of<float>(dbias), 1}, {data_of<float>(dA_log), 1}}};
+    cuda_add_partial_parts(dev, parts, partial, blocks, p.H);
 }
