@@ -5,8 +5,8 @@
  *   per channel and state: h[t] = exp(delta A) h[t-1] + delta B[t] x[t], delta = softplus(raw + bias), A = -exp(A_log)
  *   output = out_proj((C[t] . h[t] + D x[t]) * silu(z))
  *
- *   per channel and state: h[t] = exp(delta A) h[t-1] + delta B[t] x[t], delta = softplus(raw + bias), A = -exp(A_log)
- * Backward computes the convolution's output and raw once more: they are as wide as the layer and cheap to have again.
+ * Backward computes the convolution's output and raw once more: they are as wide as the layer and cheap to have again;
+ * where the layer recomputes its scan, the scan's output and what it saves, too.
  * State: the convolution's last W-1 inputs and h. Reached through the mixer table (mixer.c); owns no memory.
  */
 #include "model/mamba.h"
@@ -105,15 +105,17 @@ static void cut_x(const struct mamba_sizes *s, tensor low_bc, int64_t B, int64_t
     *c = tensor_split_first(tensor_columns(low_bc, s->rank + s->N, s->N), B, T);
 }
 
+/* keep: of a forward, that a backward follows; and true in backward, which reads what the scan saves. */
 static struct views carve_saved(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
-                                arena *saved) {
+                                arena *saved, arena *scratch) {
     struct mamba_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.scan = NULL};
+    arena *of_scan = mixer_recomputes(layer, RECOMPUTE_SCAN) ? scratch : saved;
     v.xz = mixer_take(saved, ops->act, R, 2 * s.I);
     v.low_bc = mixer_take(saved, ops->act, R, s.X);
-    v.g = mixer_take(saved, ops->act, R, s.I);
-    if (keep) v.scan = arena_take(saved, ops->scan_saved(scan_shape_of(&s, B, T)));
+    v.g = mixer_take(of_scan, ops->act, R, s.I);
+    if (keep) v.scan = arena_take(of_scan, ops->scan_saved(scan_shape_of(&s, B, T)));
     cut_in(&s, v.xz, B, T, &v.x_in, &v.z);
     cut_x(&s, v.low_bc, B, T, &v.low, &v.b, &v.c);
     return v;
@@ -141,17 +143,19 @@ static void carve_backward_scratch(struct views *v, const struct layer *layer, c
     cut_in(&s, v->dxz, B, T, &v->dx_in, &v->dz);
     cut_x(&s, v->dlow_bc, B, T, &v->dlow, &v->db, &v->dc);
     size_t scan = ops->scan_backward_scratch(scan_shape_of(&s, B, T));
-    size_t conv = ops->conv_backward_scratch(B, T, s.I, s.W);
-    v->work = arena_take(scratch, scan > conv ? scan : conv);
+    size_t conv = ops->conv_backward_scratch(B, T, s.I, s.W), again = 0;
+    if (mixer_recomputes(layer, RECOMPUTE_SCAN)) again = ops->scan_forward_scratch(scan_shape_of(&s, B, T));
+    v->work = arena_take(scratch, mixer_largest(mixer_largest(scan, conv), again));
 }
 
 static void mamba_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep, arena *saved,
                         arena *scratch) {
     size_t mark = arena_mark(scratch);
     /* A step carves the same for one token, so its saved memory and scratch are never more than these. */
-    struct views v = carve_saved(layer, ops, B, T, keep, saved);
+    struct views v = carve_saved(layer, ops, B, T, keep, saved, scratch);
+    size_t behind = arena_mark(scratch);
     carve_forward_scratch(&v, layer, ops, B, T, scratch);
-    arena_rewind(scratch, mark);
+    arena_rewind(scratch, behind);
     if (keep) carve_backward_scratch(&v, layer, ops, B, T, scratch);
     arena_rewind(scratch, mark);
 }
@@ -184,23 +188,30 @@ static void expand_steps(const struct mixer_call *call, const struct views *v) {
     call->dev->ops->linear_forward(call->dev, v->raw, v->low, call->w[DT_WEIGHT], tensor_none());
 }
 
+/* The scan with its gate. */
+static void scan(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
+    const tensor *w = call->w;
+    call->dev->ops->scan_forward(call->dev, by_token(call, v->g), final, v->scan, by_token(call, v->x),
+                                 by_token(call, v->raw), w[DT_BIAS], w[A_LOG], v->b, v->c, w[SKIP], v->z, initial,
+                                 call->doc, v->work);
+}
+
 static void mamba_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
     const tensor *w = call->w;
     tensor initial[MIXER_STATES], final[MIXER_STATES];
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
-    struct views v = carve_saved(call->layer, ops, call->B, call->T, call->keep, call->saved);
     size_t mark = arena_mark(call->scratch);
+    bool keep = call->keep && !mixer_recomputes(call->layer, RECOMPUTE_SCAN);
+    struct views v = carve_saved(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     carve_forward_scratch(&v, call->layer, ops, call->B, call->T, call->scratch);
 
     ops->linear_forward(call->dev, v.xz, call->x, w[IN_PROJ], tensor_none());
     convolve(call, &v, initial[STATE_CONV], final[STATE_CONV]);
     ops->linear_forward(call->dev, v.low_bc, v.x, w[X_PROJ], tensor_none());
     expand_steps(call, &v);
-    ops->scan_forward(call->dev, by_token(call, v.g), final[STATE_SCAN], v.scan, by_token(call, v.x),
-                      by_token(call, v.raw), w[DT_BIAS], w[A_LOG], v.b, v.c, w[SKIP], v.z, initial[STATE_SCAN],
-                      call->doc, v.work);
+    scan(call, &v, initial[STATE_SCAN], final[STATE_SCAN]);
     ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
 }
@@ -210,13 +221,14 @@ static void mamba_backward(const struct mixer_call *call) {
     const tensor *w = call->w, *dw = call->dw;
     tensor initial[MIXER_STATES];
     mixer_state_views(call, call->initial, initial);
-    struct views v = carve_saved(call->layer, ops, call->B, call->T, true, call->saved);
     size_t mark = arena_mark(call->scratch);
+    struct views v = carve_saved(call->layer, ops, call->B, call->T, true, call->saved, call->scratch);
     carve_backward_scratch(&v, call->layer, ops, call->B, call->T, call->scratch);
     tensor dx = by_token(call, v.dx);
 
     convolve(call, &v, initial[STATE_CONV], tensor_none());
     expand_steps(call, &v);
+    if (mixer_recomputes(call->layer, RECOMPUTE_SCAN)) scan(call, &v, initial[STATE_SCAN], tensor_none());
     ops->linear_backward(call->dev, v.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
     ops->scan_backward(call->dev, dx, by_token(call, v.draw), v.db, v.dc, v.dz, tensor_none(), dw[DT_BIAS], dw[A_LOG],
                        dw[SKIP], by_token(call, v.dg), tensor_none(), v.scan, by_token(call, v.x),
@@ -236,8 +248,8 @@ static void mamba_step(const struct mixer_call *call) {
     const tensor *w = call->w;
     tensor state[MIXER_STATES];
     mixer_state_views(call, call->final, state);
-    struct views v = carve_saved(call->layer, ops, call->B, 1, false, call->saved);
     size_t mark = arena_mark(call->scratch);
+    struct views v = carve_saved(call->layer, ops, call->B, 1, false, call->saved, call->scratch);
     carve_forward_scratch(&v, call->layer, ops, call->B, 1, call->scratch);
 
     ops->linear_forward(call->dev, v.xz, call->x, w[IN_PROJ], tensor_none());

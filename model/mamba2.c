@@ -7,7 +7,8 @@
  *   output = out_proj(norm(y * silu(z)))
  *
  * Saved for backward: the projection, the convolution's output, dt and a = -exp(A_log) dt, what SSD saves, y, the
- * norm's statistics and its output. State: the convolution's last W-1 inputs and S. Reached through the mixer table
+ * norm's statistics and its output; less what the layer's level of recomputation (mixer.h) has computed again: the
+ * outputs of convolution and norm, then y and what SSD saves. State: the convolution's last W-1 inputs and S. Reached through the mixer table
  * (mixer.c); owns no memory.
  */
 #include "model/mamba2.h"
@@ -151,19 +152,29 @@ static void cut_conv(const struct mamba2_sizes *s, tensor xbc, tensor *x, tensor
     *c = tensor_split_last(tensor_columns(xbc, s->I + s->G * s->N, s->G * s->N), s->G, s->N);
 }
 
+static bool is_light(const struct layer *layer) {
+    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
+}
+
+static bool recomputes_ssd(const struct layer *layer) {
+    return mixer_recomputes(layer, RECOMPUTE_SCAN);
+}
+
+/* keep: of a forward, that a backward follows; and true in backward, which reads what SSD saves. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
-                                arena *saved) {
+                                arena *saved, arena *scratch) {
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.ssd = NULL};
+    arena *light = is_light(layer) ? scratch : saved, *of_ssd = recomputes_ssd(layer) ? scratch : saved;
     v.zxbcdt = mixer_take(saved, ops->act, R, s.E);
-    v.xbc = by_token(mixer_take(saved, ops->act, R, s.C), B, T);
+    v.xbc = by_token(mixer_take(light, ops->act, R, s.C), B, T);
     v.dt = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
     v.a = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
-    v.y = mixer_take(saved, ops->act, R, s.I);
+    v.y = mixer_take(of_ssd, ops->act, R, s.I);
     v.rstd = mixer_take(saved, ops->real, R, s.G);
-    v.g = mixer_take(saved, ops->act, R, s.I);
-    if (keep) v.ssd = arena_take(saved, ops->ssd_saved(ssd_shape_of(&s, B, T)));
+    v.g = mixer_take(light, ops->act, R, s.I);
+    if (keep) v.ssd = arena_take(of_ssd, ops->ssd_saved(ssd_shape_of(&s, B, T)));
     cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
     cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
     return v;
@@ -177,10 +188,6 @@ struct gradients {
     tensor dzxbcdt, dz, dxbc_in, ddt_raw;
     void *work;
 };
-
-static size_t largest(size_t a, size_t b) {
-    return a > b ? a : b;
-}
 
 static struct gradients carve_gradients(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
                                         arena *scratch) {
@@ -196,9 +203,10 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     cut_projection(&s, d.dzxbcdt, B, T, &d.dz, &d.dxbc_in, &d.ddt_raw);
     cut_conv(&s, d.dxbc, &d.dx, &d.db, &d.dc);
     size_t work = ops->gated_rmsnorm_backward_scratch(R, s.I);
-    work = largest(work, ops->ssd_backward_scratch(ssd_shape_of(&s, B, T)));
-    work = largest(work, ops->conv_backward_scratch(B, T, s.C, s.W));
-    work = largest(work, ops->ssd_dt_backward_scratch(B, T, s.H));
+    work = mixer_largest(work, ops->ssd_backward_scratch(ssd_shape_of(&s, B, T)));
+    work = mixer_largest(work, ops->conv_backward_scratch(B, T, s.C, s.W));
+    work = mixer_largest(work, ops->ssd_dt_backward_scratch(B, T, s.H));
+    if (recomputes_ssd(layer)) work = mixer_largest(work, ops->ssd_forward_scratch(ssd_shape_of(&s, B, T)));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -212,12 +220,13 @@ static void *carve_forward_work(const struct layer *layer, const struct ops *ops
 static void mamba2_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                          arena *saved, arena *scratch) {
     size_t mark = arena_mark(scratch);
+    /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
+    carve_views(layer, ops, B, T, keep, saved, scratch);
+    size_t behind = arena_mark(scratch);
     carve_forward_work(layer, ops, B, T, scratch);
-    arena_rewind(scratch, mark);
+    arena_rewind(scratch, behind);
     if (keep) carve_gradients(layer, ops, B, T, scratch);
     arena_rewind(scratch, mark);
-    /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
-    carve_views(layer, ops, B, T, keep, saved);
 }
 
 static int mamba2_state(const struct layer *layer, const struct ops *ops, int64_t B, void *memory,
@@ -236,6 +245,27 @@ static double dt_limit(const struct mamba2_options *o) {
     return o->dt_limit_max > 0 ? o->dt_limit_max : INFINITY;
 }
 
+static tensor by_head(const struct mixer_call *call, const struct views *v, tensor rows) {
+    return by_token(tensor_split_last(rows, v->x.dim[2], v->x.dim[3]), call->B, call->T);
+}
+
+static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
+    const tensor *w = call->w;
+    call->dev->ops->conv_forward(call->dev, v->xbc, final, v->xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
+                                 initial, call->doc);
+}
+
+static void recur(const struct mixer_call *call, const struct views *v, tensor initial, tensor final, void *work) {
+    const struct mamba2_options *o = call->layer->options;
+    call->dev->ops->ssd_forward(call->dev, by_head(call, v, v->y), final, v->ssd, v->x, v->dt, v->a, v->b, v->c,
+                                call->w[SKIP], initial, call->doc, o->chunk, work);
+}
+
+static void normalise(const struct mixer_call *call, const struct views *v) {
+    call->dev->ops->gated_rmsnorm_forward(call->dev, v->g, v->rstd, v->y, v->z, call->w[NORM],
+                                          call->layer->context.norm_eps);
+}
+
 static void mamba2_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
     const struct mamba2_options *o = call->layer->options;
@@ -243,20 +273,26 @@ static void mamba2_forward(const struct mixer_call *call) {
     tensor initial[MIXER_STATES], final[MIXER_STATES];
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
-    struct views v = carve_views(call->layer, ops, call->B, call->T, call->keep, call->saved);
     size_t mark = arena_mark(call->scratch);
+    bool keep = call->keep && !recomputes_ssd(call->layer);
+    struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
-    tensor y = by_token(tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]), call->B, call->T);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
-    ops->conv_forward(call->dev, v.xbc, final[STATE_CONV], v.xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                      initial[STATE_CONV], call->doc);
+    convolve(call, &v, initial[STATE_CONV], final[STATE_CONV]);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
-    ops->ssd_forward(call->dev, y, final[STATE_SSD], v.ssd, v.x, v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD],
-                     call->doc, o->chunk, work);
-    ops->gated_rmsnorm_forward(call->dev, v.g, v.rstd, v.y, v.z, w[NORM], call->layer->context.norm_eps);
+    recur(call, &v, initial[STATE_SSD], final[STATE_SSD], work);
+    normalise(call, &v);
     ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
+}
+
+/* What forward left to be computed again. */
+static void restore(const struct mixer_call *call, const struct views *v, const tensor *initial, void *work) {
+    if (!is_light(call->layer)) return;
+    convolve(call, v, initial[STATE_CONV], tensor_none());
+    if (recomputes_ssd(call->layer)) recur(call, v, initial[STATE_SSD], tensor_none(), work);
+    normalise(call, v);
 }
 
 static void mamba2_backward(const struct mixer_call *call) {
@@ -265,11 +301,12 @@ static void mamba2_backward(const struct mixer_call *call) {
     const tensor *w = call->w, *dw = call->dw;
     tensor initial[MIXER_STATES];
     mixer_state_views(call, call->initial, initial);
-    struct views v = carve_views(call->layer, ops, call->B, call->T, true, call->saved);
     size_t mark = arena_mark(call->scratch);
+    struct views v = carve_views(call->layer, ops, call->B, call->T, true, call->saved, call->scratch);
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
-    tensor dy = by_token(tensor_split_last(d.dy, v.x.dim[2], v.x.dim[3]), call->B, call->T);
+    tensor dy = by_head(call, &v, d.dy);
 
+    restore(call, &v, initial, d.work);
     ops->linear_backward(call->dev, d.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
     ops->gated_rmsnorm_backward(call->dev, d.dy, d.dz, dw[NORM], d.dg, v.y, v.z, v.rstd, w[NORM], d.work);
     ops->ssd_backward(call->dev, d.dx, d.ddt, d.da, d.db, d.dc, tensor_none(), dw[SKIP], dy, tensor_none(), v.ssd, v.x,
@@ -290,7 +327,8 @@ static void mamba2_step(const struct mixer_call *call) {
     int64_t B = call->B;
     tensor state[MIXER_STATES];
     mixer_state_views(call, call->final, state);
-    struct views v = carve_views(call->layer, ops, B, 1, false, call->saved);
+    size_t mark = arena_mark(call->scratch);
+    struct views v = carve_views(call->layer, ops, B, 1, false, call->saved, call->scratch);
     tensor dt = tensor_join_first(v.dt), a = tensor_join_first(v.a);
     tensor y = tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]);
 
@@ -300,8 +338,9 @@ static void mamba2_step(const struct mixer_call *call) {
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     ops->ssd_step(call->dev, y, state[STATE_SSD], tensor_join_first(v.x), dt, a, tensor_join_first(v.b),
                   tensor_join_first(v.c), w[SKIP]);
-    ops->gated_rmsnorm_forward(call->dev, v.g, v.rstd, v.y, v.z, w[NORM], call->layer->context.norm_eps);
+    normalise(call, &v);
     ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    arena_rewind(call->scratch, mark);
 }
 
 /* Projections, convolution, and SSD as the chunked algorithm computes it: per group C B^T within a chunk, per head its

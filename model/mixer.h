@@ -7,7 +7,8 @@
  * Memory: forward and backward are given two arenas. `saved` is positioned at the start of this layer's own region;
  * the mixer carves from it what forward leaves for backward, always by the same function, so that backward finds the
  * same views. `scratch` is free again after the call. With measuring arenas (base NULL) the same carving gives the
- * sizes: that is what `carve` is for.
+ * sizes: that is what `carve` is for. A layer's level of recomputation says what of it lies in `scratch` instead, for
+ * backward to compute again by the same operations on the same operands, which gives the same bits.
  */
 #ifndef RIVERRUN_MIXER_H
 #define RIVERRUN_MIXER_H
@@ -26,6 +27,14 @@ struct layer_context {
 
 struct mixer;
 
+/* What backward computes once more instead of finding it saved; each level includes those before it. */
+enum recompute {
+    RECOMPUTE_NONE,
+    RECOMPUTE_LIGHT, /* what elementwise operations made: normed input, convolution, gated norm, product of SwiGLU */
+    RECOMPUTE_SCAN,  /* the recurrence, too: its output and what it saves */
+    RECOMPUTE_LAYER, /* everything between the residual streams; to a mixer it is like RECOMPUTE_NONE */
+};
+
 /* One layer of a model: a mixer with its options. */
 struct layer {
     const struct mixer *mixer;
@@ -33,6 +42,8 @@ struct layer {
     int block;              /* index of the block it belongs to */
     const char *block_name; /* NAME of [block.NAME] */
     bool is_mlp;            /* second layer of its block */
+    enum recompute recompute;
+    int span; /* RECOMPUTE_LAYER: the stream is kept before the layer that is so many before this one; else 0 */
     struct layer_context context;
     int norm;          /* table index of the pre-norm weight */
     int first, params; /* the mixer's own tensors: table indices first .. first+params-1, in declare order */
@@ -89,6 +100,10 @@ struct mixer {
 extern const char *const mixer_names[];           /* NULL-terminated */
 const struct mixer *mixer_find(const char *name); /* NULL if unknown */
 
+/* Whether a mixer is to compute again what belongs to `level`. */
+static inline bool mixer_recomputes(const struct layer *layer, enum recompute level) {
+    return layer->recompute >= level && layer->recompute != RECOMPUTE_LAYER;
+}
 /* Bytes of a layer's state of B sequences: a multiple of ARENA_ALIGN, 0 = stateless. */
 size_t mixer_state_bytes(const struct layer *layer, const struct ops *ops, int64_t B);
 /* For `state` functions: make view `index` (dims: B first) of a state, behind the views before it. */

@@ -7,6 +7,10 @@
 
 #include <stddef.h>
 
+static inline size_t mixer_largest(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 /* (rows, columns) from an arena. */
 tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns);
 

@@ -41,35 +41,45 @@ struct views {
     tensor h;       /* (R, F) act */
 };
 
-static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t R, arena *a) {
+/* The product lies in `products`: the same arena, or scratch where it is computed again. */
+static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t R, arena *a,
+                                arena *products) {
     int64_t F = width_of(layer);
     struct views v;
     v.gate_up = mixer_take(a, ops->act, R, 2 * F);
-    v.h = mixer_take(a, ops->act, R, F);
+    v.h = mixer_take(products, ops->act, R, F);
     return v;
+}
+
+static struct views carve_saved(const struct layer *layer, const struct ops *ops, int64_t R, arena *saved,
+                                arena *scratch) {
+    return carve_views(layer, ops, R, saved, mixer_recomputes(layer, RECOMPUTE_LIGHT) ? scratch : saved);
 }
 
 static void mlp_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep, arena *saved,
                       arena *scratch) {
-    carve_views(layer, ops, B * T, saved);
     size_t mark = arena_mark(scratch);
-    if (keep) carve_views(layer, ops, B * T, scratch); /* the gradients of the same two */
+    carve_saved(layer, ops, B * T, saved, scratch);
+    if (keep) carve_views(layer, ops, B * T, scratch, scratch); /* the gradients of the same two */
     arena_rewind(scratch, mark);
 }
 
 static void mlp_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
-    struct views v = carve_views(call->layer, ops, call->B * call->T, call->saved);
+    size_t mark = arena_mark(call->scratch);
+    struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     ops->linear_forward(call->dev, v.gate_up, call->x, call->w[FC1], tensor_none());
     ops->swiglu_forward(call->dev, v.h, v.gate_up);
     ops->linear_forward(call->dev, call->y, v.h, call->w[FC2], tensor_none());
+    arena_rewind(call->scratch, mark);
 }
 
 static void mlp_backward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
-    struct views v = carve_views(call->layer, ops, call->B * call->T, call->saved);
     size_t mark = arena_mark(call->scratch);
-    struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch);
+    struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
+    struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch, call->scratch);
+    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->swiglu_forward(call->dev, v.h, v.gate_up);
     ops->linear_backward(call->dev, d.h, false, call->dw[FC2], tensor_none(), call->dy, v.h, call->w[FC2]);
     ops->swiglu_backward(call->dev, d.gate_up, d.h, v.gate_up);
     ops->linear_backward(call->dev, call->dx, false, call->dw[FC1], tensor_none(), d.gate_up, call->x, call->w[FC1]);

@@ -29,6 +29,7 @@ struct model {
     bool has_targets, has_doc;
     enum stage stage;
     const struct model_state *initial; /* of the forward that backward will follow */
+    int span_first;                    /* first layer of the span whose streams lie in the shared places */
 };
 
 struct model_state {
@@ -39,7 +40,7 @@ struct model_state {
 };
 
 /* Values go to and from the device in pieces. */
-#define PIECE 65536
+#define PIECE (1 << 20)
 
 static enum dtype part_dtype(const struct model *m, int part) {
     return part == PART_ROUNDED ? m->ops->act : m->ops->real;
@@ -184,6 +185,7 @@ static void write_weights(struct model *m, int index, int64_t from, int64_t coun
     enum dtype dtype = part_dtype(m, m->params.list[index].part);
     const void *values = m->staging;
     if (dtype == DTYPE_BF16) {
+#pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < count; i++)
             ((uint16_t *)m->staging_rounded)[i] = safetensors_bf16(((const float *)m->staging)[i]);
         values = m->staging_rounded;
@@ -215,6 +217,7 @@ void model_init(struct model *m, uint64_t seed) {
 }
 
 static void convert(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype, int64_t count) {
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i++) {
         double value = from_dtype == DTYPE_F32 ? ((const float *)from)[i] : ((const double *)from)[i];
         if (to_dtype == DTYPE_F32)
@@ -396,7 +399,8 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
         struct mixer_call call = call_of(m, i, m->B, m->T, &saved);
         size_t state = final || initial ? mixer_state_bytes(call.layer, m->ops, m->B) : 0;
         enter_layer(m, i, R);
-        call.keep = keep;
+        if (call.layer->span > 0) m->span_first = i - call.layer->span;
+        call.keep = keep && call.layer->recompute != RECOMPUTE_LAYER;
         call.doc = batch_doc(m);
         call.initial = initial && state ? initial->layers[i] : NULL;
         call.final = final && state ? (in_place ? m->at.state : final->layers[i]) : NULL;
@@ -406,6 +410,47 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
     enter_layer(m, m->mc->layer_count, R);
     m->initial = initial;
     m->stage = keep ? STAGE_KEPT : STAGE_FORWARD;
+}
+
+/* --- computing again ---------------------------------------------------------------------------- */
+
+/* The norm before layer i once more, from the stream that is there: the same operation on the same numbers. */
+static void enter_again(struct model *m, int i, int64_t R) {
+    const struct layer_places *l = &m->at.layers[i];
+    tensor residual = matrix(l->residual, m->ops->real, R, m);
+    m->ops->add_rmsnorm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m),
+                                tensor_1d(l->rstd, m->ops->real, R), residual, tensor_none(),
+                                m->w[m->mc->layers[i].norm], m->mc->options.norm_eps);
+}
+
+/* Layer i once more, from its normed input. */
+static void forward_again(struct model *m, int i, bool keep) {
+    arena saved;
+    struct mixer_call call = call_of(m, i, m->B, m->T, &saved);
+    call.keep = keep;
+    call.doc = batch_doc(m);
+    if (m->initial && mixer_state_bytes(call.layer, m->ops, m->B) > 0) call.initial = m->initial->layers[i];
+    call.layer->mixer->forward(&call);
+}
+
+/* What backward through layer i reads, where forward left it to be computed again. The streams within a span lie in places
+ * that all spans share: those of the span that ran last are there. */
+static void restore_layer(struct model *m, int i) {
+    const struct layer *layer = &m->mc->layers[i];
+    int64_t R = m->B * m->T;
+    if (layer->recompute == RECOMPUTE_NONE) return;
+    int first = i - layer->span;
+    if (layer->span > 0 && m->span_first != first) {
+        enter_again(m, first, R);
+        for (int j = first; j < i; j++) {
+            forward_again(m, j, false);
+            enter_layer(m, j + 1, R);
+        }
+        m->span_first = first;
+    } else {
+        enter_again(m, i, R);
+    }
+    if (layer->recompute == RECOMPUTE_LAYER) forward_again(m, i, true);
 }
 
 /* --- loss and backward ------------------------------------------------------------------------ */
@@ -470,6 +515,7 @@ static void leave_layer(struct model *m, int i, int64_t R) {
 
 static void layer_backward(struct model *m, int i) {
     arena saved;
+    restore_layer(m, i);
     struct mixer_call call = call_of(m, i, m->B, m->T, &saved);
     call.keep = true;
     call.doc = batch_doc(m);

@@ -15,12 +15,13 @@
 
 /* --- configuration -------------------------------------------------------------------------------------------------
  * [model] d_model, vocab_size (0 = the tokenizer's), pad_vocab_to, tie_embeddings, norm_eps, pattern ("m*24",
- * "(m*7 a)*4"); [block.NAME] mixer, mlp (none | swiglu), and the keys of both. */
+ * "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp (none | swiglu), recompute, and the keys of both. */
 struct model_options {
     int64_t d_model, vocab_size, pad_vocab_to;
     bool tie_embeddings;
     double norm_eps;
     const char *pattern;
+    int64_t recompute_span;
 };
 extern const struct option model_options_table[]; /* [model] */
 extern const struct option block_options_table[]; /* the keys common to all [block.NAME] */
@@ -29,6 +30,7 @@ enum block_mlp { BLOCK_MLP_NONE = 0, BLOCK_MLP_SWIGLU };
 struct block_options {
     int mixer; /* index into mixer_names */
     int mlp;   /* enum block_mlp */
+    int recompute; /* enum recompute */
 };
 
 /* A [block.NAME] section; all blocks of that name share its options. */

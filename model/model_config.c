@@ -28,15 +28,23 @@ const struct option model_options_table[] = {
      "Added to the mean square in every norm.", NULL},
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
+    {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
+     "Of neighbouring layers with recompute = layer, the residual stream is kept before every so-manieth only, and what "
+     "lies between is computed a second time to find it.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
 static const char *const mlp_names[] = {"none", "swiglu", NULL};
+static const char *const recompute_names[] = {"none", "light", "scan", "layer", NULL};
 
 const struct option block_options_table[] = {
     {"mixer", OPTION_CHOICE, FIELD(block_options, mixer), NULL, 0, 0, "", "What mixes along time.", mixer_names},
     {"mlp", OPTION_CHOICE, FIELD(block_options, mlp), "none", 0, 0, "",
      "The second layer of the block, with a norm of its own.", mlp_names},
+    {"recompute", OPTION_CHOICE, FIELD(block_options, recompute), "none", 0, 0, "",
+     "What backward computes a second time, to save memory: light: what elementwise operations made (norms, "
+     "convolution, gates); scan: the recurrence, too; layer: everything but the residual stream. The results are the "
+     "same, bit for bit.", recompute_names},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
@@ -141,6 +149,15 @@ static void declare_layer(struct model_config *mc, struct layer *layer) {
     layer->params = p->count - layer->first;
 }
 
+/* Cut neighbouring layers that are computed again as a whole into spans. */
+static void mark_spans(struct model_config *mc) {
+    for (int i = 1; i < mc->layer_count; i++) {
+        struct layer *layer = &mc->layers[i], *before = &mc->layers[i - 1];
+        if (layer->recompute != RECOMPUTE_LAYER || before->recompute != RECOMPUTE_LAYER) continue;
+        layer->span = before->span + 1 < mc->options.recompute_span ? before->span + 1 : 0;
+    }
+}
+
 /* The tensor table in the order of the forward pass; a bucket each for the embedding, every block, the norm, the head.
  */
 static void declare_model(struct model_config *mc) {
@@ -172,6 +189,7 @@ static int list_layers(struct model_config *mc, const struct pattern *p, const s
                               .options = kind->mixer_options,
                               .block = b,
                               .block_name = kind->name,
+                              .recompute = (enum recompute)kind->options.recompute,
                               .context = *context};
         mc->layers[mc->layer_count++] = layer;
         if (!kind->mlp_options) continue;
@@ -205,6 +223,7 @@ static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab,
         TRY(bind_kind(&mc->kinds[k], c, p.names[k], &context, err));
     }
     TRY(list_layers(mc, &p, &context, err));
+    mark_spans(mc);
     declare_model(mc);
     return params_check(&mc->params, err);
 }

@@ -19,12 +19,6 @@ static size_t elements(int64_t rows, int64_t columns, enum dtype dtype) {
     return (size_t)(rows * columns) * dtype_size(dtype);
 }
 
-static void carve_stream(struct layer_places *l, const struct ops *ops, int64_t R, int64_t D, arena *a) {
-    l->residual = arena_take(a, elements(R, D, ops->real));
-    l->normed = arena_take(a, elements(R, D, ops->act));
-    l->rstd = arena_take(a, elements(R, 1, ops->real));
-}
-
 /* Size of a layer's own region; its scratch shows in the scratch arena's peak. */
 static size_t measure_layer(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                             arena *scratch) {
@@ -33,26 +27,53 @@ static size_t measure_layer(const struct layer *layer, const struct ops *ops, in
     return saved.used;
 }
 
+/* What is asked of the places that layers share: all of them in MODEL_INFER, else those that backward fills again. */
+struct shared_need {
+    bool normed;
+    size_t saved; /* of the largest region */
+    int64_t span; /* streams behind the first of a span */
+};
+
+static struct shared_need measure_shared(struct places *places, const struct model_config *mc, const struct ops *ops,
+                                         bool train, int64_t B, int64_t T, arena *scratch) {
+    struct shared_need need = {.normed = !train};
+    for (int i = 0; i < mc->layer_count; i++) {
+        const struct layer *layer = &mc->layers[i];
+        size_t size = measure_layer(layer, ops, B, T, train, scratch);
+        places->layers[i].saved_size = size;
+        if (!train || layer->recompute == RECOMPUTE_LAYER) need.saved = size > need.saved ? size : need.saved;
+        if (layer->recompute != RECOMPUTE_NONE) need.normed = true;
+        if (layer->span > need.span) need.span = layer->span;
+    }
+    return need;
+}
+
 static void carve_activations(struct places *places, const struct model_config *mc, const struct ops *ops,
                               enum model_mode mode, int64_t B, int64_t T, arena areas[AREAS]) {
     arena *a = &areas[AREA_ACTIVATIONS];
-    int64_t R = B * T, D = mc->options.d_model;
     bool train = mode == MODEL_TRAIN;
-    struct layer_places shared = {.saved_size = 0};
-    places->branch = arena_take(a, elements(R, D, ops->act));
-    if (!train) carve_stream(&shared, ops, R, D, a);
+    size_t stream = elements(B * T, mc->options.d_model, ops->real), act = elements(B * T, mc->options.d_model, ops->act);
+    struct shared_need need = measure_shared(places, mc, ops, train, B, T, &areas[AREA_SCRATCH]);
+    struct layer_places shared = {.saved = NULL};
+    places->branch = arena_take(a, act);
+    if (need.normed) shared.normed = arena_take(a, act);
+    if (need.saved) shared.saved = arena_take(a, need.saved);
+    if (!train) shared.residual = arena_take(a, stream);
+    if (!train) shared.rstd = arena_take(a, elements(B * T, 1, ops->real));
+    char *span = need.span ? arena_take(a, stream * (size_t)need.span) : NULL;
     for (int i = 0; i <= mc->layer_count; i++) {
         struct layer_places *l = &places->layers[i];
+        bool top = i == mc->layer_count;
+        enum recompute level = top ? RECOMPUTE_NONE : mc->layers[i].recompute;
+        int behind = top ? 0 : mc->layers[i].span;
+        shared.saved_size = l->saved_size;
         *l = shared;
-        l->saved_size = i < mc->layer_count ? measure_layer(&mc->layers[i], ops, B, T, train, &areas[AREA_SCRATCH]) : 0;
-        if (l->saved_size > shared.saved_size) shared.saved_size = l->saved_size;
         if (!train) continue;
-        carve_stream(l, ops, R, D, a);
-        l->saved = arena_take(a, l->saved_size);
+        l->rstd = arena_take(a, elements(B * T, 1, ops->real));
+        l->residual = behind ? (span ? span + stream * (size_t)(behind - 1) : NULL) : arena_take(a, stream);
+        if (level == RECOMPUTE_NONE) l->normed = arena_take(a, act);
+        if (level != RECOMPUTE_LAYER && !top) l->saved = arena_take(a, l->saved_size);
     }
-    if (train) return;
-    shared.saved = arena_take(a, shared.saved_size);
-    for (int i = 0; i <= mc->layer_count; i++) places->layers[i].saved = shared.saved;
 }
 
 static void carve_kept_scratch(struct places *places, const struct model_config *mc, const struct ops *ops,

@@ -9,7 +9,8 @@
 enum { AREA_PARAMETERS, AREA_GRADIENTS, AREA_ACTIVATIONS, AREA_SCRATCH, AREA_BATCH, AREAS };
 extern const char *const area_names[AREAS];
 
-/* Activations of a layer, R = B*T rows. The final norm counts as a last layer without a mixer. */
+/* Activations of a layer, R = B*T rows. The final norm counts as a last layer without a mixer. What is computed again
+ * before it is read (enum recompute) lies in places that layers share. */
 struct layer_places {
     void *residual; /* (R,D) real: the stream after the layer's input was added */
     void *normed;   /* (R,D) act: the norm's output, what the mixer reads */

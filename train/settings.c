@@ -71,11 +71,13 @@ enum setting_change settings_change(const char *section, const char *key) {
         {"train", "resume", CHANGE_FREE}, {"train", "steps", CHANGE_NOTED},      {"schedule", NULL, CHANGE_NOTED},
         {"eval", NULL, CHANGE_FREE},      {"checkpoint", NULL, CHANGE_FREE},     {"data", "threads", CHANGE_FREE},
         {"data", "ahead", CHANGE_FREE},   {"data", "valid", CHANGE_FREE},        {"data", "train", CHANGE_NOTED},
+        {"model", "recompute_span", CHANGE_FREE},
     };
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         if (strcmp(rules[i].section, section) == 0 && (!rules[i].key || strcmp(rules[i].key, key) == 0))
             return rules[i].change;
     }
+    if (strncmp(section, "block.", 6) == 0 && strcmp(key, "recompute") == 0) return CHANGE_FREE;
     /* Data sets may be moved; their weights may not change. */
     bool source = strncmp(section, "source.", 7) == 0;
     if (source && strcmp(key, "path") == 0) return CHANGE_NOTED;
