@@ -3,34 +3,55 @@
  *   logits = x w^T;  lse = log sum exp(logits);  loss = lse - logits[target] + z_loss lse^2    (rows with target >= 0)
  *   dlogits = scale (p (1 + 2 z_loss lse) - [v == target]), p = exp(logits - lse);  dx = dlogits w;  dw += dlogits^T x
  *
- * A tile's logits are the only ones in memory, in the activation type: TILE_BYTES of them. One block turns a row of
- * logits into dlogits in place: a first pass finds the largest and the sum of exponentials (each thread keeps both for
- * its share and they are joined once), a second writes; the row is still in the second cache. Losses of single rows go to
- * scratch and one block adds them up in double, in order. Rows without a target get dlogits 0.
- * FLOPs 6 R V D (2 without gradients); bytes about 8 e R V (the tile is written by the product, read twice, written, and
- * read by two products; e = 2), so bound by the products: 32,768 x 768 x 50,304 is 7.6 TFLOP, 9.6 ms at 790 TFLOP/s.
+ * A tile's logits are the only ones in memory, in the activation type, their rows padded to whole vectors of 16 bytes:
+ * TILE_BYTES of them. One block turns a row of logits into dlogits in place. A first pass keeps the row in shared memory
+ * as it comes (what doesn't fit is read again) and finds the largest logit and the sum of exponentials: each thread takes
+ * a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined once. A second pass
+ * writes. Whether the target is the first of the largest is looked up only where its logit is as large. Losses of single
+ * rows go to scratch and one block adds them up in double, in order. Rows without a target get dlogits 0.
+ *
+ * FLOPs 6 R V D (2 without gradients), 32,768 x 768 x 50,304: 7.6 TFLOP, 9.6 ms at 790 TFLOP/s. Bytes 5 e R V (the row is
+ * written by one product, read and written here, read by two products; e = 2), of which the passes over rows have 2 e R V:
+ * 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which another block's
+ * loads and stores hide. dw in fp32 is read and written once a tile: 0.1 ms each, so tiles are large.
  */
 #include "kernels/cuda/gemm.cuh"
+#include "kernels/cuda/mma.cuh"
 
-#define TILE_BYTES ((int64_t)256 << 20)
-enum { THREADS = 512, TILE_MIN = 128, TILE_MAX = 8192 };
+#define TILE_BYTES ((int64_t)512 << 20)
+enum {
+    TILE_STEP = 128,  /* rows of a tile are a multiple of what the products take at once */
+    TILE_MAX = 16384,
+    THREADS_MAX = 512, THREADS_MIN = 128,
+    AHEAD = 4,        /* vectors of a thread on their way at once */
+    CACHED_BYTES = 104 << 10 /* of a row in shared memory: 50,304 bf16 fit, and two blocks a multiprocessor */
+};
 
-/* Rows of a tile for V columns of logits of `size` bytes, out of R. */
+/* Elements of 16 bytes. */
+template <class T> static constexpr int vector_of = 16 / (int)sizeof(T);
+
+/* Elements from row to row of logits. */
+static int64_t row_step(int64_t V) {
+    return ceil_div(V, 8) * 8;
+}
+
+/* Rows of a tile for V columns of logits of `size` bytes, out of R: as many tiles as TILE_BYTES makes necessary, of one
+ * size. */
 static int64_t tile_rows(int64_t R, int64_t V, size_t size) {
-    int64_t rows = TILE_BYTES / (V * (int64_t)size) / TILE_MIN * TILE_MIN;
-    if (rows < TILE_MIN) rows = TILE_MIN;
-    if (rows > TILE_MAX) rows = TILE_MAX;
-    return R < 1 ? 1 : at_most(rows, R);
+    int64_t most = TILE_BYTES / (row_step(V) * (int64_t)size) / TILE_STEP * TILE_STEP;
+    if (most < TILE_STEP) most = TILE_STEP;
+    if (most > TILE_MAX) most = TILE_MAX;
+    if (R <= most) return R < 1 ? 1 : R;
+    return ceil_div(ceil_div(R, ceil_div(R, most)), TILE_STEP) * TILE_STEP;
 }
 
-static size_t sums_size(int64_t rows) {
-    return (size_t)ceil_div(rows * (int64_t)sizeof(struct loss_sums), 256) * 256;
+static size_t sums_size(int64_t R) {
+    return (size_t)ceil_div(R * (int64_t)sizeof(struct loss_sums), 256) * 256;
 }
 
-/* The rows' sums, then the logits of a tile. */
+/* The sums of all rows, then the logits of a tile. */
 static size_t scratch_size(int64_t R, int64_t V, size_t size) {
-    int64_t rows = tile_rows(R, V, size);
-    return sums_size(rows) + (size_t)ceil_div(rows * V * (int64_t)size, 256) * 256;
+    return sums_size(R) + (size_t)ceil_div(tile_rows(R, V, size) * row_step(V) * (int64_t)size, 256) * 256;
 }
 
 extern "C" size_t cuda_head_loss_scratch_f32(int64_t R, int64_t D, int64_t V) {
@@ -43,108 +64,201 @@ extern "C" size_t cuda_head_loss_scratch_bf16(int64_t R, int64_t D, int64_t V) {
     return scratch_size(R, V, sizeof(__nv_bfloat16));
 }
 
-/* The largest of some logits, its first place, and the sum of exp(logit - largest). */
+/* --- a row of logits ---------------------------------------------------------------------------------------------- */
+
+#define LOWEST (-1e38f) /* below every logit, and finite: the difference of two is a number */
+
+/* The largest of some logits, and the sum of exp(logit - largest). A logit that is not a number makes the sum so. */
 struct share {
     float most, sum;
-    int64_t at;
 };
 
-/* Of two shares. The first of equal places wins, so the order doesn't matter but for rounding, and that is fixed. */
-__device__ __forceinline__ share join(share a, share b) {
-    bool first = a.most > b.most || (a.most == b.most && a.at <= b.at) || isnan(a.most);
-    share big = first ? a : b, small = first ? b : a;
-    /* An empty share has most = -inf and sum 0: exp(-inf) = 0 unless both are empty. */
-    if (small.sum != 0.0f) big.sum += small.sum * __expf(small.most - big.most);
-    return big;
+#define LOG2_E 1.44269504f
+
+/* exp(v) for v <= 0, exactly 1 for 0; what would be subnormal is 0. */
+__device__ __forceinline__ float exp_of(float v) {
+    return power_of_two(v * LOG2_E);
 }
 
-__device__ __forceinline__ share take(share s, float v, int64_t at) {
-    share one = {v, 1.0f, at};
-    return join(s, one);
+template <int V> __device__ __forceinline__ void take(share &s, const float (&v)[V]) {
+    float most = s.most;
+#pragma unroll
+    for (int j = 0; j < V; j++) most = fmaxf(most, v[j]);
+    s.sum *= exp_of(s.most - most);
+    s.most = most;
+#pragma unroll
+    for (int j = 0; j < V; j++) s.sum += exp_of(v[j] - most);
 }
 
-__device__ share warp_join(share s) {
+/* The shares of a warp joined; of a sum of two the order doesn't matter, so all lanes get the same. */
+__device__ __forceinline__ share warp_join(share s) {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
-        share other = {__shfl_xor_sync(FULL, s.most, offset), __shfl_xor_sync(FULL, s.sum, offset),
-                       __shfl_xor_sync(FULL, s.at, offset)};
-        bool lower = (threadIdx.x & offset) == 0; /* both lanes must join in the same order */
-        s = lower ? join(s, other) : join(other, s);
+        share other = {__shfl_xor_sync(FULL, s.most, offset), __shfl_xor_sync(FULL, s.sum, offset)};
+        float most = fmaxf(s.most, other.most);
+        s = {most, s.sum * exp_of(s.most - most) + other.sum * exp_of(other.most - most)};
     }
     return s;
 }
 
-__device__ share block_join(share s) {
-    __shared__ share room[THREADS / WARP];
+/* The share of the block, from those of its threads; the same in every thread. */
+__device__ __forceinline__ share block_join(share s) {
+    __shared__ share room[WARP];
+    int lane = threadIdx.x % WARP;
     s = warp_join(s);
-    if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = s;
+    if (lane == 0) room[threadIdx.x / WARP] = s;
     __syncthreads();
-    s = room[0];
-    for (int w = 1; w < THREADS / WARP; w++) s = join(s, room[w]);
+    s = {LOWEST, 0.0f};
+    if (lane < (int)blockDim.x / WARP) s = room[lane];
+    return warp_join(s);
+}
+
+/* A row: its vectors, of which the first `cached` are also in shared memory once they have been read, by the thread that
+ * read them. What lies behind the last column reads as LOWEST. */
+template <class T> struct logit_row {
+    static constexpr int V = vector_of<T>;
+    T *global;
+    pack<T, V> *shared;
+    int columns, vectors, cached;
+
+    __device__ __forceinline__ void floats(float (&v)[V], const pack<T, V> &from, int i) const {
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = to_float(from.v[j]);
+        if ((i + 1) * V <= columns) return;
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = i * V + j < columns ? v[j] : LOWEST;
+    }
+
+    __device__ __forceinline__ pack<T, V> read(int i) const {
+        return *reinterpret_cast<const pack<T, V> *>(global + (int64_t)i * V);
+    }
+
+    __device__ __forceinline__ void again(float (&v)[V], int i) const { floats(v, i < cached ? shared[i] : read(i), i); }
+};
+
+/* The thread's share of a row it sees for the first time. */
+template <class T> __device__ __forceinline__ share first_pass(const logit_row<T> &row) {
+    share s = {LOWEST, 0.0f};
+    for (int first = threadIdx.x; first < row.vectors; first += AHEAD * blockDim.x) {
+        pack<T, row.V> p[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+            if (first + a * (int)blockDim.x < row.vectors) p[a] = row.read(first + a * blockDim.x);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            int i = first + a * blockDim.x;
+            if (i >= row.vectors) break;
+            if (i < row.cached) row.shared[i] = p[a];
+            float v[row.V];
+            row.floats(v, p[a], i);
+            take(s, v);
+        }
+    }
     return s;
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(THREADS)
-loss_row_kernel(T *logits, struct loss_sums *sums, float *losses, const int32_t *targets, int64_t columns, double scale,
-                double z_loss, bool gradient) {
-    T *row = logits + blockIdx.x * columns;
-    int64_t target = targets[blockIdx.x];
+/* Is `most`, which the target's logit equals, in no earlier column? The same in every thread. */
+template <class T> __device__ bool first_of_largest(const logit_row<T> &row, float most, int target) {
+    int earlier = 0;
+    for (int i = threadIdx.x; i * row.V < target; i += blockDim.x) {
+        float v[row.V];
+        row.again(v, i);
+#pragma unroll
+        for (int j = 0; j < row.V; j++) earlier |= v[j] == most && i * row.V + j < target;
+    }
+    return !__syncthreads_or(earlier);
+}
+
+/* exp(logit - most) factor in the place of every logit, but at_target in that of the target's. */
+template <class T>
+__device__ __forceinline__ void second_pass(const logit_row<T> &row, float most, float factor, int target,
+                                            float at_target) {
+    float shift = -most * LOG2_E; /* its rounding scales all of a row alike, by less than 1e-7 |most| */
+    for (int i = threadIdx.x; i < row.vectors; i += blockDim.x) {
+        float v[row.V];
+        row.again(v, i);
+#pragma unroll
+        for (int j = 0; j < row.V; j++) v[j] = power_of_two(v[j] * LOG2_E + shift) * factor;
+        store_floats<row.V>(row.global + (int64_t)i * row.V, v);
+        if (target / row.V == i) row.global[target] = from_float<T>(at_target);
+    }
+}
+
+/* A row without a target. */
+template <class T>
+__device__ void pass_over(const logit_row<T> &row, struct loss_sums *sums, float *loss, bool gradient) {
+    if (threadIdx.x == 0) {
+        *sums = {0, 0, 0, 0};
+        if (loss) *loss = 0;
+    }
+    const float zeros[row.V] = {};
+    for (int i = threadIdx.x; gradient && i < row.vectors; i += blockDim.x)
+        store_floats<row.V>(row.global + (int64_t)i * row.V, zeros);
+}
+
+template <class T>
+__global__ void __launch_bounds__(THREADS_MAX, 2)
+loss_row_kernel(T *logits, struct loss_sums *sums, float *losses, const int32_t *targets, int columns, int64_t step,
+                int cached, double scale, double z_loss, bool gradient) {
+    DYNAMIC_SHARED(char, memory);
+    __shared__ float factor, at_target;
+    constexpr int V = vector_of<T>;
+    logit_row<T> row = {logits + blockIdx.x * step, reinterpret_cast<pack<T, V> *>(memory), columns,
+                        (columns + V - 1) / V, cached};
+    int target = targets[blockIdx.x];
+    float *loss = losses ? losses + blockIdx.x : NULL;
     if (target < 0) {
-        if (threadIdx.x == 0) {
-            sums[blockIdx.x] = {0, 0, 0, 0};
-            if (losses) losses[blockIdx.x] = 0;
-        }
-        const float zeros[V] = {};
-        for (int64_t i = (int64_t)threadIdx.x * V; gradient && i < columns; i += THREADS * V)
-            store_floats<V>(row + i, zeros);
+        pass_over(row, sums + blockIdx.x, loss, gradient);
         return;
     }
-    share s = {-INFINITY, 0.0f, INT64_MAX};
-    for (int64_t i = (int64_t)threadIdx.x * V; i < columns; i += THREADS * V) {
-        float v[V];
-        load_floats<V>(v, row + i);
-#pragma unroll
-        for (int j = 0; j < V; j++) s = take(s, v[j], i + j);
-    }
-    s = block_join(s);
-    float at_target = to_float(row[target]);
-    __syncthreads(); /* everyone has read the target's logit before it is overwritten */
-    double log_sum = log((double)s.sum), lse = (double)s.most + log_sum, z_term = 2 * z_loss * lse;
+    float logit = to_float(row.global[target]);
+    share s = block_join(first_pass(row)); /* behind its barrier everyone has read the target's logit */
+    bool correct = logit == s.most && first_of_largest(row, s.most, target);
     if (threadIdx.x == 0) {
-        double nll = log_sum + ((double)s.most - (double)at_target);
-        sums[blockIdx.x] = {nll, z_loss * lse * lse, 1, s.at == target ? 1.0 : 0.0};
-        if (losses) losses[blockIdx.x] = (float)nll;
+        double sum = s.sum, log_sum = log(sum), lse = (double)s.most + log_sum, z_term = 2 * z_loss * lse;
+        double nll = log_sum + ((double)s.most - (double)logit), p = (double)exp_of(logit - s.most) / sum;
+        sums[blockIdx.x] = {nll, z_loss * lse * lse, 1, correct ? 1.0 : 0.0};
+        if (loss) *loss = (float)nll;
+        factor = (float)(scale * (1 + z_term) / sum);
+        at_target = (float)(scale * (p - 1 + z_term * p)); /* in a form that keeps what is left of p - 1 */
     }
     if (!gradient) return;
-    float factor = (float)(scale * (1 + z_term) / (double)s.sum);
-    for (int64_t i = (int64_t)threadIdx.x * V; i < columns; i += THREADS * V) {
-        float v[V];
-        load_floats<V>(v, row + i);
-#pragma unroll
-        for (int j = 0; j < V; j++) {
-            float p = __expf(v[j] - s.most);
-            /* At the target in a form that keeps what is left of p - 1. */
-            if (i + j == target) {
-                double share = (double)p / (double)s.sum;
-                v[j] = (float)(scale * (share - 1 + z_term * share));
-            } else {
-                v[j] = p * factor;
-            }
-        }
-        store_floats<V>(row + i, v);
-    }
+    __syncthreads();
+    second_pass(row, s.most, factor, target, at_target);
 }
 
-/* *total += the sums of all rows: thread i takes every THREADS-th row, then a tree over the threads. */
-__global__ void __launch_bounds__(THREADS) add_losses_kernel(struct loss_sums *total, const struct loss_sums *rows,
-                                                             int64_t count) {
-    __shared__ struct loss_sums room[THREADS];
+/* Run over the rows of a tile. */
+static void loss_rows(struct device *dev, tensor logits, struct loss_sums *sums, tensor losses, tensor targets,
+                      double scale, double z_loss, bool gradient) {
+    int64_t columns = logits.dim[1];
+    with_type(logits.dtype, [&](auto of_type) {
+        using T = decltype(of_type);
+        int64_t vectors = ceil_div(columns, vector_of<T>), cached = gradient ? at_most(vectors, CACHED_BYTES / 16) : 0;
+        int threads = vectors > THREADS_MIN * AHEAD * 2 ? THREADS_MAX : THREADS_MIN;
+        cuda_expect(dev, cudaFuncSetAttribute(loss_row_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              CACHED_BYTES), "head_loss");
+        LAUNCH(dev, (loss_row_kernel<T>), (unsigned)logits.dim[0], threads, (size_t)cached * 16, data_of<T>(logits),
+               sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns, logits.stride[0], (int)cached,
+               scale, z_loss, gradient);
+    });
+}
+
+/* --- all rows ----------------------------------------------------------------------------------------------------- */
+
+enum { ADDERS = 1024 };
+
+/* *total += the sums of all rows: thread i takes every ADDERS-th row, then a tree over the threads. */
+__global__ void __launch_bounds__(ADDERS) add_losses_kernel(struct loss_sums *total, const struct loss_sums *rows,
+                                                            int64_t count) {
+    __shared__ struct loss_sums room[ADDERS];
     struct loss_sums s = {0, 0, 0, 0};
-    for (int64_t r = threadIdx.x; r < count; r += THREADS)
-        s = {s.nll + rows[r].nll, s.z + rows[r].z, s.valid + rows[r].valid, s.correct + rows[r].correct};
+#pragma unroll 4
+    for (int64_t r = threadIdx.x; r < count; r += ADDERS) {
+        struct loss_sums one = rows[r];
+        s = {s.nll + one.nll, s.z + one.z, s.valid + one.valid, s.correct + one.correct};
+    }
     room[threadIdx.x] = s;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
+    for (int half = ADDERS / 2; half > 0; half /= 2) {
         __syncthreads();
         if ((int)threadIdx.x >= half) continue;
         struct loss_sums a = room[threadIdx.x], b = room[threadIdx.x + half];
@@ -166,24 +280,19 @@ extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tenso
                                tensor w, tensor targets, double scale, double z_loss, void *scratch) {
     int64_t R = x.dim[0], D = x.dim[1], V = w.dim[0], tile = tile_rows(R, V, dtype_size(x.dtype));
     bool gradient = tensor_given(dx);
-    ASSERT(w.dim[1] == D && tensor_is(targets, 1, R) && (gradient || !tensor_given(dw)));
+    ASSERT(w.dim[1] == D && tensor_is(targets, 1, R) && (gradient || !tensor_given(dw)) && V < INT32_MAX / 2);
     struct loss_sums *each = (struct loss_sums *)scratch;
-    void *place = (char *)scratch + sums_size(tile);
+    void *place = (char *)scratch + sums_size(R);
     for (int64_t from = 0; from < R; from += tile) {
         int64_t rows = at_most(R - from, tile);
         tensor logits = tensor_2d(place, x.dtype, rows, V), in = rows_of(x, from, rows);
-        tensor target = rows_of(targets, from, rows), loss = rows_of(losses, from, rows);
+        logits.stride[0] = row_step(V);
         cuda_gemm(dev, gemm_rows(in), gemm_transposed(w), gemm_rows(logits), rows, V, D, 1, 0);
-        with_type(x.dtype, [&](auto of_type) {
-            using T = decltype(of_type);
-            with_width(vectors_fit(logits, 4), [&](auto width) {
-                LAUNCH(dev, (loss_row_kernel<T, width.value>), (unsigned)rows, THREADS, 0, data_of<T>(logits), each,
-                       data_of<float>(loss), data_of<int32_t>(target), V, scale, z_loss, gradient);
-            });
-        });
-        LAUNCH(dev, add_losses_kernel, 1, THREADS, 0, sums, each, rows);
+        loss_rows(dev, logits, each + from, rows_of(losses, from, rows), rows_of(targets, from, rows), scale, z_loss,
+                  gradient);
         if (!gradient) continue;
         cuda_gemm(dev, gemm_rows(logits), gemm_rows(w), gemm_rows(rows_of(dx, from, rows)), rows, D, V, 1, 0);
         if (tensor_given(dw)) cuda_gemm(dev, gemm_transposed(logits), gemm_rows(in), gemm_rows(dw), V, D, rows, 1, 1);
     }
+    if (R > 0) LAUNCH(dev, add_losses_kernel, 1, ADDERS, 0, sums, each, R);
 }
