@@ -93,7 +93,8 @@ int device_open(struct device **dev, enum device_kind kind, enum precision preci
     return 0;
 }
 
-/* Run the GPU's part of a function, in builds that have it. */
+/* Run the GPU's part of a function, in builds that have it; the statement that follows is what other devices do
+ * instead. */
 #ifdef RIVERRUN_CUDA
 #define ON_CUDA(dev, ...)                                                                                              \
     if ((dev)->kind == DEVICE_CUDA) {                                                                                  \
@@ -239,8 +240,8 @@ int device_timer_open(struct device_timer **timer, struct device *dev, int laps,
     t->dev = dev;
     t->laps = laps;
     t->ended = t->begun + laps;
-    ON_CUDA(dev, t->events = cuda_timer_open(dev, laps))
-    if (dev->kind != DEVICE_CUDA || t->events) return 0;
+    ON_CUDA(dev, t->events = cuda_timer_open(dev, laps)) return 0;
+    if (t->events) return 0;
     device_timer_close(t);
     *timer = NULL;
     return error_system(err, "the GPU has no events for a timer");
@@ -248,7 +249,7 @@ int device_timer_open(struct device_timer **timer, struct device *dev, int laps,
 
 void device_timer_close(struct device_timer *t) {
     if (!t) return;
-    ON_CUDA(t->dev, cuda_timer_close(t->events, t->laps))
+    ON_CUDA(t->dev, cuda_timer_close(t->events, t->laps)) {}
     free(t->begun);
     free(t);
 }
