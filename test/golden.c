@@ -5,6 +5,9 @@
  *
  * Prints a line for each tensor: its error and the limit. Exit code 0: all within their limits; 1: some are not, or a
  * tensor of a file was not compared; 2: bad arguments, an unknown kind of file, a device that is not there.
+ *
+ * In fp32 and fp64 the results are compared with the file's. In bf16 they are compared with the double CPU table's on
+ * the same inputs, rounded to bf16: what rounding inputs does to a result is not the device's fault.
  */
 #include "test/golden.h"
 
@@ -54,6 +57,28 @@ double *golden_values(const struct safetensors_entry *e) {
     return values;
 }
 
+static uint16_t bf16_of(double value) {
+    union {
+        float f;
+        uint32_t bits;
+    } u = {(float)value};
+    return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
+
+static double of_bf16(uint16_t value) {
+    union {
+        uint32_t bits;
+        float f;
+    } u = {(uint32_t)value << 16};
+    return u.f;
+}
+
+double *golden_inputs(const struct golden *g, const struct safetensors_entry *e) {
+    double *values = golden_values(e);
+    for (uint64_t i = 0; g->rounded && i < e->count; i++) values[i] = of_bf16(bf16_of(values[i]));
+    return values;
+}
+
 static void report(struct golden *g, const char *name, const char *note, double measure, double limit) {
     bool good = measure <= limit; /* not a number is not good */
     double share = isfinite(measure) ? measure / limit : INFINITY;
@@ -87,50 +112,118 @@ void golden_judge(struct golden *g, const char *name, const char *note, const do
     report(g, name, note, difference == 0 ? 0 : sqrt(difference / size), limit);
 }
 
+/* --- bf16 --------------------------------------------------------------------------------------- */
+
+static struct golden_record *record_find(struct golden *g, const char *name, const char *note) {
+    for (struct golden_record *r = g->records; r; r = r->next)
+        if (strcmp(r->name, name) == 0 && strcmp(r->note, note) == 0) return r;
+    return NULL;
+}
+
+static void record(struct golden *g, const char *name, const char *note, const double *got, int64_t count) {
+    struct golden_record *r = allocate(1, sizeof *r);
+    ASSERT(!record_find(g, name, note));
+    snprintf(r->name, sizeof r->name, "%s", name);
+    snprintf(r->note, sizeof r->note, "%s", note);
+    r->values = allocate((size_t)count, sizeof *r->values);
+    memcpy(r->values, got, (size_t)count * sizeof *got);
+    r->count = count;
+    r->next = g->records;
+    g->records = r;
+}
+
+static void records_free(struct golden *g) {
+    for (struct golden_record *r = g->records, *next; r; r = next) {
+        next = r->next;
+        free(r->values);
+        free(r);
+    }
+}
+
+/* Outputs 2 %, gradients 5 %; those of decay rates and of the biases of step sizes are sums over all tokens that nearly
+ * cancel. */
+static double bf16_limit(const struct golden *g, const char *name) {
+    if (strncmp(name, "grad.", 5) != 0) return 2e-2;
+    bool of_scan = strncmp(g->base, "op-selective-scan", 17) == 0;
+    if (strstr(name, "A_log") || (of_scan && strcmp(name, "grad.A") == 0)) return 0.15;
+    return strstr(name, "dt_bias") || strstr(name, "dt_proj.bias") || strstr(name, "delta_bias") ? 0.15 : 5e-2;
+}
+
+/* --- comparing ---------------------------------------------------------------------------------- */
+
 /* What the file has under the name, if it has as many values. */
-static double *wanted(struct golden *g, const char *name, int64_t count) {
+static double *wanted(struct golden *g, const char *name, const char *note, int64_t count) {
     const struct safetensors_entry *e = golden_optional(g, name);
     if (!e) golden_fail(g, name, "is not in the file");
     if (!e) return NULL;
-    if (e->count == (uint64_t)count) return golden_values(e);
-    golden_fail(g, name, "has %llu values in the file, %lld were computed", (unsigned long long)e->count,
-                (long long)count);
-    return NULL;
+    if (e->count != (uint64_t)count) {
+        golden_fail(g, name, "has %llu values in the file, %lld were computed", (unsigned long long)e->count,
+                    (long long)count);
+        return NULL;
+    }
+    if (!g->rounded) return golden_values(e);
+    struct golden_record *r = record_find(g, name, note);
+    double *values = allocate((size_t)count, sizeof *values);
+    ASSERT(r && r->count == count);
+    memcpy(values, r->values, (size_t)count * sizeof *values);
+    return values;
+}
+
+static void note_gradient(struct golden *g, const double *got, const double *want, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        g->gradient_difference += (got[i] - want[i]) * (got[i] - want[i]);
+        g->gradient_size += want[i] * want[i];
+    }
 }
 
 void golden_compare(struct golden *g, const char *name, const char *note, const double *got, int64_t count,
                     double limit) {
-    double *want = wanted(g, name, count);
-    if (want) golden_judge(g, name, note, got, want, count, limit);
+    if (g->recording) {
+        record(g, name, note, got, count);
+        return;
+    }
+    double *want = wanted(g, name, note, count);
+    if (want) golden_judge(g, name, note, got, want, count, g->rounded ? bf16_limit(g, name) : limit);
+    if (want && g->rounded && strncmp(name, "grad.", 5) == 0) note_gradient(g, got, want, count);
     free(want);
 }
 
 void golden_compare_each(struct golden *g, const char *name, const double *got, int64_t count, double limit) {
-    double *want = wanted(g, name, count), worst = 0;
+    if (g->recording) {
+        record(g, name, "", got, count);
+        return;
+    }
+    double *want = wanted(g, name, "", count), worst = 0;
     if (!want) return;
     for (int64_t i = 0; i < count; i++) {
         double difference = got[i] == want[i] ? 0 : fabs(got[i] - want[i]) / fabs(want[i]);
         if (!(difference <= worst)) worst = isfinite(difference) ? difference : INFINITY;
     }
-    report(g, name, "", worst, limit);
+    report(g, name, "", worst, g->rounded ? bf16_limit(g, name) : limit);
     free(want);
 }
 
 void golden_upload(struct golden *g, void *to, enum dtype dtype, const double *from, int64_t count) {
-    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64 || dtype == DTYPE_BF16);
     float *single = allocate((size_t)count, sizeof *single);
+    uint16_t *half = allocate((size_t)count, sizeof *half);
     for (int64_t i = 0; i < count; i++) single[i] = (float)from[i];
-    device_write(g->dev, to, dtype == DTYPE_F32 ? (const void *)single : from, (size_t)count * dtype_size(dtype));
+    for (int64_t i = 0; i < count; i++) half[i] = bf16_of(from[i]);
+    const void *source = dtype == DTYPE_F64 ? (const void *)from : dtype == DTYPE_F32 ? (const void *)single : half;
+    device_write(g->dev, to, source, (size_t)count * dtype_size(dtype));
     free(single);
+    free(half);
 }
 
 void golden_download(struct golden *g, double *to, const void *from, enum dtype dtype, int64_t count) {
-    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
-    float *single = allocate((size_t)count, sizeof *single);
-    device_read(g->dev, dtype == DTYPE_F32 ? (void *)single : to, from, (size_t)count * dtype_size(dtype));
-    if (dtype == DTYPE_F32)
-        for (int64_t i = 0; i < count; i++) to[i] = single[i];
-    free(single);
+    ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64 || dtype == DTYPE_BF16);
+    void *raw = allocate((size_t)count, dtype_size(dtype));
+    device_read(g->dev, raw, from, (size_t)count * dtype_size(dtype));
+    for (int64_t i = 0; i < count; i++) {
+        if (dtype == DTYPE_F64) to[i] = ((double *)raw)[i];
+        else to[i] = dtype == DTYPE_F32 ? (double)((float *)raw)[i] : of_bf16(((uint16_t *)raw)[i]);
+    }
+    free(raw);
 }
 
 /* --- the program -------------------------------------------------------------------------------- */
@@ -159,11 +252,25 @@ static int read_meta(struct golden *g, error *err) {
     return json_read_python(&g->meta, meta, strlen(meta), g->path, err);
 }
 
+/* The double CPU table's results on rounded inputs. */
+static int record_results(struct golden *g, int kind, error *err) {
+    struct device *dev = g->dev;
+    TRY(device_open(&g->dev, DEVICE_CPU, PRECISION_F64, err));
+    g->rounded = g->recording = true;
+    int result = kinds[kind].check(g, err);
+    g->recording = false;
+    device_close(g->dev);
+    g->dev = dev;
+    return result;
+}
+
 static int check_file(struct golden *g, int kind, error *err) {
     TRY(safetensors_open(&g->file, g->path, err));
     g->used = allocate(safetensors_count(g->file), sizeof *g->used);
     TRY(read_meta(g, err));
+    if (g->dev->precision == PRECISION_BF16) TRY(record_results(g, kind, err));
     TRY(kinds[kind].check(g, err));
+    if (g->rounded) report(g, "all gradients as one", "", sqrt(g->gradient_difference / g->gradient_size), 2e-2);
     for (size_t i = 0; i < safetensors_count(g->file); i++)
         if (!g->used[i]) golden_fail(g, safetensors_at(g->file, i)->name, "is in the file but was not compared");
     return 0;
@@ -180,6 +287,7 @@ static int run_file(const char *path, struct device *dev, error *err) {
         printf("%s: %d compared, %d failed; worst %.3g of its limit (%s)\n", g.base, g.compared, g.failed, g.worst,
                g.worst_name);
     json_decref(g.meta);
+    records_free(&g);
     free(g.used);
     safetensors_close(g.file);
     return result == 0 ? g.failed : -1;

@@ -11,6 +11,14 @@
 #include "common/safetensors.h"
 #include "kernels/device.h"
 
+/* A result of the double CPU table, which one of bf16 is compared with. */
+struct golden_record {
+    char name[LIMIT_NAME], note[32];
+    double *values;
+    int64_t count;
+    struct golden_record *next;
+};
+
 struct golden {
     const char *path, *base;
     safetensors *file;
@@ -20,6 +28,12 @@ struct golden {
     int compared, failed;
     double worst; /* largest share of a limit */
     char worst_name[LIMIT_NAME];
+    /* In bf16 the file's own results say little: inputs are rounded. So the kind runs twice, on the double CPU table and
+     * then on the device, both times with every input rounded to bf16; the second run is compared with the first. */
+    bool rounded;   /* inputs are rounded, and what the file records is not compared */
+    bool recording; /* this is the first run */
+    struct golden_record *records;
+    double gradient_difference, gradient_size; /* squared norms, over all gradients */
 };
 
 /* Kinds. Return 0, or -1 with *err filled if the file can't be run at all. */
@@ -33,10 +47,13 @@ const struct safetensors_entry *golden_optional(struct golden *g, const char *na
 
 /* All values of an entry as doubles; the caller frees. */
 double *golden_values(const struct safetensors_entry *e);
+/* The same of an input: rounded to bf16 where inputs are. */
+double *golden_inputs(const struct golden *g, const struct safetensors_entry *e);
 
 /* Compare `got` with what the file has under `name`, print a line, count. The measure is ||got - want|| / ||want||;
  * exact zeros must be matched exactly, and nothing may be other than finite. A missing or differently sized entry
- * fails. */
+ * fails. Where inputs are rounded, `got` is compared with the double CPU table's, and the limit is that of bf16 for
+ * this name. */
 void golden_compare(struct golden *g, const char *name, const char *note, const double *got, int64_t count,
                     double limit);
 /* The same for numbers that each have to agree: the largest relative difference of any. */
@@ -46,7 +63,7 @@ void golden_judge(struct golden *g, const char *name, const char *note, const do
                   int64_t count, double limit);
 void golden_fail(struct golden *g, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-/* Host doubles to and from device memory of a real dtype. */
+/* Host doubles to and from device memory of f32, f64 or bf16. */
 void golden_upload(struct golden *g, void *to, enum dtype dtype, const double *from, int64_t count);
 void golden_download(struct golden *g, double *to, const void *from, enum dtype dtype, int64_t count);
 

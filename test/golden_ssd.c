@@ -85,7 +85,7 @@ static void carve(struct memory *v, const struct problem *p, const struct ops *o
 }
 
 static void upload(struct golden *g, tensor to, const struct safetensors_entry *e) {
-    double *values = golden_values(e);
+    double *values = golden_inputs(g, e);
     golden_upload(g, to.data, to.dtype, values, tensor_count(to));
     free(values);
 }

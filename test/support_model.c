@@ -32,13 +32,34 @@ struct model_config *lm_config(config **c, const char *text) {
     return mc;
 }
 
-void lm_open(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T) {
+bool lm_on_gpu(void) {
+    const char *device = getenv("RIVERRUN_TEST_DEVICE");
+    return device && strcmp(device, "cuda") == 0;
+}
+
+double lm_limit(double of_f64) {
+    const double of_f32 = 2e-5;
+    return lm_on_gpu() && of_f64 < of_f32 ? of_f32 : of_f64;
+}
+
+static void open_on(struct lm *lm, const char *text, enum device_kind kind, enum precision precision,
+                    enum model_mode mode, int64_t B, int64_t T) {
     error err = {0};
     lm->mc = lm_config(&lm->c, text);
-    MUST(device_open(&lm->dev, DEVICE_CPU, precision, &err), err);
+    MUST(device_open(&lm->dev, kind, precision, &err), err);
     MUST(model_open(&lm->m, lm->mc, lm->dev, mode, B, T, 0, 1, &err), err);
     lm->real = dtype_size(lm->dev->ops->real);
     lm_jitter(lm, 1);
+}
+
+void lm_open(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T) {
+    if (lm_on_gpu() && precision == PRECISION_F64) precision = PRECISION_F32;
+    open_on(lm, text, lm_on_gpu() ? DEVICE_CUDA : DEVICE_CPU, precision, mode, B, T);
+}
+
+void lm_open_cpu(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B,
+                 int64_t T) {
+    open_on(lm, text, DEVICE_CPU, precision, mode, B, T);
 }
 
 void lm_close(struct lm *lm) {
@@ -166,6 +187,14 @@ double *lm_read_logits(struct lm *lm, int64_t from, int64_t count) {
     widen(logits, raw, elements, lm->dev->ops->real);
     free(raw);
     return logits;
+}
+
+void lm_step(struct lm *lm, struct model_state *s, const int32_t *ids, int64_t B, double *logits) {
+    int64_t elements = B * lm->mc->rows;
+    void *raw = malloc((size_t)elements * lm->real);
+    model_step(lm->m, s, ids, raw);
+    widen(logits, raw, elements, lm->dev->ops->real);
+    free(raw);
 }
 
 double relative_error(const double *a, const double *b, int64_t count) {

@@ -22,8 +22,14 @@ extern const int lm_model_count;
 /* What of a config: only the model's sections. */
 struct model_config *lm_config(config **c, const char *text);
 
+/* On the device under test: the CPU or, where RIVERRUN_TEST_DEVICE is "cuda" in the environment, a GPU, which computes
+ * in f32 what a test wants in f64. */
 void lm_open(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T);
+void lm_open_cpu(struct lm *lm, const char *text, enum precision precision, enum model_mode mode, int64_t B, int64_t T);
 void lm_close(struct lm *lm);
+bool lm_on_gpu(void);
+/* What two results of the device under test may differ by where those of f64 may differ by `of_f64`. */
+double lm_limit(double of_f64);
 
 /* The papers' initialisation, then noise on every tensor: no gain is 1, no skip is 1, no two heads are alike. The same
  * for every precision up to rounding. */
@@ -52,6 +58,8 @@ struct loss_sums lm_grads(struct lm *lm, const struct tokens *t, bool documents,
 /* Flat copies as doubles; the caller frees. */
 double *lm_read_grads(const struct lm *lm);
 double *lm_read_logits(struct lm *lm, int64_t from, int64_t count); /* count x rows */
+/* One token of B sequences: logits, B x rows, into the caller's doubles. */
+void lm_step(struct lm *lm, struct model_state *s, const int32_t *ids, int64_t B, double *logits);
 
 /* || a - b || / || b ||; infinite where anything is not finite; 0 where both are all zero. */
 double relative_error(const double *a, const double *b, int64_t count);

@@ -235,9 +235,9 @@ static void compare(const char *text, enum precision precision, int64_t T, doubl
         model_forward(lm.m, NULL, NULL, false);
         double *got = lm_read_logits(&lm, 0, B * T);
         double distance = relative_error(got, want, B * T * lm.mc->rows);
-        if (!(distance < limit))
+        if (!(distance < lm_limit(limit)))
             fail_msg("T = %d%s: logits differ by %g, allowed %g:\n%s", (int)T, documents ? " with documents" : "",
-                     distance, limit, text);
+                     distance, lm_limit(limit), text);
         free(got);
         free(want);
         tokens_free(&t);

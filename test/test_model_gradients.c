@@ -1,6 +1,7 @@
 /* test_model_gradients.c: the gradients of the whole model, in double, against finite differences: every tensor of
  * several models, along a random direction through all of its elements and at single random elements. The loss includes
- * masked targets, documents, the z term and, in one case, a state carried in. */
+ * masked targets, documents, the z term and, in one case, a state carried in. On a GPU, which has no double, the
+ * gradients of the same models are compared with the CPU's. */
 #include "test/support_model.h"
 #include "test/unit.h"
 
@@ -15,6 +16,7 @@ struct problem {
     struct tokens t;
     bool documents;
     struct model_state *initial; /* NULL: zero */
+    struct problem *reference;   /* on a GPU: the same on the CPU, in double */
 };
 
 /* scale * (sum of losses + z terms) at the current weights. */
@@ -70,33 +72,49 @@ static void check_tensor(struct problem *p, int index, const double *grad) {
     free(direction);
 }
 
-static void check_model(struct problem *p) {
+static double *gradients(struct problem *p) {
     lm_set(&p->lm, &p->t, p->documents);
     model_zero_grads(p->lm.m);
     model_zero_sums(p->lm.m);
     model_forward(p->lm.m, p->initial, NULL, true);
     model_loss(p->lm.m, NULL, true, scale, z_loss);
     model_backward(p->lm.m, NULL, NULL);
-    double *grads = lm_read_grads(&p->lm);
+    return lm_read_grads(&p->lm);
+}
+
+static void expect_same(const struct param *t, const double *got, const double *want) {
+    double distance = relative_error(got, want, t->count);
+    if (!(distance <= lm_limit(0))) fail_msg("%s: the GPU's gradient is %g from the CPU's", t->name, distance);
+}
+
+static void check_model(struct problem *p) {
+    double *grads = gradients(p), *want = p->reference ? gradients(p->reference) : NULL;
     const struct params *table = model_params(p->lm.m);
     for (int i = 0; i < table->count; i++) {
         const double *grad = grads + table->list[i].offset;
         double size = 0;
         for (int64_t k = 0; k < table->list[i].count; k++) size += grad[k] * grad[k];
         assert_true(size > 0); /* no tensor is left out */
-        check_tensor(p, i, grad);
+        if (want) expect_same(&table->list[i], grad, want + table->list[i].offset);
+        else check_tensor(p, i, grad);
     }
     free(grads);
+    free(want);
 }
 
 static void open_problem(struct problem *p, const char *text, int64_t length, bool documents) {
+    *p = (struct problem){.t = tokens_draw(B, length, VOCAB, 17), .documents = documents};
     lm_open(&p->lm, text, PRECISION_F64, MODEL_TRAIN, B, length);
-    p->t = tokens_draw(B, length, VOCAB, 17);
-    p->documents = documents;
-    p->initial = NULL;
+    if (!lm_on_gpu()) return;
+    p->reference = calloc(1, sizeof *p->reference);
+    *p->reference = (struct problem){.t = tokens_draw(B, length, VOCAB, 17), .documents = documents};
+    lm_open_cpu(&p->reference->lm, text, PRECISION_F64, MODEL_TRAIN, B, length);
+    lm_copy_params(&p->reference->lm, &p->lm);
 }
 
 static void close_problem(struct problem *p) {
+    if (p->reference) close_problem(p->reference);
+    free(p->reference);
     model_state_close(p->initial);
     tokens_free(&p->t);
     lm_close(&p->lm);
@@ -162,23 +180,29 @@ static void test_limits(void **state) {
     close_problem(&p);
 }
 
+/* The state that another batch leaves. */
+static void carry_in(struct problem *p) {
+    error err = {0};
+    struct tokens before = tokens_draw(B, T, VOCAB, 23);
+    assert_int_equal(model_state_open(&p->initial, p->lm.m, B, &err), 0);
+    lm_set(&p->lm, &before, false);
+    model_forward(p->lm.m, NULL, p->initial, false);
+    tokens_free(&before);
+}
+
 /* A state from before the batch enters the gradients of the convolution, of A and of C. */
 static void check_initial_state(const char *text) {
-    error err = {0};
     for (int documents = 0; documents < 2; documents++) {
         struct problem p;
         open_problem(&p, text, T, documents);
-        struct tokens before = tokens_draw(B, T, VOCAB, 23);
-        assert_int_equal(model_state_open(&p.initial, p.lm.m, B, &err), 0);
-        lm_set(&p.lm, &before, false);
-        model_forward(p.lm.m, NULL, p.initial, false);
+        carry_in(&p);
+        if (p.reference) carry_in(p.reference);
         double with = objective(&p);
         struct model_state *kept = p.initial;
         p.initial = NULL;
         assert_true(fabs(objective(&p) - with) > 1e-6);
         p.initial = kept;
         check_model(&p);
-        tokens_free(&before);
         close_problem(&p);
     }
 }
@@ -193,14 +217,17 @@ static void check_one_token(const char *text) {
     struct problem p;
     open_problem(&p, text, 1, false);
     for (int i = 0; i < B; i++) p.t.targets[i] = 1 + i;
-    lm_set(&p.lm, &p.t, false);
-    model_zero_grads(p.lm.m);
-    lm_grads(&p.lm, &p.t, false, scale, z_loss);
-    double *grads = lm_read_grads(&p.lm);
+    if (p.reference) memcpy(p.reference->t.targets, p.t.targets, B * sizeof *p.t.targets);
+    double *grads = gradients(&p), *want = p.reference ? gradients(p.reference) : NULL;
     const struct params *table = model_params(p.lm.m);
     /* One token decays nothing, so A has no gradient; everything else does as usual. */
-    for (int i = 0; i < table->count; i++) check_tensor(&p, i, grads + table->list[i].offset);
+    for (int i = 0; i < table->count; i++) {
+        int64_t at = table->list[i].offset;
+        if (want) expect_same(&table->list[i], grads + at, want + at);
+        else check_tensor(&p, i, grads + at);
+    }
     free(grads);
+    free(want);
     close_problem(&p);
 }
 
