@@ -60,19 +60,28 @@ static void *read_span(struct device *dev, tensor t, error *err) {
 
 /* Set everything outside the slice to 0, tokens to -1. */
 static int mask(struct device *dev, tensor whole, tensor part, error *err) {
-    size_t size = dtype_size(whole.dtype), bytes = (size_t)bench_span(whole) * size;
-    int64_t begin = (int64_t)((size_t)((char *)part.data - (char *)whole.data) / size);
-    char *given = read_span(dev, whole, err), *kept = given ? malloc(bytes) : NULL;
-    if (kept) {
-        memset(kept, whole.dtype == DTYPE_I32 ? 0xff : 0, bytes);
-        int64_t at[TENSOR_DIMS] = {0}, offset = begin;
+    size_t size = dtype_size(whole.dtype), bytes = (size_t)bench_span(part) * size;
+    bool tokens = whole.dtype == DTYPE_I32;
+    char *given = read_span(dev, part, err), *kept = given ? malloc(bytes) : NULL;
+    char *none = kept && tokens ? malloc((size_t)bench_span(whole) * size) : NULL;
+    bool room = kept && (none || !tokens);
+    if (room) {
+        memset(kept, tokens ? 0xff : 0, bytes);
+        int64_t at[TENSOR_DIMS] = {0}, offset = 0;
         do memcpy(kept + (size_t)offset * size, given + (size_t)offset * size, size);
         while (next_element(part, at, &offset));
-        device_write(dev, whole.data, kept, bytes);
+        if (tokens) {
+            memset(none, 0xff, (size_t)bench_span(whole) * size);
+            device_write(dev, whole.data, none, (size_t)bench_span(whole) * size);
+        } else {
+            device_zero(dev, whole.data, (size_t)bench_span(whole) * size);
+        }
+        device_write(dev, part.data, kept, bytes);
     }
     free(given);
     free(kept);
-    return kept ? 0 : error_system(err, "no memory for results that are to be checked");
+    free(none);
+    return room ? 0 : error_system(err, "no memory for results that are to be checked");
 }
 
 /* Copy the slice of a view on the device into a dense view in host memory. */

@@ -129,27 +129,36 @@ double bench_floor(const struct bench_work *w, const struct bench_ceilings *c) {
 
 /* ---- an operation ----------------------------------------------------------------------------------------------- */
 
-int bench_operation(const struct bench_row *row, const char *shape, const char *changes, struct device *dev,
-                    struct device *oracle, struct bench_measured *m, error *err) {
-    struct bench_problem p = {.row = row, .dev = dev}, changed = {0};
-    struct stand s;
-    *m = (struct bench_measured){0};
-    TRY(bench_sizes(&p, shape, err));
+static int set_shape(struct bench_problem *p, const char *shape, const char *changes, error *err) {
+    struct bench_problem changed = {0};
+    TRY(bench_sizes(p, shape, err));
     TRY(bench_sizes(&changed, changes, err));
-    if (*changes) p.size['p'] = p.size['q'] = 0;
+    if (*changes) p->size['p'] = p->size['q'] = 0;
     for (int i = 0; i < 128; i++)
-        if (p.size[i] && changed.size[i]) p.size[i] = changed.size[i];
-    int status = stand_open(&s, dev, err);
-    if (status == 0) status = bench_problem_open(&p, err);
-    if (status == 0) {
-        bench_problem_bytes(&p, &m->forward_work, &m->both_work);
-        if (row->work) row->work(&p, &m->forward_work, &m->both_work);
-        status = take_times(&s, row->forward, &p, &m->forward, err);
-    }
-    if (status == 0 && (row->backward || row->both)) status = take_times(&s, bench_call_both, &p, &m->both, err);
-    if (status == 0) status = bench_check(&p, oracle, &m->difference, err);
-    if (status != 0) error_context(err, "measuring %s of %s", row->name, shape);
-    bench_problem_close(&p);
+        if (p->size[i] && changed.size[i]) p->size[i] = changed.size[i];
+    return 0;
+}
+
+static int time_problem(struct bench_problem *p, struct bench_measured *m, error *err) {
+    struct stand s;
+    int status = stand_open(&s, p->dev, err);
+    bench_problem_bytes(p, &m->forward_work, &m->both_work);
+    if (p->row->work) p->row->work(p, &m->forward_work, &m->both_work);
+    if (status == 0) status = take_times(&s, p->row->forward, p, &m->forward, err);
+    if (status == 0 && (p->row->backward || p->row->both)) status = take_times(&s, bench_call_both, p, &m->both, err);
     stand_close(&s);
+    return status;
+}
+
+int bench_operation(const struct bench_row *row, const char *shape, const char *changes, bool timed,
+                    struct device *dev, struct device *oracle, struct bench_measured *m, error *err) {
+    struct bench_problem p = {.row = row, .dev = dev};
+    *m = (struct bench_measured){0};
+    TRY(set_shape(&p, shape, changes, err));
+    int status = bench_problem_open(&p, err);
+    if (status == 0 && timed) status = time_problem(&p, m, err);
+    if (status == 0) status = bench_check(&p, oracle, &m->difference, err);
+    if (status != 0) error_context(err, "measuring %s of %s%s%s", row->name, shape, *changes ? " but " : "", changes);
+    bench_problem_close(&p);
     return status;
 }

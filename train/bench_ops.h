@@ -152,8 +152,8 @@ struct bench_measured {
 int bench_ceilings(struct device *dev, struct bench_ceilings *ceilings, error *err);
 /* Seconds that the work takes at the ceilings, whichever of the three is longest. */
 double bench_floor(const struct bench_work *work, const struct bench_ceilings *ceilings);
-/* Time and check one row at one shape. */
-int bench_operation(const struct bench_row *row, const char *shape, const char *changes, struct device *dev,
-                    struct device *oracle, struct bench_measured *measured, error *err);
+/* Time (unless not `timed`) and check one row at one shape, with some of its letters changed. */
+int bench_operation(const struct bench_row *row, const char *shape, const char *changes, bool timed,
+                    struct device *dev, struct device *oracle, struct bench_measured *measured, error *err);
 
 #endif

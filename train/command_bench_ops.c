@@ -3,6 +3,7 @@
 #include "train/command_bench.h"
 
 #include "common/file.h"
+#include "common/text.h"
 #include "train/bench_ops.h"
 #include "train/options.h"
 #include "train/version.h"
@@ -15,7 +16,7 @@
 struct ops_flags {
     int device, precision;
     const char *csv, *shape;
-    bool list;
+    bool list, check;
 };
 
 #define OPS(field) offsetof(struct ops_flags, field)
@@ -26,6 +27,7 @@ static const struct option ops_table[] = {
     {"csv", OPTION_STRING, OPS(csv), "", 0, 0, "", "File for a table of the results, a line for each case.", NULL},
     {"shape", OPTION_STRING, OPS(shape), "", 0, 0, "",
      "Other sizes for the letters of the shapes, such as \"B=2 T=512\".", NULL},
+    {"check", OPTION_BOOL, OPS(check), "false", 0, 0, "", "Only check results, and time nothing.", NULL},
     {"list", OPTION_BOOL, OPS(list), "false", 0, 0, "", "Only print the cases.", NULL},
     OPTIONS_END,
 };
@@ -198,6 +200,26 @@ static void say_case(const struct bench_case *c, const struct bench_measured *m,
 
 /* ---- the action ------------------------------------------------------------------------------------------------- */
 
+static int end_cases(const struct session *s, error *err) {
+    if (s->wrong == 0) return 0;
+    return error_system(err, "%d of the operations gave wrong results", s->wrong);
+}
+
+static int check_cases(struct session *s, char **filters, int count, error *err) {
+    for (const struct bench_case *c = bench_cases; c->row; c++) {
+        struct bench_measured m;
+        if (!wanted(c, filters, count)) continue;
+        double begun = clock_seconds();
+        TRY(bench_operation(c->row, c->shape, s->flags->shape, false, s->dev, s->oracle, &m, err));
+        printf("%-5s %-13s  %-21s  %s%s%s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok",
+               c->row->name, c->label, c->shape, *s->flags->shape ? " but " : "", s->flags->shape,
+               m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst, clock_seconds() - begun);
+        fflush(stdout);
+        s->wrong += m.difference.wrong;
+    }
+    return end_cases(s, err);
+}
+
 static int measure_cases(struct session *s, char **filters, int count, error *err) {
     TRY(bench_ceilings(s->dev, &s->ceilings, err));
     fprintf(stderr, "%s, %s: copy %.0f GB/s, product %.4g TFLOP/s\n", s->machine,
@@ -207,15 +229,14 @@ static int measure_cases(struct session *s, char **filters, int count, error *er
     for (const struct bench_case *c = bench_cases; c->row; c++) {
         struct bench_measured m;
         if (!wanted(c, filters, count)) continue;
-        TRY(bench_operation(c->row, c->shape, s->flags->shape, s->dev, s->oracle, &m, err));
+        TRY(bench_operation(c->row, c->shape, s->flags->shape, true, s->dev, s->oracle, &m, err));
         struct figures f[2] = {figures_of(s, c, &m, 0), figures_of(s, c, &m, 1)};
         say_case(c, &m, f);
         print_json(s, c, &m, f);
         print_csv(s, c, &m, f);
         s->wrong += m.difference.wrong;
     }
-    if (s->wrong == 0) return 0;
-    return error_system(err, "%d of the operations gave wrong results: their times mean nothing", s->wrong);
+    return end_cases(s, err);
 }
 
 static int close_csv(struct session *s, error *err) {
@@ -243,7 +264,7 @@ int command_bench_ops(int argc, char **argv, error *err) {
     int status = device_open(&s.oracle, DEVICE_CPU, PRECISION_F64, err);
     if (status == 0 && *f.csv && !(s.csv = fopen(f.csv, "w")))
         status = error_system(err, "cannot write %s: %s", f.csv, strerror(errno));
-    if (status == 0) status = measure_cases(&s, argv + 1, count, err);
+    if (status == 0) status = (f.check ? check_cases : measure_cases)(&s, argv + 1, count, err);
     if (status == 0) status = close_csv(&s, err);
     else if (s.csv) fclose(s.csv);
     device_close(s.oracle);
