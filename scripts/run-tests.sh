@@ -3,9 +3,9 @@
 # the exit code is 1 if any failed.
 #
 # What is run: the cmocka programs test/test_*.c (each of their tests counts), the operation table build/test/ops in its
-# modes test and grad, build/test/golden on each file in test/golden/, the scripts test/test_*.sh and test/test_*.py,
-# the fuzzers for a bounded time, and then cmocka programs, operations and golden files once more under AddressSanitizer
-# and UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is
+# modes test and grad, build/test/golden on each file in test/golden/, all of these once more on a GPU where there is
+# one, the scripts test/test_*.sh and test/test_*.py, the fuzzers for a bounded time, and then cmocka programs,
+# operations and golden files once more under AddressSanitizer and UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is
 # the reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
 #
 # From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern:
@@ -147,6 +147,29 @@ run_programs() {
     fi
 }
 
+# run_gpu: the same operations, recorded models and identities of models on a GPU, in both of its precisions. The scripts
+# test_gpu_*.sh are the rest of what needs one.
+run_gpu() {
+    "$RIVERRUN" bench gemm --device cuda --size 32 --repeats 1 >/dev/null 2>"$logs/gpu.log" || {
+        record gpu 0 0 1 0 "$(tail -n 1 "$logs/gpu.log" | sed 's/^riverrun: //')"
+        return 0
+    }
+    # The double CPU table is what takes the time here.
+    gpu_threads=$jobs
+    [ "$gpu_threads" -gt 8 ] && gpu_threads=8
+    for precision in fp32 bf16; do
+        run "ops-test-cuda-$precision" program env OMP_NUM_THREADS="$gpu_threads" "$BUILD/test/ops" test --device cuda \
+            --precision $precision
+        for file in test/golden/*.safetensors; do
+            [ -e "$file" ] && run "golden-$(basename "$file" .safetensors)-cuda-$precision" program "$BUILD/test/golden" \
+                --device cuda --precision $precision "$file"
+        done
+    done
+    for unit in test_model_lm test_model_gradients test_model_equations; do
+        run "$unit-cuda" cmocka env RIVERRUN_TEST_DEVICE=cuda "$BUILD/test/$unit"
+    done
+}
+
 run_scripts() {
     for script in test/test_*.sh; do
         [ -e "$script" ] && run "$(basename "$script")" program sh "$script"
@@ -183,6 +206,7 @@ run_fuzzers() {
 if build build-tests all tests; then
     build build-fuzzers fuzzers
     run_programs "$BUILD" '' 'test grad'
+    run_gpu
     run_scripts
     run_fuzzers
 fi

@@ -22,6 +22,12 @@ cleanup() {
 
 skip() { echo "$*"; exit 77; }
 
+# need_gpu: skip, with riverrun's own reason, where it can't compute on a GPU.
+need_gpu() {
+    "$RIVERRUN" bench gemm --device cuda --size 32 --repeats 1 > /dev/null 2> "$WORK/err" ||
+        skip "$(tail -n 1 "$WORK/err" | sed 's/^riverrun: //')"
+}
+
 # A failure is told and counted; the script goes on, so that one run shows all.
 fail() {
     echo "FAIL: $*"
@@ -101,7 +107,7 @@ CONFIG
 # curve RUN: the log's steps and validations without times, one a line; this is what must not depend on interruptions.
 curve() {
     grep -e '"type":"step"' -e '"type":"valid"' "$1/log.jsonl" |
-        sed -e 's/,"tokens_per_s":[^,}]*//' -e 's/,"seconds":[^,}]*//'
+        sed -e 's/,"tokens_per_s":[^,}]*//' -e 's/,"seconds":[^,}]*//' -e 's/,"mfu":[^,}]*//'
 }
 
 # same_curve WANT GOT WHAT

@@ -3,6 +3,7 @@
 
 #include "common/text.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -129,13 +130,22 @@ double bench_floor(const struct bench_work *w, const struct bench_ceilings *c) {
 
 /* ---- an operation ----------------------------------------------------------------------------------------------- */
 
-static int set_shape(struct bench_problem *p, const char *shape, const char *changes, error *err) {
+/* The sizes of the case, some of them changed, and how they are written. Views of other sizes are dense. */
+static int set_shape(struct bench_problem *p, const char *shape, const char *changes, char text[BENCH_SHAPE_TEXT],
+                     error *err) {
     struct bench_problem changed = {0};
+    int used = 0;
     TRY(bench_sizes(p, shape, err));
     TRY(bench_sizes(&changed, changes, err));
     if (*changes) p->size['p'] = p->size['q'] = 0;
-    for (int i = 0; i < 128; i++)
-        if (p->size[i] && changed.size[i]) p->size[i] = changed.size[i];
+    for (const char *at = shape; *at; at++) {
+        int letter = *at;
+        if (at[1] != '=' || !p->size[letter]) continue;
+        if (changed.size[letter]) p->size[letter] = changed.size[letter];
+        used += snprintf(text + used, (size_t)(BENCH_SHAPE_TEXT - used), "%s%c=%lld", used ? " " : "", letter,
+                         (long long)p->size[letter]);
+        ASSERT(used < BENCH_SHAPE_TEXT);
+    }
     return 0;
 }
 
@@ -154,11 +164,11 @@ int bench_operation(const struct bench_row *row, const char *shape, const char *
                     struct device *dev, struct device *oracle, struct bench_measured *m, error *err) {
     struct bench_problem p = {.row = row, .dev = dev};
     *m = (struct bench_measured){0};
-    TRY(set_shape(&p, shape, changes, err));
+    TRY(set_shape(&p, shape, changes, m->shape, err));
     int status = bench_problem_open(&p, err);
     if (status == 0 && timed) status = time_problem(&p, m, err);
     if (status == 0) status = bench_check(&p, oracle, &m->difference, err);
-    if (status != 0) error_context(err, "measuring %s of %s%s%s", row->name, shape, *changes ? " but " : "", changes);
+    if (status != 0) error_context(err, "measuring %s, %s", row->name, m->shape);
     bench_problem_close(&p);
     return status;
 }

@@ -143,7 +143,10 @@ struct bench_ceilings {
     double special_per_s;
 };
 
+enum { BENCH_SHAPE_TEXT = 128 };
+
 struct bench_measured {
+    char shape[BENCH_SHAPE_TEXT]; /* with its changes */
     struct bench_times forward, both;    /* both.count = 0 where there is no backward */
     struct bench_work forward_work, both_work;
     struct bench_difference difference;

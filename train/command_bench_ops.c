@@ -41,7 +41,7 @@ const struct flags bench_ops_flags = {
         "median, least and most, beside what a device copy and a large product measured in the same run allow, and\n"
         "the times of the authors' code on an H200. A slice of each result is compared with the same computation in\n"
         "double on the CPU: a wrong result has no time. A FILTER is an operation (\"scan\"), or a part of a case's\n"
-        "name or shape (\"129M\", \"T=65536\"); an operation's own name means that one alone.",
+        "name or shape (\"129M\", \"T=65536\"), or both (\"scan/T=65536\"); an operation's own name means that one alone.",
     .table = ops_table,
     .least = 0,
     .most = -1,
@@ -55,13 +55,18 @@ static bool names_row(const char *filter) {
     return false;
 }
 
+static bool matches(const struct bench_case *c, const char *filter) {
+    const char *slash = strchr(filter, '/');
+    size_t name = slash ? (size_t)(slash - filter) : 0;
+    if (names_row(filter)) return strcmp(c->row->name, filter) == 0;
+    if (slash && (strlen(c->row->name) != name || memcmp(c->row->name, filter, name) != 0)) return false;
+    const char *part = slash ? slash + 1 : filter;
+    return strstr(c->label, part) || strstr(c->shape, part) || (!slash && strstr(c->row->name, part));
+}
+
 static bool wanted(const struct bench_case *c, char **filters, int count) {
-    for (int i = 0; i < count; i++) {
-        if (names_row(filters[i]) ? strcmp(c->row->name, filters[i]) == 0
-                                  : strstr(c->row->name, filters[i]) || strstr(c->label, filters[i]) ||
-                                        strstr(c->shape, filters[i]))
-            return true;
-    }
+    for (int i = 0; i < count; i++)
+        if (matches(c, filters[i])) return true;
     return count == 0;
 }
 
@@ -132,8 +137,7 @@ static void print_json(const struct session *s, const struct bench_case *c, cons
     json_line_string(&line, "precision", precision_choices[s->flags->precision]);
     json_line_string(&line, "operation", c->row->name);
     json_line_string(&line, "label", c->label);
-    json_line_string(&line, "shape", c->shape);
-    if (*s->flags->shape) json_line_string(&line, "changed", s->flags->shape);
+    json_line_string(&line, "shape", m->shape);
     for (int which = 0; which < 2; which++) {
         for (int i = 0; i < FIGURES; i++) {
             char key[48];
@@ -158,8 +162,8 @@ static void csv_header(const struct session *s) {
 static void print_csv(const struct session *s, const struct bench_case *c, const struct bench_measured *m,
                       const struct figures f[2]) {
     if (!s->csv) return;
-    fprintf(s->csv, "%s,%s,%s%s%s,%s,%s", c->row->name, c->label, c->shape, *s->flags->shape ? " but " : "",
-            s->flags->shape, device_choices[s->flags->device], precision_choices[s->flags->precision]);
+    fprintf(s->csv, "%s,%s,%s,%s,%s", c->row->name, c->label, m->shape, device_choices[s->flags->device],
+            precision_choices[s->flags->precision]);
     for (int which = 0; which < 2; which++) {
         for (int i = 0; i < FIGURES; i++) {
             double value = ((const double *)&f[which])[i];
@@ -188,7 +192,7 @@ static void say_header(void) {
 static void say_case(const struct bench_case *c, const struct bench_measured *m, const struct figures f[2]) {
     char room[8][32];
     struct figures a = f[0], b = f[1];
-    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s", c->row->name, c->label, c->shape,
+    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s", c->row->name, c->label, m->shape,
             pair(room[0], 1e3 * m->forward.median, m->both.count ? 1e3 * m->both.median : unknown),
             pair(room[1], round(a.gb_per_s), round(b.gb_per_s)), pair(room[2], round(a.tflop_per_s), round(b.tflop_per_s)),
             pair(room[3], round(100 * a.share), round(100 * b.share)), pair(room[4], a.floor_ms, b.floor_ms),
@@ -211,9 +215,9 @@ static int check_cases(struct session *s, char **filters, int count, error *err)
         if (!wanted(c, filters, count)) continue;
         double begun = clock_seconds();
         TRY(bench_operation(c->row, c->shape, s->flags->shape, false, s->dev, s->oracle, &m, err));
-        printf("%-5s %-13s  %-21s  %s%s%s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok",
-               c->row->name, c->label, c->shape, *s->flags->shape ? " but " : "", s->flags->shape,
-               m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst, clock_seconds() - begun);
+        printf("%-5s %-13s  %s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok", c->row->name,
+               m.shape, m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst,
+               clock_seconds() - begun);
         fflush(stdout);
         s->wrong += m.difference.wrong;
     }
