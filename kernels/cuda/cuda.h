@@ -61,9 +61,8 @@ CUDA_OP(ssd_dt_backward);
 CUDA_OP(ssd_dt_backward_scratch);
 CUDA_OP(ssd_forward);
 CUDA_OP(ssd_backward);
-CUDA_OP(ssd_saved);
-CUDA_OP(ssd_forward_scratch);
-CUDA_OP(ssd_backward_scratch);
+__typeof__(*((struct ops *)0)->ssd_saved) cuda_ssd_saved_f32, cuda_ssd_saved_bf16, cuda_ssd_forward_scratch_f32,
+    cuda_ssd_forward_scratch_bf16, cuda_ssd_backward_scratch_f32, cuda_ssd_backward_scratch_bf16;
 CUDA_OP(ssd_step);
 CUDA_OP(scan_forward);
 CUDA_OP(scan_backward);

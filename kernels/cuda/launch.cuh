@@ -91,8 +91,12 @@ static inline int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
-static inline int64_t at_most(int64_t a, int64_t most) {
+static inline __host__ __device__ int64_t at_most(int64_t a, int64_t most) {
     return a < most ? a : most;
+}
+
+static inline __host__ __device__ int64_t at_least(int64_t a, int64_t least) {
+    return a > least ? a : least;
 }
 
 template <class T> static inline T *data_of(tensor t) {

@@ -2,7 +2,8 @@
  *
  *   S[t] = exp(a[t]) S[t-1] + dt[t] x[t] (outer) b[t];   y[t] = S[t] c[t] + d x[t]
  *
- * This is the recurrence itself on the ordinary cores, in fp32 whatever the activations are: a block holds SSD_HEAD rows
+ * Activations in bf16 with heads and states of the usual sizes go to ssd_chunk_forward.cu. What is here is the recurrence
+ * itself on the ordinary cores, in fp32 whatever the activations are: a block holds SSD_HEAD rows
  * of one head's state in registers (a warp eight rows, a lane every 32nd column) and walks the tokens, which it takes
  * into shared memory SSD_STAGE at a time. y is a sum over columns: nine shuffles turn a warp's eight rows of partial sums
  * into eight sums. More than SSD_STATES_MAX columns are walked in groups, with y in scratch between them.
@@ -16,7 +17,7 @@
  * eight rows: 0.9e9 instructions at 4 x 132 a clock are 1.0 ms; bytes 0.1 ms. The products on tensor cores (chunks)
  * have their floor at 0.13 ms; this kernel is the one that is right for every shape and in fp32.
  */
-#include "kernels/cuda/ssd.cuh"
+#include "kernels/cuda/ssd_chunk.cuh"
 
 ssd_problem ssd_problem_of(tensor y, tensor x, tensor dt, tensor a, tensor b, tensor c, tensor d, tensor initial,
                            tensor doc) {
@@ -36,7 +37,7 @@ ssd_problem ssd_problem_of(tensor y, tensor x, tensor dt, tensor a, tensor b, te
     return p;
 }
 
-extern "C" size_t cuda_ssd_saved(struct ssd_shape s) {
+extern "C" size_t cuda_ssd_saved_f32(struct ssd_shape s) {
     return (size_t)(s.B * ssd_pieces(s) * s.H * s.P * s.N) * sizeof(float);
 }
 
@@ -49,8 +50,16 @@ static int64_t adds_count(struct ssd_shape s) {
     return ssd_segments(s) > 1 ? s.B * ssd_segments(s) * s.H * s.P * s.N : 0;
 }
 
-extern "C" size_t cuda_ssd_forward_scratch(struct ssd_shape s) {
+extern "C" size_t cuda_ssd_forward_scratch_f32(struct ssd_shape s) {
     return (size_t)(sums_count(s) + adds_count(s) + s.B * ssd_segments(s) * s.H) * sizeof(float);
+}
+
+extern "C" size_t cuda_ssd_saved_bf16(struct ssd_shape s) {
+    return ssd_in_chunks(DTYPE_BF16, s) ? ssd_chunk_saved(s) : cuda_ssd_saved_f32(s);
+}
+
+extern "C" size_t cuda_ssd_forward_scratch_bf16(struct ssd_shape s) {
+    return ssd_in_chunks(DTYPE_BF16, s) ? ssd_chunk_forward_scratch(s) : cuda_ssd_forward_scratch_f32(s);
 }
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
@@ -147,7 +156,10 @@ static void launch_forward(struct device *dev, T *y, const forward_memory &m, te
 extern "C" void cuda_ssd_forward(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a,
                                  tensor b, tensor c, tensor d, tensor initial, tensor doc, int64_t chunk,
                                  void *scratch) {
-    (void)chunk; /* a matter of speed for implementations that work in chunks */
+    if (ssd_in_chunks(x.dtype, {x.dim[0], x.dim[1], x.dim[2], x.dim[3], b.dim[2], b.dim[3], chunk})) {
+        ssd_chunk_forward(dev, y, final, saved, x, dt, a, b, c, d, initial, doc, chunk, scratch);
+        return;
+    }
     ssd_problem p = ssd_problem_of(y, x, dt, a, b, c, d, initial, doc);
     struct ssd_shape shape = {p.B, p.T, p.H, p.P, p.G, p.N, 0};
     float *sums = (float *)scratch, *adds = sums + sums_count(shape), *decays = adds + adds_count(shape);

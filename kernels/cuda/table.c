@@ -8,7 +8,7 @@
         ENTRY(add_rmsnorm_backward_scratch), ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward),       \
         ENTRY(conv_backward), ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward),                   \
         ENTRY(ssd_dt_backward), ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward),               \
-        ENTRY(ssd_saved), ENTRY(ssd_forward_scratch), ENTRY(ssd_backward_scratch), ENTRY(ssd_step),                    \
+        ENTRY(ssd_step),                                                                                               \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(swiglu_forward), ENTRY(swiglu_backward), ENTRY(head_loss),        \
@@ -20,6 +20,9 @@ const struct ops ops_cuda_f32 = {
     .real = DTYPE_F32,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_f32,
+    .ssd_saved = cuda_ssd_saved_f32,
+    .ssd_forward_scratch = cuda_ssd_forward_scratch_f32,
+    .ssd_backward_scratch = cuda_ssd_backward_scratch_f32,
 };
 
 const struct ops ops_cuda_bf16 = {
@@ -28,4 +31,7 @@ const struct ops ops_cuda_bf16 = {
     .real = DTYPE_F32,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_bf16,
+    .ssd_saved = cuda_ssd_saved_bf16,
+    .ssd_forward_scratch = cuda_ssd_forward_scratch_bf16,
+    .ssd_backward_scratch = cuda_ssd_backward_scratch_bf16,
 };

@@ -1,0 +1,278 @@
+/* ssd_chunk.cuh: SSD in chunks on tensor cores: what its forward and backward share. ssd_chunk.cu has the mathematics.
+ *
+ * A chunk is SSD_CHUNK tokens of one head. Its matrices lie in shared memory as tiles of bf16, padded with zeros to 64
+ * tokens, 64 rows of the head and 128 states, so that every product has one shape; smaller heads and states work, at the
+ * price of the full ones. Sums, states and decays are fp32.
+ */
+#ifndef RIVERRUN_CUDA_SSD_CHUNK_CUH
+#define RIVERRUN_CUDA_SSD_CHUNK_CUH
+
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/ssd.cuh"
+
+enum {
+    SSD_CHUNK = 64,         /* tokens */
+    SSD_P = 64,             /* rows of a head, padded */
+    SSD_N = 128,            /* states, padded */
+    SSD_WALKERS = 4,        /* warps of a block that walks over chunks: each has 16 rows of the state */
+    SSD_WALKS = 132 * 4,    /* such blocks fill a large chip: fewer have time cut in segments ... */
+    SSD_SEGMENT = 4,        /* ... of at least so many chunks */
+    SSD_TILES = SSD_N / 8,  /* accumulators of eight columns in a warp's part of the state */
+};
+
+/* Which operands take this path: a matter of the table and the shape, never of addresses. */
+static inline bool ssd_in_chunks(enum dtype act, struct ssd_shape s) {
+    return act == DTYPE_BF16 && s.P <= SSD_P && s.N <= SSD_N;
+}
+
+static inline int64_t ssd_chunks(struct ssd_shape s) {
+    return ceil_div(s.T, SSD_CHUNK);
+}
+
+static inline int64_t ssd_chunks_per_segment(struct ssd_shape s) {
+    int64_t wanted = at_least(SSD_WALKS / (s.B * s.H), 1);
+    return at_least(ceil_div(ssd_chunks(s), wanted), SSD_SEGMENT);
+}
+
+static inline int64_t ssd_chunk_segments(struct ssd_shape s) {
+    return ceil_div(ssd_chunks(s), ssd_chunks_per_segment(s));
+}
+
+/* Of a state for every segment, head and batch row, in floats; 0 when time is not cut. */
+static inline int64_t ssd_chunk_carries(struct ssd_shape s) {
+    int64_t segments = ssd_chunk_segments(s);
+    return segments > 1 ? s.B * segments * s.H * s.P * s.N : 0;
+}
+
+/* What the decays and documents of one head's chunk come down to, for each of its tokens. A run is what lies between
+ * two tokens that the state does not pass, because a document starts or because exp(a) is nothing. */
+struct ssd_factors {
+    float log[SSD_CHUNK];   /* log2 of the decay since the chunk or the token's run began */
+    float run[SSD_CHUNK];   /* number of the run, 0 for the one that comes into the chunk */
+    float dt[SSD_CHUNK];    /* 0 beyond the row */
+    float enter[SSD_CHUNK]; /* share of the entering state at the token; the last is the share that passes the chunk */
+    float leave[SSD_CHUNK]; /* share of what the token adds that leaves the chunk */
+};
+
+/* A view whose row b, token t, part (head or group) k, column c is data[b row + t step + k width + c]. */
+struct ssd_rows {
+    __nv_bfloat16 *data;
+    int64_t row, step;
+    int width;
+    bool aligned; /* every part of every token starts at 16 bytes */
+};
+
+ssd_rows ssd_rows_of(tensor t);
+
+struct ssd_chunked {
+    int64_t B, T, H, P, G, N;
+    int64_t chunks, per_segment, segments;
+};
+
+ssd_chunked ssd_chunked_of(struct ssd_shape s);
+
+/* factors (B, chunks, H). (ssd_chunk.cu) */
+void ssd_find_factors(struct device *dev, ssd_factors *factors, tensor dt, tensor a, tensor doc, const ssd_chunked &p);
+
+/* A walk over chunks without outputs for tokens. To the right: S = pass S + sum_j leave_j dt_j x_j b_j^T; to the left:
+ * G = pass G + sum_i enter_i dy_i c_i^T. */
+struct ssd_walk {
+    ssd_rows rows, columns;       /* x and b, or dy and c */
+    const ssd_factors *factors;
+    const float *from;            /* (B, segments, H, P, N): the state at the beginning of each segment's walk, or NULL */
+    __nv_bfloat16 *states;        /* (B, chunks, H, SSD_P, SSD_N): the state as each chunk is met, or NULL */
+    float *to;                    /* (B, segments, H, P, N): the state at the end of each segment's walk, or NULL */
+    float *decays;                /* (B, segments, H): the share that passes each segment, or NULL */
+    float *end;                   /* (B, H, P, N): the state at the end of all, or NULL */
+};
+
+/* (ssd_chunk.cu) */
+void ssd_walk_chunks(struct device *dev, const ssd_walk &walk, const ssd_chunked &p, bool leftwards);
+
+/* The states with which segments begin, in `carries`, of a walk that starts with `edge` (NULL: zero); decays is room for
+ * (B, segments, H) floats. Only where time is cut. (ssd_chunk.cu) */
+void ssd_carry_segments(struct device *dev, float *carries, float *decays, ssd_walk walk, const float *edge,
+                        const ssd_chunked &p, bool leftwards);
+
+size_t ssd_chunk_saved(struct ssd_shape s);
+size_t ssd_chunk_forward_scratch(struct ssd_shape s);
+size_t ssd_chunk_backward_scratch(struct ssd_shape s);
+__typeof__(*((struct ops *)0)->ssd_forward) ssd_chunk_forward;
+__typeof__(*((struct ops *)0)->ssd_backward) ssd_chunk_backward;
+
+/* --- tiles -------------------------------------------------------------------------------------------------------- */
+
+/* 64 rows of W columns. Eight columns, 16 bytes, stay together; in row r they are exchanged by r % 8, so that the eight
+ * rows of a matrix that ldmatrix takes lie in different banks. */
+template <int W> struct alignas(128) ssd_tile {
+    __nv_bfloat16 v[64 * W];
+
+    __device__ __forceinline__ __nv_bfloat16 *at(int row, int column) {
+        return v + row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
+    }
+    /* Columns c and c + 1, c even. */
+    __device__ __forceinline__ uint32_t &pair(int row, int column) {
+        return *reinterpret_cast<uint32_t *>(at(row, column));
+    }
+};
+
+/* Fragments of products (mma.cuh) from a tile. a: 16 rows m from m0 and 16 k from k0; the tile is m x k, or k x m. */
+template <int W>
+__device__ __forceinline__ void tile_a(uint32_t (&a)[4], ssd_tile<W> &tile, int m0, int k0, int lane) {
+    ldmatrix_x4(a, tile.at(m0 + lane % 16, k0 + 8 * (lane / 16)));
+}
+
+template <int W>
+__device__ __forceinline__ void tile_a_transposed(uint32_t (&a)[4], ssd_tile<W> &tile, int m0, int k0, int lane) {
+    ldmatrix_x4_transposed(a, tile.at(k0 + lane % 8 + 8 * (lane / 16), m0 + 8 * (lane / 8 % 2)));
+}
+
+/* Two b next to each other: 16 columns n from n0 and 16 k from k0; the tile is n x k, or k x n. */
+template <int W>
+__device__ __forceinline__ void tile_b(uint32_t (&b)[4], ssd_tile<W> &tile, int n0, int k0, int lane) {
+    ldmatrix_x4(b, tile.at(n0 + lane % 8 + 8 * (lane / 16), k0 + 8 * (lane / 8 % 2)));
+}
+
+template <int W>
+__device__ __forceinline__ void tile_b_transposed(uint32_t (&b)[4], ssd_tile<W> &tile, int n0, int k0, int lane) {
+    ldmatrix_x4_transposed(b, tile.at(k0 + lane % 16, n0 + 8 * (lane / 16)));
+}
+
+/* Sixteen columns: d, d_next += a b. */
+__device__ __forceinline__ void mma_two(float (&d)[4], float (&d_next)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[4]) {
+    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+    mma_bf16_m16n8k16(d, a, first);
+    mma_bf16_m16n8k16(d_next, a, second);
+}
+
+/* Tokens t0 .. of one part into a tile, zeros beyond the row and the part's width. To be waited for with cp_async_wait,
+ * and behind a barrier. */
+template <int THREADS, int W>
+__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &from, int64_t row, int64_t part, int64_t t0,
+                                          int64_t T) {
+    const __nv_bfloat16 *base = from.data + row * from.row + part * from.width;
+#pragma unroll
+    for (int i = threadIdx.x; i < 64 * W / 8; i += THREADS) {
+        int r = i / (W / 8), c = i % (W / 8) * 8, there = from.width - c;
+        there = t0 + r >= T || there < 0 ? 0 : there > 8 ? 8 : there;
+        const __nv_bfloat16 *source = there > 0 ? base + (t0 + r) * from.step + c : base;
+        if (from.aligned) {
+            cp_async_16(tile.at(r, c), source, 2 * there);
+        } else {
+            pack<__nv_bfloat16, 8> eight;
+            for (int k = 0; k < 8; k++) eight.v[k] = k < there ? source[k] : __float2bfloat16_rn(0.0f);
+            *reinterpret_cast<pack<__nv_bfloat16, 8> *>(tile.at(r, c)) = eight;
+        }
+    }
+}
+
+/* One chunk's factors, likewise. */
+template <int THREADS> __device__ __forceinline__ void factors_load(ssd_factors &to, const ssd_factors *from) {
+    enum { PIECES = sizeof(ssd_factors) / 16 };
+    for (int i = threadIdx.x; i < PIECES; i += THREADS)
+        cp_async_16(reinterpret_cast<char *>(&to) + 16 * i, reinterpret_cast<const char *>(from) + 16 * i);
+}
+
+/* Two accumulators of a warp, rows g and g + 8, as one row of 16 bf16: lanes in pairs exchange halves, so that each has
+ * four neighbours of one row, which start at this column. */
+__device__ __forceinline__ int row_of_16_column(int lane) {
+    return 8 * (lane & 1) + 4 * (lane >> 1 & 1);
+}
+
+__device__ __forceinline__ uint2 row_of_16(uint32_t left, uint32_t right, int lane) {
+    bool odd = lane & 1;
+    uint32_t get = __shfl_xor_sync(FULL, odd ? left : right, 1);
+    return odd ? make_uint2(get, right) : make_uint2(left, get);
+}
+
+/* 16 tokens from t on and 16 columns of a part, from two accumulators. */
+__device__ __forceinline__ void rows_store(const ssd_rows &to, int64_t row, int64_t part, int64_t t, int64_t T,
+                                           int column, const float (&left)[4], const float (&right)[4], int lane) {
+    column += row_of_16_column(lane);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint2 four = row_of_16(pack_bf16(left[2 * h], left[2 * h + 1]), pack_bf16(right[2 * h], right[2 * h + 1]), lane);
+        int64_t now = t + lane / 4 + 8 * h;
+        if (now >= T || column >= to.width) continue;
+        __nv_bfloat16 *at = to.data + row * to.row + now * to.step + part * to.width + column;
+        if (to.aligned && column + 4 <= to.width) {
+            *reinterpret_cast<uint2 *>(at) = four;
+        } else {
+            const float v[4] = {low_bf16(four.x), high_bf16(four.x), low_bf16(four.y), high_bf16(four.y)};
+            for (int k = 0; k < 4 && column + k < to.width; k++) at[k] = __float2bfloat16_rn(v[k]);
+        }
+    }
+}
+
+/* --- decays ------------------------------------------------------------------------------------------------------- */
+
+/* exp of the decays after token j up to token i: 0 where the state does not come from j to i. */
+__device__ __forceinline__ float decay_between(int i, float log_i, float run_i, int j, float log_j, float run_j) {
+    return i >= j && run_i == run_j ? power_of_two(fminf(log_i - log_j, 0.0f)) : 0.0f;
+}
+
+__device__ __forceinline__ float2 two_at(const float *from, int i) {
+    return *reinterpret_cast<const float2 *>(from + i);
+}
+
+/* --- states ------------------------------------------------------------------------------------------------------- */
+
+/* A warp's 16 rows of a state, from row 16 warp on: tile k has columns 8k .. 8k+7. */
+struct ssd_state {
+    float s[SSD_TILES][4];
+
+    /* f(element, row, column) for all elements that exist. */
+    template <class F> __device__ __forceinline__ void each(const ssd_chunked &p, F f) {
+        int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4, column = lane % 4 * 2;
+#pragma unroll
+        for (int k = 0; k < SSD_TILES; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int64_t i = row + e / 2 * 8, n = 8 * k + column + e % 2;
+                if (i < p.P && n < p.N) f(s[k][e], i * p.N + n);
+            }
+    }
+    __device__ __forceinline__ void load(const ssd_chunked &p, const float *from) {
+#pragma unroll
+        for (int k = 0; k < SSD_TILES; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[k][e] = 0.0f;
+        if (from) each(p, [&](float &v, int64_t offset) { v = from[offset]; });
+    }
+    __device__ __forceinline__ void store(const ssd_chunked &p, float *to) {
+        each(p, [&](float &v, int64_t offset) { to[offset] = v; });
+    }
+    /* s = pass s + sum_j factor_j rows_j columns_j^T, the factors being one array, or the product of two. */
+    __device__ __forceinline__ void update(ssd_tile<SSD_P> &rows, ssd_tile<SSD_N> &columns, float pass,
+                                           const float *factor, const float *second) {
+        int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+#pragma unroll
+        for (int k = 0; k < SSD_TILES; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[k][e] *= pass;
+#pragma unroll
+        for (int k = 0; k < SSD_CHUNK; k += 16) {
+            uint32_t a[4];
+            tile_a_transposed(a, rows, row, k, lane);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float2 f = two_at(factor, k + 8 * h + lane % 4 * 2);
+                if (second) {
+                    float2 more = two_at(second, k + 8 * h + lane % 4 * 2);
+                    f.x *= more.x, f.y *= more.y;
+                }
+                a[2 * h] = pack_bf16(f.x * low_bf16(a[2 * h]), f.y * high_bf16(a[2 * h]));
+                a[2 * h + 1] = pack_bf16(f.x * low_bf16(a[2 * h + 1]), f.y * high_bf16(a[2 * h + 1]));
+            }
+#pragma unroll
+            for (int n = 0; n < SSD_TILES; n += 2) {
+                uint32_t b[4];
+                tile_b_transposed(b, columns, 8 * n, k, lane);
+                mma_two(s[n], s[n + 1], a, b);
+            }
+        }
+    }
+};
+
+#endif

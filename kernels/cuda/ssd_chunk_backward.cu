@@ -1,0 +1,498 @@
+/* ssd_chunk_backward.cu: SSD in chunks on tensor cores, backward. ssd_chunk.cu has the equations of forward, the factors
+ * and the walk.
+ *
+ * Two walks write, for every chunk and head, the state S that enters (again, from the saved ones) and the gradient G of
+ * the state that leaves, as bf16. Then every chunk is by itself. With D_ij = dy_i . x_j, CB_ij = c_i . b_j,
+ * K_ij = L_ij CB_ij D_ij, V = B G^T, U = dy S:
+ *
+ *   dx_j  = sum_i CB_ij L_ij dt_j dy_i + leave_j dt_j V_j + d dy_j;    dd = sum_i D_ii
+ *   dc_i  = sum_heads (sum_j L_ij dt_j D_ij b_j + enter_i U_i)
+ *   db_j  = sum_heads (sum_i L_ij dt_j D_ij c_i + leave_j dt_j G^T x_j)
+ *   ddt_j = sum_i K_ij + leave_j x_j . V_j
+ *   da_t  = sum_(i>=t) (sum_j K_ij dt_j - dt_i sum_j K_ji) + sum_(i>=t) enter_i U_i . c_i
+ *         + sum_(j<t) leave_j dt_j x_j . V_j + enter_Q <S, G>,   0 where a run begins
+ *
+ * The first sum of da counts the pairs that pass t; it cancels within a chunk only, and of equal fp32 numbers.
+ *
+ * Blocks: one has a chunk of one batch row and some heads of a group, which it takes in turn: CB once, sums of dc, db
+ * and of L dt D over the heads in registers; they leave as one partial row for each block and are added in order. 16
+ * warps in 4 x 4: warp (r, s) has tokens 16r .. of every product, and columns 16s .. of 64 or 32s .. of 128. x, dy, S, G
+ * of the next head are copied meanwhile.
+ *
+ * Scratch: S and G, 2 x 2 bytes for each of chunks x H x P x N: as much as four arrays of the size of x; parts of db, dc.
+ *
+ * Account, B 8, T 2048, H 64, P 64, N 128, bf16: walks 0.12 ms each; then 805 MB read (x, dy, S, G), 134 MB of dx,
+ * 170 MB of parts written and read: 0.26 ms at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 990 products
+ * m16n8k16, 1,600 clocks; 400 KB from shared memory, 3,100 clocks: 0.22 ms. Expected, one block a multiprocessor with two
+ * barriers a head: 0.35 ms; in all 0.6 ms.
+ *
+ * Reproducible: every sum has its order from the shape.
+ */
+#include "kernels/cuda/ssd_chunk.cuh"
+
+enum {
+    WARPS = 16,
+    THREADS = WARPS * WARP,
+    HEADS_LEAST = 4, /* heads of a block, if the group has so many */
+    HEADS_MOST = 16,
+    BLOCKS = 132 * 8, /* that even out over a large chip */
+};
+
+static int64_t heads_of_block(struct ssd_shape s) {
+    int64_t heads = at_least(at_most(s.B * ssd_chunks(s) * s.H / BLOCKS, HEADS_MOST), HEADS_LEAST);
+    return ceil_div(s.H / s.G, ceil_div(s.H / s.G, heads));
+}
+
+struct backward_memory {
+    ssd_factors *factors;         /* (B, chunks, H) */
+    __nv_bfloat16 *states, *grads; /* S, G: (B, chunks, H, SSD_P, SSD_N) */
+    float *db, *dc;               /* (B, T, G, splits, SSD_N) */
+    float *skips;                 /* (B, chunks, H): parts of dd */
+    float *carries, *decays;
+};
+
+/* A group's heads are split over `splits` blocks of at most `heads`. */
+struct backward_problem {
+    ssd_chunked p;
+    int heads, splits;
+    const float *d;
+    float *ddt, *da;
+    ssd_rows dx, dy, x, b, c;
+    backward_memory m;
+    bool dd;
+};
+
+/* Carves the scratch, or, from NULL, measures it. */
+static size_t backward_carve(backward_memory *m, struct ssd_shape s, char *scratch) {
+    size_t used = 0;
+    auto take = [&](int64_t count, size_t size) {
+        void *at = scratch + used;
+        used += ((size_t)count * size + 15) / 16 * 16;
+        return at;
+    };
+    int64_t chunks = s.B * ssd_chunks(s) * s.H, parts = s.B * s.T * s.G * ceil_div(s.H / s.G, heads_of_block(s)) * SSD_N;
+    m->factors = (ssd_factors *)take(chunks, sizeof(ssd_factors));
+    m->states = (__nv_bfloat16 *)take(chunks * SSD_P * SSD_N, sizeof(__nv_bfloat16));
+    m->grads = (__nv_bfloat16 *)take(chunks * SSD_P * SSD_N, sizeof(__nv_bfloat16));
+    m->db = (float *)take(parts, sizeof(float));
+    m->dc = (float *)take(parts, sizeof(float));
+    m->skips = (float *)take(chunks, sizeof(float));
+    m->carries = (float *)take(ssd_chunk_carries(s), sizeof(float));
+    m->decays = (float *)take(s.B * ssd_chunk_segments(s) * s.H, sizeof(float));
+    return used;
+}
+
+size_t ssd_chunk_backward_scratch(struct ssd_shape s) {
+    backward_memory m;
+    return backward_carve(&m, s, NULL);
+}
+
+/* --- a chunk ------------------------------------------------------------------------------------------------------ */
+
+struct backward_stage {
+    ssd_tile<SSD_P> x, dy;
+    ssd_tile<SSD_N> s, g;
+    ssd_factors f;
+};
+
+struct backward_room {
+    ssd_tile<SSD_N> b, c;
+    backward_stage stage[2];
+    ssd_tile<SSD_P> weights;                       /* CB L dt, i x j; in the end sum over heads of L dt D */
+    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK]; /* sums of K_ij dt_j over a warp's j; of K_ij over its i */
+    float enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK]; /* U_i . c_i and x_j . V_j over a warp's columns */
+    float through[WARPS], diagonal[4];               /* parts of <S, G> and of the sum of D_ii */
+};
+
+/* Where a warp is in the 4 x 4, and a lane in its fragments. */
+struct warp_place {
+    int lane, g, q, r, s; /* g = lane / 4, q = 2 (lane % 4) */
+};
+
+/* What a warp keeps over the heads: its parts of CB and of the sums. */
+struct chunk_sums {
+    float cb[2][4], dcb[2][4], db[4][4], dc[4][4];
+};
+
+__device__ __forceinline__ float quad_sum(float v) {
+    v += __shfl_xor_sync(FULL, v, 1);
+    return v + __shfl_xor_sync(FULL, v, 2);
+}
+
+/* Over the lanes of the same column of an accumulator. */
+__device__ __forceinline__ float column_sum(float v) {
+    v += __shfl_xor_sync(FULL, v, 4);
+    v += __shfl_xor_sync(FULL, v, 8);
+    return v + __shfl_xor_sync(FULL, v, 16);
+}
+
+/* D, and what follows from it; `dy` has the warp's rows. For warps on or below the diagonal. */
+__device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room, backward_stage &stage,
+                                           const uint32_t (&dy)[4][4], const warp_place &at) {
+    float inner[2][4] = {}, rows[2] = {}, diagonal = 0;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t b[4];
+        tile_b(b, stage.x, 16 * at.s, 16 * k, at.lane);
+        mma_two(inner[0], inner[1], dy[k], b);
+    }
+    const ssd_factors &f = stage.f;
+    int i[2] = {16 * at.r + at.g, 16 * at.r + at.g + 8};
+    float log[2] = {f.log[i[0]], f.log[i[1]]}, run[2] = {f.run[i[0]], f.run[i[1]]};
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        int j = 16 * at.s + 8 * n + at.q;
+        float2 logs = two_at(f.log, j), runs = two_at(f.run, j), dts = two_at(f.dt, j);
+        float columns[2] = {}, weights[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int h = e / 2, l = e % 2;
+            float decay = decay_between(i[h], log[h], run[h], j + l, l ? logs.y : logs.x, l ? runs.y : runs.x);
+            float dt = l ? dts.y : dts.x, product = decay * inner[n][e], pair = product * sums.cb[n][e];
+            sums.dcb[n][e] += product * dt;
+            columns[l] += pair;
+            rows[h] += pair * dt;
+            weights[e] = sums.cb[n][e] * decay * dt;
+            if (i[h] == j + l) diagonal += inner[n][e];
+        }
+        room.weights.pair(i[0], j) = pack_bf16(weights[0], weights[1]);
+        room.weights.pair(i[1], j) = pack_bf16(weights[2], weights[3]);
+        columns[0] = column_sum(columns[0]), columns[1] = column_sum(columns[1]);
+        if (at.g == 0) *reinterpret_cast<float2 *>(&room.columns[at.r][j]) = make_float2(columns[0], columns[1]);
+    }
+    rows[0] = quad_sum(rows[0]), rows[1] = quad_sum(rows[1]);
+    if (at.q == 0) room.rows[at.s][i[0]] = rows[0], room.rows[at.s][i[1]] = rows[1];
+    if (at.r != at.s) return;
+    diagonal = warp_sum(diagonal);
+    if (at.lane == 0) room.diagonal[at.r] = diagonal;
+}
+
+/* d (16 tokens x 32 states) = rows (16 tokens x P) times a state. */
+__device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (&rows)[4][4], ssd_tile<SSD_N> &state,
+                                              const warp_place &at) {
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t b[4];
+            tile_b_transposed(b, state, 32 * at.s + 8 * n, 16 * k, at.lane);
+            mma_two(d[n], d[n + 1], rows[k], b);
+        }
+}
+
+/* U, its product with c, and its part of dc. */
+__device__ __forceinline__ void enter_part(chunk_sums &sums, backward_room &room, backward_stage &stage,
+                                           const uint32_t (&dy)[4][4], const warp_place &at) {
+    float u[4][4] = {};
+    state_product(u, dy, stage.s, at);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int i = 16 * at.r + at.g + 8 * h;
+        float dot = 0, enter = stage.f.enter[i];
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            uint32_t c = room.c.pair(i, 32 * at.s + 8 * n + at.q);
+            dot += u[n][2 * h] * low_bf16(c) + u[n][2 * h + 1] * high_bf16(c);
+            sums.dc[n][2 * h] += enter * u[n][2 * h];
+            sums.dc[n][2 * h + 1] += enter * u[n][2 * h + 1];
+        }
+        dot = quad_sum(dot);
+        if (at.q == 0) room.enters[at.s][i] = dot;
+    }
+}
+
+/* G^T x, into db. */
+__device__ __forceinline__ void leave_part(chunk_sums &sums, backward_stage &stage, const warp_place &at) {
+    float d[4][4] = {};
+    uint32_t x[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) tile_a(x[k], stage.x, 16 * at.r, 16 * k, at.lane);
+    state_product(d, x, stage.g, at);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int j = 16 * at.r + at.g + 8 * h;
+        float leave = stage.f.leave[j] * stage.f.dt[j];
+#pragma unroll
+        for (int n = 0; n < 4; n++) sums.db[n][2 * h] += leave * d[n][2 * h], sums.db[n][2 * h + 1] += leave * d[n][2 * h + 1];
+    }
+}
+
+/* V, and its product with x. */
+__device__ __forceinline__ void value_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
+                                           const warp_place &at) {
+#pragma unroll
+    for (int k = 0; k < SSD_N; k += 16) {
+        uint32_t a[4], b[4];
+        tile_a(a, room.b, 16 * at.r, k, at.lane);
+        tile_b(b, stage.g, 16 * at.s, k, at.lane);
+        mma_two(v[0], v[1], a, b);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int j = 16 * at.r + at.g + 8 * h;
+        float dot = 0;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            uint32_t x = stage.x.pair(j, 16 * at.s + 8 * n + at.q);
+            dot += v[n][2 * h] * low_bf16(x) + v[n][2 * h + 1] * high_bf16(x);
+        }
+        dot = quad_sum(dot);
+        if (at.q == 0) room.leaves[at.s][j] = dot;
+    }
+}
+
+/* A thread's 16 of the products of S and G, which lie in the same order. */
+__device__ __forceinline__ void through_part(backward_room &room, backward_stage &stage, const warp_place &at) {
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int i = (k * THREADS + (int)threadIdx.x) * 8;
+        uint4 s = *reinterpret_cast<const uint4 *>(stage.s.v + i), g = *reinterpret_cast<const uint4 *>(stage.g.v + i);
+        sum += low_bf16(s.x) * low_bf16(g.x) + high_bf16(s.x) * high_bf16(g.x);
+        sum += low_bf16(s.y) * low_bf16(g.y) + high_bf16(s.y) * high_bf16(g.y);
+        sum += low_bf16(s.z) * low_bf16(g.z) + high_bf16(s.z) * high_bf16(g.z);
+        sum += low_bf16(s.w) * low_bf16(g.w) + high_bf16(s.w) * high_bf16(g.w);
+    }
+    sum = warp_sum(sum);
+    if (at.lane == 0) room.through[threadIdx.x / WARP] = sum;
+}
+
+/* dx, behind the barrier that completes the weights. */
+__device__ __forceinline__ void input_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
+                                           const backward_problem &b, int64_t row, int64_t head, int64_t t0, float skip,
+                                           const warp_place &at) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) { /* pairs of columns */
+        int j = 16 * at.r + at.g + e % 2 * 8, n = e / 2, of_row = e % 2 * 2;
+        float leave = stage.f.leave[j] * stage.f.dt[j];
+        uint32_t dy = stage.dy.pair(j, 16 * at.s + 8 * n + at.q);
+        v[n][of_row] = leave * v[n][of_row] + skip * low_bf16(dy);
+        v[n][of_row + 1] = leave * v[n][of_row + 1] + skip * high_bf16(dy);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        if (k < at.r) continue;
+        uint32_t m[4], dy[4];
+        tile_a_transposed(m, room.weights, 16 * at.r, 16 * k, at.lane);
+        tile_b_transposed(dy, stage.dy, 16 * at.s, 16 * k, at.lane);
+        mma_two(v[0], v[1], m, dy);
+    }
+    rows_store(b.dx, row, head, t0 + 16 * at.r, b.p.T, 16 * at.s, v[0], v[1], at.lane);
+}
+
+/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. */
+__device__ __forceinline__ void steps_store(const backward_room &room, const ssd_factors &f, const backward_problem &b,
+                                            int64_t row, int64_t chunk, int64_t head, int lane) {
+    float from_here[2], into[2], before = 0, behind = 0;
+    const ssd_chunked &p = b.p;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int i = 2 * lane + k;
+        float rows = 0, columns = 0, enters = 0, leaves = 0;
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            if (w <= i / 16) rows += room.rows[w][i];
+            if (w >= i / 16) columns += room.columns[w][i];
+            enters += room.enters[w][i];
+            leaves += room.leaves[w][i];
+        }
+        leaves *= f.leave[i];
+        from_here[k] = rows - f.dt[i] * columns + f.enter[i] * enters;
+        into[k] = f.dt[i] * leaves;
+        int64_t t = chunk * SSD_CHUNK + i;
+        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + leaves;
+    }
+    behind = from_here[0] + from_here[1], before = into[0] + into[1];
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        float more = __shfl_down_sync(FULL, behind, offset), less = __shfl_up_sync(FULL, before, offset);
+        if (lane + offset < WARP) behind += more;
+        if (lane >= offset) before += less;
+    }
+    behind = __shfl_down_sync(FULL, behind, 1), before = __shfl_up_sync(FULL, before, 1);
+    float through = 0;
+    for (int w = 0; w < WARPS; w++) through += room.through[w];
+    through *= f.enter[SSD_CHUNK - 1];
+    if (lane == WARP - 1) behind = 0;
+    if (lane == 0) before = 0;
+    float da[2] = {through + (behind + from_here[1] + from_here[0]) + before,
+                   through + (behind + from_here[1]) + (before + into[0])};
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int i = 2 * lane + k;
+        int64_t t = chunk * SSD_CHUNK + i;
+        bool begins = f.run[i] != (i > 0 ? f.run[i - 1] : 0.0f);
+        if (t < p.T) b.da[(row * p.T + t) * p.H + head] = begins ? 0.0f : da[k];
+    }
+    if (b.dd && lane == 0)
+        b.m.skips[(row * p.chunks + chunk) * p.H + head] =
+            room.diagonal[0] + room.diagonal[1] + room.diagonal[2] + room.diagonal[3];
+}
+
+__device__ __forceinline__ void stage_load(backward_stage &stage, const backward_problem &b, int64_t row, int64_t chunk,
+                                           int64_t head) {
+    int64_t place = (row * b.p.chunks + chunk) * b.p.H + head;
+    ssd_rows state = {b.m.states + place * (SSD_P * SSD_N), 0, SSD_N, SSD_N, true}, grad = state;
+    grad.data = b.m.grads + place * (SSD_P * SSD_N);
+    tile_load<THREADS>(stage.dy, b.dy, row, head, chunk * SSD_CHUNK, b.p.T);
+    tile_load<THREADS>(stage.x, b.x, row, head, chunk * SSD_CHUNK, b.p.T);
+    tile_load<THREADS>(stage.s, state, 0, 0, 0, SSD_P);
+    tile_load<THREADS>(stage.g, grad, 0, 0, 0, SSD_P);
+    factors_load<THREADS>(stage.f, b.m.factors + place);
+}
+
+/* CB of the warp's 16 x 16. */
+__device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &room, const warp_place &at) {
+#pragma unroll
+    for (int k = 0; k < SSD_N; k += 16) {
+        uint32_t a[4], b[4];
+        tile_a(a, room.c, 16 * at.r, k, at.lane);
+        tile_b(b, room.b, 16 * at.s, k, at.lane);
+        mma_two(sums.cb[0], sums.cb[1], a, b);
+    }
+}
+
+/* After all heads: what L dt D brings to dc and db, and both to memory. */
+__device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room, const backward_problem &b, int64_t row,
+                                          int64_t t0, int64_t part, const warp_place &at) {
+    __syncthreads();
+    if (at.s <= at.r) {
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                room.weights.pair(16 * at.r + at.g + 8 * h, 16 * at.s + 8 * n + at.q) =
+                    pack_bf16(sums.dcb[n][2 * h], sums.dcb[n][2 * h + 1]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t a[4];
+        bool of_c = k <= at.r;
+        if (of_c) tile_a(a, room.weights, 16 * at.r, 16 * k, at.lane);
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t two[4];
+            if (!of_c) continue;
+            tile_b_transposed(two, room.b, 32 * at.s + 8 * n, 16 * k, at.lane);
+            mma_two(sums.dc[n], sums.dc[n + 1], a, two);
+        }
+        if (k < at.r) continue;
+        tile_a_transposed(a, room.weights, 16 * at.r, 16 * k, at.lane);
+#pragma unroll
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t two[4];
+            tile_b_transposed(two, room.c, 32 * at.s + 8 * n, 16 * k, at.lane);
+            mma_two(sums.db[n], sums.db[n + 1], a, two);
+        }
+    }
+    int64_t parts = b.p.G * b.splits;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int64_t t = t0 + 16 * at.r + at.g + 8 * h, place = ((row * b.p.T + t) * parts + part) * SSD_N + 32 * at.s + at.q;
+        if (t >= b.p.T) continue;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            *reinterpret_cast<float2 *>(b.m.db + place + 8 * n) = make_float2(sums.db[n][2 * h], sums.db[n][2 * h + 1]);
+            *reinterpret_cast<float2 *>(b.m.dc + place + 8 * n) = make_float2(sums.dc[n][2 * h], sums.dc[n][2 * h + 1]);
+        }
+    }
+}
+
+/* Grid: (groups x splits, chunks, batch rows). */
+__global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward_problem b) {
+    DYNAMIC_SHARED(char, memory);
+    backward_room &room = *reinterpret_cast<backward_room *>(memory);
+    int64_t part = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z, t0 = chunk * SSD_CHUNK, T = b.p.T;
+    int64_t group = part / b.splits, in_group = b.p.H / b.p.G;
+    int64_t first = part % b.splits * b.heads, heads = at_most(b.heads, in_group - first);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    warp_place at = {lane, lane / 4, lane % 4 * 2, warp / 4, warp % 4};
+    chunk_sums sums = {};
+    first += group * in_group;
+    tile_load<THREADS>(room.b, b.b, row, group, t0, T);
+    tile_load<THREADS>(room.c, b.c, row, group, t0, T);
+    stage_load(room.stage[0], b, row, chunk, first);
+    cp_async_commit();
+    for (int k = 0; k < heads; k++) {
+        int64_t head = first + k;
+        backward_stage &stage = room.stage[k % 2];
+        cp_async_wait<0>();
+        __syncthreads();
+        if (k + 1 < heads) stage_load(room.stage[(k + 1) % 2], b, row, chunk, head + 1);
+        cp_async_commit();
+        if (k == 0 && at.s <= at.r) group_start(sums, room, at);
+        uint32_t dy[4][4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) tile_a(dy[n], stage.dy, 16 * at.r, 16 * n, lane);
+        float v[2][4] = {};
+        if (at.s <= at.r) inner_part(sums, room, stage, dy, at);
+        enter_part(sums, room, stage, dy, at);
+        leave_part(sums, stage, at);
+        value_part(v, room, stage, at);
+        through_part(room, stage, at);
+        __syncthreads();
+        input_part(v, room, stage, b, row, head, t0, b.d ? b.d[head] : 0.0f, at);
+        if (warp == k % WARPS) steps_store(room, stage.f, b, row, chunk, head, lane);
+    }
+    group_end(sums, room, b, row, t0, part, at);
+}
+
+/* db or dc (B,T,G,N): the splits' parts added in order; a thread four states of a token. */
+__global__ void ssd_parts_kernel(ssd_rows to, const float *parts, ssd_chunked p, int splits) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, token = i / (p.G * (SSD_N / 4));
+    int64_t group = i / (SSD_N / 4) % p.G, n = i % (SSD_N / 4) * 4;
+    if (token >= p.B * p.T || n >= p.N) return;
+    const float *from = parts + (token * p.G + group) * splits * SSD_N + n;
+    float sum[4] = {};
+    for (int k = 0; k < splits; k++) {
+        float4 v = *reinterpret_cast<const float4 *>(from + k * SSD_N);
+        sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
+    }
+    __nv_bfloat16 *at = to.data + token / p.T * to.row + token % p.T * to.step + group * to.width + n;
+    if (to.aligned && n + 4 <= p.N) store_floats<4>(at, sum);
+    else
+        for (int k = 0; k < 4 && n + k < p.N; k++) at[k] = __float2bfloat16_rn(sum[k]);
+}
+
+/* --- launching ---------------------------------------------------------------------------------------------------- */
+
+/* The states that enter chunks, and the gradients of those that leave them. */
+static void find_states(struct device *dev, const backward_problem &b, const float *saved, const float *initial,
+                        float *dinitial, const float *dfinal) {
+    ssd_walk right = {}, left = {};
+    right.rows = b.x, right.columns = b.b, right.factors = b.m.factors, right.states = b.m.states;
+    right.from = b.p.segments > 1 ? saved : initial;
+    ssd_walk_chunks(dev, right, b.p, false);
+    left.rows = b.dy, left.columns = b.c, left.factors = b.m.factors;
+    if (b.p.segments > 1) ssd_carry_segments(dev, b.m.carries, b.m.decays, left, dfinal, b.p, true);
+    left.from = b.p.segments > 1 ? b.m.carries : dfinal;
+    left.states = b.m.grads, left.end = dinitial;
+    ssd_walk_chunks(dev, left, b.p, true);
+}
+
+void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, tensor db, tensor dc, tensor dinitial,
+                        tensor dd, tensor dy, tensor dfinal, const void *saved, tensor x, tensor dt, tensor a, tensor b,
+                        tensor c, tensor d, tensor initial, tensor doc, int64_t chunk, void *scratch) {
+    (void)chunk; /* one length for all shapes */
+    struct ssd_shape shape = {x.dim[0], x.dim[1], x.dim[2], x.dim[3], b.dim[2], b.dim[3], 0};
+    backward_problem problem = {};
+    ssd_chunked &p = problem.p = ssd_chunked_of(shape);
+    problem.heads = (int)heads_of_block(shape), problem.splits = (int)ceil_div(p.H / p.G, problem.heads);
+    problem.d = data_of<float>(d), problem.ddt = data_of<float>(ddt), problem.da = data_of<float>(da);
+    problem.dx = ssd_rows_of(dx), problem.dy = ssd_rows_of(dy), problem.x = ssd_rows_of(x);
+    problem.b = ssd_rows_of(b), problem.c = ssd_rows_of(c), problem.dd = tensor_given(dd);
+    backward_carve(&problem.m, shape, (char *)scratch);
+    ssd_find_factors(dev, problem.m.factors, dt, a, doc, p);
+    find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
+                data_of<float>(dfinal));
+    int size = (int)sizeof(backward_room);
+    cuda_expect(dev, cudaFuncSetAttribute(ssd_chunk_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
+                "ssd_backward");
+    dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);
+    LAUNCH(dev, ssd_chunk_backward_kernel, grid, THREADS, size, problem);
+    dim3 tokens((unsigned)ceil_div(p.B * p.T * p.G * (SSD_N / 4), 256));
+    LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(db), problem.m.db, p, problem.splits);
+    LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(dc), problem.m.dc, p, problem.splits);
+    if (problem.dd) cuda_add_partials(dev, data_of<float>(dd), problem.m.skips, p.B * p.chunks, p.H);
+}
