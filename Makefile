@@ -18,6 +18,7 @@ MPI       ?= 1
 CUDA      ?= 1
 NCCL      ?= 1
 CUDNN     ?= 1
+EMULATE   ?= 0
 WERROR    ?= 1
 DEBUG     ?= 0
 V         ?= 0
@@ -136,6 +137,14 @@ ifeq ($(CUDA),1)
     endif
   endif
 endif
+# EMULATE=1: the same sources by the C++ compiler that goes with CC, on the emulated GPU of test/emulation/, for tests.
+ifeq ($(EMULATE),1)
+  CXX         := $(patsubst cc,c++,$(subst gcc,g++,$(CC)))
+  HAVE_CUDA   := $(if $(CUDA_SOURCES),1)
+  HAVE_NCCL   :=
+  HAVE_CUDNN  :=
+  EMULATION   := $(sort $(wildcard test/emulation/*.cc))
+endif
 HAVE_CMOCKA := $(call has_header,cmocka.h,-include stdarg.h -include setjmp.h -include stdint.h)
 # libFuzzer comes with clang; its runtime library is what may be missing.
 HAVE_FUZZER := $(wildcard $(shell $(CLANG) -print-file-name=libclang_rt.fuzzer-$(shell uname -m).a 2>/dev/null) \
@@ -168,7 +177,7 @@ BASE_CFLAGS := -std=gnu11 -I. -I$(BUILD)/gen -D_GNU_SOURCE -D_FILE_OFFSET_BITS=6
                -pthread $(WARN)
 FEATURES := $(if $(HAVE_OPENBLAS),-DRIVERRUN_OPENBLAS $(BLAS_CFLAGS)) $(if $(HAVE_OPENMP),-DRIVERRUN_OPENMP) \
             $(if $(HAVE_MPI),-DRIVERRUN_MPI $(MPI_CFLAGS)) \
-            $(if $(HAVE_CUDA),-DRIVERRUN_CUDA -I$(CUDA_HOME)/include \
+            $(if $(HAVE_CUDA),-DRIVERRUN_CUDA $(if $(EMULATION),-DRIVERRUN_EMULATE,-I$(CUDA_HOME)/include) \
               $(if $(HAVE_NCCL),-DRIVERRUN_NCCL) $(if $(HAVE_CUDNN),-DRIVERRUN_CUDNN))
 # Without OpenMP its simd pragmas still count: they let loops that reduce vectorise. What only its other pragmas use is
 # then unused.
@@ -176,7 +185,7 @@ NO_OPENMP := -fopenmp-simd -Wno-unused-variable
 OMP_FLAG  := $(if $(HAVE_OPENMP),-fopenmp,$(NO_OPENMP))
 ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
 
-CUDA_LIBS := $(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcudart_static -lrt -lstdc++)
+CUDA_LIBS := $(if $(EMULATION),-lstdc++,$(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcudart_static -lrt -lstdc++))
 LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) \
         -lm -ldl
 LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
@@ -184,6 +193,10 @@ LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
 NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(DEBUG)),-g -DRIVERRUN_DEBUG) $(GENCODE) \
                  $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall$(comma)-Wextra \
                  $(filter-out -fopenmp,$(FEATURES)) $(NVCCFLAGS)
+# Kernels read the same memory as different types. What they are to be warned of is for nvcc to say.
+EMULATE_FLAGS := -std=c++17 -Itest/emulation -I. -I$(BUILD)/gen $(OPTIMISE) $(MARCH) -fno-strict-aliasing -Wall -Wextra \
+                 $(if $(filter 1,$(WERROR)),-Werror) $(filter-out -fopenmp,$(FEATURES)) $(CPPFLAGS)
+EMULATE_CUDA  := -x c++ -w
 
 # Fuzzers are built by clang with its sanitizers, from the same sources without the optional parts.
 FUZZ_SAN    := -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -205,7 +218,7 @@ endef
 define FLAGS_TEXT
 $(CC) $(CC_VERSION)
 $(ALL_CFLAGS) $(WIDE)
-$(NVCC) $(NVCCFLAGS_ALL)
+$(if $(EMULATION),$(CXX) $(EMULATE_FLAGS) $(EMULATE_CUDA),$(NVCC) $(NVCCFLAGS_ALL))
 $(LINK) $(LIBS)
 endef
 # write_if_new FILE,VARIABLE: the file gets the variable's text unless it has it already.
@@ -238,7 +251,7 @@ objects_of = $(patsubst %.c,$(1)/%.o,$(SOURCES_$(2))) $(if $(filter kernels,$(2)
                $(patsubst %.c,$(1)/%.f32.o,$(CPU_TWICE)) $(patsubst %.c,$(1)/%.f64.o,$(CPU_TWICE)))
 OBJ := $(BUILD)/obj
 CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o,$(CUDA_SOURCES)))
-CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS))
+CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS)) $(EMULATION:%.cc=$(OBJ)/%.o)
 CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
 # A source that goes away has to leave its library, too.
 SOURCES_TEXT := $(strip $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CUDA_OBJECTS))
@@ -295,10 +308,17 @@ $(OBJ)/%.f64.o: %.c $(BUILD)/flags
 	$(call compile,$(CC),$(ALL_CFLAGS) $(WIDE) -DREAL_IS_DOUBLE)
 $(OBJ)/%.o: %.c $(BUILD)/flags
 	$(call compile,$(CC),$(ALL_CFLAGS))
+$(OBJ)/%.o: %.cc $(BUILD)/flags
+	$(call compile,$(CXX),$(EMULATE_FLAGS))
+ifneq ($(EMULATION),)
+$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+	$(call compile,$(CXX),$(EMULATE_FLAGS) $(EMULATE_CUDA))
+else
 $(OBJ)/%.cu.o: %.cu $(BUILD)/flags
 	@echo "  NVCC $<"
 	@mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCCFLAGS_ALL) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+endif
 $(BUILD)/fuzz/obj/%.f32.o: %.c $(BUILD)/flags
 	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link -DREAL_IS_FLOAT)
 $(BUILD)/fuzz/obj/%.f64.o: %.c $(BUILD)/flags

@@ -1,0 +1,383 @@
+/* runtime.cc: see cuda_runtime.h. The device has few multiprocessors, so that kernels which give each of them several
+ * pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. */
+#include "cuda_runtime.h"
+
+#include <map>
+#include <time.h>
+#include <vector>
+
+struct emulated_stream {
+    int unused;
+};
+
+struct emulated_event {
+    struct timespec at;
+};
+
+struct emulated_graph {
+    std::vector<std::function<void()>> work;
+    int uses; /* the graph and what was instantiated from it */
+};
+
+enum { SHARED_USUAL = 48 << 10, SHARED_MOST = 227 << 10, THREADS_MOST = 1024 };
+
+static cudaError_t last_error;
+static emulated_graph *captured; /* NULL: nothing is being captured */
+static size_t allocated;
+static const size_t TOTAL = (size_t)8 << 30;
+
+/* Dynamic shared memory that a kernel was allowed. */
+static std::map<const void *, int> &allowances() {
+    static std::map<const void *, int> all;
+    return all;
+}
+
+static cudaError_t result(cudaError_t error) {
+    if (error != cudaSuccess) last_error = error;
+    return error;
+}
+
+const char *cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNotReady: return "device not ready";
+    case cudaErrorNotSupported: return "operation not supported";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    }
+    return "unknown error";
+}
+
+const char *cudaGetErrorName(cudaError_t error) {
+    return cudaGetErrorString(error);
+}
+
+cudaError_t cudaGetLastError() {
+    cudaError_t error = last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+cudaError_t cudaPeekAtLastError() {
+    return last_error;
+}
+
+namespace emulation {
+
+bool launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t dynamic) {
+    std::map<const void *, int>::iterator found = allowances().find(kernel);
+    size_t most = found == allowances().end() ? (size_t)SHARED_USUAL : (size_t)found->second;
+    bool blocks_fit = grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
+                      grid.z <= 65535;
+    bool threads_fit = block.x > 0 && block.y > 0 && block.z > 0 && block.z <= 64 &&
+                       (size_t)block.x * block.y * block.z <= THREADS_MOST;
+    if (!blocks_fit || !threads_fit) result(cudaErrorInvalidConfiguration);
+    else if (dynamic > most) result(cudaErrorInvalidValue);
+    else return true;
+    return false;
+}
+
+void submit(std::function<void()> work) {
+    if (captured) captured->work.push_back(work);
+    else work();
+}
+
+} // namespace emulation
+
+using emulation::submit;
+
+/* --- the device --------------------------------------------------------------------------------------------------- */
+
+static int processors() {
+    const char *wish = getenv("RIVERRUN_EMULATE_PROCESSORS");
+    int number = wish ? atoi(wish) : 0;
+    return number > 0 ? number : 4;
+}
+
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+    return result(device == 0 ? cudaSuccess : cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *to, int device) {
+    if (device != 0) return result(cudaErrorInvalidValue);
+    *to = {};
+    snprintf(to->name, sizeof to->name, "emulated GPU");
+    to->totalGlobalMem = TOTAL;
+    to->sharedMemPerBlock = SHARED_USUAL;
+    to->sharedMemPerBlockOptin = SHARED_MOST;
+    to->sharedMemPerMultiprocessor = SHARED_MOST + 1024;
+    to->major = 8, to->minor = 0;
+    to->multiProcessorCount = processors();
+    to->warpSize = emulation::WARP_LANES;
+    to->maxThreadsPerBlock = THREADS_MOST;
+    to->maxThreadsPerMultiProcessor = 2048;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *to, enum cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp p;
+    cudaError_t error = cudaGetDeviceProperties(&p, device);
+    if (error != cudaSuccess) return error;
+    switch (attribute) {
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *to = (int)p.sharedMemPerBlockOptin; break;
+    case cudaDevAttrMultiProcessorCount: *to = p.multiProcessorCount; break;
+    case cudaDevAttrComputeCapabilityMajor: *to = p.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *to = p.minor; break;
+    }
+    return cudaSuccess;
+}
+
+/* Waiting for a stream while something is captured is an error on a GPU. */
+static cudaError_t wait_for_all() {
+    return result(captured ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+}
+
+cudaError_t cudaDeviceSynchronize() {
+    return wait_for_all();
+}
+
+cudaError_t cudaDeviceReset() {
+    return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version) {
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version) {
+    return cudaRuntimeGetVersion(version);
+}
+
+cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
+    *total = TOTAL;
+    *free = TOTAL - allocated;
+    return cudaSuccess;
+}
+
+/* --- memory ------------------------------------------------------------------------------------------------------- */
+
+static std::map<void *, size_t> &blocks() {
+    static std::map<void *, size_t> all;
+    return all;
+}
+
+/* Filled with NaN: nothing may depend on what lies in new memory. */
+cudaError_t cudaMalloc(void **to, size_t size) {
+    *to = NULL;
+    if (size == 0) return cudaSuccess;
+    if (captured) return result(cudaErrorStreamCaptureUnsupported);
+    if (size > TOTAL - allocated || posix_memalign(to, 256, size) != 0) return result(cudaErrorMemoryAllocation);
+    memset(*to, 0xff, size);
+    blocks()[*to] = size;
+    allocated += size;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *memory) {
+    if (!memory) return cudaSuccess;
+    std::map<void *, size_t>::iterator found = blocks().find(memory);
+    if (found == blocks().end()) return result(cudaErrorInvalidValue);
+    allocated -= found->second;
+    blocks().erase(found);
+    free(memory);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **to, size_t size) {
+    *to = NULL;
+    return result(posix_memalign(to, 256, size ? size : 1) == 0 ? cudaSuccess : cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaHostAlloc(void **to, size_t size, unsigned) {
+    return cudaMallocHost(to, size);
+}
+
+cudaError_t cudaFreeHost(void *memory) {
+    free(memory);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind, cudaStream_t) {
+    submit([=] { memmove(to, from, size); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
+    cudaError_t error = wait_for_all();
+    return error == cudaSuccess ? cudaMemcpyAsync(to, from, size, kind) : error;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, enum cudaMemcpyKind, cudaStream_t) {
+    if (to_pitch < width || from_pitch < width) return result(cudaErrorInvalidValue);
+    submit([=] {
+        for (size_t i = 0; i < height; i++)
+            memmove((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t size, cudaStream_t) {
+    submit([=] { memset(to, value, size); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void *to, int value, size_t size) {
+    return cudaMemsetAsync(to, value, size);
+}
+
+cudaError_t cudaMemset2DAsync(void *to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
+    if (pitch < width) return result(cudaErrorInvalidValue);
+    submit([=] {
+        for (size_t i = 0; i < height; i++) memset((char *)to + i * pitch, value, width);
+    });
+    return cudaSuccess;
+}
+
+/* --- streams and events ------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamCreate(cudaStream_t *to) {
+    *to = new emulated_stream();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *to, unsigned) {
+    return cudaStreamCreate(to);
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *to, unsigned, int) {
+    return cudaStreamCreate(to);
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = *greatest = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return wait_for_all();
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t) {
+    return wait_for_all();
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+    return cudaSuccess;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void *data) {
+    submit([=] { function(data); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *to) {
+    *to = new emulated_event();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *to, unsigned) {
+    return cudaEventCreate(to);
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+    clock_gettime(CLOCK_MONOTONIC, &event->at);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    return wait_for_all();
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t) {
+    return wait_for_all();
+}
+
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    *milliseconds = (float)((double)(to->at.tv_sec - from->at.tv_sec) * 1e3 +
+                            (double)(to->at.tv_nsec - from->at.tv_nsec) * 1e-6);
+    return cudaSuccess;
+}
+
+/* --- graphs ------------------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode) {
+    if (captured) return result(cudaErrorStreamCaptureUnsupported);
+    captured = new emulated_graph();
+    captured->uses = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *to) {
+    *to = captured;
+    captured = NULL;
+    return result(*to ? cudaSuccess : cudaErrorInvalidValue);
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, enum cudaStreamCaptureStatus *status) {
+    *status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *to, cudaGraph_t graph, unsigned long long) {
+    graph->uses++;
+    *to = graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) {
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+    for (const std::function<void()> &work : graph->work) submit(work);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    if (--graph->uses == 0) delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    return cudaGraphDestroy(graph);
+}
+
+/* --- kernels ------------------------------------------------------------------------------------------------------ */
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, const void *) {
+    *to = {};
+    to->maxThreadsPerBlock = THREADS_MOST;
+    to->maxDynamicSharedSizeBytes = SHARED_USUAL;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if (value < 0 || value > SHARED_MOST) return result(cudaErrorInvalidValue);
+    allowances()[kernel] = value;
+    return cudaSuccess;
+}
