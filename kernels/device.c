@@ -68,11 +68,12 @@ int device_table(const struct ops **ops, enum device_kind kind, enum precision p
 }
 
 /* Can this machine run what this build computes with? */
-static int open_machine(struct device *dev, error *err) {
+static int open_machine(struct device *dev, int index, error *err) {
 #ifdef RIVERRUN_CUDA
-    if (dev->kind == DEVICE_CUDA) return cuda_device_open(dev, err);
+    if (dev->kind == DEVICE_CUDA) return cuda_device_open(dev, index, err);
 #endif
     (void)dev;
+    (void)index;
     if (!VECTORS_PRESENT)
         return error_input(err, "this riverrun was compiled for a processor with %s, which this machine lacks: build "
                                 "it here, or with CPU_ARCH=x86-64-v2", VECTORS);
@@ -80,12 +81,16 @@ static int open_machine(struct device *dev, error *err) {
 }
 
 int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err) {
+    return device_open_at(dev, kind, precision, 0, err);
+}
+
+int device_open_at(struct device **dev, enum device_kind kind, enum precision precision, int index, error *err) {
     *dev = NULL;
     struct device *opened = calloc(1, sizeof *opened);
     if (!opened) return error_system(err, "out of memory while opening a device");
     opened->kind = kind;
     opened->precision = precision;
-    if (device_table(&opened->ops, kind, precision, err) != 0 || open_machine(opened, err) != 0) {
+    if (device_table(&opened->ops, kind, precision, err) != 0 || open_machine(opened, index, err) != 0) {
         free(opened);
         return -1;
     }
@@ -184,6 +189,18 @@ void device_zero(struct device *dev, void *memory, size_t bytes) {
     (void)dev;
     ON_CUDA(dev, cuda_device_zero(dev, memory, bytes))
     if (bytes) memset(memory, 0, bytes);
+}
+
+int device_count(const struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, return cuda_device_count())
+    return 1;
+}
+
+uint64_t device_identity(const struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, return cuda_device_identity(dev))
+    return 0;
 }
 
 int device_check(struct device *dev, error *err) {

@@ -26,7 +26,12 @@ int device_table(const struct ops **ops, enum device_kind kind, enum precision p
 /* Open a device: the CPU in f32 or f64, a GPU in f32 or bf16. Asking for what this build or machine lacks is ERROR_INPUT
  * that says what is there. */
 int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err);
+/* The same on the GPU of this number, counted around where there are fewer. */
+int device_open_at(struct device **dev, enum device_kind kind, enum precision precision, int index, error *err);
 void device_close(struct device *dev);
+/* GPUs that this process sees (1 on the CPU), and a number that tells the one in use from all others anywhere. */
+int device_count(const struct device *dev);
+uint64_t device_identity(const struct device *dev);
 
 /* Between host and device memory (plain copies on the CPU). Counts are bytes. device_write is queued: the device sees the
  * bytes in turn, and the caller may change them at once, since they go through pinned memory of the device's own.

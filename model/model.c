@@ -30,6 +30,8 @@ struct model {
     enum stage stage;
     const struct model_state *initial; /* of the forward that backward will follow */
     int span_first;                    /* first layer of the span whose streams lie in the shared places */
+    void (*needed)(void *self, int bucket);
+    void *needed_self;
 };
 
 struct model_state {
@@ -369,11 +371,22 @@ static tensor batch_doc(const struct model *m) {
     return m->has_doc ? tensor_2d(m->at.doc, DTYPE_I32, m->B, m->T) : tensor_none();
 }
 
+void model_on_needed(struct model *m, void (*needed)(void *self, int bucket), void *self) {
+    m->needed = needed;
+    m->needed_self = self;
+}
+
+/* The weights of tensor `index`, and of its bucket, are read next. */
+static void need(struct model *m, int index) {
+    if (m->needed) m->needed(m->needed_self, m->params.list[index].bucket);
+}
+
 /* The norm before layer i: adds what the layer before put out, and leaves the stream and its norm in layer i's places.
  */
 static void enter_layer(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i], *before = &m->at.layers[i > 0 ? i - 1 : 0];
     int norm = i < m->mc->layer_count ? m->mc->layers[i].norm : m->mc->final_norm;
+    need(m, norm);
     tensor residual = matrix(before->residual, m->ops->real, R, m);
     tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
     m->ops->add_rmsnorm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
@@ -382,6 +395,7 @@ static void enter_layer(struct model *m, int i, int64_t R) {
 }
 
 static void embed(struct model *m, int64_t R) {
+    need(m, m->mc->embedding);
     m->ops->embedding_forward(m->dev, matrix(m->at.layers[0].residual, m->ops->real, R, m),
                               tensor_1d(m->at.tokens, DTYPE_I32, R), m->w[m->mc->embedding]);
 }
@@ -472,6 +486,7 @@ void model_loss(struct model *m, void *losses, bool backward, double scale, doub
         dw = m->dw[m->mc->head];
     }
     void *work = arena_take(scratch, m->ops->head_loss_scratch(R, D, m->mc->rows));
+    need(m, m->mc->head);
     m->ops->head_loss(m->dev, m->at.sums, each, dx, dw, final_normed(m, 0, R), m->w[m->mc->head],
                       tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, work);
     if (losses) device_read(m->dev, losses, each.data, (size_t)R * dtype_size(m->ops->real));

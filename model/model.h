@@ -121,6 +121,10 @@ void model_set_batch(struct model *m, const int32_t *tokens, const int32_t *targ
  * again, so it must stay as it is until then. Without keep, `final` may be the same object as `initial`. */
 void model_forward(struct model *m, const struct model_state *initial, struct model_state *final, bool keep);
 
+/* model_forward and model_loss call `needed` just before the first work that reads a bucket's weights, and maybe again
+ * later; NULL ends that. For weights that are still on their way. */
+void model_on_needed(struct model *m, void (*needed)(void *self, int bucket), void *self);
+
 /* After model_forward: add to the sums; losses (NULL or B*T values of the real dtype in host memory) per target. With
  * `backward` the gradient of scale * (sum of losses + z terms) at the final norm's output and at the head is computed
  * in the same pass (gradients of parameters are accumulated: zero them with model_zero_grads). */

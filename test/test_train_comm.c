@@ -65,7 +65,9 @@ static void check_reduce_scatter(struct comm *c, int64_t count, enum dtype dtype
     CHECK(buffer != NULL);
     for (int64_t i = 0; i < c->ranks * count; i++) put(buffer, dtype, i, exact(c->rank, i));
     if (count > 0) put(buffer, dtype, c->ranks * count - 1, ordered(c->rank, dtype));
-    comm_reduce_scatter(c, buffer, count, dtype);
+    struct comm_piece piece = {buffer, count, dtype};
+    comm_reduce_scatter(c, 0, &piece, 1);
+    comm_wait(c, 0);
     for (int64_t i = c->rank * count; i < (c->rank + 1) * count; i++) {
         double want = 0;
         bool last = i == c->ranks * count - 1;
@@ -83,7 +85,9 @@ static void check_all_gather(struct comm *c, int64_t count, enum dtype dtype) {
     CHECK(buffer != NULL);
     for (int64_t i = 0; i < c->ranks * count; i++)
         put(buffer, dtype, i, i / (count ? count : 1) == c->rank ? exact(c->rank, i) : -1);
-    comm_all_gather(c, buffer, count, dtype);
+    struct comm_piece piece = {buffer, count, dtype};
+    comm_all_gather(c, 1, &piece, 1);
+    comm_wait(c, 1);
     for (int64_t i = 0; i < c->ranks * count; i++) CHECK(get(buffer, dtype, i) == exact((int)(i / count), i));
     free(buffer);
 }

@@ -128,6 +128,9 @@ static void run_rank(struct comm *c, void *self) {
     const struct params *p = model_params(m);
     for (int step = 0; step < STEPS; step++) {
         if (plan->reload && step == STEPS / 2) o = reload(o, m, c, &plan->options);
+        if (step % 2) optimizer_settle(o);
+        else optimizer_spread(o);
+        for (int b = 0; b < p->bucket_count; b++) optimizer_await(o, b);
         put_gradients(m, c->rank, step, step == plan->bad_step && c->rank == plan->bad_rank);
         for (int b = p->bucket_count - 1; b >= 0; b--) optimizer_reduce(o, b);
         /* The targets lie with the last rank; a loss that is not finite, with the first. */
@@ -145,6 +148,7 @@ static void run_rank(struct comm *c, void *self) {
     }
     read_moments(o, m, c, 0, plan->m);
     read_moments(o, m, c, 1, plan->v);
+    optimizer_settle(o);
     /* The last rank's weights: it got the others' slices by the gather. */
     for (int index = 0; index < p->count && c->rank == c->ranks - 1; index++) {
         plan->weights[index] = malloc((size_t)p->list[index].count * sizeof(double));

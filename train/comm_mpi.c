@@ -7,6 +7,7 @@
  * Errors that MPI reports end the whole job, with one line that names rank and operation.
  */
 #include "train/comm_internal.h"
+#include "train/watchdog.h"
 
 #ifdef RIVERRUN_MPI
 
@@ -25,7 +26,8 @@ enum {
 };
 
 struct mpi {
-    MPI_Comm world;
+    MPI_Comm world, local; /* local: the ranks of this machine */
+    MPI_Win board;         /* memory that they share, for the watchdog */
     MPI_Request *requests; /* 2 * ranks */
     int pending;
     double *small;  /* ranks * SMALL: sums */
@@ -38,8 +40,7 @@ static _Noreturn void fail(struct comm *c, const char *operation, int code) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
     MPI_Error_string(code, text, &length);
-    fprintf(stderr, "riverrun: rank %d: %s failed: %s\n", c->rank, operation, text);
-    comm_abort(c, 1);
+    comm_fail(c, operation, text);
 }
 
 static void check(struct comm *c, const char *operation, int code) {
@@ -169,6 +170,9 @@ static void release(struct mpi *m) {
 
 static void mpi_close(struct comm *c) {
     struct mpi *m = c->impl;
+    watchdog_close(c->watchdog);
+    if (m->board != MPI_WIN_NULL) MPI_Win_free(&m->board);
+    MPI_Comm_free(&m->local);
     MPI_Comm_free(&m->world);
     release(m);
     MPI_Finalize();
@@ -194,9 +198,33 @@ static _Noreturn void die(const struct comm *c, const char *what) {
     abort();
 }
 
+/* The ranks of this machine, and the board that they share. */
+static void open_local(struct comm *c) {
+    struct mpi *m = c->impl;
+    void *board = NULL;
+    m->board = MPI_WIN_NULL;
+    if (MPI_Comm_split_type(m->world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &m->local) != MPI_SUCCESS)
+        die(c, "MPI_Comm_split_type failed");
+    MPI_Comm_rank(m->local, &c->local_rank);
+    MPI_Comm_size(m->local, &c->local_ranks);
+    if (c->ranks == 1) return;
+    MPI_Aint size = (MPI_Aint)watchdog_board_size(c->local_ranks);
+    if (MPI_Win_allocate_shared(c->local_rank == 0 ? size : 0, 1, MPI_INFO_NULL, m->local, &board, &m->board) !=
+        MPI_SUCCESS)
+        die(c, "MPI_Win_allocate_shared failed");
+    int unit;
+    MPI_Win_shared_query(m->board, 0, &size, &unit, &board);
+    if (c->local_rank == 0) memset(board, 0, (size_t)size);
+    MPI_Barrier(m->local);
+    error err = {0};
+    if (watchdog_open(&c->watchdog, c, board, &err) != 0) die(c, err.text);
+    MPI_Barrier(m->local);
+    if (watchdog_start(c->watchdog, &err) != 0) die(c, err.text);
+}
+
 int comm_mpi_open(struct comm *c, error *err) {
     int provided = 0;
-    *c = (struct comm){.name = "mpi", .functions = &mpi_functions};
+    *c = (struct comm){.name = "mpi", .functions = &mpi_functions, .local_ranks = 1};
     /* Threads of this process never call MPI, only the main one does. */
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
         *c = (struct comm){0};
@@ -224,6 +252,7 @@ int comm_mpi_open(struct comm *c, error *err) {
     c->impl = m;
     if (MPI_Comm_dup(MPI_COMM_WORLD, &m->world) != MPI_SUCCESS) die(c, "MPI_Comm_dup failed");
     MPI_Comm_set_errhandler(m->world, MPI_ERRORS_RETURN);
+    open_local(c);
     return 0;
 }
 

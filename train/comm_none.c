@@ -42,5 +42,6 @@ static const struct comm_functions none_functions = {
 };
 
 void comm_open_alone(struct comm *c) {
-    *c = (struct comm){.rank = 0, .ranks = 1, .name = "none", .queued = true, .functions = &none_functions};
+    *c = (struct comm){
+        .rank = 0, .ranks = 1, .local_ranks = 1, .name = "none", .queued = true, .functions = &none_functions};
 }

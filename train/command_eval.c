@@ -203,10 +203,8 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     if (count > 1) TRY(check_keys(checkpoint_config(v->checkpoint), err));
     TRY(check_data(v, trained_vocab, err));
     TRY(choose_options(v, given, err));
-    if (v->flags.device == DEVICE_CUDA && comm->ranks > 1)
-        return error_input(err, "--device cuda runs on one GPU in this version, and this is a job of %d processes: start "
-                                "one, or use --device cpu", comm->ranks);
-    TRY(device_open(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision, err));
+    TRY(device_open_at(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision,
+                       comm_device_index(comm), err));
     TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->rank,
                    comm->ranks, err));
     return checkpoint_load_model(v->checkpoint, v->model, err);

@@ -33,6 +33,7 @@ static void print_help(void) {
     option_help(stdout, "task.NAME", task_options_table);
     option_help(stdout, "eval", eval_options_table);
     option_help(stdout, "checkpoint", checkpoint_options_table);
+    option_help(stdout, "comm", comm_options_table);
 }
 
 static int read_config(config **c, int argc, char **argv, error *err) {

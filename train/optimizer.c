@@ -3,8 +3,8 @@
  *
  * A part of a bucket (model/params.h) is cut into as many slices as there are ranks. During the last backward of a step
  * each finished bucket is reduce-scattered, so that a rank's slices hold the sum of all ranks' gradients. Then each rank
- * updates its slices of the masters, for which alone it keeps m and v, rounds them where products read rounded weights,
- * and the slices are gathered again, in the type in which they are read:
+ * updates its slices of the masters, for which alone it keeps m and v, and rounds them where products read rounded
+ * weights. The slices are gathered again, in the type in which they are read, while the next step goes forward:
  *
  *   flat gradients             [ embedding: r0 | r1 | r2 ][ block 0, rounded: r0 | r1 | r2 ][ real: r0 | r1 | r2 ] ...
  *   masters, m and v of rank 1 [ r1 ][ r1 ][ r1 ] ...
@@ -47,7 +47,8 @@ struct optimizer {
     struct slice *slices; /* PARTS a bucket */
     struct adamw_segment *segments;
     char *staging; /* host memory for one slice, where device memory is not the host's */
-    int reduced; /* buckets reduced since the last step */
+    int reduced, last_reduced; /* buckets reduced since the last step, and the last of them */
+    bool *under_way;           /* buckets whose weights are being gathered */
 };
 
 /* ---- which elements are treated how ----------------------------------------------------------------------------- */
@@ -133,8 +134,9 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
     o->slices = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
+    o->under_way = calloc((size_t)p->bucket_count, sizeof *o->under_way);
     struct treatment *treatments = calloc((size_t)p->count, sizeof *treatments);
-    if (!o->slices || !o->segments || !treatments) {
+    if (!o->slices || !o->segments || !o->under_way || !treatments) {
         free(treatments);
         error_system(err, "no memory for the optimizer");
         goto fail;
@@ -165,9 +167,39 @@ void optimizer_close(struct optimizer *o) {
     if (!o) return;
     if (o->memory.base) arena_close(&o->memory);
     free(o->slices);
+    free(o->under_way);
     free(o->segments);
     free(o->staging);
     free(o);
+}
+
+/* ---- weights on their way -------------------------------------------------------------------------------------------- */
+
+/* A bucket has a slot of its own among the calls of comm.h: its gradients and its weights never travel at once. */
+static void gather_weights(struct optimizer *o, int bucket) {
+    struct comm_piece pieces[PARTS];
+    int count = 0;
+    for (int kind = 0; kind < PARTS; kind++) {
+        tensor whole = model_part(o->model, bucket, kind);
+        if (whole.dim[0] > 0)
+            pieces[count++] = (struct comm_piece){whole.data, whole.dim[0] / o->comm->ranks, whole.dtype};
+    }
+    comm_all_gather(o->comm, bucket, pieces, count);
+    o->under_way[bucket] = true;
+}
+
+void optimizer_await(struct optimizer *o, int bucket) {
+    if (o->under_way[bucket]) comm_wait(o->comm, bucket);
+    o->under_way[bucket] = false;
+}
+
+void optimizer_spread(struct optimizer *o) {
+    for (int b = 1; b < model_params(o->model)->bucket_count; b++) gather_weights(o, b);
+}
+
+void optimizer_settle(struct optimizer *o) {
+    optimizer_spread(o);
+    for (int b = 1; b < model_params(o->model)->bucket_count; b++) optimizer_await(o, b);
 }
 
 /* ---- a step ----------------------------------------------------------------------------------------------------- */
@@ -175,13 +207,17 @@ void optimizer_close(struct optimizer *o) {
 void optimizer_reduce(struct optimizer *o, int bucket) {
     tensor grads = model_flat_grads(o->model);
     const struct bucket *b = &model_params(o->model)->buckets[bucket];
+    struct comm_piece pieces[PARTS];
+    int count = 0;
     for (int kind = 0; kind < PARTS; kind++) {
         const struct part *part = &b->part[kind];
-        if (part->count == 0) continue;
         char *at = (char *)grads.data + part->offset * (int64_t)dtype_size(grads.dtype);
-        comm_reduce_scatter(o->comm, at, part->count / o->comm->ranks, grads.dtype);
+        if (part->count > 0)
+            pieces[count++] = (struct comm_piece){at, part->count / o->comm->ranks, grads.dtype};
     }
+    comm_reduce_scatter(o->comm, bucket, pieces, count);
     o->reduced++;
+    o->last_reduced = bucket;
 }
 
 /* `count` elements of a flat array from element `at` on. */
@@ -213,18 +249,16 @@ static void update_slices(struct optimizer *o) {
     tensor grads = model_flat_grads(o->model);
     for (int i = 0; i < PARTS * p->bucket_count; i++) {
         const struct slice *s = &o->slices[i];
-        if (s->count == 0) continue;
-        o->dev->ops->adamw(o->dev, model_masters(o->model, i / PARTS, i % PARTS),
+        if (s->count > 0)
+            o->dev->ops->adamw(o->dev, model_masters(o->model, i / PARTS, i % PARTS),
                            run_of(o->moments[0], grads.dtype, s->moment, s->count),
                            run_of(o->moments[1], grads.dtype, s->moment, s->count),
                            run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments,
                            &o->now->step);
         model_masters_changed(o->model, i / PARTS, i % PARTS);
+        if (i == PARTS - 1) gather_weights(o, 0); /* travels while the others are updated */
     }
-    for (int i = 0; i < PARTS * p->bucket_count; i++) {
-        tensor whole = model_part(o->model, i / PARTS, i % PARTS);
-        if (whole.dim[0] > 0) comm_all_gather(o->comm, whole.data, o->slices[i].count, whole.dtype);
-    }
+    optimizer_await(o, 0);
 }
 
 void optimizer_begin(struct optimizer *o, double lr, bool signalled) {
@@ -244,6 +278,7 @@ void optimizer_step(struct optimizer *o, double scale) {
                              .beta2 = o->options.beta2,
                              .eps = o->options.eps};
     struct numbers *now = o->now;
+    comm_wait(o->comm, o->last_reduced); /* they went one after the other */
     device_range_push(o->dev, "optimizer");
     sum_totals(o);
     o->dev->ops->step_scalars(o->dev, &now->step, &now->report, &now->steps, &now->totals, &now->word.rates, &rule);

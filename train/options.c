@@ -143,6 +143,13 @@ const struct option checkpoint_options_table[] = {
     END_OF_TABLE,
 };
 
+const struct option comm_options_table[] = {
+    {"timeout", OPTION_FLOAT, AT(comm_options, timeout), "600", 0, 1e6, "seconds",
+     "Without progress in a step for so long, a job of several ranks ends and says where it stood; 0: it waits on.",
+     NULL},
+    END_OF_TABLE,
+};
+
 static int check_schedule(const struct run_options *o, error *err) {
     const struct schedule_options *s = &o->schedule;
     int64_t steps = o->train.steps;
@@ -225,6 +232,7 @@ int run_options_bind(struct run_options *o, config *c, error *err) {
     TRY(data_options_bind(c, &o->data, err));
     TRY(config_bind(c, "eval", eval_options_table, &o->eval, err));
     TRY(config_bind(c, "checkpoint", checkpoint_options_table, &o->checkpoint, err));
+    TRY(config_bind(c, "comm", comm_options_table, &o->comm, err));
     TRY(ramp_make(&o->ramp, &ramp, o->train.batch, o->train.steps, o->data.T, err));
     TRY(check_optimizer(&o->optimizer, err));
     return check_schedule(o, err);

@@ -66,8 +66,13 @@ struct checkpoint_options { /* [checkpoint] */
     int64_t keep;        /* newest ones kept; 0 = all */
 };
 
+struct comm_options { /* [comm] */
+    double timeout; /* seconds without progress after which a job of several ranks is given up; 0 = never */
+};
+
 extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],
-    ramp_options_table[], schedule_options_table[], eval_options_table[], checkpoint_options_table[];
+    ramp_options_table[], schedule_options_table[], eval_options_table[], checkpoint_options_table[],
+    comm_options_table[];
 
 struct run_options {
     struct train_options train;
@@ -77,6 +82,7 @@ struct run_options {
     struct data_options data;
     struct eval_options eval;
     struct checkpoint_options checkpoint;
+    struct comm_options comm;
 };
 
 /* The choices of --precision and train.precision, and of --device and train.device, in the order of their enums. */

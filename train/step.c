@@ -21,6 +21,11 @@ struct step {
     int64_t begun, ended; /* steps queued, and waited for */
 };
 
+static void await_bucket(void *self, int bucket) {
+    struct step *s = self;
+    optimizer_await(s->optimizer, bucket);
+}
+
 int step_open(struct step **out, struct model *m, struct optimizer *o, struct comm *comm, double scale, double z_loss,
               error *err) {
     *out = NULL;
@@ -33,12 +38,14 @@ int step_open(struct step **out, struct model *m, struct optimizer *o, struct co
         return -1;
     }
     s->reports = arena_take(&s->memory, bytes);
+    model_on_needed(m, await_bucket, s);
     *out = s;
     return 0;
 }
 
 void step_close(struct step *s) {
     if (!s) return;
+    model_on_needed(s->model, NULL, NULL);
     for (int i = 0; i < 4; i++) device_record_close(s->dev, s->records[i / 2][i % 2]);
     if (s->memory.base) arena_close(&s->memory);
     free(s);
@@ -63,6 +70,7 @@ static void reduce_bucket(void *self, int bucket) {
 static void compute(void *self) {
     struct step *s = self;
     if (s->first) {
+        optimizer_spread(s->optimizer);
         model_zero_grads(s->model);
         model_zero_sums(s->model);
     }

@@ -24,7 +24,9 @@ static int begin_step(struct trainer *t, int64_t step, error *err) {
     step_begin(t->step, step_lr(t, step), signals_received() != 0);
     for (int64_t k = 0; k < accumulate; k++) {
         struct batch b;
+        comm_note(t->comm, step + 1, "reading data");
         TRY(loader_next(t->loader, &b, err));
+        comm_note(t->comm, step + 1, "forward and backward");
         step_batch(t->step, b.tokens, b.targets, b.doc, b.B, b.T, k + 1 == accumulate);
     }
     t->begun = step + 1;
@@ -36,6 +38,7 @@ static int end_step(struct trainer *t, bool *stop, error *err) {
     const struct run_options *o = &t->options;
     struct trainer_state *state = &t->state;
     struct step_report done;
+    comm_note(t->comm, state->step + 1, "the wait for the device");
     TRY(step_wait(t->step, &done, err));
     const struct loss_sums *sums = &done.totals.loss;
     double now = clock_seconds(), seconds = now - t->waiting_since, lr = step_lr(t, state->step);
@@ -104,6 +107,8 @@ static int64_t next_pause(const struct trainer *t) {
 static int validate(struct trainer *t, error *err) {
     double begun = clock_seconds();
     struct evaluation e;
+    comm_note(t->comm, t->state.step, "validation");
+    optimizer_settle(t->optimizer);
     if (evaluate(&e, t->model, t->data.valid, t->tokenizer, &t->eval, t->options.data.reset, t->comm, err) != 0) {
         return error_context(err, "validation");
     }
@@ -119,8 +124,11 @@ static int save(struct trainer *t, error *err) {
     snprintf(name, sizeof name, "step-%08lld", (long long)t->state.step);
     TRY(file_join(path, sizeof path, run, name, err));
     TRY(report_sync(t->report, err));
+    comm_note(t->comm, t->state.step, "saving");
+    comm_watch(t->comm, 0); /* the others wait while rank 0 writes, and a disk may be slow */
     TRY(checkpoint_save(run, &t->state, t->model, t->optimizer, t->config, t->tokenizer, t->comm,
                         t->options.checkpoint.keep, err));
+    comm_watch(t->comm, t->options.comm.timeout);
     return report_save(t->report, t->state.step, path, clock_seconds() - begun, err);
 }
 
@@ -162,7 +170,9 @@ int trainer_run(struct trainer *t, error *err) {
     }
     if (t->state.step < steps) {
         signals_install();
+        comm_watch(t->comm, t->options.comm.timeout);
         int result = run_steps(t, err);
+        comm_watch(t->comm, 0);
         signals_restore();
         if (result != 0) return -1;
     }

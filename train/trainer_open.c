@@ -189,10 +189,8 @@ static int find_checkpoint(struct trainer *t, error *err) {
 /* The loader comes first: it finds data too short for a row, before gigabytes are taken for a model. */
 static int open_loader(struct trainer *t, error *err) {
     const struct train_options *o = &t->options.train;
-    if (o->device == DEVICE_CUDA && t->comm->ranks > 1)
-        return error_input(err, "train.device = cuda runs on one GPU in this version, and this is a job of %d processes: "
-                                "start one, or use train.device=cpu", t->comm->ranks);
-    TRY(device_open(&t->dev, (enum device_kind)o->device, (enum precision)o->precision, err));
+    TRY(device_open_at(&t->dev, (enum device_kind)o->device, (enum precision)o->precision,
+                       comm_device_index(t->comm), err));
     struct loader_options options = data_loader_options(&t->options.data);
     options.B = t->micro_batch;
     options.rank = t->comm->rank;
@@ -330,6 +328,7 @@ static int open_stages(struct trainer *t, error *err) {
     comm_broadcast(comm, &t->history, sizeof t->history, 0);
     if (t->state.step == t->options.train.steps) return comm_agree(comm, clear_up(t, err), err);
     TRY(comm_agree(comm, open_loader(t, err), err));
+    TRY(comm_agree(comm, comm_attach(comm, t->dev, t->model_config->params.bucket_count, err), err));
     TRY(comm_agree(comm, open_model(t, err), err));
     TRY(comm_agree(comm, load_optimizer(t, err), err));
     TRY(comm_agree(comm, open_directory(t, err), err));
@@ -355,9 +354,11 @@ int trainer_open(struct trainer **out, config *c, struct comm *comm, error *err)
 
 void trainer_close(struct trainer *t) {
     if (!t) return;
+    if (t->comm) comm_watch(t->comm, 0);
     report_close(t->report);
     loader_close(t->loader);
     step_close(t->step);
+    comm_detach(t->comm);
     optimizer_close(t->optimizer);
     model_close(t->model);
     if (t->dev) device_close(t->dev);

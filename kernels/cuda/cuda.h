@@ -17,7 +17,7 @@ extern const struct ops ops_cuda_f32, ops_cuda_bf16;
 
 /* Fill in impl and memory of a device whose kind, precision and ops are set. ERROR_INPUT when there is no GPU that this
  * build has code for. */
-int cuda_device_open(struct device *dev, error *err);
+int cuda_device_open(struct device *dev, int index, error *err);
 void cuda_device_close(struct device *dev);
 void cuda_device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
 void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
@@ -36,6 +36,8 @@ int cuda_device_failure(struct device *dev, error *err);
 struct device_memory_use cuda_device_memory(struct device *dev);
 double cuda_device_peak_flops(const struct device *dev);
 int cuda_device_check(struct device *dev, error *err);
+int cuda_device_count(void);
+uint64_t cuda_device_identity(const struct device *dev);
 void cuda_device_describe(const struct device *dev, char *out, size_t size);
 
 /* Two events for each lap of a device_timer. NULL when there is no memory for them. */

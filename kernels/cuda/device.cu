@@ -53,12 +53,15 @@ static void host_release(void *self, void *block) {
 /* Is there code in this binary that this GPU can run? */
 __global__ void probe_kernel() {}
 
-static int check_device(error *err) {
+static int check_device(int *index, error *err) {
     int count = 0;
     cudaError_t found = cudaGetDeviceCount(&count);
     if (found != cudaSuccess || count == 0)
         return error_input(err, "device cuda asks for an NVIDIA GPU and this machine offers none (%s): choose device cpu",
                            found != cudaSuccess ? cudaGetErrorString(found) : "no device");
+    *index %= count;
+    cudaError_t chosen = cudaSetDevice(*index);
+    if (chosen != cudaSuccess) return error_system(err, "choosing GPU %d: %s", *index, cudaGetErrorString(chosen));
     cudaFuncAttributes attributes;
     cudaError_t runs = cudaFuncGetAttributes(&attributes, probe_kernel);
     if (runs != cudaSuccess) {
@@ -79,14 +82,15 @@ static int open_blas(struct cuda_device *c, error *err) {
 int cuda_transfer_open(struct cuda_device *c, error *err);
 void cuda_transfer_close(struct cuda_device *c);
 
-int cuda_device_open(struct device *dev, error *err) {
-    TRY(check_device(err));
+int cuda_device_open(struct device *dev, int index, error *err) {
+    TRY(check_device(&index, err));
     struct cuda_device *c = (struct cuda_device *)calloc(1, sizeof *c);
     if (!c) return error_system(err, "out of memory while opening the GPU");
     dev->impl = c;
+    c->index = index;
     c->workspace_size = BLAS_WORKSPACE;
     cudaDeviceProp properties;
-    cudaError_t result = cudaGetDeviceProperties(&properties, 0);
+    cudaError_t result = cudaGetDeviceProperties(&properties, index);
     if (result == cudaSuccess) result = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
     if (result == cudaSuccess) result = cudaMalloc(&c->workspace, c->workspace_size);
     if (result == cudaSuccess) result = cudaMalloc((void **)&c->partials, SUM_BLOCKS * sizeof *c->partials);
@@ -156,6 +160,15 @@ int cuda_device_failure(struct device *dev, error *err) {
     return error_system(err, "on the GPU: %s", c->failure);
 }
 
+static int cuda_index(const struct device *dev) {
+    return ((const struct cuda_device *)dev->impl)->index;
+}
+
+int cuda_device_count(void) {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
 struct device_memory_use cuda_device_memory(struct device *dev) {
     struct cuda_device *c = cuda_impl(dev);
     size_t left = 0, all = 0;
@@ -173,20 +186,27 @@ double cuda_device_peak_flops(const struct device *dev) {
     } chips[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989.4e12}, {"H200 NVL", 835e12},
                  {"H200", 989.4e12},    {"GH200", 989.4e12},  {"A100", 312e12},   {"A800", 312e12},
                  {"H800", 989.4e12}};
-    (void)dev;
     cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) return 0;
+    if (cudaGetDeviceProperties(&p, cuda_index(dev)) != cudaSuccess) return 0;
     for (size_t i = 0; i < sizeof chips / sizeof *chips; i++)
         if (strstr(p.name, chips[i].name)) return chips[i].flops;
     return 0;
 }
 
+/* Of the unique identity that each GPU has, what fits. */
+uint64_t cuda_device_identity(const struct device *dev) {
+    cudaDeviceProp p;
+    uint64_t halves[2];
+    if (cudaGetDeviceProperties(&p, cuda_index(dev)) != cudaSuccess) return 0;
+    memcpy(halves, p.uuid.bytes, sizeof halves);
+    return halves[0] ^ halves[1];
+}
+
 void cuda_device_describe(const struct device *dev, char *out, size_t size) {
-    (void)dev;
     cudaDeviceProp p;
     int runtime = 0;
     cudaRuntimeGetVersion(&runtime);
-    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess) {
+    if (cudaGetDeviceProperties(&p, cuda_index(dev)) != cudaSuccess) {
         snprintf(out, size, "a GPU that does not answer");
         return;
     }

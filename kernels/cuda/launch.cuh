@@ -19,6 +19,7 @@ enum { STAGE_SLOTS = 4, MARKS = 8 };
 
 /* device.impl */
 struct cuda_device {
+    int index; /* of the GPU; every thread that calls CUDA has to choose it */
     cudaStream_t stream;
     struct cublas library;
     cublasLtHandle_t blas;
