@@ -2,7 +2,8 @@
  *
  *   ops test [--device cpu|cuda] [--precision fp32|fp64|bf16] [--seed N] [FILTER...]  against the double reference
  *   ops grad [--seed N] [FILTER...]                                          against finite differences, in double
- *   ops perf [--device cpu|cuda] [--precision fp32|fp64|bf16] [FILTER...]              time, bytes, FLOPs
+ *   ops large [--device cpu|cuda] [--precision fp32|fp64|bf16] [FILTER...]   test, at sizes that fill a GPU
+ *   ops perf [--device cpu|cuda] [--precision fp32|fp64|bf16] [FILTER...]    time, bytes, FLOPs
  *   ops list [FILTER...]                                                     the cases
  *
  * A FILTER is the name of a row, a part of a name, or a name followed by parameters ("ssd T=7 Q=3,16"), which runs
@@ -334,7 +335,7 @@ static void case_run(struct session *s, const struct op_row *row, const int64_t 
     s->report.case_failures = 0;
     s->cases++;
     if (s->options.list) printf("%s %s\n", row->name, text);
-    else if (s->options.mode == OP_TEST) case_test(s, row, parameters);
+    else if (s->options.mode & (OP_TEST | OP_LARGE)) case_test(s, row, parameters);
     else if (s->options.mode == OP_GRAD) case_grad(s, row, parameters);
     else case_perf(s, row, parameters);
 }
@@ -388,8 +389,8 @@ static int filter_run(struct session *s, const char *filter) {
 
 static int usage(const char *problem, const char *what) {
     fprintf(stderr,
-            "ops: %s%s%s; usage: ops test|grad|perf|list [--device cpu|cuda] [--precision fp32|fp64|bf16] [--seed N] "
-            "[FILTER...]\n",
+            "ops: %s%s%s; usage: ops test|large|grad|perf|list [--device cpu|cuda] [--precision fp32|fp64|bf16] "
+            "[--seed N] [FILTER...]\n",
             problem, *what ? " " : "", what);
     return 2;
 }
@@ -404,13 +405,14 @@ static int choose(const char *text, const char *const *choices, int *choice) {
 }
 
 static int options_parse(struct options *o, int argc, char **argv) {
-    static const char *const modes[] = {"test", "grad", "perf", "list"};
+    static const char *const modes[] = {"test", "grad", "perf", "large"}; /* in the order of their bits */
     int choice;
     *o = (struct options){.precision = PRECISION_F32, .seed = 1};
     if (argc < 2) return usage("a mode is missing", "");
     for (int i = 0; i < 4; i++)
-        if (strcmp(argv[1], modes[i]) == 0) o->mode = i == 3 ? OP_TEST | OP_GRAD | OP_PERF : 1 << i;
+        if (strcmp(argv[1], modes[i]) == 0) o->mode = 1 << i;
     o->list = strcmp(argv[1], "list") == 0;
+    if (o->list) o->mode = OP_TEST | OP_GRAD | OP_PERF | OP_LARGE;
     if (o->mode == 0) return usage("there is no mode", argv[1]);
     int i = 2;
     for (; i < argc && strncmp(argv[i], "--", 2) == 0; i += 2) {

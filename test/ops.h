@@ -14,6 +14,7 @@
  *                  sum over outputs of <weights, output>
  *              where the weights (random) are what backward receives as gradients of the outputs; then the identities,
  *              in double.
+ *   ops large  is `ops test` with cases that a GPU needs and a CPU takes long over: sizes that fill a chip.
  *   ops perf   times forward and backward, and prints bytes, FLOPs and the share of a measured sgemm.
  *
  * How to add an operation: one row, that is
@@ -24,7 +25,8 @@
  *   3. `forward` and `backward`: one call each, with value(r, "x") and gradient(r, "x") as arguments;
  *   4. if it is to be timed: `flops`.
  * and its address in one of the lists at the end of this file. A parameter named "strided" is understood by the
- * program: when it is 1, operands that set `lead` lie in rows with gaps on both sides.
+ * program: when it is 1, operands that set `lead` lie in rows with gaps on both sides; when it is 2, the gaps keep rows
+ * aligned to 16 bytes that are so by their length.
  */
 #ifndef RIVERRUN_TEST_OPS_H
 #define RIVERRUN_TEST_OPS_H
@@ -38,7 +40,7 @@
 #define OP_PARAMETERS 16
 #define OP_OPERANDS 24
 
-enum { OP_TEST = 1, OP_GRAD = 2, OP_PERF = 4 };
+enum { OP_TEST = 1, OP_GRAD = 2, OP_PERF = 4, OP_LARGE = 8 };
 
 enum operand_kind {
     OPERAND_INPUT,  /* real values; backward gives its gradient, unless no_gradient */

@@ -174,9 +174,16 @@ static void fill_dt(struct run *r, struct operand *o) {
     for (int64_t i = 0; i < o->count; i++) o->values[i] = 0.05 + draw_uniform(r, o, i);
 }
 
-/* From hardly any decay to a factor of 1/20 in a step. */
+/* From hardly any decay to a factor of 1/20 in a step. With extreme=1, one token in four has none at all, and one in
+ * eight lets nothing pass that a float can hold, or nothing by far. */
 static void fill_a(struct run *r, struct operand *o) {
-    for (int64_t i = 0; i < o->count; i++) o->values[i] = -0.01 - 3 * pow(draw_uniform(r, o, i), 4);
+    bool extreme = param(r, "extreme");
+    for (int64_t i = 0; i < o->count; i++) {
+        double u = draw_uniform(r, o, i), part = 8 * u - floor(8 * u);
+        o->values[i] = -0.01 - 3 * pow(u, 4);
+        if (extreme && part < 0.25) o->values[i] = 0;
+        else if (extreme && part > 0.875) o->values[i] = part < 0.92 ? -90 : part < 0.96 ? -110 : -1e30;
+    }
 }
 
 static struct ssd_shape ssd_shape(const struct run *r) {
@@ -258,7 +265,7 @@ static void ssd_step_forward(struct run *r) {
 
 static const struct op_row ssd_step = {
     .name = "ssd_step",
-    .parameters = "B=2 H=2 P=3 G=1 N=5 d=1 strided=0",
+    .parameters = "B=2 H=2 P=3 G=1 N=5 d=1 strided=0 extreme=0",
     .cases = (const struct op_cases[]){{OP_TEST, "B=1,3 H=1,4 P=1,5,64 N=1,7,64 d=0,1 strided=0,1"},
                                        {OP_TEST, "H=4 G=2,4"},
                                        {OP_PERF, "B=1,8 H=8 P=64 N=64,128"},
@@ -329,13 +336,18 @@ static void ssd_shortcut(struct run *r) {
 
 static const struct op_row ssd = {
     .name = "ssd",
-    .parameters = "B=2 T=7 H=2 P=3 G=1 N=5 Q=3 doc=0 initial=1 final=1 d=1 saved=1 strided=0",
+    .parameters = "B=2 T=7 H=2 P=3 G=1 N=5 Q=3 doc=0 initial=1 final=1 d=1 saved=1 strided=0 extreme=0",
     .cases = (const struct op_cases[]){
         {OP_TEST, "T=1,2,3,5,7,16,17,64,97 G=1,2 Q=1,2,3,16,64,256 doc=0,4"},
         {OP_TEST, "T=17,97 H=4 P=5 G=2 N=7 Q=3,16,64 doc=1,2,3 initial=0,1,2 final=0,1,2"},
         {OP_TEST, "T=5,17 Q=3,16 doc=0,2 initial=0,1 final=0,1 d=0,1 strided=1"},
         {OP_TEST, "B=1 T=130 H=4 P=64 G=1,4 N=33 Q=64,128 doc=0,4 strided=1"}, /* several tiles, several threads */
         {OP_TEST, "T=200 H=2 P=16 N=32 Q=64,128,256 doc=0,1,4"},
+        {OP_TEST, "B=1 T=63,65,128,129,192 H=6 P=8 N=16 Q=64 doc=0,5 strided=0,2"}, /* edges of chunks */
+        {OP_TEST, "B=1 T=70 H=14 P=24 G=1,7 N=40,100 Q=64 doc=4"}, /* tiles that are not full */
+        {OP_TEST, "B=1 T=255,256,257,520 H=2 P=8 N=24 Q=64 doc=1 extreme=0,1"}, /* edges of pieces and segments */
+        {OP_TEST, "T=97 H=3 P=64 N=128 Q=16 doc=0,4 extreme=1 strided=2"},
+        {OP_LARGE, "B=16 T=330,520 H=36 P=4,8 N=8 Q=64 doc=0,1"}, /* heads fill a GPU: several pieces in one segment */
         {OP_GRAD, "B=1 T=1,2,3,7,17 H=2 P=2 G=1,2 N=3 Q=1,3,16 doc=0,2,4"},
         {OP_GRAD, "T=7 P=2 N=2 Q=2,3,7 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2 d=0,1"},
         {OP_GRAD, "T=97 H=4 G=2 Q=16,97 doc=0,4 strided=1"},

@@ -15,8 +15,9 @@
 
 #define GUARD 64
 #define GUARD_BYTE 0xA5
-#define GAP_BEFORE 3 /* elements; odd, so that strided rows are not aligned */
+#define GAP_BEFORE 3 /* elements; odd, so that strided rows are not aligned ... */
 #define GAP_AFTER 5
+#define GAP_ALIGNED 8 /* ... unless the case asks for it, with strided=2 */
 #define POISON_NAN 0xFF /* every float type reads it as NaN */
 
 /* A buffer on the device. Payload: `rows` runs of row_bytes; row i starts at offset + (i / inner) * outer_step +
@@ -65,9 +66,10 @@ int64_t param(const struct run *r, const char *name) {
     return r->parameter[found - copy.parameter];
 }
 
-static bool run_strided(struct run *r) {
+/* The parameter "strided", 0 where there is none. */
+static int64_t run_strided(struct run *r) {
     int64_t *strided = parameter_find(r, "strided");
-    return strided != NULL && *strided != 0;
+    return strided != NULL ? *strided : 0;
 }
 
 /* --- operands ----------------------------------------------------------------------------------------------------- */
@@ -272,14 +274,15 @@ static struct block block_of_operand(struct run *r, const char *name, const stru
     for (int i = o->lead; i < o->ndim; i++) row *= o->dim[i];
     b.rows = o->count / row;
     b.inner = o->dim[o->lead - 1];
-    int64_t row_step = GAP_BEFORE + row + GAP_AFTER;
+    int64_t before = run_strided(r) == 2 ? GAP_ALIGNED : GAP_BEFORE;
+    int64_t row_step = before + row + (run_strided(r) == 2 ? GAP_ALIGNED : GAP_AFTER);
     int64_t outer_step = row_step * (b.inner + (o->lead == 2)); /* a row of gap between batch rows */
     t->stride[o->lead - 1] = row_step;
     if (o->lead == 2) t->stride[0] = outer_step;
     b.row_bytes = (size_t)row * element;
     b.row_step = (size_t)row_step * element;
     b.outer_step = (size_t)outer_step * element;
-    b.offset = GUARD + GAP_BEFORE * element;
+    b.offset = GUARD + (size_t)before * element;
     b.size = 2 * GUARD + (size_t)(b.rows / b.inner) * b.outer_step;
     return b;
 }

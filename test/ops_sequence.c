@@ -18,6 +18,7 @@ static bool starts_document(const struct run *r, const struct operand *o, int64_
     case 1: return draw_below(r, o, i, T) < 3;
     case 2: return t == 0 || t == T / 2;
     case 3: return t > 0;
+    case 5: return t > 0 && (t % 64 == 0 || t % 128 == 1);
     default: return draw_below(r, o, i, 3) == 0;
     }
 }

@@ -4,7 +4,8 @@
  * gives, "initial" and "final", (B, ...); the documents "doc"; and parameters that all tokens share. Its row has the
  * parameters B, T, doc, initial and final:
  *   doc      0: no documents given; 1: a few long documents; 2: every row starts a document at its first token, another
- *            begins in the middle, with numbers left out (empty documents); 3: every token is a document; 4: short ones
+ *            begins in the middle, with numbers left out (empty documents); 3: every token is a document; 4: short
+ *            ones; 5: at every 64th token, and at the one behind every 128th
  *   initial, final   0: absent; 1: given, with gradient; 2: given, without
  */
 #ifndef RIVERRUN_TEST_OPS_SEQUENCE_H
