@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #ifdef RIVERRUN_OPENBLAS
 #include <cblas.h>
@@ -129,18 +130,6 @@ void device_read(struct device *dev, void *to_host, const void *from_device, siz
     if (bytes) memcpy(to_host, from_device, bytes);
 }
 
-void *device_stage(struct device *dev, void *to_device, size_t bytes) {
-    (void)dev;
-    ASSERT(bytes <= DEVICE_STAGE);
-    ON_CUDA(dev, return cuda_device_stage(dev, bytes))
-    return to_device;
-}
-
-void device_staged(struct device *dev, void *to_device, size_t bytes) {
-    (void)dev, (void)to_device, (void)bytes;
-    ON_CUDA(dev, cuda_device_staged(dev, to_device, bytes)) {}
-}
-
 void device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes) {
     (void)dev;
     ON_CUDA(dev, cuda_device_fetch(dev, to_host, from_device, bytes))
@@ -227,15 +216,11 @@ double device_peak_flops(const struct device *dev) {
     return 0;
 }
 
-/* Measured as what the device holds beyond the arenas at the end of a run (docs/gpu.md). */
-size_t device_overhead(enum device_kind kind) {
-    return kind == DEVICE_CUDA ? (size_t)640 << 20 : 0;
-}
-
-/* cudaMalloc hands out pages of 2 MiB. */
-size_t device_rounded(enum device_kind kind, size_t bytes) {
-    size_t page = kind == DEVICE_CUDA ? (size_t)2 << 20 : 1;
-    return (bytes + page - 1) / page * page;
+size_t device_present(enum device_kind kind) {
+#ifdef RIVERRUN_CUDA
+    if (kind == DEVICE_CUDA) return cuda_device_present();
+#endif
+    return kind == DEVICE_CPU ? (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) : 0;
 }
 
 /* ---- timer ------------------------------------------------------------------------------------------------------ */

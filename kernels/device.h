@@ -16,8 +16,12 @@ struct device {
     enum precision precision;
     const struct arena_memory *memory;      /* for arena_open; NULL = host memory */
     const struct arena_memory *host_memory; /* host memory that is copied from fastest; NULL = any */
+    bool direct; /* device_run records nothing */
     void *impl;
 };
+
+/* Is there such a device in this machine, for this build? 0 if not, else its bytes of memory. Opens nothing. */
+size_t device_present(enum device_kind kind);
 
 /* The operations of a device, without opening it: enough to plan memory. Fails like device_open for what this build does
  * not have, and does not look at the machine. */
@@ -38,12 +42,6 @@ uint64_t device_identity(const struct device *dev);
  * device_read waits for the work before it. Neither belongs into recorded work. */
 void device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
 void device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
-
-/* device_write in two steps, for bytes that are computed on the way: fill what device_stage returns, at most
- * DEVICE_STAGE bytes, then hand it over. On the CPU it is the destination itself. One at a time. */
-#define DEVICE_STAGE ((size_t)4 << 20)
-void *device_stage(struct device *dev, void *to_device, size_t bytes);
-void device_staged(struct device *dev, void *to_device, size_t bytes);
 
 /* Queue a copy to host memory that was taken from dev->host_memory; it is there once a mark set behind it is reached. */
 void device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes);
@@ -80,11 +78,6 @@ struct device_memory_use {
     size_t now, peak;
 };
 struct device_memory_use device_memory(struct device *dev);
-/* What a device takes beside what is asked of it: a CUDA context, the code of the kernels and of cuBLASLt, its
- * workspace, recorded steps. */
-size_t device_overhead(enum device_kind kind);
-/* Bytes that asking for `bytes` takes. */
-size_t device_rounded(enum device_kind kind, size_t bytes);
 /* FLOP/s of dense bf16 products by the data sheet of the device, 0 where it is not known. */
 double device_peak_flops(const struct device *dev);
 

@@ -100,6 +100,8 @@ struct step_report {
 struct ops {
     const char *name; /* "cpu-f32", "cpu-f64" */
     enum dtype act, real;
+    size_t memory_page;     /* what is asked of the device's memory is rounded up to a multiple of it */
+    size_t memory_overhead; /* what the device takes beside what is asked of it (docs/gpu.md) */
 
     /* --- embedding: out[r] = table[tokens[r]] --------------------------------------------------------------- */
     /* out (R,D) real =; tokens (R) i32 in [0,V); table (V,D) */

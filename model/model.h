@@ -65,9 +65,11 @@ double model_forward_flops(const struct model_config *mc, int64_t T); /* per tok
 /* --- memory ----------------------------------------------------------------------------------- */
 enum model_mode { MODEL_TRAIN, MODEL_INFER };
 struct model_memory { /* bytes on one rank */
-    size_t parameters, gradients, optimizer, activations, scratch, batch, total;
+    size_t parameters, gradients, optimizer, activations, scratch, batch;
+    size_t device; /* what a GPU takes by itself: context, code, recorded steps */
+    size_t total;
 };
-/* What model_open will allocate, and the optimizer's m and v (1/ranks of them each), for micro-batches of B x T. No
+/* What model_open will allocate, what the device takes by itself, and the optimizer's m and v (1/ranks of them each), for micro-batches of B x T. No
  * device is opened, and nothing but a copy of the tensor table is allocated. */
 int model_plan(struct model_memory *memory, const struct model_config *mc, const struct ops *ops, enum model_mode mode,
                int64_t B, int64_t T, int ranks, error *err);

@@ -132,6 +132,11 @@ void places_carve(struct places *places, const struct model_config *mc, const st
     carve_activations(places, mc, ops, mode, B, T, areas);
 }
 
+/* What asking the device for it takes. */
+static size_t rounded_up(size_t bytes, const struct ops *ops) {
+    return (bytes + ops->memory_page - 1) / ops->memory_page * ops->memory_page;
+}
+
 int model_plan(struct model_memory *out, const struct model_config *mc, const struct ops *ops, enum model_mode mode,
                int64_t B, int64_t T, int ranks, error *err) {
     struct params params;
@@ -141,16 +146,18 @@ int model_plan(struct model_memory *out, const struct model_config *mc, const st
     params_layout(&params, ranks, ops->act != ops->real);
     for (int i = 0; i < AREAS; i++) areas[i] = arena_measure(area_names[i]);
     places_carve(&places, mc, &params, ops, mode, B, T, areas);
+    size_t moments = mode == MODEL_TRAIN ? 2 * elements(params.elements / ranks, 1, ops->real) : 0;
     struct model_memory memory = {
-        .parameters = areas[AREA_PARAMETERS].peak,
-        .gradients = areas[AREA_GRADIENTS].peak,
-        .optimizer = mode == MODEL_TRAIN ? 2 * elements(params.elements / ranks, 1, ops->real) : 0,
-        .activations = areas[AREA_ACTIVATIONS].peak,
-        .scratch = areas[AREA_SCRATCH].peak,
-        .batch = areas[AREA_BATCH].peak,
+        .parameters = rounded_up(areas[AREA_PARAMETERS].peak, ops),
+        .gradients = rounded_up(areas[AREA_GRADIENTS].peak, ops),
+        .optimizer = rounded_up(moments, ops),
+        .activations = rounded_up(areas[AREA_ACTIVATIONS].peak, ops),
+        .scratch = rounded_up(areas[AREA_SCRATCH].peak, ops),
+        .batch = rounded_up(areas[AREA_BATCH].peak, ops),
+        .device = ops->memory_overhead,
     };
-    memory.total =
-        memory.parameters + memory.gradients + memory.optimizer + memory.activations + memory.scratch + memory.batch;
+    memory.total = memory.parameters + memory.gradients + memory.optimizer + memory.activations + memory.scratch +
+                   memory.batch + memory.device;
     params_close(&params);
     *out = memory;
     return 0;

@@ -14,6 +14,7 @@ const struct ops OP(ops_cpu) = {
     .name = TABLE_NAME,
     .act = REAL_DTYPE,
     .real = REAL_DTYPE,
+    .memory_page = 1,
     ENTRY(embedding_forward),
     ENTRY(embedding_backward),
     ENTRY(add_rmsnorm_forward),

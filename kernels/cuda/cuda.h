@@ -23,8 +23,7 @@ void cuda_device_write(struct device *dev, void *to_device, const void *from_hos
 void cuda_device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
 void cuda_device_copy(struct device *dev, void *to, const void *from, size_t bytes);
 void cuda_device_zero(struct device *dev, void *memory, size_t bytes);
-void *cuda_device_stage(struct device *dev, size_t bytes);
-void cuda_device_staged(struct device *dev, void *to_device, size_t bytes);
+size_t cuda_device_present(void);
 void cuda_device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes);
 uint64_t cuda_device_mark(struct device *dev);
 void cuda_device_wait(struct device *dev, uint64_t mark);

@@ -72,6 +72,15 @@ static int check_device(int *index, error *err) {
     return 0;
 }
 
+size_t cuda_device_present(void) {
+    int count = 0;
+    cudaDeviceProp properties;
+    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0 && cudaGetDeviceProperties(&properties, 0) == cudaSuccess)
+        return properties.totalGlobalMem;
+    cudaGetLastError();
+    return 0;
+}
+
 static int open_blas(struct cuda_device *c, error *err) {
     TRY(cublas_load(&c->library, err));
     cublasStatus_t status = c->library.cublasLtCreate(&c->blas);

@@ -16,6 +16,7 @@
 struct gemm_plan;
 
 enum { STAGE_SLOTS = 4, MARKS = 8 };
+constexpr size_t STAGE = (size_t)4 << 20; /* bytes of a slot */
 
 /* device.impl */
 struct cuda_device {
@@ -26,7 +27,7 @@ struct cuda_device {
     void *workspace; /* of the matrix products */
     size_t workspace_size;
     double *partials;        /* SUM_BLOCKS doubles, for sums over flat arrays */
-    char *stage;             /* pinned: STAGE_SLOTS slots of DEVICE_STAGE bytes (transfer.cu) */
+    char *stage;             /* pinned: STAGE_SLOTS slots of STAGE bytes (transfer.cu) */
     cudaEvent_t stage_done[STAGE_SLOTS];
     int stage_slot; /* the next one to be filled */
     cudaEvent_t marks[MARKS];

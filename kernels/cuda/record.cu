@@ -80,7 +80,7 @@ static void try_record(struct device *dev, struct device_record *r, void (*work)
 
 extern "C" void cuda_device_run(struct device *dev, struct device_record **place, void (*work)(void *self),
                                 void *self) {
-    if (!*place) *place = (struct device_record *)calloc(1, sizeof **place);
+    if (!*place && !dev->direct) *place = (struct device_record *)calloc(1, sizeof **place);
     struct device_record *r = *place;
     if (r && r->runs == 1 && !r->direct) try_record(dev, r, work, self);
     if (r && r->runs < 2) r->runs++;

@@ -2,6 +2,10 @@
  * device_open() hands out one of them. */
 #include "kernels/cuda/cuda.h"
 
+/* cudaMalloc hands out pages of 2 MiB. Beside that: the context, the code of the kernels and of cuBLASLt's, its workspace,
+ * recorded steps; measured on an H100 (docs/gpu.md). */
+#define MEMORY .memory_page = (size_t)2 << 20, .memory_overhead = (size_t)560 << 20
+
 #define ENTRY(name) .name = cuda_##name
 #define ENTRIES                                                                                                        \
     ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(add_rmsnorm_forward), ENTRY(add_rmsnorm_backward),      \
@@ -18,6 +22,7 @@ const struct ops ops_cuda_f32 = {
     .name = "cuda-f32",
     .act = DTYPE_F32,
     .real = DTYPE_F32,
+    MEMORY,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_f32,
     .ssd_saved = cuda_ssd_saved_f32,
@@ -29,6 +34,7 @@ const struct ops ops_cuda_bf16 = {
     .name = "cuda-bf16",
     .act = DTYPE_BF16,
     .real = DTYPE_F32,
+    MEMORY,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_bf16,
     .ssd_saved = cuda_ssd_saved_bf16,

@@ -10,7 +10,7 @@
 #include <string.h>
 
 int cuda_transfer_open(struct cuda_device *c, error *err) {
-    cudaError_t result = cudaMallocHost((void **)&c->stage, STAGE_SLOTS * DEVICE_STAGE);
+    cudaError_t result = cudaMallocHost((void **)&c->stage, STAGE_SLOTS * STAGE);
     for (int i = 0; i < STAGE_SLOTS && result == cudaSuccess; i++)
         result = cudaEventCreateWithFlags(&c->stage_done[i], cudaEventDisableTiming);
     for (int i = 0; i < MARKS && result == cudaSuccess; i++)
@@ -29,28 +29,29 @@ void cuda_transfer_close(struct cuda_device *c) {
 
 /* --- to the device ------------------------------------------------------------------------------------------------ */
 
-extern "C" void *cuda_device_stage(struct device *dev, size_t bytes) {
+/* The ring's next slot, free to be filled. */
+static void *stage(struct device *dev) {
     struct cuda_device *c = cuda_impl(dev);
-    ASSERT(bytes <= DEVICE_STAGE);
     /* An event that was never recorded is done. */
     cuda_expect(dev, cudaEventSynchronize(c->stage_done[c->stage_slot]), "writing to the GPU");
-    return c->stage + (size_t)c->stage_slot * DEVICE_STAGE;
+    return c->stage + (size_t)c->stage_slot * STAGE;
 }
 
-extern "C" void cuda_device_staged(struct device *dev, void *to_device, size_t bytes) {
+/* Queue the copy of what is in it. */
+static void send(struct device *dev, void *to_device, size_t bytes) {
     struct cuda_device *c = cuda_impl(dev);
     int slot = c->stage_slot;
-    cuda_expect(dev, cudaMemcpyAsync(to_device, c->stage + (size_t)slot * DEVICE_STAGE, bytes, cudaMemcpyHostToDevice,
+    cuda_expect(dev, cudaMemcpyAsync(to_device, c->stage + (size_t)slot * STAGE, bytes, cudaMemcpyHostToDevice,
                                      c->stream), "writing to the GPU");
     cuda_expect(dev, cudaEventRecord(c->stage_done[slot], c->stream), "writing to the GPU");
     c->stage_slot = (slot + 1) % STAGE_SLOTS;
 }
 
 extern "C" void cuda_device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes) {
-    for (size_t from = 0; from < bytes; from += DEVICE_STAGE) {
-        size_t part = bytes - from < DEVICE_STAGE ? bytes - from : DEVICE_STAGE;
-        memcpy(cuda_device_stage(dev, part), (const char *)from_host + from, part);
-        cuda_device_staged(dev, (char *)to_device + from, part);
+    for (size_t from = 0; from < bytes; from += STAGE) {
+        size_t part = bytes - from < STAGE ? bytes - from : STAGE;
+        memcpy(stage(dev), (const char *)from_host + from, part);
+        send(dev, (char *)to_device + from, part);
     }
 }
 
@@ -66,9 +67,9 @@ extern "C" void cuda_device_fetch(struct device *dev, void *to_host, const void 
 static int queue_piece(struct device *dev, const char *from_device, size_t from, size_t bytes) {
     struct cuda_device *c = cuda_impl(dev);
     if (from >= bytes) return -1;
-    size_t part = bytes - from < DEVICE_STAGE ? bytes - from : DEVICE_STAGE;
+    size_t part = bytes - from < STAGE ? bytes - from : STAGE;
     int slot = c->stage_slot;
-    void *at = cuda_device_stage(dev, part);
+    void *at = stage(dev);
     cuda_device_fetch(dev, at, from_device + from, part);
     cuda_expect(dev, cudaEventRecord(c->stage_done[slot], c->stream), "reading from the GPU");
     c->stage_slot = (slot + 1) % STAGE_SLOTS;
@@ -79,11 +80,11 @@ extern "C" void cuda_device_read(struct device *dev, void *to_host, const void *
     struct cuda_device *c = cuda_impl(dev);
     const char *device = (const char *)from_device;
     int slot = queue_piece(dev, device, 0, bytes);
-    for (size_t from = 0; from < bytes; from += DEVICE_STAGE) {
-        size_t part = bytes - from < DEVICE_STAGE ? bytes - from : DEVICE_STAGE;
-        int next = queue_piece(dev, device, from + DEVICE_STAGE, bytes);
+    for (size_t from = 0; from < bytes; from += STAGE) {
+        size_t part = bytes - from < STAGE ? bytes - from : STAGE;
+        int next = queue_piece(dev, device, from + STAGE, bytes);
         cuda_expect(dev, cudaEventSynchronize(c->stage_done[slot]), "reading from the GPU");
-        memcpy((char *)to_host + from, c->stage + (size_t)slot * DEVICE_STAGE, part);
+        memcpy((char *)to_host + from, c->stage + (size_t)slot * STAGE, part);
         slot = next;
     }
     if (bytes == 0) cuda_expect(dev, cudaStreamSynchronize(c->stream), "reading from the GPU");
