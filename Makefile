@@ -259,6 +259,7 @@ $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
 TEST_UNITS    := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(wildcard test/test_*.c)))
+TEST_CUDA     := $(if $(HAVE_CUDA),$(patsubst test/%.cu,$(BUILD)/test/%,$(sort $(wildcard test/*.cu))))
 TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c))
 OPS_OBJECTS    := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/ops.c test/ops_*.c)))
 GOLDEN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/golden.c test/golden_*.c)))
@@ -274,7 +275,7 @@ all: $(BUILD)/riverrun ## Build the program (the default); says first what it fo
 
 report: ; @: ## Only say what was found
 
-tests: $(TEST_UNITS) $(TEST_TABLES) $(TEST_TOOLS) ## Build the test programs
+tests: $(TEST_UNITS) $(TEST_TABLES) $(TEST_TOOLS) $(TEST_CUDA) ## Build the test programs
 
 fuzzers: $(if $(HAVE_FUZZER),$(FUZZ_TARGETS)) ## Build the fuzzers (clang with libFuzzer; left out without it)
 	$(if $(HAVE_FUZZER),@:,@echo "fuzzers left out: no $(CLANG) with libFuzzer (Debian packages clang, libclang-rt-dev)")
@@ -311,8 +312,13 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 $(OBJ)/%.o: %.cc $(BUILD)/flags
 	$(call compile,$(CXX),$(EMULATE_FLAGS))
 ifneq ($(EMULATION),)
+# The compiler forgets the section of shared variables (test/emulation/emulation.h) in templates: it is put back.
 $(OBJ)/%.cu.o: %.cu $(BUILD)/flags
-	$(call compile,$(CXX),$(EMULATE_FLAGS) $(EMULATE_CUDA))
+	@echo "  CXX  $<"
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(EMULATE_FLAGS) $(EMULATE_CUDA) -MMD -MP -MF $(@:.o=.d) -MT $@ -S -o $(@:.o=.s) $<
+	$(Q)sed -i 's/^\t\.section\t\.bss\._ZZ.*/\t.section emulation_shared,"aw",%nobits/' $(@:.o=.s)
+	$(Q)$(CXX) -c -o $@ $(@:.o=.s)
 else
 $(OBJ)/%.cu.o: %.cu $(BUILD)/flags
 	@echo "  NVCC $<"
@@ -363,6 +369,8 @@ $(BUILD)/test/test_faults_memory: private LINK += $(WRAPPED:%=-Wl,--wrap=%)
 $(BUILD)/test/ops: $(OPS_OBJECTS) $(SUPPORT_LIB) $(call archives,kernels common)
 	$(link_table)
 $(BUILD)/test/golden: $(GOLDEN_OBJECTS) $(SUPPORT_LIB) $(LIBRARIES)
+	$(link_table)
+$(TEST_CUDA): $(BUILD)/test/%: $(OBJ)/test/%.cu.o $(call archives,kernels common)
 	$(link_table)
 $(TEST_TOOLS): $(BUILD)/test/%: $(OBJ)/test/%.o $(SUPPORT_LIB) $(LIBRARIES)
 	$(link_table)
@@ -428,7 +436,7 @@ quickstart: all ## Text to a trained byte-level model in a few minutes
 	@BUILD=$(BUILD) sh scripts/quickstart-run.sh
 
 clean: ## Remove what was built
-	rm -rf $(BUILD) $(BUILD)-san
+	rm -rf $(BUILD) $(BUILD)-san $(BUILD)-emulate
 
 help: ## Print this list
 	@echo "make [target] [SWITCH=value ...]"

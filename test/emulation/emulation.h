@@ -34,7 +34,8 @@
 
 /* Shared variables gather in a section of their own, so that they can be filled at the start of a block. The name that
  * the compiler sees ends in a number that the assembler takes for a comment: the compiler refuses to keep variables of
- * templates and of functions in one section. */
+ * templates and of functions in one section. (Those of templates it puts elsewhere anyway; the Makefile's rule for .cu
+ * files brings them back.) */
 #define EMULATION_TEXT_OF(number) #number
 #define EMULATION_TEXT(number) EMULATION_TEXT_OF(number)
 #ifdef __x86_64__
