@@ -123,6 +123,13 @@ __device__ __forceinline__ float power_of_two(float v) {
     return result;
 }
 
+/* 1 / v to about one unit in the last place; of what is beyond 2^126, 0. */
+__device__ __forceinline__ float reciprocal(float v) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+    return result;
+}
+
 #endif
 
 __device__ __forceinline__ void cp_async_16(void *shared, const void *global, int bytes = 16) {

@@ -1,23 +1,29 @@
 /* scan.cu: the selective scan of Mamba (arXiv 2312.00752) with step size, skip and gate: forward and one step; backward
- * is scan_backward.cu.
+ * is scan_backward.cu, what enters the segments of a row that is cut scan_carry.cu.
  *
  *   delta = softplus(raw + bias);  A = -exp(A_log);  per channel i and state n
  *   h[t,n] = exp(delta[t] A[n]) h[t-1,n] + delta[t] b[t,n] x[t];   y[t] = sum_n c[t,n] h[t,n] + d x[t];   g = y silu(z)
  *
- * A thread owns one channel and keeps GROUP = 16 states in registers, so 16 independent recurrences hide each other's
- * latency; neighbouring threads are neighbouring channels, so x, raw, z and g are read and written in rows of the (B,T,D)
- * layout that the projections use. b and c of a piece of PIECE tokens lie in shared memory and are read by all threads of
- * the block at once. More than 16 states are walked in groups of 16, and y is kept in scratch between them.
+ * A block walks SCAN_BLOCK channels of one batch row over a segment of time in tiles of TILE tokens. What is one number
+ * a token and channel is computed before and after a tile's walk by threads that take two neighbouring channels: delta
+ * and delta x go to shared memory, y comes back from there; the next tile is on its way from memory meanwhile. In the
+ * walk a thread has STATES states of two channels, 16 independent recurrences for eight states, and the lanes that share
+ * a pair add their sums with one shuffle. More than GROUP states are walked in groups, with y in scratch between them.
  *
- * Time is cut into segments when there are too few channels to fill the chip (small B, long T): every segment but the
- * last is first run from a zero state for what it adds to its final state, a short pass carries the states over the
- * segments, and then all segments run at once from their entering states. That costs a second set of exponentials. The
- * cut depends on the shape only.
+ * Why pairs and eight states: all lanes read b and c from shared memory. One channel and 16 states would read 8 bytes a
+ * token, channel and state; two channels and eight states read 5. Four states a thread (twice the warps) are taken
+ * where a chip is not filled by eight.
+ *
+ * Time is cut into segments when there are too few channels to fill the chip (small B, long T). That costs a second set
+ * of exponentials (scan_carry.cu). The cut depends on the shape only, so sums are always the same.
  *
  * saved: the states that enter each piece of SCAN_PIECE tokens, (B, ceil(T/SCAN_PIECE), N, D) fp32.
  *
- * Account, B 8, T 2048, D 4096, N 16, bf16: 1.07e9 exponentials at 3.7e12/s are 0.29 ms, about 6.4e9 multiply-adds
- * 0.2 ms beside them, 4 x 134 MB 0.13 ms: bound by exponentials, floor 0.3 ms.
+ * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz: for each token, channel and state one
+ * exponential, four fp32 instructions and 5/16 of a 16-byte read of shared memory; for each token and channel three more
+ * exponentials and reciprocals and about 40 instructions. Special functions: 19/16 x 1.07e9 at 3.7e12/s, 0.34 ms; issue
+ * slots: 8 x 1.07e9 at 29.6e12/s, 0.29 ms beside them; 4 x 134 MB and 33 MB saved, 0.14 ms beside both. So bound by
+ * exponentials: 0.34 ms at best, 0.45 expected. B 1, T 65536 is four times the work and is run almost twice: 2.8 ms.
  */
 #include "kernels/cuda/scan.cuh"
 
@@ -29,18 +35,14 @@ scan_problem scan_problem_of(tensor g, tensor x, tensor raw, tensor bias, tensor
     p.B = x.dim[0], p.T = x.dim[1], p.D = x.dim[2], p.N = b.dim[2];
     ASSERT(tensor_is(g, 3, p.B, p.T, p.D) && tensor_is(raw, 3, p.B, p.T, p.D) && tensor_is(c, 3, p.B, p.T, p.N));
     ASSERT(tensor_is(A_log, 2, p.D, p.N) && tensor_is(bias, 1, p.D) && x.dtype == b.dtype && x.dtype == raw.dtype);
-    p.g_row = g.stride[0], p.g_step = g.stride[1];
-    p.x_row = x.stride[0], p.x_step = x.stride[1];
-    p.raw_row = raw.stride[0], p.raw_step = raw.stride[1];
-    p.z_row = z.stride[0], p.z_step = z.stride[1];
-    p.b_row = b.stride[0], p.b_step = b.stride[1];
-    p.c_row = c.stride[0], p.c_step = c.stride[1];
+    ASSERT(!tensor_given(z) || tensor_is(z, 3, p.B, p.T, p.D));
     p.bias = data_of<float>(bias), p.A_log = data_of<float>(A_log), p.d = data_of<float>(d);
     p.initial = data_of<float>(initial), p.doc = data_of<int32_t>(doc);
     struct scan_shape shape = {p.B, p.T, p.D, p.N};
     p.pieces = scan_pieces(shape);
     p.per_segment = scan_pieces_per_segment(shape);
-    p.segments = ceil_div(p.pieces, p.per_segment);
+    p.segments = scan_segments(shape);
+    p.states_fit = vectors_fit(b, 4) && vectors_fit(c, 4);
     return p;
 }
 
@@ -55,7 +57,7 @@ static size_t sums_size(struct scan_shape s) {
 }
 
 static size_t carry_size(struct scan_shape s) {
-    int64_t segments = ceil_div(scan_pieces(s), scan_pieces_per_segment(s));
+    int64_t segments = scan_segments(s);
     return segments > 1 ? (size_t)(s.B * segments * s.N * s.D) * sizeof(float) : 0;
 }
 
@@ -65,112 +67,162 @@ extern "C" size_t cuda_scan_forward_scratch(struct scan_shape s) {
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
-enum { THREADS = 128, PIECE = SCAN_PIECE, GROUP = SCAN_GROUP };
+enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS };
 
-/* b (and c) of a piece: shared[t * GROUP + n], 0 beyond the last state. */
-template <class T>
-__device__ void load_piece(float *shared, const T *from, int64_t row, int64_t step, const scan_problem &p, int64_t b,
-                           int64_t t0, int count, int n0) {
-    for (int i = threadIdx.x; i < count * GROUP; i += blockDim.x) {
-        int t = i / GROUP, n = n0 + i % GROUP;
-        shared[i] = n < p.N ? to_float(from[b * row + (t0 + t) * step + n]) : 0.0f;
+/* How the threads of a block share a tile: a warp takes a token's pairs, EACH elements of b and of c a thread. */
+template <int STATES> struct tiling {
+    static constexpr int THREADS = scan_place<STATES>::THREADS, TOKENS = THREADS / WARP;
+    static constexpr int ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / THREADS;
+};
+
+/* What a thread brings of a tile, on its way from memory. */
+template <class T, int STATES> struct forward_tile {
+    scan_two<T> x[tiling<STATES>::ROUNDS], raw[tiling<STATES>::ROUNDS], z[tiling<STATES>::ROUNDS];
+    pack<T, tiling<STATES>::EACH> b, c;
+    scan_documents documents;
+};
+
+struct forward_room {
+    float4 flow[TILE][PAIRS]; /* delta and delta x of two channels */
+    float2 y[TILE][PAIRS];
+    float b[TILE][GROUP], c[TILE][GROUP];
+};
+
+template <class T, bool WIDE, int STATES>
+__device__ __forceinline__ void load_tile(forward_tile<T, STATES> &tile, const scan_inputs<T> &in,
+                                          const scan_problem &p, const scan_pair &own, int64_t row, int64_t t0, int n0) {
+    using tiles = tiling<STATES>;
+    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE), e = threadIdx.x * tiles::EACH;
+    load_pairs<WIDE, tiles::TOKENS>(tile.x, in.x, own, row, t0, left);
+    load_pairs<WIDE, tiles::TOKENS>(tile.raw, in.raw, own, row, t0, left);
+    if (in.z.data) load_pairs<WIDE, tiles::TOKENS>(tile.z, in.z, own, row, t0, left);
+    tile.documents.load(p, row, t0);
+    tile.b = load_states<T, tiles::EACH>(in.b, p, row, t0 + e / GROUP, n0 + e % GROUP);
+    tile.c = load_states<T, tiles::EACH>(in.c, p, row, t0 + e / GROUP, n0 + e % GROUP);
+}
+
+template <class T, int STATES>
+__device__ __forceinline__ void fill_room(forward_room &room, const forward_tile<T, STATES> &tile,
+                                          const scan_problem &p, const scan_pair &own, float2 bias, int64_t row,
+                                          int64_t t0) {
+    using tiles = tiling<STATES>;
+    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE);
+    unsigned starts = tile.documents.starts();
+#pragma unroll
+    for (int k = 0; k < tiles::ROUNDS; k++) {
+        int local = k * tiles::TOKENS + threadIdx.x / WARP;
+        float2 x = tile.x[k].floats(), raw = tile.raw[k].floats();
+        float first = softplus_of(raw.x + bias.x), second = softplus_of(raw.y + bias.y);
+        float4 flow = make_float4(first, first * x.x, second, second * x.y);
+        if (starts >> local & 1) flow.x = flow.z = SCAN_START;
+        if (local >= left) flow = make_float4(0, 0, 0, 0);
+        room.flow[local][own.place] = flow;
+    }
+#pragma unroll
+    for (int e = 0; e < tiles::EACH; e++) {
+        int at = threadIdx.x * tiles::EACH + e;
+        room.b[at / GROUP][at % GROUP] = to_float(tile.b.v[e]);
+        room.c[at / GROUP][at % GROUP] = to_float(tile.c.v[e]);
     }
 }
 
-/* One token of one channel: all states of the group. Returns their sum with c. */
-__device__ __forceinline__ float advance(float (&h)[GROUP], const float (&rate)[GROUP], float delta, float x,
-                                         const float *b, const float *c) {
-    float inflow = delta * x, y = 0;
+template <int STATES>
+__device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
+                                          const scan_place<STATES> &at) {
+#pragma unroll 4
+    for (int t = 0; t < TILE; t++) {
+        float b[STATES], c[STATES], first = 0, second = 0;
+        float4 flow = room.flow[t][at.pair];
+        load_floats_of<STATES>(b, &room.b[t][at.n]);
+        load_floats_of<STATES>(c, &room.c[t][at.n]);
 #pragma unroll
-    for (int n = 0; n < GROUP; n++) {
-        h[n] = power_of_two(delta * rate[n]) * h[n] + inflow * b[n];
-        y += c[n] * h[n];
-    }
-    return y;
-}
-
-/* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. TOTALS: only what the segment adds to its final
- * state and the sum of its delta, for scan_carry_kernel; otherwise the outputs, from the segment's entering state. */
-template <class T, bool TOTALS>
-__global__ void __launch_bounds__(THREADS)
-scan_forward_kernel(T *g, float *final, float *saved, float *sums, float *adds, float *decays, const float *entering,
-                    const T *x, const T *raw, const T *b, const T *c, const T *z, scan_problem p, int n0) {
-    __shared__ float bs[PIECE * GROUP], cs[PIECE * GROUP];
-    int64_t row = blockIdx.z, segment = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    bool inside = i < p.D;
-    float rate[GROUP], h[GROUP], bias = inside ? p.bias[i] : 0, skip = inside && p.d ? p.d[i] : 0, total = 0;
-    const float *start = TOTALS ? NULL : entering;
-#pragma unroll
-    for (int n = 0; n < GROUP; n++) {
-        bool real_state = inside && n0 + n < p.N;
-        rate[n] = real_state ? -LOG2E * expf(p.A_log[i * p.N + n0 + n]) : 0;
-        h[n] = real_state && start ? start[((row * p.segments + segment) * p.N + n0 + n) * p.D + i] : 0;
-        if (real_state && !TOTALS && !start && p.initial) h[n] = p.initial[(row * p.D + i) * p.N + n0 + n];
-    }
-    int64_t first = segment * p.per_segment, last = first + p.per_segment < p.pieces ? first + p.per_segment : p.pieces;
-    bool reset = false; /* a document has started in the segment: the entering state reaches nothing behind it */
-    for (int64_t piece = first; piece < last; piece++) {
-        int64_t t0 = piece * PIECE;
-        int count = (int)(t0 + PIECE < p.T ? PIECE : p.T - t0);
-        __syncthreads();
-        load_piece(bs, b, p.b_row, p.b_step, p, row, t0, count, n0);
-        if (!TOTALS) load_piece(cs, c, p.c_row, p.c_step, p, row, t0, count, n0);
-        __syncthreads();
-        if (!inside) continue;
-        if (!TOTALS && saved)
-#pragma unroll
-            for (int n = 0; n < GROUP; n++)
-                if (n0 + n < p.N) saved[((row * p.pieces + piece) * p.N + n0 + n) * p.D + i] = h[n];
-        for (int t = 0; t < count; t++) {
-            int64_t now = t0 + t;
-            float in = to_float(x[row * p.x_row + now * p.x_step + i]);
-            float delta = softplus_of(to_float(raw[row * p.raw_row + now * p.raw_step + i]) + bias);
-            if (scan_starts(p, row, now)) {
-                reset = true;
-#pragma unroll
-                for (int n = 0; n < GROUP; n++) h[n] = 0;
-            }
-            float y = advance(h, rate, delta, in, bs + t * GROUP, cs + t * GROUP);
-            if (TOTALS) {
-                total += delta;
-                continue;
-            }
-            int64_t at = (row * p.T + now) * p.D + i;
-            if (n0 > 0) y += sums[at];
-            if (n0 + GROUP < p.N) {
-                sums[at] = y;
-                continue;
-            }
-            y += skip * in;
-            if (z) y *= silu_of(to_float(z[row * p.z_row + now * p.z_step + i]));
-            g[row * p.g_row + now * p.g_step + i] = from_float<T>(y);
+        for (int n = 0; n < STATES; n++) {
+            h[0][n] = power_of_two(flow.x * rate[0][n]) * h[0][n] + flow.y * b[n];
+            h[1][n] = power_of_two(flow.z * rate[1][n]) * h[1][n] + flow.w * b[n];
+            first += c[n] * h[0][n];
+            second += c[n] * h[1][n];
         }
-    }
-    if (!inside) return;
-#pragma unroll
-    for (int n = 0; n < GROUP; n++) {
-        if (n0 + n >= p.N) continue;
-        int64_t at = ((row * p.segments + segment) * p.N + n0 + n) * p.D + i;
-        if (TOTALS) {
-            adds[at] = h[n];
-            decays[at] = reset ? 0.0f : power_of_two(total * rate[n]);
-        } else if (final && last == p.pieces) {
-            final[(row * p.D + i) * p.N + n0 + n] = h[n];
-        }
+        float y = channel_sum<STATES>(first, second, at.lane);
+        if (at.keeps()) (&room.y[t][0].x)[at.channel()] = y;
     }
 }
 
-/* From what the segments add to the states that enter them, in place of the sums; a thread a channel and state. */
-__global__ void scan_carry_kernel(float *adds, const float *decays, scan_problem p) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, n = blockIdx.y, row = blockIdx.z;
-    if (i >= p.D) return;
-    float h = p.initial ? p.initial[(row * p.D + i) * p.N + n] : 0;
-    for (int64_t segment = 0; segment < p.segments; segment++) {
-        int64_t at = ((row * p.segments + segment) * p.N + n) * p.D + i;
-        float add = adds[at], decay = decays[at];
-        adds[at] = h;
-        h = decay * h + add;
+/* g of a tile from its y; or, before the last group of states, y into the sums. */
+template <class T, bool WIDE, int STATES>
+__device__ __forceinline__ void store_tile(const scan_rows<T> &g, float *sums, const forward_room &room,
+                                           const forward_tile<T, STATES> &tile, bool gated, const scan_problem &p,
+                                           const scan_pair &own, float2 skip, int64_t row, int64_t t0, int n0) {
+    using tiles = tiling<STATES>;
+    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE);
+#pragma unroll
+    for (int k = 0; k < tiles::ROUNDS; k++) {
+        int local = k * tiles::TOKENS + threadIdx.x / WARP;
+        int64_t t = t0 + local, place = (row * p.T + t) * p.D + own.i;
+        if (local >= left) break;
+        float2 y = room.y[local][own.place];
+        if (n0 > 0) {
+            float2 before = pair_of_vector(sums, place, own.count);
+            y.x += before.x, y.y += before.y;
+        }
+        if (n0 + GROUP < p.N) {
+            store_pair<float, false>(sums + place, y.x, y.y, own.count);
+            continue;
+        }
+        float2 x = tile.x[k].floats();
+        y.x += skip.x * x.x, y.y += skip.y * x.y;
+        if (gated) {
+            float2 z = tile.z[k].floats();
+            y.x *= silu_of(z.x), y.y *= silu_of(z.y);
+        }
+        store_pair<T, WIDE>(g.at(row, t, own.i), y.x, y.y, own.count);
     }
+}
+
+/* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. `entering` (B, segments, N, D): what
+ * scan_carry.cu found; NULL when time is not cut. */
+template <class T, bool WIDE, int STATES>
+__global__ void __launch_bounds__(tiling<STATES>::THREADS)
+scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, const float *entering, scan_inputs<T> in,
+                    scan_problem p, int n0) {
+    __shared__ forward_room room;
+    scan_place<STATES> at;
+    scan_pair own(p, WIDE);
+    float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
+    float rate[2][STATES], h[2][STATES] = {};
+    load_rates(rate, p, at, n0);
+    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
+        if (entering) h[j][k] = entering[((at.row * p.segments + at.segment) * p.N + n) * p.D + i];
+        else if (p.initial) h[j][k] = p.initial[(at.row * p.D + i) * p.N + n];
+    });
+    int64_t first = at.segment * p.per_segment * SCAN_PIECE, end = first + p.per_segment * SCAN_PIECE;
+    if (end > p.T) end = p.T;
+    forward_tile<T, STATES> next;
+    load_tile<T, WIDE>(next, in, p, own, at.row, first, n0);
+    for (int64_t t0 = first; t0 < end; t0 += TILE) {
+        forward_tile<T, STATES> tile = next;
+        fill_room(room, tile, p, own, bias, at.row, t0);
+        __syncthreads();
+        if (t0 + TILE < end) load_tile<T, WIDE>(next, in, p, own, at.row, t0 + TILE, n0);
+        if (saved && t0 % SCAN_PIECE == 0) {
+            float *piece = saved + (at.row * p.pieces + t0 / SCAN_PIECE) * p.N * p.D;
+            each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { piece[n * p.D + i] = h[j][k]; });
+        }
+        walk_tile(h, rate, room, at);
+        __syncthreads();
+        store_tile<T, WIDE>(g, sums, room, tile, in.z.data != NULL, p, own, skip, at.row, t0, n0);
+    }
+    if (final && end == p.T)
+        each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
+            final[(at.row * p.D + i) * p.N + n] = h[j][k];
+        });
+}
+
+template <class T, bool WIDE, int STATES>
+static void forward_groups(struct device *dev, tensor g, tensor final, void *saved, float *sums, const float *entering,
+                           const scan_inputs<T> &in, const scan_problem &p) {
+    for (int n0 = 0; n0 < p.N; n0 += GROUP)
+        LAUNCH(dev, (scan_forward_kernel<T, WIDE, STATES>), scan_grid(p), tiling<STATES>::THREADS, 0, rows_of<T>(g),
+               data_of<float>(final), (float *)saved, sums, entering, in, p, n0);
 }
 
 extern "C" void cuda_scan_forward(struct device *dev, tensor g, tensor final, void *saved, tensor x, tensor raw,
@@ -178,22 +230,20 @@ extern "C" void cuda_scan_forward(struct device *dev, tensor g, tensor final, vo
                                   tensor doc, void *scratch) {
     scan_problem p = scan_problem_of(g, x, raw, bias, A_log, b, c, d, z, initial, doc);
     struct scan_shape shape = {p.B, p.T, p.D, p.N};
-    float *sums = (float *)scratch, *adds = (float *)((char *)scratch + sums_size(shape));
-    float *decays = (float *)((char *)adds + carry_size(shape)), *none = NULL;
-    bool cut = p.segments > 1;
-    dim3 grid((unsigned)ceil_div(p.D, THREADS), (unsigned)p.segments, (unsigned)p.B);
+    float *sums = (float *)scratch, *entering = NULL;
+    if (p.segments > 1) {
+        entering = (float *)((char *)scratch + sums_size(shape));
+        cuda_scan_carry(dev, entering, (float *)((char *)entering + carry_size(shape)), x, raw, b, p);
+    }
+    bool fills = p.B * p.D * p.segments >= SCAN_CHANNELS * 15 / 16;
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        for (int n0 = 0; cut && n0 < p.N; n0 += GROUP)
-            LAUNCH(dev, (scan_forward_kernel<T, true>), grid, THREADS, 0, data_of<T>(g), none, none, none, adds, decays,
-                   none, data_of<T>(x), data_of<T>(raw), data_of<T>(b), data_of<T>(c), data_of<T>(z), p, n0);
-        if (cut)
-            LAUNCH(dev, scan_carry_kernel, dim3((unsigned)ceil_div(p.D, 128), (unsigned)p.N, (unsigned)p.B), 128, 0,
-                   adds, decays, p);
-        for (int n0 = 0; n0 < p.N; n0 += GROUP)
-            LAUNCH(dev, (scan_forward_kernel<T, false>), grid, THREADS, 0, data_of<T>(g), data_of<float>(final),
-                   (float *)saved, sums, none, none, cut ? adds : none, data_of<T>(x), data_of<T>(raw), data_of<T>(b),
-                   data_of<T>(c), data_of<T>(z), p, n0);
+        scan_inputs<T> in = {rows_of<T>(x), rows_of<T>(raw), rows_of<T>(b), rows_of<T>(c), rows_of<T>(z)};
+        with_pairs(scan_pairs_fit(g, x, raw, z), [&](auto pairs) {
+            constexpr bool WIDE = pairs.value;
+            if (fills) forward_groups<T, WIDE, 8>(dev, g, final, saved, sums, entering, in, p);
+            else forward_groups<T, WIDE, 4>(dev, g, final, saved, sums, entering, in, p);
+        });
     });
 }
 

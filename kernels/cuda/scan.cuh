@@ -1,24 +1,56 @@
-/* scan.cuh: what the two passes of the selective scan share: the problem, and how time is cut. */
+/* scan.cuh: what the passes of the selective scan share: the problem, how time is cut, and how a block walks it.
+ *
+ * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk a thread owns a pair of neighbouring
+ * channels and STATES of the GROUP states that are worked on at once, so a pair is in GROUP / STATES lanes of a warp:
+ * lane l holds pair l % (2 STATES) of the warp and states STATES (l / (2 STATES)) and on. What is one number for each
+ * token and channel (step size, gate, skip) is computed between walks by threads that take pairs as they lie in memory,
+ * a warp a token, and passes through shared memory in fp32.
+ *
+ * A document's start is a token whose decay is 0. It costs nothing in the walk: the step size that decays are taken of
+ * is SCAN_START there, beyond any that a state survives.
+ */
 #ifndef RIVERRUN_CUDA_SCAN_CUH
 #define RIVERRUN_CUDA_SCAN_CUH
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mma.cuh"
 
-#define LOG2E 1.4426950408889634f
+#define SCAN_START 1e38f
+#define SCAN_RATE_MIN 1e-35f /* slower decays are none in fp32; SCAN_START times it is still the end of any state */
 
 enum {
-    SCAN_GROUP = 16,         /* states of a channel that are worked on at once */
-    SCAN_PIECE = 64,         /* tokens between saved states */
-    SCAN_CHANNELS = 132 * 256, /* channels (times batch rows) that fill a large chip: fewer have time cut in segments */
+    SCAN_GROUP = 16,                /* states of a channel that are worked on at once */
+    SCAN_PIECE = 64,                /* tokens between saved states */
+    SCAN_TILE = 16,                 /* tokens in shared memory at a time where nothing is read twice */
+    SCAN_BLOCK = 64,                /* channels of a block: a warp for each token's pairs */
+    SCAN_PAIRS = SCAN_BLOCK / 2,
+    SCAN_CHANNELS = 132 * 256,      /* channels times batch rows that fill a large chip: fewer have time cut */
+};
+
+/* Rows of a strided view (B, T, ...), the last dimension contiguous. */
+template <class T> struct scan_rows {
+    T *data; /* NULL when absent */
+    int64_t row, step;
+
+    __device__ __forceinline__ T *at(int64_t b, int64_t t, int64_t i) const {
+        return data + b * row + t * step + i;
+    }
+};
+
+template <class T> static inline scan_rows<T> rows_of(tensor t) {
+    ASSERT(t.stride[1] * (int64_t)sizeof(T) <= INT32_MAX); /* tokens of a tile are found with 32-bit products */
+    return {data_of<T>(t), t.stride[0], t.stride[1]};
+}
+
+template <class T> struct scan_inputs {
+    scan_rows<T> x, raw, b, c, z;
 };
 
 struct scan_problem {
     int64_t B, T, D, N;
-    int64_t g_row, g_step, x_row, x_step, raw_row, raw_step, z_row, z_step, b_row, b_step, c_row, c_step; /* strides */
     const float *bias, *A_log, *d, *initial; /* d, initial: NULL when absent */
     const int32_t *doc;                      /* NULL: one document a row */
     int64_t pieces, per_segment, segments;   /* a segment is per_segment pieces of SCAN_PIECE tokens */
+    bool states_fit;                         /* four neighbours of b and of c may be read at once */
 };
 
 static inline int64_t scan_pieces(struct scan_shape s) {
@@ -33,14 +65,203 @@ static inline int64_t scan_pieces_per_segment(struct scan_shape s) {
     return ceil_div(pieces, wanted);
 }
 
+static inline int64_t scan_segments(struct scan_shape s) {
+    return ceil_div(scan_pieces(s), scan_pieces_per_segment(s));
+}
+
+static inline dim3 scan_grid(const scan_problem &p) {
+    return dim3((unsigned)ceil_div(p.D, SCAN_BLOCK), (unsigned)p.segments, (unsigned)p.B);
+}
+
 scan_problem scan_problem_of(tensor g, tensor x, tensor raw, tensor bias, tensor A_log, tensor b, tensor c, tensor d,
                              tensor z, tensor initial, tensor doc);
 
-/* Does a document start at time t, so that no state comes in? */
-__device__ __forceinline__ bool scan_starts(const scan_problem &p, int64_t row, int64_t t) {
-    if (!p.doc || t >= p.T) return false;
-    const int32_t *doc = p.doc + row * p.T;
-    return doc[t] != (t > 0 ? doc[t - 1] : 0);
+/* Can pairs of channels be read and written at once in all of these? */
+static inline bool scan_pairs_fit(tensor a, tensor b, tensor c, tensor d) {
+    return vectors_fit(a, 2) && vectors_fit(b, 2) && vectors_fit(c, 2) && vectors_fit(d, 2);
+}
+
+/* with_pairs(fit, [&](auto pairs) { constexpr bool WIDE = pairs.value; ... }) */
+template <class F> static inline void with_pairs(bool fit, F f) {
+    if (fit) f(constant<1>());
+    else f(constant<0>());
+}
+
+/* (scan_carry.cu) The states that enter the segments, (B, segments, N, D), from left to right into `entering`; and what
+ * comes in from the right of each in backward. `decays` is of the same size, scratch. */
+void cuda_scan_carry(struct device *dev, float *entering, float *decays, tensor x, tensor raw, tensor b,
+                     const scan_problem &p);
+void cuda_scan_carry_back(struct device *dev, float *entering, float *decays, tensor dg, tensor dfinal, tensor raw,
+                          tensor c, tensor z, const scan_problem &p);
+
+/* --- pairs of channels -------------------------------------------------------------------------------------------- */
+
+/* Two neighbours as they lie in memory, in whole registers. */
+template <class T> struct scan_two;
+template <> struct scan_two<float> {
+    float2 v;
+    __device__ __forceinline__ float2 floats() const {
+        return v;
+    }
+};
+template <> struct scan_two<__nv_bfloat16> {
+    uint32_t v;
+    __device__ __forceinline__ float2 floats() const {
+        return make_float2(low_bf16(v), high_bf16(v));
+    }
+};
+
+/* Channels i and i + 1 of one token. Where rows of pairs fit, i is even and both exist; otherwise `second` tells. */
+template <class T, bool WIDE> __device__ __forceinline__ scan_two<T> load_pair(const T *from, bool second) {
+    if (WIDE) return *reinterpret_cast<const scan_two<T> *>(from);
+    scan_two<T> two;
+    T v[2] = {from[0], second ? from[1] : from_float<T>(0)};
+    memcpy(&two, v, sizeof two);
+    return two;
+}
+
+template <class T, bool WIDE> __device__ __forceinline__ void store_pair(T *to, float a, float b, int count) {
+    const float both[2] = {a, b};
+    if (WIDE) {
+        if (count) store_floats<2>(to, both);
+    } else {
+        if (count > 0) to[0] = from_float<T>(a);
+        if (count > 1) to[1] = from_float<T>(b);
+    }
+}
+
+/* Two parameters of a pair, 0 where there is none. */
+__device__ __forceinline__ float2 pair_of_vector(const float *v, int64_t i, int count) {
+    return make_float2(v && count > 0 ? v[i] : 0, v && count > 1 ? v[i + 1] : 0);
+}
+
+/* The pair whose numbers a thread brings and takes away (a warp takes the pairs of a token); the walk has another. */
+struct scan_pair {
+    int64_t i, there; /* first channel; and one that exists, to read where i does not */
+    int place, count; /* in the block; how many of the two exist */
+
+    __device__ __forceinline__ scan_pair(const scan_problem &p, bool wide) {
+        place = threadIdx.x % WARP;
+        i = (int64_t)blockIdx.x * SCAN_BLOCK + 2 * place;
+        count = i + 1 < p.D ? 2 : i < p.D ? 1 : 0;
+        there = count ? i : p.D - (wide ? 2 : 1);
+    }
+};
+
+/* Pairs of rows t0 + warp, t0 + warp + TOKENS, ...; of the last row in place of those from `left` on. */
+template <bool WIDE, int TOKENS, class T, int ROUNDS>
+__device__ __forceinline__ void load_pairs(scan_two<T> (&to)[ROUNDS], const scan_rows<T> &from, const scan_pair &own,
+                                           int64_t row, int64_t t0, int left) {
+    const char *base = reinterpret_cast<const char *>(from.at(row, t0, own.there));
+    int step = (int)(from.step * (int64_t)sizeof(T));
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++) {
+        int local = min(k * TOKENS + (int)(threadIdx.x / WARP), left - 1);
+        to[k] = load_pair<T, WIDE>(reinterpret_cast<const T *>(base + (int64_t)local * step), own.count > 1);
+    }
+}
+
+/* Do documents start at the tokens t0, t0 + 1, ... of a warp's lanes, so that no state comes in? Asked in two steps,
+ * because the answer has to come from memory. */
+struct scan_documents {
+    int32_t own, before;
+
+    __device__ __forceinline__ void load(const scan_problem &p, int64_t row, int64_t t0) {
+        int64_t t = t0 + threadIdx.x % WARP;
+        own = before = 0;
+        if (!p.doc || t >= p.T) return;
+        own = p.doc[row * p.T + t];
+        if (t > 0) before = p.doc[row * p.T + t - 1];
+    }
+    /* A bit a token. Every lane of a warp takes part. */
+    __device__ __forceinline__ unsigned starts() const {
+        return __ballot_sync(FULL, own != before);
+    }
+};
+
+/* E neighbouring states of one token, 0 beyond the last state and the row. */
+template <class T, int E>
+__device__ __forceinline__ pack<T, E> load_states(const scan_rows<T> &from, const scan_problem &p, int64_t row,
+                                                  int64_t t, int64_t n) {
+    pack<T, E> v;
+#pragma unroll
+    for (int e = 0; e < E; e++) v.v[e] = from_float<T>(0);
+    if (t >= p.T) return v;
+    if (p.states_fit && n < p.N) v = *reinterpret_cast<const pack<T, E> *>(from.at(row, t, n));
+    else
+#pragma unroll
+        for (int e = 0; e < E; e++)
+            if (n + e < p.N) v.v[e] = *from.at(row, t, n + e);
+    return v;
+}
+
+/* --- the walk ----------------------------------------------------------------------------------------------------- */
+
+/* Where a thread stands in the walk of a block with STATES states a thread. */
+template <int STATES> struct scan_place {
+    static constexpr int THREADS = SCAN_PAIRS * SCAN_GROUP / STATES, PAIRS = 2 * STATES; /* PAIRS: of a warp */
+    int64_t row, segment, i; /* i: first channel of the pair */
+    int lane, pair, n;       /* n: first state, within the group */
+
+    __device__ __forceinline__ scan_place() {
+        int warp = threadIdx.x / WARP;
+        row = blockIdx.z, segment = blockIdx.y;
+        lane = threadIdx.x % WARP;
+        pair = warp * PAIRS + lane % PAIRS;
+        n = lane / PAIRS * STATES;
+        i = (int64_t)blockIdx.x * SCAN_BLOCK + 2 * pair;
+    }
+    /* The one of the pair's channels whose sums over states channel_sum returns. */
+    __device__ __forceinline__ int channel() const {
+        return 2 * pair + (lane >> 4);
+    }
+    /* Is this the lane that keeps that sum? */
+    __device__ __forceinline__ bool keeps() const {
+        return STATES == 8 || !(lane & 8);
+    }
+};
+
+/* The two sums of a pair over all lanes that hold it: the first channel's in lanes below 16, the other's above. */
+template <int STATES> __device__ __forceinline__ float channel_sum(float first, float second, int lane) {
+    static_assert(STATES == 8 || STATES == 4, "a pair is in two or four lanes");
+    bool upper = lane & 16;
+    float kept = upper ? second : first, given = upper ? first : second;
+    kept += __shfl_xor_sync(FULL, given, 16);
+    return STATES == 8 ? kept : kept + __shfl_xor_sync(FULL, kept, 8);
+}
+
+/* A log2(e) of the thread's states, 0 beyond the last. */
+template <int STATES>
+__device__ __forceinline__ void load_rates(float (&rate)[2][STATES], const scan_problem &p, const scan_place<STATES> &at,
+                                           int n0) {
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+        for (int k = 0; k < STATES; k++) {
+            int64_t n = n0 + at.n + k, i = at.i + j;
+            bool there = i < p.D && n < p.N;
+            rate[j][k] = there ? fminf(-LOG2E * expf(p.A_log[i * p.N + n]), -SCAN_RATE_MIN) : 0;
+        }
+}
+
+/* f(state, channel, j, k) for the thread's states k of channels j that exist. */
+template <int STATES, class F>
+__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place<STATES> &at, int n0, F f) {
+#pragma unroll
+    for (int k = 0; k < STATES; k++)
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            int64_t n = n0 + at.n + k, i = at.i + j;
+            if (n < p.N && i < p.D) f(n, i, j, k);
+        }
+}
+
+template <int STATES> __device__ __forceinline__ void load_floats_of(float (&out)[STATES], const float *from) {
+#pragma unroll
+    for (int k = 0; k < STATES; k += 4) {
+        float4 v = *reinterpret_cast<const float4 *>(from + k);
+        out[k] = v.x, out[k + 1] = v.y, out[k + 2] = v.z, out[k + 3] = v.w;
+    }
 }
 
 #endif

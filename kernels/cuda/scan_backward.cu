@@ -4,111 +4,145 @@
  *   starts;  s = sum_n dh b;  e = sum_n dh A (a h[t-1]);  dx = d dy + delta s;  draw = (x s + e) softplus'(v)
  *   db = sum_i dh delta x;  dc = sum_i dy h;  dA_log = A sum dh delta (a h[t-1]);  dd = sum dy x;  dbias = sum draw
  *
- * Pieces of PIECE tokens are walked from the last. A block has CHANNELS channels, four lanes a channel, four states a
- * lane. A piece's x, delta, dy and dg silu'(z) are put into shared memory as floats, dx, draw and dz take their places and
- * go out in whole rows. The states come back in two steps: from the piece's saved entering state to those that enter
- * each SUB tokens (kept in shared memory), and from these to the SUB states of one run, in registers with their a.
- * Sums over states are shuffles between four lanes. Sums over channels, for db and dc: seven shuffles turn eight
- * channels' eight values into one value a lane, the block's warps are added in shared memory, and each block writes
- * 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and dbias stay in registers over the walk
- * and leave one row for each batch row and segment. So nothing is atomic, and nothing is added in a changing order.
- * Time is cut in segments as in forward: a first pass finds what comes in from the right.
+ * Pieces of PIECE tokens are walked from the last. In the walk a lane has STATES = 4 states of two channels, so a warp
+ * has 16 channels and a block SCAN_BLOCK. What is one number a token and channel is computed for a whole piece before the
+ * walk, by threads that take pairs as they lie in memory, and passes through shared memory: delta, delta x and dy go in,
+ * and s, e, y and dx come back in their places, from which the same threads then form draw and dz.
+ * The states come back in two steps: from the piece's saved entering state to those that enter each SUB tokens (kept in
+ * shared memory), and from these to the SUB states of one run, in registers with their a.
+ * Sums over states are shuffles between the four lanes of a pair. Sums over channels, for db and dc: a lane adds its two
+ * channels, seven shuffles turn eight lanes' eight values into one value a lane, the block's warps are added in shared
+ * memory, and each block writes 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and dbias
+ * stay in registers over the walk and leave one row for each batch row and segment. So nothing is atomic, and nothing is
+ * added in a changing order. Time is cut in segments as in forward (scan_carry.cu finds what comes in from the right).
  *
- * Account, B 8, T 2048, D 4096, N 16, bf16: 1.9 x 1.07e9 exponentials 0.55 ms, about 24 instructions for a token,
- * channel and state 0.9 ms, 1.3 GB 0.3 ms; expected 1.2 to 1.5 ms.
+ * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz, instructions for a token, channel and
+ * state: 2 x 4 for the states, 10 for dh and what follows from it, 6 for the sums, 1 to read shared memory, 4 for what is
+ * one number a token and channel: 29 x 1.07e9 at 29.6e12/s, 1.05 ms of issue slots; two exponentials, 0.6 ms, and 1 GB,
+ * 0.25 ms, beside them. Eight warps a multiprocessor do not fill every slot: 1.3 to 1.5 ms expected.
  */
 #include "kernels/cuda/scan.cuh"
 
 enum {
-    THREADS = 256,
-    STATES = 4,                      /* of a lane */
-    CHANNELS = THREADS / STATES,     /* of a block */
+    STATES = 4,
+    THREADS = scan_place<STATES>::THREADS,
+    WARPS = THREADS / WARP,
     PIECE = SCAN_PIECE,
+    PAIRS = SCAN_PAIRS,
     GROUP = SCAN_GROUP,
     SUB = 8,
     SUBS = PIECE / SUB,
-    WARPS = THREADS / WARP,
+    EACH = 4,   /* elements of b or c that a thread moves at a time */
+    ROUNDS = 4, /* tokens of a thread that are on their way from memory at once */
+    STRIDE = ROUNDS * WARPS,
 };
 
+/* float2 [pair][channel of the pair], as float4. Before the walk | after it: */
 struct piece_room {
-    float x[PIECE][CHANNELS], delta[PIECE][CHANNELS], dy[PIECE][CHANNELS], dz[PIECE][CHANNELS];
+    float4 flow[PIECE][PAIRS];  /* step size for decays, delta x | dx, s */
+    float4 other[PIECE][PAIRS]; /* dy, delta | y, e */
     float b[PIECE][GROUP], c[PIECE][GROUP];
-    float entering[SUBS][THREADS][STATES];
+    float4 entering[SUBS][2][THREADS];
     float channels[WARPS][SUB][WARP]; /* sums over a warp's channels: [token][value] */
-    bool starts[PIECE];
 };
 
-/* Everything backward writes, and what only it reads. Strides as in the problem; NULL where absent. */
+/* Everything backward writes, and what only it reads. */
 template <class T> struct scan_gradients {
-    T *dx, *draw, *dz;
-    int64_t dx_row, dx_step, draw_row, draw_step, dz_row, dz_step;
-    const T *dg;
+    scan_rows<T> dx, draw, dz, dg;
     float *dinitial;
     const float *dfinal, *saved, *carries; /* carries (B, segments, N, D): what comes in from the right; NULL uncut */
     float *of_channels;                    /* (B, T, blocks, 2 GROUP) */
     float *dA_log, *dd, *dbias;            /* partial rows, one for each batch row and segment; dd may be NULL */
-    float *sums;                           /* (3, B, T, D): s, e and y of the groups before; for N > GROUP */
+    float *sums;                           /* (4, B, T, D): dx, s, y and e of the groups before; for N > GROUP */
 };
 
-/* Fill the room for the piece at t0. Tokens beyond the row are delta = 0 and zeros: they change nothing. */
-template <class T>
-__device__ void load_piece(piece_room &room, const scan_problem &p, const scan_gradients<T> &d, const T *x, const T *raw,
-                           const T *b, const T *c, const T *z, int64_t row, int64_t t0, int n0) {
-    int64_t first = (int64_t)blockIdx.x * CHANNELS;
-    for (int k = threadIdx.x; k < PIECE * CHANNELS; k += THREADS) {
-        int t = k / CHANNELS, local = k % CHANNELS;
-        int64_t now = t0 + t, i = first + local;
-        float in = 0, delta = 0, dy = 0, dz = 0;
-        if (now < p.T && i < p.D) {
-            in = to_float(x[row * p.x_row + now * p.x_step + i]);
-            delta = softplus_of(to_float(raw[row * p.raw_row + now * p.raw_step + i]) + p.bias[i]);
-            dy = to_float(d.dg[row * p.g_row + now * p.g_step + i]);
-            if (z) {
-                float gate = to_float(z[row * p.z_row + now * p.z_step + i]);
-                dz = dy * silu_slope(gate);
-                dy *= silu_of(gate);
-            }
-        }
-        room.x[t][local] = in;
-        room.delta[t][local] = delta;
-        room.dy[t][local] = dy;
-        room.dz[t][local] = dz;
+/* --- before the walk ---------------------------------------------------------------------------------------------- */
+
+template <class T> __device__ void load_states_of_piece(piece_room &room, const scan_inputs<T> &in,
+                                                        const scan_problem &p, int64_t row, int64_t t0, int n0) {
+#pragma unroll 2
+    for (int e = threadIdx.x * EACH; e < PIECE * GROUP; e += THREADS * EACH) {
+        pack<T, EACH> b = load_states<T, EACH>(in.b, p, row, t0 + e / GROUP, n0 + e % GROUP);
+        pack<T, EACH> c = load_states<T, EACH>(in.c, p, row, t0 + e / GROUP, n0 + e % GROUP);
+        float4 to_b = make_float4(to_float(b.v[0]), to_float(b.v[1]), to_float(b.v[2]), to_float(b.v[3]));
+        float4 to_c = make_float4(to_float(c.v[0]), to_float(c.v[1]), to_float(c.v[2]), to_float(c.v[3]));
+        *reinterpret_cast<float4 *>(&room.b[e / GROUP][e % GROUP]) = to_b;
+        *reinterpret_cast<float4 *>(&room.c[e / GROUP][e % GROUP]) = to_c;
     }
-    for (int k = threadIdx.x; k < PIECE * GROUP; k += THREADS) {
-        int t = k / GROUP, n = n0 + k % GROUP;
-        int64_t now = t0 + t;
-        bool there = now < p.T && n < p.N;
-        room.b[t][k % GROUP] = there ? to_float(b[row * p.b_row + now * p.b_step + n]) : 0;
-        room.c[t][k % GROUP] = there ? to_float(c[row * p.c_row + now * p.c_step + n]) : 0;
-    }
-    for (int t = threadIdx.x; t < PIECE; t += THREADS) room.starts[t] = scan_starts(p, row, t0 + t);
 }
 
-__device__ __forceinline__ void load_states(float (&out)[STATES], const float *from) {
-    float4 v = *reinterpret_cast<const float4 *>(from);
-    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+/* Fill the room for the piece at t0, and add to dd. Tokens beyond the row are zeros: they change nothing. */
+template <class T, bool WIDE>
+__device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const scan_inputs<T> &in,
+                                            const scan_gradients<T> &d, const scan_problem &p, const scan_pair &own,
+                                            float2 bias, int64_t row, int64_t t0, int n0) {
+    load_states_of_piece(room, in, p, row, t0, n0);
+#pragma unroll 1
+    for (int first = 0; first < PIECE; first += STRIDE) {
+        int left = (int)(p.T - t0 - first < STRIDE ? p.T - t0 - first : STRIDE);
+        scan_two<T> xs[ROUNDS], raws[ROUNDS], zs[ROUNDS], dgs[ROUNDS];
+        scan_documents documents;
+        if (left > 0) {
+            load_pairs<WIDE, WARPS>(xs, in.x, own, row, t0 + first, left);
+            load_pairs<WIDE, WARPS>(raws, in.raw, own, row, t0 + first, left);
+            load_pairs<WIDE, WARPS>(dgs, d.dg, own, row, t0 + first, left);
+            if (in.z.data) load_pairs<WIDE, WARPS>(zs, in.z, own, row, t0 + first, left);
+        }
+        documents.load(p, row, t0 + first);
+        unsigned starts = documents.starts();
+#pragma unroll
+        for (int k = 0; k < ROUNDS; k++) {
+            int local = k * WARPS + threadIdx.x / WARP;
+            float4 flow = make_float4(0, 0, 0, 0), other = flow;
+            if (local < left) {
+                float2 x = xs[k].floats(), raw = raws[k].floats(), dy = dgs[k].floats();
+                float2 delta = make_float2(softplus_of(raw.x + bias.x), softplus_of(raw.y + bias.y));
+                if (in.z.data) {
+                    float2 z = zs[k].floats();
+                    dy.x *= silu_of(z.x), dy.y *= silu_of(z.y);
+                }
+                if (own.count < 2) dy.y = x.y = 0; /* channels that don't exist add nothing to db and dc */
+                if (own.count < 1) dy.x = x.x = 0;
+                bool start = starts >> local & 1;
+                flow = make_float4(start ? SCAN_START : delta.x, delta.x * x.x, start ? SCAN_START : delta.y,
+                                   delta.y * x.y);
+                other = make_float4(dy.x, delta.x, dy.y, delta.y);
+                dd.x += dy.x * x.x, dd.y += dy.y * x.y;
+            }
+            room.flow[first + local][own.place] = flow;
+            room.other[first + local][own.place] = other;
+        }
+    }
 }
+
+/* --- the walk ----------------------------------------------------------------------------------------------------- */
+
+/* What a lane carries over the walk. */
+struct walk {
+    float rate[2][STATES];  /* A log2(e) */
+    float carry[2][STATES]; /* a[t+1] dh[t+1] */
+    float dA[2][STATES];    /* sum dh delta (a h) */
+    float skip;             /* d of the channel whose sums the lane keeps; 0 but for the first group of states */
+};
 
 /* h of the next token from that of the one before; `decay` receives a. */
-__device__ __forceinline__ void advance(float (&next)[STATES], float (&decay)[STATES], const float (&h)[STATES],
-                                        const float (&rate)[STATES], const piece_room &room, int t, int local, int q) {
-    float b[STATES], delta = room.delta[t][local], inflow = delta * room.x[t][local];
-    bool start = room.starts[t];
-    load_states(b, &room.b[t][q * STATES]);
+__device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)[2][STATES],
+                                        const float (&h)[2][STATES], const walk &w, const piece_room &room, int t,
+                                        const scan_place<STATES> &at) {
+    float b[STATES];
+    float4 flow = room.flow[t][at.pair];
+    load_floats_of<STATES>(b, &room.b[t][at.n]);
 #pragma unroll
     for (int k = 0; k < STATES; k++) {
-        decay[k] = start ? 0.0f : power_of_two(delta * rate[k]);
-        next[k] = decay[k] * h[k] + inflow * b[k];
+        decay[0][k] = power_of_two(flow.x * w.rate[0][k]);
+        decay[1][k] = power_of_two(flow.z * w.rate[1][k]);
+        next[0][k] = decay[0][k] * h[0][k] + flow.y * b[k];
+        next[1][k] = decay[1][k] * h[1][k] + flow.w * b[k];
     }
 }
 
-/* The sum over the four lanes of a channel, in all of them. */
-__device__ __forceinline__ float channel_sum(float v) {
-    v += __shfl_xor_sync(FULL, v, 8);
-    return v + __shfl_xor_sync(FULL, v, 16);
-}
-
-/* Of eight values in each of eight neighbouring lanes: lane j receives the sum of value j over the lanes. */
+/* Sums over eight lanes (l % 8) of v[0..7], of value l % 8 in lane l, in seven shuffles: each step halves the values that
+ * a lane holds and doubles the lanes they are summed over. */
 __device__ __forceinline__ float transpose_sum(const float (&v)[8], int lane) {
     float four[4], two[2];
     bool upper = lane & 4;
@@ -128,226 +162,224 @@ __device__ __forceinline__ float transpose_sum(const float (&v)[8], int lane) {
     return kept + __shfl_xor_sync(FULL, given, 1);
 }
 
-/* What a lane carries over the walk. */
-struct walk {
-    float rate[STATES];  /* A log2(e) */
-    float carry[STATES]; /* a[t+1] dh[t+1] */
-    float dA[STATES];    /* sum dh delta (a h) */
-    float dd, dbias, skip;
-};
-
-/* One token: from its dh on. Overwrites the token's places in the room by dx, draw and dz. */
-template <class T>
-__device__ __forceinline__ void token_backward(walk &w, piece_room &room, const scan_problem &p,
-                                               const scan_gradients<T> &d, const float (&before)[STATES],
-                                               const float (&h)[STATES], const float (&decay)[STATES], int64_t row,
-                                               int64_t t0, int t, int local, int q, int n0) {
-    int lane = threadIdx.x % WARP;
-    int64_t now = t0 + t, i = (int64_t)blockIdx.x * CHANNELS + local;
-    float x = room.x[t][local], delta = room.delta[t][local], dy = room.dy[t][local];
-    float b[STATES], c[STATES], values[8], s = 0, e = 0, y = 0;
-    load_states(b, &room.b[t][q * STATES]);
-    load_states(c, &room.c[t][q * STATES]);
+/* One token: from its dh on. Leaves dx, s, y and e in the token's places in the room. */
+__device__ __forceinline__ void token_backward(walk &w, piece_room &room, const scan_place<STATES> &at,
+                                               const float (&before)[2][STATES], const float (&h)[2][STATES],
+                                               const float (&decay)[2][STATES], int t) {
+    float4 flow = room.flow[t][at.pair], other = room.other[t][at.pair];
+    float b[STATES], c[STATES], values[8] = {}, s[2] = {}, e[2] = {}, y[2] = {};
+    load_floats_of<STATES>(b, &room.b[t][at.n]);
+    load_floats_of<STATES>(c, &room.c[t][at.n]);
 #pragma unroll
-    for (int k = 0; k < STATES; k++) {
-        float dh = c[k] * dy + w.carry[k], kept = decay[k] * before[k], through = dh * kept;
-        values[k] = dh * delta * x;
-        values[4 + k] = dy * h[k];
-        s += dh * b[k];
-        e += through * w.rate[k];
-        y += c[k] * h[k];
-        w.dA[k] += through * delta;
-        w.carry[k] = decay[k] * dh;
-    }
-    room.channels[threadIdx.x / WARP][t % SUB][lane] = transpose_sum(values, lane);
-    s = channel_sum(s), e = channel_sum(e), y = channel_sum(y);
-    bool there = now < p.T && i < p.D;
-    int64_t at = (row * p.T + now) * p.D + i, plane = p.B * p.T * p.D;
-    if (d.sums && there && n0 > 0) s += d.sums[at], e += d.sums[plane + at], y += d.sums[2 * plane + at];
-    if (n0 + GROUP < p.N) {
-        if (there && q == 0) d.sums[at] = s, d.sums[plane + at] = e, d.sums[2 * plane + at] = y;
-        return;
-    }
-    float draw = (x * s + e * (1.0f / LOG2E)) * -expm1f(-delta); /* softplus'(v) = 1 - exp(-softplus(v)) */
-    w.dd += dy * x;
-    w.dbias += draw;
-    __syncwarp();
-    if (q == 0) {
-        room.x[t][local] = w.skip * dy + delta * s;
-        room.delta[t][local] = draw;
-        room.dz[t][local] *= y + w.skip * x;
-    }
-    __syncwarp();
-}
-
-/* The block's sums over its channels for SUB tokens; thread (token, value). */
-template <class T>
-__device__ void store_channels(const piece_room &room, const scan_problem &p, const scan_gradients<T> &d, int64_t row,
-                               int64_t from) {
-    int t = threadIdx.x / WARP, value = threadIdx.x % WARP;
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) sum += room.channels[w][t][value];
-    if (from + t < p.T) d.of_channels[((row * p.T + from + t) * gridDim.x + blockIdx.x) * 2 * GROUP + value] = sum;
-}
-
-template <class T>
-__device__ void store_piece(const piece_room &room, const scan_problem &p, const scan_gradients<T> &d, int64_t row,
-                            int64_t t0) {
-    for (int k = threadIdx.x; k < PIECE * CHANNELS; k += THREADS) {
-        int t = k / CHANNELS, local = k % CHANNELS;
-        int64_t now = t0 + t, i = (int64_t)blockIdx.x * CHANNELS + local;
-        if (now >= p.T || i >= p.D) continue;
-        d.dx[row * d.dx_row + now * d.dx_step + i] = from_float<T>(room.x[t][local]);
-        d.draw[row * d.draw_row + now * d.draw_step + i] = from_float<T>(room.delta[t][local]);
-        if (d.dz) d.dz[row * d.dz_row + now * d.dz_step + i] = from_float<T>(room.dz[t][local]);
-    }
-}
-
-/* Segment blockIdx.y of batch row blockIdx.z, CHANNELS channels, states n0 .. n0+GROUP-1. */
-template <class T>
-__global__ void __launch_bounds__(THREADS, 2)
-scan_backward_kernel(scan_gradients<T> d, const T *x, const T *raw, const T *b, const T *c, const T *z, scan_problem p,
-                     int n0) {
-    DYNAMIC_SHARED(char, memory);
-    piece_room &room = *reinterpret_cast<piece_room *>(memory);
-    int lane = threadIdx.x % WARP, q = lane / 8, local = threadIdx.x / WARP * 8 + lane % 8;
-    int64_t row = blockIdx.z, segment = blockIdx.y, i = (int64_t)blockIdx.x * CHANNELS + local;
-    int64_t first = segment * p.per_segment, last = first + p.per_segment < p.pieces ? first + p.per_segment : p.pieces;
-    walk w = {};
-    bool inside = i < p.D;
-    w.skip = inside && p.d ? p.d[i] : 0;
-#pragma unroll
-    for (int k = 0; k < STATES; k++) {
-        int64_t n = n0 + q * STATES + k;
-        if (!inside || n >= p.N) continue;
-        w.rate[k] = -LOG2E * expf(p.A_log[i * p.N + n]);
-        if (d.carries) w.carry[k] = d.carries[((row * p.segments + segment) * p.N + n) * p.D + i];
-        else if (d.dfinal) w.carry[k] = d.dfinal[(row * p.D + i) * p.N + n];
-    }
-    for (int64_t piece = last - 1; piece >= first; piece--) {
-        int64_t t0 = piece * PIECE;
-        float h[SUB + 1][STATES], decay[SUB][STATES];
-        load_piece(room, p, d, x, raw, b, c, z, row, t0, n0);
-        __syncthreads();
+    for (int j = 0; j < 2; j++) {
+        float inflow = j ? flow.w : flow.y, dy = j ? other.z : other.x, delta = j ? other.w : other.y;
 #pragma unroll
         for (int k = 0; k < STATES; k++) {
-            int64_t n = n0 + q * STATES + k;
-            h[0][k] = inside && n < p.N ? d.saved[((row * p.pieces + piece) * p.N + n) * p.D + i] : 0;
+            float dh = c[k] * dy + w.carry[j][k], through = dh * (decay[j][k] * before[j][k]);
+            values[k] += dh * inflow;
+            values[STATES + k] += dy * h[j][k];
+            s[j] += dh * b[k];
+            e[j] += through * w.rate[j][k];
+            y[j] += c[k] * h[j][k];
+            w.dA[j][k] += through * delta;
+            w.carry[j][k] = decay[j][k] * dh;
         }
-        for (int sub = 0; sub < SUBS; sub++) {
+    }
+    room.channels[threadIdx.x / WARP][t % SUB][at.lane] = transpose_sum(values, at.lane);
+    float sum = channel_sum<STATES>(s[0], s[1], at.lane), of_e = channel_sum<STATES>(e[0], e[1], at.lane);
+    float of_y = channel_sum<STATES>(y[0], y[1], at.lane);
+    bool second = at.lane & 16;
+    float dy = second ? other.z : other.x, delta = second ? other.w : other.y;
+    __syncwarp();
+    float2 *to = reinterpret_cast<float2 *>(at.keeps() ? &room.flow[t][0] : &room.other[t][0]) + at.channel();
+    *to = at.keeps() ? make_float2(w.skip * dy + delta * sum, sum) : make_float2(of_y, of_e * (1.0f / LOG2E));
+}
+
+/* The block's sums over its channels for SUB tokens. */
+template <class T>
+__device__ __forceinline__ void store_channels(const piece_room &room, const scan_problem &p,
+                                               const scan_gradients<T> &d, int64_t row, int64_t from) {
+    int value = threadIdx.x % WARP;
 #pragma unroll
-            for (int k = 0; k < STATES; k++) room.entering[sub][threadIdx.x][k] = h[0][k];
-            if (sub + 1 == SUBS) break;
+    for (int t = threadIdx.x / WARP; t < SUB; t += WARPS) {
+        float sum = 0;
 #pragma unroll
-            for (int t = 0; t < SUB; t++) advance(h[0], decay[0], h[0], w.rate, room, sub * SUB + t, local, q);
-        }
-        for (int sub = SUBS - 1; sub >= 0; sub--) {
-            load_states(h[0], room.entering[sub][threadIdx.x]);
+        for (int w = 0; w < WARPS; w++) sum += room.channels[w][t][value];
+        if (from + t < p.T) d.of_channels[((row * p.T + from + t) * gridDim.x + blockIdx.x) * 2 * GROUP + value] = sum;
+    }
+}
+
+/* The states that enter the runs of SUB tokens of a piece, from the one that enters the piece. */
+__device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w,
+                                           const scan_place<STATES> &at) {
+#pragma unroll 1
+    for (int sub = 0; sub < SUBS; sub++) {
 #pragma unroll
-            for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w.rate, room, sub * SUB + t, local, q);
+        for (int j = 0; j < 2; j++)
+            room.entering[sub][j][threadIdx.x] = make_float4(h[j][0], h[j][1], h[j][2], h[j][3]);
+        float decay[2][STATES];
+        if (sub + 1 == SUBS) break;
 #pragma unroll
-            for (int t = SUB - 1; t >= 0; t--)
-                token_backward(w, room, p, d, h[t], h[t + 1], decay[t], row, t0, sub * SUB + t, local, q, n0);
-            __syncthreads();
-            store_channels(room, p, d, row, t0 + sub * SUB);
-            __syncthreads();
-        }
-        if (n0 + GROUP >= p.N) store_piece(room, p, d, row, t0);
+        for (int t = 0; t < SUB; t++) advance(h, decay, h, w, room, sub * SUB + t, at);
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan_gradients<T> &d, const scan_problem &p,
+                                           const scan_place<STATES> &at, int64_t piece, int n0) {
+    float h[SUB + 1][2][STATES], decay[SUB][2][STATES];
+    const float *saved = d.saved + (at.row * p.pieces + piece) * p.N * p.D;
+#pragma unroll
+    for (int k = 0; k < STATES; k++) h[0][0][k] = h[0][1][k] = 0;
+    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { h[0][j][k] = saved[n * p.D + i]; });
+    enter_runs(room, h[0], w, at);
+#pragma unroll 1
+    for (int sub = SUBS - 1; sub >= 0; sub--) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) load_floats_of<STATES>(h[0][j], &room.entering[sub][j][threadIdx.x].x);
+#pragma unroll
+        for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
+#pragma unroll
+        for (int t = SUB - 1; t >= 0; t--) token_backward(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
+        __syncthreads();
+        store_channels(room, p, d, at.row, piece * PIECE + sub * SUB);
         __syncthreads();
     }
-    if (!inside) return;
-    int64_t part = row * p.segments + segment;
-#pragma unroll
-    for (int k = 0; k < STATES; k++) {
-        int64_t n = n0 + q * STATES + k;
-        if (n >= p.N) continue;
-        d.dA_log[(part * p.D + i) * p.N + n] = w.dA[k] * w.rate[k] * (1.0f / LOG2E);
-        if (d.dinitial && segment == 0) d.dinitial[(row * p.D + i) * p.N + n] = w.carry[k];
-    }
-    if (q != 0 || n0 + GROUP < p.N) return;
-    d.dbias[part * p.D + i] = w.dbias;
-    if (d.dd) d.dd[part * p.D + i] = w.dd;
 }
 
-/* What a segment adds to the carry that leaves it to the left, and by how much it lets the one from the right decay;
- * a thread a channel, all states of the group. */
+/* --- behind the walk ---------------------------------------------------------------------------------------------- */
+
+/* Add the sums of the groups of states before, and keep them unless this group is the last. */
 template <class T>
-__global__ void __launch_bounds__(128)
-scan_totals_kernel(float *adds, float *decays, const T *dg, const T *raw, const T *c, const T *z, scan_problem p,
-                   int n0) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, segment = blockIdx.y, row = blockIdx.z;
-    if (i >= p.D) return;
-    float rate[GROUP], carry[GROUP] = {}, bias = p.bias[i], total = 0;
-    bool reset = false;
+__device__ void join_groups(float4 &flow, float4 &other, const scan_gradients<T> &d, const scan_problem &p,
+                            const scan_pair &own, int64_t row, int64_t t, int n0) {
+    int64_t at = (row * p.T + t) * p.D + own.i, plane = p.B * p.T * p.D;
+    float *parts[4] = {d.sums + at, d.sums + plane + at, d.sums + 2 * plane + at, d.sums + 3 * plane + at};
+    float *first[4] = {&flow.x, &flow.y, &other.x, &other.y}, *second[4] = {&flow.z, &flow.w, &other.z, &other.w};
 #pragma unroll
-    for (int n = 0; n < GROUP; n++) rate[n] = n0 + n < p.N ? -LOG2E * expf(p.A_log[i * p.N + n0 + n]) : 0;
-    int64_t first = segment * p.per_segment * PIECE, end = first + p.per_segment * PIECE;
-    for (int64_t t = (end < p.T ? end : p.T) - 1; t >= first; t--) {
-        float dy = to_float(dg[row * p.g_row + t * p.g_step + i]);
-        if (z) dy *= silu_of(to_float(z[row * p.z_row + t * p.z_step + i]));
-        float delta = softplus_of(to_float(raw[row * p.raw_row + t * p.raw_step + i]) + bias);
-        bool start = scan_starts(p, row, t);
-        total += delta;
-        reset = reset || start;
+    for (int k = 0; k < 4; k++) {
+        if (n0 > 0) {
+            float2 before = pair_of_vector(parts[k], 0, own.count);
+            *first[k] += before.x, *second[k] += before.y;
+        }
+        if (n0 + GROUP < p.N) store_pair<float, false>(parts[k], *first[k], *second[k], own.count);
+    }
+}
+
+/* dx, draw and dz of a piece from what the walk left in the room; adds to dbias. */
+template <class T, bool WIDE>
+__device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbias, const scan_inputs<T> &in,
+                                            const scan_gradients<T> &d, const scan_problem &p, const scan_pair &own,
+                                            float2 bias, float2 skip, int64_t row, int64_t t0, int n0) {
+#pragma unroll 1
+    for (int first = 0; first < PIECE && t0 + first < p.T; first += STRIDE) {
+        int left = (int)(p.T - t0 - first < STRIDE ? p.T - t0 - first : STRIDE);
+        scan_two<T> xs[ROUNDS], raws[ROUNDS], zs[ROUNDS], dgs[ROUNDS];
+        load_pairs<WIDE, WARPS>(xs, in.x, own, row, t0 + first, left);
+        load_pairs<WIDE, WARPS>(raws, in.raw, own, row, t0 + first, left);
+        if (d.dz.data) {
+            load_pairs<WIDE, WARPS>(dgs, d.dg, own, row, t0 + first, left);
+            load_pairs<WIDE, WARPS>(zs, in.z, own, row, t0 + first, left);
+        }
 #pragma unroll
-        for (int n = 0; n < GROUP; n++) {
-            float weight = n0 + n < p.N ? to_float(c[row * p.c_row + t * p.c_step + n0 + n]) : 0;
-            carry[n] = start ? 0 : power_of_two(delta * rate[n]) * (weight * dy + carry[n]);
+        for (int k = 0; k < ROUNDS; k++) {
+            int local = k * WARPS + threadIdx.x / WARP;
+            if (local >= left) break;
+            int64_t t = t0 + first + local;
+            float4 flow = room.flow[first + local][own.place], other = room.other[first + local][own.place];
+            if (d.sums) join_groups(flow, other, d, p, own, row, t, n0);
+            if (n0 + GROUP < p.N) continue;
+            float2 x = xs[k].floats(), raw = raws[k].floats();
+            float2 draw = make_float2((x.x * flow.y + other.y) * sigmoid_of(raw.x + bias.x),
+                                      (x.y * flow.w + other.w) * sigmoid_of(raw.y + bias.y));
+            dbias.x += draw.x, dbias.y += draw.y;
+            store_pair<T, WIDE>(d.dx.at(row, t, own.i), flow.x, flow.z, own.count);
+            store_pair<T, WIDE>(d.draw.at(row, t, own.i), draw.x, draw.y, own.count);
+            if (!d.dz.data) continue;
+            float2 z = zs[k].floats(), dg = dgs[k].floats();
+            store_pair<T, WIDE>(d.dz.at(row, t, own.i), dg.x * silu_slope(z.x) * (other.x + skip.x * x.x),
+                                dg.y * silu_slope(z.y) * (other.z + skip.y * x.y), own.count);
         }
     }
-#pragma unroll
-    for (int n = 0; n < GROUP; n++) {
-        if (n0 + n >= p.N) continue;
-        int64_t at = ((row * p.segments + segment) * p.N + n0 + n) * p.D + i;
-        adds[at] = carry[n];
-        decays[at] = reset ? 0 : power_of_two(total * rate[n]);
-    }
 }
 
-/* From what the segments add to what comes in from the right of each, in place of the sums. */
-__global__ void scan_carry_back_kernel(float *adds, const float *decays, const float *dfinal, scan_problem p) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, n = blockIdx.y, row = blockIdx.z;
-    if (i >= p.D) return;
-    float carry = dfinal ? dfinal[(row * p.D + i) * p.N + n] : 0;
-    for (int64_t segment = p.segments - 1; segment >= 0; segment--) {
-        int64_t at = ((row * p.segments + segment) * p.N + n) * p.D + i;
-        float add = adds[at], decay = decays[at];
-        adds[at] = carry;
-        carry = decay * carry + add;
+/* *to and the next: the sums over the block's warps of a pair's two numbers. */
+__device__ __forceinline__ void store_warps(float *to, float2 v, piece_room &room, const scan_pair &own) {
+    float2 *parts = reinterpret_cast<float2 *>(room.channels);
+    __syncthreads();
+    parts[threadIdx.x] = v;
+    __syncthreads();
+    if (threadIdx.x >= WARP) return;
+    float2 sum = make_float2(0, 0);
+    for (int w = 0; w < WARPS; w++) sum.x += parts[w * WARP + own.place].x, sum.y += parts[w * WARP + own.place].y;
+    store_pair<float, false>(to, sum.x, sum.y, own.count);
+}
+
+/* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. */
+template <class T, bool WIDE>
+__global__ void __launch_bounds__(THREADS, 2)
+scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int n0) {
+    DYNAMIC_SHARED(char, memory);
+    piece_room &room = *reinterpret_cast<piece_room *>(memory);
+    scan_place<STATES> at;
+    scan_pair own(p, WIDE);
+    float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
+    float2 dd = make_float2(0, 0), dbias = dd;
+    int64_t first = at.segment * p.per_segment, last = first + p.per_segment < p.pieces ? first + p.per_segment : p.pieces;
+    int64_t part = at.row * p.segments + at.segment, channel = (int64_t)blockIdx.x * SCAN_BLOCK + at.channel();
+    walk w = {};
+    w.skip = p.d && n0 == 0 && channel < p.D ? p.d[channel] : 0;
+    load_rates(w.rate, p, at, n0);
+    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
+        if (d.carries) w.carry[j][k] = d.carries[(part * p.N + n) * p.D + i];
+        else if (d.dfinal) w.carry[j][k] = d.dfinal[(at.row * p.D + i) * p.N + n];
+    });
+    for (int64_t piece = last - 1; piece >= first; piece--) {
+        enter_piece<T, WIDE>(room, dd, in, d, p, own, bias, at.row, piece * PIECE, n0);
+        __syncthreads();
+        walk_piece(w, room, d, p, at, piece, n0);
+        leave_piece<T, WIDE>(room, dbias, in, d, p, own, bias, skip, at.row, piece * PIECE, n0);
+        __syncthreads();
     }
+    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
+        d.dA_log[(part * p.D + i) * p.N + n] = w.dA[j][k] * w.rate[j][k] * (1.0f / LOG2E);
+        if (d.dinitial && at.segment == 0) d.dinitial[(at.row * p.D + i) * p.N + n] = w.carry[j][k];
+    });
+    if (d.dd && n0 == 0) store_warps(d.dd + part * p.D + own.i, dd, room, own);
+    if (n0 + GROUP >= p.N) store_warps(d.dbias + part * p.D + own.i, dbias, room, own);
 }
 
 /* db and dc of the group's states: the blocks' sums, in order. A thread a token and value. */
 template <class T>
-__global__ void scan_channels_kernel(T *db, int64_t db_row, int64_t db_step, T *dc, int64_t dc_row, int64_t dc_step,
-                                     const float *of_channels, int64_t blocks, scan_problem p, int n0) {
+__global__ void scan_channels_kernel(scan_rows<T> db, scan_rows<T> dc, const float *of_channels, int64_t blocks,
+                                     scan_problem p, int n0) {
     int64_t token = (int64_t)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, row = token / p.T, t = token % p.T;
-    int value = threadIdx.x % WARP, n = n0 + value / 8 * STATES + value % 4;
+    int value = threadIdx.x % WARP, n = n0 + value / 8 * STATES + value % STATES;
     if (token >= p.B * p.T) return;
+    const float *from = of_channels + token * blocks * 2 * GROUP + value;
     float sum = 0;
-    for (int64_t k = 0; k < blocks; k++) sum += of_channels[(token * blocks + k) * 2 * GROUP + value];
+#pragma unroll 8
+    for (int64_t k = 0; k < blocks; k++) sum += from[k * 2 * GROUP];
     if (n >= p.N) return;
-    if (value % 8 < 4) db[row * db_row + t * db_step + n] = from_float<T>(sum);
-    else dc[row * dc_row + t * dc_step + n] = from_float<T>(sum);
+    *(value % 8 < STATES ? db : dc).at(row, t, n) = from_float<T>(sum);
 }
 
 /* --- launching ---------------------------------------------------------------------------------------------------- */
 
-/* Scratch in floats: sums over channels; partial rows of dA_log, dd and dbias; carries and decays of segments; s, e, y. */
+/* Scratch in floats: sums over channels; partial rows of dA_log, dd and dbias; carries and decays of segments; sums. */
 struct scan_scratch {
-    int64_t blocks, segments, channels, dA_log, vector, carry, sums, total;
+    int64_t blocks, channels, dA_log, vector, carry, sums, total;
 };
 
 static scan_scratch scratch_of(struct scan_shape s) {
     scan_scratch r = {};
-    r.blocks = ceil_div(s.D, CHANNELS);
-    r.segments = ceil_div(scan_pieces(s), scan_pieces_per_segment(s));
+    int64_t segments = scan_segments(s);
+    r.blocks = ceil_div(s.D, SCAN_BLOCK);
     r.channels = s.B * s.T * r.blocks * 2 * GROUP;
-    r.dA_log = s.B * r.segments * s.D * s.N;
-    r.vector = s.B * r.segments * s.D;
-    r.carry = r.segments > 1 ? r.dA_log : 0;
-    r.sums = s.N > GROUP ? 3 * s.B * s.T * s.D : 0;
+    r.dA_log = s.B * segments * s.D * s.N;
+    r.vector = s.B * segments * s.D;
+    r.carry = segments > 1 ? r.dA_log : 0;
+    r.sums = s.N > GROUP ? 4 * s.B * s.T * s.D : 0;
     r.total = r.channels + r.dA_log + 2 * r.vector + 2 * r.carry + r.sums;
     return r;
 }
@@ -357,14 +389,18 @@ extern "C" size_t cuda_scan_backward_scratch(struct scan_shape s) {
 }
 
 template <class T>
-static void find_carries(struct device *dev, float *adds, float *decays, tensor dg, tensor dfinal, tensor raw, tensor c,
-                         tensor z, const scan_problem &p) {
-    dim3 grid((unsigned)ceil_div(p.D, 128), (unsigned)p.segments, (unsigned)p.B);
-    for (int n0 = 0; n0 < p.N; n0 += GROUP)
-        LAUNCH(dev, scan_totals_kernel<T>, grid, 128, 0, adds, decays, data_of<T>(dg), data_of<T>(raw), data_of<T>(c),
-               data_of<T>(z), p, n0);
-    grid.y = (unsigned)p.N;
-    LAUNCH(dev, scan_carry_back_kernel, grid, 128, 0, adds, decays, data_of<float>(dfinal), p);
+static void backward_groups(struct device *dev, const scan_gradients<T> &g, const scan_inputs<T> &in, scan_rows<T> db,
+                            scan_rows<T> dc, int64_t blocks, bool fit, const scan_problem &p) {
+    with_pairs(fit, [&](auto pairs) {
+        constexpr bool WIDE = pairs.value;
+        cuda_expect(dev, cudaFuncSetAttribute(scan_backward_kernel<T, WIDE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              (int)sizeof(piece_room)), "scan_backward");
+        for (int n0 = 0; n0 < p.N; n0 += GROUP) {
+            LAUNCH(dev, (scan_backward_kernel<T, WIDE>), scan_grid(p), THREADS, sizeof(piece_room), g, in, p, n0);
+            LAUNCH(dev, scan_channels_kernel<T>, (unsigned)ceil_div(p.B * p.T, 8), 8 * WARP, 0, db, dc, g.of_channels,
+                   blocks, p, n0);
+        }
+    });
 }
 
 extern "C" void cuda_scan_backward(struct device *dev, tensor dx, tensor draw, tensor db, tensor dc, tensor dz,
@@ -374,30 +410,20 @@ extern "C" void cuda_scan_backward(struct device *dev, tensor dx, tensor draw, t
     scan_problem p = scan_problem_of(dg, x, raw, bias, A_log, b, c, d, z, initial, doc);
     scan_scratch size = scratch_of({p.B, p.T, p.D, p.N});
     float *channels = (float *)scratch, *of_A = channels + size.channels, *of_d = of_A + size.dA_log;
-    float *of_bias = of_d + size.vector, *adds = of_bias + size.vector, *decays = adds + size.carry;
-    float *sums = decays + size.carry;
+    float *of_bias = of_d + size.vector, *carries = of_bias + size.vector, *decays = carries + size.carry;
+    if (p.segments > 1) cuda_scan_carry_back(dev, carries, decays, dg, dfinal, raw, c, z, p);
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         scan_gradients<T> g = {};
-        g.dx = data_of<T>(dx), g.draw = data_of<T>(draw), g.dz = data_of<T>(dz), g.dg = data_of<T>(dg);
-        g.dx_row = dx.stride[0], g.dx_step = dx.stride[1], g.draw_row = draw.stride[0], g.draw_step = draw.stride[1];
-        g.dz_row = dz.stride[0], g.dz_step = dz.stride[1];
+        g.dx = rows_of<T>(dx), g.draw = rows_of<T>(draw), g.dz = rows_of<T>(dz), g.dg = rows_of<T>(dg);
         g.dinitial = data_of<float>(dinitial), g.dfinal = data_of<float>(dfinal), g.saved = (const float *)saved;
-        g.carries = p.segments > 1 ? adds : NULL;
+        g.carries = p.segments > 1 ? carries : NULL;
         g.of_channels = channels, g.dA_log = of_A, g.dbias = of_bias;
         g.dd = tensor_given(dd) ? of_d : NULL;
-        g.sums = p.N > GROUP ? sums : NULL;
-        if (p.segments > 1) find_carries<T>(dev, adds, decays, dg, dfinal, raw, c, z, p);
-        cuda_expect(dev, cudaFuncSetAttribute(scan_backward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)sizeof(piece_room)), "scan_backward");
-        dim3 grid((unsigned)size.blocks, (unsigned)p.segments, (unsigned)p.B);
-        for (int n0 = 0; n0 < p.N; n0 += GROUP) {
-            LAUNCH(dev, scan_backward_kernel<T>, grid, THREADS, sizeof(piece_room), g, data_of<T>(x), data_of<T>(raw),
-                   data_of<T>(b), data_of<T>(c), data_of<T>(z), p, n0);
-            LAUNCH(dev, scan_channels_kernel<T>, (unsigned)ceil_div(p.B * p.T, 8), 8 * WARP, 0, data_of<T>(db),
-                   db.stride[0], db.stride[1], data_of<T>(dc), dc.stride[0], dc.stride[1], channels, size.blocks, p,
-                   n0);
-        }
+        g.sums = p.N > GROUP ? decays + size.carry : NULL;
+        scan_inputs<T> in = {rows_of<T>(x), rows_of<T>(raw), rows_of<T>(b), rows_of<T>(c), rows_of<T>(z)};
+        bool fit = scan_pairs_fit(dg, x, raw, z) && scan_pairs_fit(dx, draw, dz, dz);
+        backward_groups<T>(dev, g, in, rows_of<T>(db), rows_of<T>(dc), size.blocks, fit, p);
     });
     int64_t parts = p.B * p.segments;
     cuda_add_partials(dev, data_of<float>(dA_log), of_A, parts, p.D * p.N);
