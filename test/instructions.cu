@@ -137,13 +137,15 @@ static void check_copies() {
 
 /* --- numbers ------------------------------------------------------------------------------------------------------ */
 
-__global__ void number_kernel(uint32_t *packed, float *low, float *high, float *powers, const float *v, int n) {
+__global__ void number_kernel(uint32_t *packed, float *low, float *high, float *powers, float *inverses, const float *v,
+                              int n) {
     int i = threadIdx.x + blockIdx.x * blockDim.x;
     if (i >= n) return;
     packed[i] = pack_bf16(v[i], v[(i + 1) % n]);
     low[i] = low_bf16(packed[i]);
     high[i] = high_bf16(packed[i]);
     powers[i] = power_of_two(v[i]);
+    inverses[i] = reciprocal(v[i]);
 }
 
 /* Nearest of the two neighbours, by their distance; the even one on a tie. */
@@ -159,13 +161,13 @@ static void check_numbers() {
     static const float some[] = {0.0f, -0.0f, 1.0f, 1.00390625f, 1.01171875f, 1.0039063f, 3.4e38f, INFINITY, -INFINITY,
                                  NAN, 1e-40f, -126.0f, -126.5f, -127.0f, -149.0f, 127.0f, 127.99f, 128.0f, 1e-30f};
     const int n = 1024;
-    both<float> v(n), low(n), high(n), powers(n);
+    both<float> v(n), low(n), high(n), powers(n), inverses(n);
     both<uint32_t> packed(n);
     for (int i = 0; i < n; i++)
         v.host[(size_t)i] = i < (int)(sizeof some / sizeof *some) ? some[i] : ldexpf(sinf((float)i), i % 15 - 7);
     START_KERNEL(number_kernel, 9, 128, 0, (cudaStream_t)0, packed.device, low.device, high.device, powers.device,
-                 v.send(), n);
-    packed.fetch(), low.fetch(), high.fetch(), powers.fetch();
+                 inverses.device, v.send(), n);
+    packed.fetch(), low.fetch(), high.fetch(), powers.fetch(), inverses.fetch();
     for (int i = 0; i < n; i++) {
         size_t at = (size_t)i;
         uint32_t want = nearest_bf16(v.host[at]) | nearest_bf16(v.host[(at + 1) % n]) << 16;
@@ -178,6 +180,12 @@ static void check_numbers() {
         if (power > 0x1.fffffep127) power = INFINITY;
         expect(got == power || fabs(got - power) <= 4e-7 * power || (got != got && power != power), "power_of_two", i,
                got, power);
+        float argument = fabsf(v.host[at]) < 0x1p-126f ? copysignf(0, v.host[at]) : v.host[at];
+        double inverse = 1 / (double)argument;
+        got = inverses.host[at];
+        if (fabs(inverse) < 0x1p-126) inverse = copysign(0, inverse);
+        expect(got == inverse || fabs(got - inverse) <= 2e-7 * fabs(inverse) || (got != got && inverse != inverse),
+               "reciprocal", i, got, inverse);
     }
 }
 

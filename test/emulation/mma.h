@@ -75,6 +75,11 @@ template <int N> static inline void cp_async_wait() {
 }
 
 /* Subnormal arguments and results are 0. */
+static inline float reciprocal(float v) {
+    float result = 1 / (fabsf(v) < 0x1p-126f ? copysignf(0, v) : v);
+    return fabsf(result) < 0x1p-126f ? copysignf(0, result) : result;
+}
+
 static inline float power_of_two(float v) {
     float result = exp2f(v);
     return result < 0x1p-126f ? 0 : result;
