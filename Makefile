@@ -17,7 +17,6 @@ OPENMP    ?= 1
 MPI       ?= 1
 CUDA      ?= 1
 NCCL      ?= 1
-CUDNN     ?= 1
 EMULATE   ?= 0
 WERROR    ?= 1
 DEBUG     ?= 0
@@ -132,9 +131,6 @@ ifeq ($(CUDA),1)
     ifeq ($(NCCL),1)
       HAVE_NCCL := $(call has_header,nccl.h,-I$(CUDA_HOME)/include)
     endif
-    ifeq ($(CUDNN),1)
-      HAVE_CUDNN := $(call has_header,cudnn.h,-I$(CUDA_HOME)/include)
-    endif
   endif
 endif
 # EMULATE=1: the same sources by the C++ compiler that goes with CC, on the emulated GPU of test/emulation/, for tests.
@@ -142,7 +138,6 @@ ifeq ($(EMULATE),1)
   CXX         := $(patsubst cc,c++,$(subst gcc,g++,$(CC)))
   HAVE_CUDA   := $(if $(CUDA_SOURCES),1)
   HAVE_NCCL   :=
-  HAVE_CUDNN  :=
   EMULATION   := $(sort $(wildcard test/emulation/*.cc))
 endif
 HAVE_CMOCKA := $(call has_header,cmocka.h,-include stdarg.h -include setjmp.h -include stdint.h)
@@ -178,7 +173,7 @@ BASE_CFLAGS := -std=gnu11 -I. -I$(BUILD)/gen -D_GNU_SOURCE -D_FILE_OFFSET_BITS=6
 FEATURES := $(if $(HAVE_OPENBLAS),-DRIVERRUN_OPENBLAS $(BLAS_CFLAGS)) $(if $(HAVE_OPENMP),-DRIVERRUN_OPENMP) \
             $(if $(HAVE_MPI),-DRIVERRUN_MPI $(MPI_CFLAGS)) \
             $(if $(HAVE_CUDA),-DRIVERRUN_CUDA $(if $(EMULATION),-DRIVERRUN_EMULATE,-I$(CUDA_HOME)/include) \
-              $(if $(HAVE_NCCL),-DRIVERRUN_NCCL) $(if $(HAVE_CUDNN),-DRIVERRUN_CUDNN))
+              $(if $(HAVE_NCCL),-DRIVERRUN_NCCL))
 # Without OpenMP its simd pragmas still count: they let loops that reduce vectorise. What only its other pragmas use is
 # then unused.
 NO_OPENMP := -fopenmp-simd -Wno-unused-variable
@@ -250,7 +245,8 @@ objects_of = $(patsubst %.c,$(1)/%.o,$(SOURCES_$(2))) $(if $(filter kernels,$(2)
                $(patsubst %.c,$(1)/%.o,$(CPU_SINGLE)) \
                $(patsubst %.c,$(1)/%.f32.o,$(CPU_TWICE)) $(patsubst %.c,$(1)/%.f64.o,$(CPU_TWICE)))
 OBJ := $(BUILD)/obj
-CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o,$(CUDA_SOURCES)))
+CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o, \
+                  $(filter-out $(if $(HAVE_NCCL),,%_nccl.cu),$(CUDA_SOURCES))))
 CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS)) $(EMULATION:%.cc=$(OBJ)/%.o)
 CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
 # A source that goes away has to leave its library, too.
@@ -409,7 +405,6 @@ else ifeq ($(HAVE_CUDA),)
 else
   CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME), for $(ARCHS:%=sm_%)$(if $(PTX), and compute_80 PTX)
 endif
-with_cuda = found (this version makes no use of it)
 
 $(info riverrun $(COMMIT), building in $(BUILD)/)
 $(call row,compiler  ,$(CC_VERSION)$(comma) $(or $(MARCH),default)$(if $(SAN), -fsanitize=$(SAN)),CC= CPU_ARCH=)
@@ -418,8 +413,7 @@ $(call row,OpenMP    ,$(if $(HAVE_OPENMP),found,$(call absent,OPENMP): one threa
 $(call row,MPI       ,$(if $(HAVE_MPI),$(MPI_TEXT),$(call absent,MPI): one process),MPI=0 MPICC=)
 $(info $()  libraries  $(foreach r,$(REQUIRED),$(call library_text,$r)))
 $(call row,CUDA      ,$(CUDA_TEXT),CUDA=0 CUDA_HOME= CUDA_ARCH=)
-$(call row,NCCL      ,$(if $(HAVE_NCCL),$(with_cuda),$(call absent,NCCL)),NCCL=0)
-$(call row,cuDNN     ,$(if $(HAVE_CUDNN),$(with_cuda),$(call absent,CUDNN)),CUDNN=0)
+$(call row,NCCL      ,$(if $(HAVE_NCCL),found (loaded when GPUs share a run),$(call absent,NCCL): one GPU),NCCL=0)
 endif
 
 endif # BUILDING
@@ -442,5 +436,5 @@ help: ## Print this list
 	@echo "make [target] [SWITCH=value ...]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 	  while IFS='|' read -r target text; do printf '  %-11s %s\n' "$$target" "$$text"; done
-	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0 CUDNN=0"
+	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0"
 	@echo "          CUDA_HOME= CUDA_ARCH='80 90a' SAN=address,undefined DEBUG=1 WERROR=0 V=1 (commands shown) PREFIX="
