@@ -407,6 +407,7 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
     bool in_place = initial && initial == final;
     ASSERT(!(keep && in_place));
     int64_t R = m->B * m->T;
+    device_range_push(m->dev, "forward");
     embed(m, R);
     for (int i = 0; i < m->mc->layer_count; i++) {
         arena saved;
@@ -418,10 +419,13 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
         call.doc = batch_doc(m);
         call.initial = initial && state ? initial->layers[i] : NULL;
         call.final = final && state ? (in_place ? m->at.state : final->layers[i]) : NULL;
+        device_range_push(m->dev, call.layer->mixer->name);
         call.layer->mixer->forward(&call);
+        device_range_pop(m->dev);
         if (in_place && state) device_copy(m->dev, final->layers[i], m->at.state, state);
     }
     enter_layer(m, m->mc->layer_count, R);
+    device_range_pop(m->dev);
     m->initial = initial;
     m->stage = keep ? STAGE_KEPT : STAGE_FORWARD;
 }
@@ -487,8 +491,10 @@ void model_loss(struct model *m, void *losses, bool backward, double scale, doub
     }
     void *work = arena_take(scratch, m->ops->head_loss_scratch(R, D, m->mc->rows));
     need(m, m->mc->head);
+    device_range_push(m->dev, "head");
     m->ops->head_loss(m->dev, m->at.sums, each, dx, dw, final_normed(m, 0, R), m->w[m->mc->head],
                       tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, work);
+    device_range_pop(m->dev);
     if (losses) device_read(m->dev, losses, each.data, (size_t)R * dtype_size(m->ops->real));
     arena_rewind(scratch, mark);
     if (backward) m->stage = STAGE_LOSS;
@@ -538,13 +544,16 @@ static void layer_backward(struct model *m, int i) {
     call.dy = matrix(m->at.dbranch ? m->at.dbranch : m->at.dresidual, m->ops->act, m->B * m->T, m);
     call.dx = matrix(m->at.dnormed, m->ops->act, m->B * m->T, m);
     if (m->initial && mixer_state_bytes(call.layer, m->ops, m->B) > 0) call.initial = m->initial->layers[i];
+    device_range_push(m->dev, call.layer->mixer->name);
     call.layer->mixer->backward(&call);
+    device_range_pop(m->dev);
 }
 
 void model_backward(struct model *m, void (*ready)(void *self, int bucket), void *self) {
     ASSERT(m->stage == STAGE_LOSS);
     const struct param *list = m->params.list;
     int64_t R = m->B * m->T;
+    device_range_push(m->dev, "backward");
     if (ready && m->mc->head != m->mc->embedding) ready(self, list[m->mc->head].bucket);
     leave_layer(m, m->mc->layer_count, R);
     if (ready) ready(self, list[m->mc->final_norm].bucket);
@@ -556,6 +565,7 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
     m->ops->embedding_backward(m->dev, m->dw[m->mc->embedding], matrix(m->at.dresidual, m->ops->real, R, m),
                                tensor_1d(m->at.tokens, DTYPE_I32, R));
     if (ready) ready(self, list[m->mc->embedding].bucket);
+    device_range_pop(m->dev);
     m->stage = STAGE_FORWARD;
 }
 

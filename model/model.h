@@ -16,6 +16,7 @@
 /* --- configuration -------------------------------------------------------------------------------------------------
  * [model] d_model, vocab_size (0 = the tokenizer's), pad_vocab_to, tie_embeddings, norm_eps, pattern ("m*24",
  * "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp (none | swiglu), recompute, and the keys of both. */
+#define MODEL_FLOPS_MAX (2 * LIMIT_BLOCK_KINDS + 1)
 struct model_options {
     int64_t d_model, vocab_size, pad_vocab_to;
     bool tie_embeddings;
@@ -61,6 +62,15 @@ struct model_config {
 int model_config_bind(struct model_config **mc, config *c, int64_t tokenizer_vocab, error *err);
 void model_config_free(struct model_config *mc);
 double model_forward_flops(const struct model_config *mc, int64_t T); /* per token; training is three times that */
+
+/* The same by kinds of layers: those of each block, in the order of the pattern, then the head. Returns how many entries
+ * of `list` there are. */
+struct model_flops {
+    const char *block, *layer; /* "m" and "mamba2"; "" and "head" */
+    int count;                 /* layers of the kind */
+    double forward;            /* of one, per token */
+};
+int model_list_flops(const struct model_config *mc, int64_t T, struct model_flops list[MODEL_FLOPS_MAX]);
 
 /* --- memory ----------------------------------------------------------------------------------- */
 enum model_mode { MODEL_TRAIN, MODEL_INFER };

@@ -254,8 +254,30 @@ void model_config_free(struct model_config *mc) {
     free(mc);
 }
 
+static struct model_flops *flops_of(struct model_flops *list, int *count, const struct layer *layer) {
+    for (int i = 0; i < *count; i++)
+        if (strcmp(list[i].block, layer->block_name) == 0 && strcmp(list[i].layer, layer->mixer->name) == 0)
+            return &list[i];
+    list[*count] = (struct model_flops){.block = layer->block_name, .layer = layer->mixer->name};
+    return &list[(*count)++];
+}
+
+int model_list_flops(const struct model_config *mc, int64_t T, struct model_flops list[MODEL_FLOPS_MAX]) {
+    int count = 0;
+    for (int i = 0; i < mc->layer_count; i++) {
+        struct model_flops *kind = flops_of(list, &count, &mc->layers[i]);
+        if (kind->count++ == 0) kind->forward = mc->layers[i].mixer->forward_flops(&mc->layers[i], T);
+    }
+    /* Looking up an embedding is free. */
+    double head = 2 * (double)mc->options.d_model * (double)mc->rows;
+    list[count++] = (struct model_flops){.block = "", .layer = "head", .count = 1, .forward = head};
+    return count;
+}
+
 double model_forward_flops(const struct model_config *mc, int64_t T) {
-    double flops = 2 * (double)mc->options.d_model * (double)mc->rows; /* the head; looking up an embedding is free */
-    for (int i = 0; i < mc->layer_count; i++) flops += mc->layers[i].mixer->forward_flops(&mc->layers[i], T);
+    struct model_flops list[MODEL_FLOPS_MAX];
+    double flops = 0;
+    int count = model_list_flops(mc, T, list);
+    for (int i = 0; i < count; i++) flops += list[i].count * list[i].forward;
     return flops;
 }

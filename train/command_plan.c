@@ -138,6 +138,7 @@ static const struct {
     {"activations", offsetof(struct model_memory, activations)},
     {"scratch", offsetof(struct model_memory, scratch)},
     {"batch", offsetof(struct model_memory, batch)},
+    {"device", offsetof(struct model_memory, device)},
     {"total", offsetof(struct model_memory, total)},
 };
 enum { CLASSES = sizeof classes / sizeof *classes };
@@ -158,6 +159,20 @@ static char *grouped(char out[32], int64_t number) {
     return out;
 }
 
+static void print_flops(const struct plan *p) {
+    struct model_flops list[MODEL_FLOPS_MAX];
+    int count = model_list_flops(p->mc, p->T, list);
+    char one[24];
+    for (int i = 0; i < count; i++) {
+        const struct model_flops *f = &list[i];
+        text_count(one, sizeof one, f->forward);
+        printf("  %s%s%s", f->block, *f->block ? " " : "", f->layer);
+        printf("%*s%5.1f %%  %s", (int)(14 - strlen(f->block) - (*f->block ? 1 : 0) - strlen(f->layer)), "",
+               100 * f->count * f->forward / p->forward_flops, one);
+        printf(f->count > 1 ? " in each of %d\n" : "\n", f->count);
+    }
+}
+
 static void print_model(const struct plan *p) {
     const struct model_config *mc = p->mc;
     int64_t total = mc->params.total;
@@ -171,6 +186,7 @@ static void print_model(const struct plan *p) {
     printf("FLOPs per token     forward %s, training %s", text_count(text, sizeof text, p->forward_flops),
            text_count(text2, sizeof text2, 3 * p->forward_flops));
     printf(" (6 x parameters: %s)\n", text_count(text, sizeof text, 6 * (double)total));
+    print_flops(p);
     printf("state per sequence  %s\n", text_bytes(text, sizeof text, (double)p->state));
     double tokens = p->sequences * (double)p->length;
     printf("the whole run       %" PRId64 " steps, %s tokens, %.3g FLOPs\n", p->steps,
@@ -181,8 +197,10 @@ static void print_memory(const struct plan *p) {
     char text[24], text2[24];
     printf("memory of a rank, %s, %" PRId64 " sequence%s of %" PRId64 " tokens at once, %d rank%s\n", p->precision,
            p->B, p->B == 1 ? "" : "s", p->T, p->ranks, p->ranks == 1 ? "" : "s");
-    for (int i = 0; i < CLASSES; i++)
+    for (int i = 0; i < CLASSES; i++) {
+        if (class_bytes(&p->memory, i) == 0) continue;
         printf("  %-12s %12s\n", classes[i].name, text_bytes(text, sizeof text, (double)class_bytes(&p->memory, i)));
+    }
     text_bytes(text, sizeof text, p->limit);
     text_bytes(text2, sizeof text2, (double)p->largest_takes.total);
     if (p->largest)
@@ -240,6 +258,17 @@ static json_t *memory_json(const struct model_memory *memory) {
     return object;
 }
 
+/* Forward FLOPs per token by kinds of layers. */
+static json_t *flops_json(const struct plan *p) {
+    struct model_flops list[MODEL_FLOPS_MAX];
+    int count = model_list_flops(p->mc, p->T, list);
+    json_t *all = json_array();
+    for (int i = 0; i < count; i++)
+        json_array_append_new(all, json_pack("{s:s, s:s, s:i, s:f}", "block", list[i].block, "layer", list[i].layer,
+                                             "count", list[i].count, "forward", list[i].forward));
+    return all;
+}
+
 static int print_json(const struct plan *p, error *err) {
     const struct model_config *mc = p->mc;
     json_t *o = json_object();
@@ -253,6 +282,7 @@ static int print_json(const struct plan *p, error *err) {
     json_object_set_new(o, "other_parameters", json_integer(mc->params.total - p->embedding_params));
     json_object_set_new(o, "forward_flops_per_token", json_real(p->forward_flops));
     json_object_set_new(o, "training_flops_per_token", json_real(3 * p->forward_flops));
+    json_object_set_new(o, "flops", flops_json(p));
     json_object_set_new(o, "state_bytes_per_sequence", json_integer((json_int_t)p->state));
     json_object_set_new(o, "steps", json_integer(p->steps));
     json_object_set_new(o, "tokens", json_real(p->sequences * (double)p->length));
