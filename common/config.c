@@ -59,6 +59,16 @@ int config_bind(config *c, const char *section, const struct option *table, void
     return 0;
 }
 
+int config_choose(config *c, const char *section, const char *key, const char *value, error *err) {
+    struct config_binding *b = find_binding(c, section, key);
+    ASSERT(b);
+    char *copy = strdup(value);
+    if (!copy) return error_system(err, "no memory for a config");
+    free(b->value);
+    b->value = copy;
+    return 0;
+}
+
 size_t config_sections(const config *c, const char *prefix, const char **names, size_t max) {
     size_t count = 0;
     for (size_t i = 0; i < c->section_count; i++) {

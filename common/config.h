@@ -55,6 +55,9 @@ int config_set(config *c, const char *section, const char *key, const char *valu
  * bound by several tables (common block options, then the mixer's). Messages name file, line, section and key. */
 int config_bind(config *c, const char *section, const struct option *table, void *out, error *err);
 
+/* Put in the effective config what the program chose for a bound option whose value left it the choice ("auto"). */
+int config_choose(config *c, const char *section, const char *key, const char *value, error *err);
+
 /* Names of the sections that start with `prefix` ("block."), in order of first appearance. Returned strings live as
  * long as the config. Returns the count; `names` may be NULL to ask for it. */
 size_t config_sections(const config *c, const char *prefix, const char **names, size_t max);

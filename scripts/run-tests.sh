@@ -21,7 +21,9 @@ only=${TEST_ONLY:-*}
 logs=$BUILD/test-logs
 RIVERRUN=$BUILD/riverrun
 OMP_NUM_THREADS=2
-export BUILD PYTHON RIVERRUN OMP_NUM_THREADS
+# Where a test does not say what computes, the CPU does.
+RIVERRUN_DEVICE=cpu
+export BUILD PYTHON RIVERRUN OMP_NUM_THREADS RIVERRUN_DEVICE
 # Open MPI: allow root (containers) and more ranks than processors, don't pin ranks, and don't depend on ptrace.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none

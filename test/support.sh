@@ -5,9 +5,11 @@
 RIVERRUN=${RIVERRUN:-${BUILD:-build}/riverrun}
 case $RIVERRUN in /*) ;; *) RIVERRUN=$PWD/$RIVERRUN ;; esac
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+# What "auto" is, on machines with a GPU too: these scripts are about the program, and compare exactly.
+RIVERRUN_DEVICE=${RIVERRUN_DEVICE:-cpu}
 # Threads that wait give their processor away: on a busy machine spinning ones make tiny steps twenty times slower.
 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-export OMP_NUM_THREADS OMP_WAIT_POLICY
+export OMP_NUM_THREADS OMP_WAIT_POLICY RIVERRUN_DEVICE
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/riverrun-sh.XXXXXX") || exit 1
 trap 'cleanup' EXIT
 trap 'exit 1' HUP INT TERM

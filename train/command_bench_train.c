@@ -93,6 +93,7 @@ static int run_training(const struct train_flags *f, config *c, const char *path
     if (status == 0) status = config_finish(c, err);
     if (status == 0) 
         status = device_open(&dev, (enum device_kind)o->train.device, (enum precision)o->train.precision, err);
+    if (dev) dev->direct = !o->train.graph;
     if (status == 0) status = bench_train(mc, o, dev, &plan, &result, err);
     if (status == 0) print_training(path, mc, o, dev, f, &result);
     if (dev) device_close(dev);

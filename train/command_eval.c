@@ -41,9 +41,10 @@ static const struct option eval_flags_table[] = {
                       "Predict only this many, from the start of the data; 0: all. If not given: eval.tokens.", NULL},
     [GIVEN_RESET] = {"reset", OPTION_BOOL, AT(reset), "", 0, 0, "",
                      "Start every document with an empty state, or don't. If not given: data.reset.", NULL},
-    [GIVEN_DEVICE] = {"device", OPTION_CHOICE, AT(device), "cpu", 0, 0, "", "What computes.", device_choices},
-    [GIVEN_PRECISION] = {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.",
-                         precision_choices},
+    [GIVEN_DEVICE] = {"device", OPTION_CHOICE, AT(device), "auto", 0, 0, "", "What computes; auto: a GPU if there is one.",
+                      device_choices},
+    [GIVEN_PRECISION] = {"precision", OPTION_CHOICE, AT(precision), "auto", 0, 0, "",
+                         "Numbers that are computed with; auto: bf16 on a GPU, fp32 on the CPU.", precision_choices},
     [GIVEN_PRECISION + 1] = {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
@@ -203,6 +204,7 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     if (count > 1) TRY(check_keys(checkpoint_config(v->checkpoint), err));
     TRY(check_data(v, trained_vocab, err));
     TRY(choose_options(v, given, err));
+    device_choose(&v->flags.device, &v->flags.precision);
     TRY(device_open_at(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision,
                        comm_device_index(comm), err));
     TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->rank,

@@ -44,8 +44,9 @@ static const struct option generate_flags_table[] = {
      "Key of the draws: the same seed gives the same text.", NULL},
     {"ignore-eod", OPTION_BOOL, AT(ignore_eod), "false", 0, 0, "", "Go on behind the end of a document.", NULL},
     {"echo", OPTION_BOOL, AT(echo), "false", 0, 0, "", "Write the prompt first.", NULL},
-    {"device", OPTION_CHOICE, AT(device), "cpu", 0, 0, "", "What computes.", device_choices},
-    {"precision", OPTION_CHOICE, AT(precision), "fp32", 0, 0, "", "Numbers that are computed with.", precision_choices},
+    {"device", OPTION_CHOICE, AT(device), "auto", 0, 0, "", "What computes; auto: a GPU if there is one.", device_choices},
+    {"precision", OPTION_CHOICE, AT(precision), "auto", 0, 0, "",
+     "Numbers that are computed with; auto: bf16 on a GPU, fp32 on the CPU.", precision_choices},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
@@ -130,6 +131,7 @@ static int parts_open(struct generator_parts *g, int argc, char **argv, bool *he
     TRY(checkpoint_tokenizer(g->checkpoint, &g->tokenizer, err));
     TRY(encode_prompt(g, err));
     TRY(model_config_bind(&g->model_config, checkpoint_config(g->checkpoint), tokenizer_vocab(g->tokenizer), err));
+    device_choose(&g->flags.device, &g->flags.precision);
     TRY(device_open(&g->dev, (enum device_kind)g->flags.device, (enum precision)g->flags.precision, err));
     TRY(model_open(&g->model, g->model_config, g->dev, MODEL_INFER, 1, PIECE, 0, 1, err));
     return checkpoint_load_model(g->checkpoint, g->model, err);

@@ -12,7 +12,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct plan_options {
     double memory; /* GiB; 0 = this machine's */
@@ -24,16 +23,17 @@ struct plan_options {
 #define FIELD(name) offsetof(struct plan_options, name)
 static const struct option plan_table[] = {
     {"memory", OPTION_FLOAT, FIELD(memory), "0", 0, 1e5, "GiB",
-     "Memory of a rank, for the largest batch that fits; 0 = all of this machine's.", NULL},
+     "Memory of a rank, for the largest batch that fits; 0 = all of this machine's, or of its GPU (80 GiB, where there "
+     "is none to ask).", NULL},
     {"batch", OPTION_INT, FIELD(batch), "0", 0, 1 << 30, "sequences",
      "Sequences that a rank runs at once; 0 = what the config says.", NULL},
     {"seq", OPTION_INT, FIELD(seq), "0", 0, 1 << 24, "tokens", "Length of a sequence; 0 = the config's data.seq_len.",
      NULL},
     {"ranks", OPTION_INT, FIELD(ranks), "1", 1, LIMIT_RANKS, "ranks", "Processes that share the optimizer's state.",
      NULL},
-    {"device", OPTION_CHOICE, FIELD(device), "cpu", 0, 0, "",
+    {"device", OPTION_CHOICE, FIELD(device), "auto", 0, 0, "",
      "What computes; where it is not given, the config's train.device counts.", device_choices},
-    {"precision", OPTION_CHOICE, FIELD(precision), "fp32", 0, 0, "",
+    {"precision", OPTION_CHOICE, FIELD(precision), "auto", 0, 0, "",
      "Numbers that are computed with; where it is not given, the config's train.precision counts.", precision_choices},
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, "", "Print one JSON object.", NULL},
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, "",
@@ -108,8 +108,10 @@ static int find_largest_batch(struct plan *p, error *err) {
     return 0;
 }
 
-static double machine_memory(void) {
-    return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+/* All that the device has; where there is no GPU to ask, what an A100 or H100 has. */
+static double memory_of(enum device_kind device) {
+    size_t bytes = device_present(device);
+    return bytes > 0 ? (double)bytes : 80 * 0x1p30;
 }
 
 static int work_out(struct plan *p, error *err) {
@@ -321,11 +323,14 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     struct run_options *run = calloc(1, sizeof *run);
     struct model_config *mc = NULL;
     if (!run) return error_system(err, "out of memory for the options of a run");
+    bool says_device = config_has(c, "train", "device"), says_precision = config_has(c, "train", "precision");
     int result = run_options_bind(run, c, err);
     if (result == 0) result = model_config_bind(&mc, c, data_options_vocab(&run->data), err);
     if (result == 0) result = config_finish(c, err);
-    int device = given >> GIVEN_DEVICE & 1 ? o->device : run->train.device;
-    int precision = given >> GIVEN_PRECISION & 1 ? o->precision : run->train.precision;
+    /* What neither the command nor the config says is chosen to go with what they do say. */
+    int device = given >> GIVEN_DEVICE & 1 ? o->device : says_device ? run->train.device : DEVICE_AUTO;
+    int precision = given >> GIVEN_PRECISION & 1 ? o->precision : says_precision ? run->train.precision : PRECISION_AUTO;
+    device_choose(&device, &precision);
     const struct ops *ops = NULL;
     if (result == 0) result = device_table(&ops, (enum device_kind)device, (enum precision)precision, err);
     struct plan p = {
@@ -336,7 +341,7 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
         .B = o->batch,
         .T = o->seq ? o->seq : run->data.T,
         .ranks = (int)o->ranks,
-        .limit = o->memory > 0 ? o->memory * 0x1p30 : machine_memory(),
+        .limit = o->memory > 0 ? o->memory * 0x1p30 : memory_of((enum device_kind)device),
         .tensors = o->tensors,
         .steps = run->train.steps,
         .sequences = result == 0 ? (double)ramp_samples(&run->ramp, run->train.steps) : 0,

@@ -3,6 +3,7 @@
 #include "train/options.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define COUNT_MAX 1e12              /* steps, tokens: far above any run, far below where a double stops being exact */
@@ -16,7 +17,8 @@ static const char *const schedule_choices[] = {"constant", "cosine", "linear", "
 static const char *const decay_choices[] = {"table", "all", NULL};
 static const char *const decay_mode_choices[] = {"lr", "detached", NULL};
 const char *const eval_mode_choices[] = {"window", "carry", NULL};
-const char *const precision_choices[] = {"fp32", "fp64", "bf16", NULL}, *const device_choices[] = {"cpu", "cuda", NULL};
+const char *const precision_choices[] = {"fp32", "fp64", "bf16", "auto", NULL};
+const char *const device_choices[] = {"cpu", "cuda", "auto", NULL};
 
 const struct option train_options_table[] = {
     {"out", OPTION_STRING, AT(train_options, out), "", 0, 0, "",
@@ -32,12 +34,16 @@ const struct option train_options_table[] = {
      "0: batch / ranks, or with a ramp what divides all its batches.",
      NULL},
     {"seed", OPTION_INT, AT(train_options, seed), "1", 0, SEED_MAX, "", "Key of the initial weights.", NULL},
-    {"device", OPTION_CHOICE, AT(train_options, device), "cpu", 0, 0, "",
-     "What computes: the processor, or a GPU (in builds with CUDA).", device_choices},
-    {"precision", OPTION_CHOICE, AT(train_options, precision), "fp32", 0, 0, "",
-     "Numbers that are computed with. fp64 (CPU) is for checking: slow, and checkpoints hold fp32 all the same. bf16 "
+    {"device", OPTION_CHOICE, AT(train_options, device), "auto", 0, 0, "",
+     "What computes: the processor, or a GPU (in builds with CUDA). auto: a GPU if there is one.", device_choices},
+    {"precision", OPTION_CHOICE, AT(train_options, precision), "auto", 0, 0, "",
+     "Numbers that are computed with. auto: bf16 on a GPU, fp32 on the CPU. fp64 (CPU) is for checking: slow, and checkpoints hold fp32 all the same. bf16 "
      "(GPU): activations and the operands of products; weights, their gradients, states and sums stay fp32.",
      precision_choices},
+    {"graph", OPTION_BOOL, AT(train_options, graph), "true", 0, 0, "",
+     "On a GPU a step is recorded as a CUDA graph and replayed; false: launched piece by piece, as profilers that show "
+     "named ranges want it. The results are the same.",
+     NULL},
     {"log_every", OPTION_INT, AT(train_options, log_every), "10", 1, COUNT_MAX, "steps",
      "Steps between lines on the terminal; log.jsonl has every step.", NULL},
     {"resume", OPTION_BOOL, AT(train_options, resume), "true", 0, 0, "",
@@ -221,9 +227,22 @@ static int check_optimizer(const struct optimizer_options *o, error *err) {
     return 0;
 }
 
+void device_choose(int *device, int *precision) {
+    if (*device == DEVICE_AUTO) {
+        const char *told = getenv("RIVERRUN_DEVICE");
+        if (*precision == PRECISION_BF16) *device = DEVICE_CUDA;
+        else if (*precision == PRECISION_F64) *device = DEVICE_CPU;
+        else if (told && strcmp(told, device_choices[DEVICE_CPU]) == 0) *device = DEVICE_CPU;
+        else if (told && strcmp(told, device_choices[DEVICE_CUDA]) == 0) *device = DEVICE_CUDA;
+        else *device = device_present(DEVICE_CUDA) > 0 ? DEVICE_CUDA : DEVICE_CPU;
+    }
+    if (*precision == PRECISION_AUTO) *precision = *device == DEVICE_CUDA ? PRECISION_BF16 : PRECISION_F32;
+}
+
 int run_options_bind(struct run_options *o, config *c, error *err) {
     memset(o, 0, sizeof *o);
     TRY(config_bind(c, "train", train_options_table, &o->train, err));
+    device_choose(&o->train.device, &o->train.precision);
     struct ramp_options ramp;
     TRY(config_bind(c, "ramp", ramp_options_table, &ramp, err));
     TRY(config_bind(c, "optimizer", optimizer_options_table, &o->optimizer, err));

@@ -25,8 +25,9 @@ struct train_options { /* [train] */
     int64_t batch;       /* sequences in a global batch, over all ranks */
     int64_t micro_batch; /* sequences a rank runs at once; 0 = batch / ranks */
     int64_t seed;        /* of the initial weights; data has its own */
-    int device;          /* enum device_kind */
+    int device;          /* enum device_kind, or DEVICE_AUTO before it is chosen; precision likewise */
     int precision;       /* enum precision; what is computed in. Checkpoints hold f32 */
+    bool graph;          /* a step is recorded and replayed, where the device can */
     int64_t log_every;   /* steps between terminal lines; every step goes to log.jsonl */
     bool resume;         /* continue from `latest` in out if there is one */
 };
@@ -85,10 +86,17 @@ struct run_options {
     struct comm_options comm;
 };
 
-/* The choices of --precision and train.precision, and of --device and train.device, in the order of their enums. */
+/* The choices of --precision and train.precision, and of --device and train.device, in the order of their enums, with
+ * "auto" behind them. */
+enum { DEVICE_AUTO = DEVICE_CUDA + 1, PRECISION_AUTO = PRECISION_BF16 + 1 };
 extern const char *const precision_choices[], *const device_choices[], *const eval_mode_choices[];
 
-/* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). */
+/* Put what "auto" stands for here in its place: a GPU if there is one, unless the precision is the CPU's alone; bf16 on a
+ * GPU, fp32 on the CPU. RIVERRUN_DEVICE=cpu or cuda in the environment says what a device of "auto" is. */
+void device_choose(int *device, int *precision);
+
+/* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). Device and precision come out
+ * chosen, never as "auto". */
 int run_options_bind(struct run_options *o, config *c, error *err);
 
 /* How the global batch is dealt out: sequences a rank runs at once, and micro-batches in a step of train.batch

@@ -50,6 +50,9 @@ static int open_tokenizer(struct trainer *t, error *err) {
 /* Model and data. A key that nobody knows is told first: it may be why the data was not found. */
 static int bind_all(struct trainer *t, error *err) {
     TRY(run_options_bind(&t->options, t->config, err));
+    /* What was chosen goes into the run's config, so that a session on another machine does not choose otherwise. */
+    TRY(config_choose(t->config, "train", "device", device_choices[t->options.train.device], err));
+    TRY(config_choose(t->config, "train", "precision", precision_choices[t->options.train.precision], err));
     error data_error = {0};
     int data_result = data_sources_open(&t->data, &t->options.data, &data_error);
     if (data_result == 0) data_result = open_tokenizer(t, &data_error);
@@ -191,6 +194,7 @@ static int open_loader(struct trainer *t, error *err) {
     const struct train_options *o = &t->options.train;
     TRY(device_open_at(&t->dev, (enum device_kind)o->device, (enum precision)o->precision,
                        comm_device_index(t->comm), err));
+    t->dev->direct = !o->graph;
     struct loader_options options = data_loader_options(&t->options.data);
     options.B = t->micro_batch;
     options.rank = t->comm->rank;
