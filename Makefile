@@ -137,7 +137,7 @@ endif
 ifeq ($(EMULATE),1)
   CXX         := $(patsubst cc,c++,$(subst gcc,g++,$(CC)))
   HAVE_CUDA   := $(if $(CUDA_SOURCES),1)
-  HAVE_NCCL   :=
+  HAVE_NCCL   := $(if $(filter 1,$(NCCL)),$(HAVE_MPI))
   EMULATION   := $(sort $(wildcard test/emulation/*.cc))
 endif
 HAVE_CMOCKA := $(call has_header,cmocka.h,-include stdarg.h -include setjmp.h -include stdint.h)

@@ -233,10 +233,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
 
 /* --- loading ------------------------------------------------------------------------------------------------------ */
 
-static const struct {
-    const char *name;
-    void *function;
-} functions[] = {
+static const struct emulated_function functions[] = {
 #define FUNCTION(name) {#name, (void *)name}
     FUNCTION(cublasLtCreate), FUNCTION(cublasLtDestroy), FUNCTION(cublasLtGetStatusString), FUNCTION(cublasLtGetVersion),
     FUNCTION(cublasLtMatmul), FUNCTION(cublasLtMatmulAlgoGetHeuristic), FUNCTION(cublasLtMatmulDescCreate),
@@ -245,15 +242,18 @@ static const struct {
     FUNCTION(cublasLtMatmulPreferenceSetAttribute), FUNCTION(cublasLtMatrixLayoutCreate),
     FUNCTION(cublasLtMatrixLayoutDestroy), FUNCTION(cublasLtMatrixLayoutSetAttribute),
 #undef FUNCTION
+    {NULL, NULL},
 };
 
+/* A library is its list of functions. */
 void *emulated_dlopen(const char *name, int) {
-    return strncmp(name, "libcublasLt.so", 14) == 0 ? (void *)functions : NULL;
+    if (strncmp(name, "libcublasLt.so", 14) == 0) return (void *)functions;
+    return strncmp(name, "libnccl.so", 10) == 0 ? (void *)emulated_nccl : NULL;
 }
 
-void *emulated_dlsym(void *, const char *name) {
-    for (const auto &f : functions)
-        if (strcmp(f.name, name) == 0) return f.function;
+void *emulated_dlsym(void *library, const char *name) {
+    for (const struct emulated_function *f = (const struct emulated_function *)library; f->name; f++)
+        if (strcmp(f->name, name) == 0) return f->function;
     return NULL;
 }
 

@@ -1,6 +1,13 @@
-/* dlfcn.h: in the emulation, the one library that kernels/cuda loads, cuBLASLt, is linked. (cublas.cc) */
+/* dlfcn.h: in the emulation the libraries that are loaded for GPUs, cuBLASLt and NCCL, are linked. (cublas.cc, nccl.cc)
+ */
 #ifndef RIVERRUN_TEST_EMULATION_DLFCN_H
 #define RIVERRUN_TEST_EMULATION_DLFCN_H
+
+struct emulated_function {
+    const char *name; /* NULL ends a list */
+    void *function;
+};
+extern const struct emulated_function emulated_nccl[];
 
 void *emulated_dlopen(const char *name, int flags);
 void *emulated_dlsym(void *library, const char *name);

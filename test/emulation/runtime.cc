@@ -4,6 +4,7 @@
 
 #include <map>
 #include <time.h>
+#include <unistd.h>
 #include <vector>
 
 struct emulated_stream {
@@ -119,6 +120,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *to, int device) {
     to->sharedMemPerBlockOptin = SHARED_MOST;
     to->sharedMemPerMultiprocessor = SHARED_MOST + 1024;
     to->major = 8, to->minor = 0;
+    snprintf(to->uuid.bytes, sizeof to->uuid.bytes, "%d", (int)getpid()); /* each process has a device of its own */
     to->multiProcessorCount = processors();
     to->warpSize = emulation::WARP_LANES;
     to->maxThreadsPerBlock = THREADS_MOST;
