@@ -106,8 +106,9 @@ struct ops {
     /* --- embedding: out[r] = table[tokens[r]] --------------------------------------------------------------- */
     /* out (R,D) real =; tokens (R) i32 in [0,V); table (V,D) */
     void (*embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
-    /* dtable (V,D) real += scatter of dout (R,D) real by token, rows in order */
-    void (*embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens);
+    /* dtable (V,D) real += scatter of dout (R,D) real by token, in a fixed order */
+    void (*embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens, void *scratch);
+    size_t (*embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
     /* --- residual add + RMSNorm ------------------------------------------------------------------------------ */
     /* r = residual + branch;  rstd = 1/sqrt(mean(r^2) + eps);  y = r * rstd * weight.

@@ -562,8 +562,12 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
         leave_layer(m, i, R);
         if (ready && !m->mc->layers[i].is_mlp) ready(self, list[m->mc->layers[i].norm].bucket);
     }
+    arena *scratch = &m->areas[AREA_SCRATCH];
+    size_t mark = arena_mark(scratch);
+    void *work = arena_take(scratch, m->ops->embedding_backward_scratch(R, m->mc->options.d_model, m->mc->rows));
     m->ops->embedding_backward(m->dev, m->dw[m->mc->embedding], matrix(m->at.dresidual, m->ops->real, R, m),
-                               tensor_1d(m->at.tokens, DTYPE_I32, R));
+                               tensor_1d(m->at.tokens, DTYPE_I32, R), work);
+    arena_rewind(scratch, mark);
     if (ready) ready(self, list[m->mc->embedding].bucket);
     device_range_pop(m->dev);
     m->stage = STAGE_FORWARD;

@@ -104,6 +104,8 @@ static void measure_calls(const struct model_config *mc, const struct ops *ops, 
     if (mode != MODEL_TRAIN) return;
     arena_take(scratch, ops->add_rmsnorm_backward_scratch(R, D));
     arena_rewind(scratch, mark);
+    arena_take(scratch, ops->embedding_backward_scratch(R, D, mc->rows));
+    arena_rewind(scratch, mark);
 }
 
 static void carve_parameters(struct places *places, const struct params *params, const struct ops *ops,

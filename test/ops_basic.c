@@ -18,8 +18,13 @@ static void set_terms(struct operand *o, int64_t value_terms, int64_t gradient_t
 
 /* --- embedding ---------------------------------------------------------------------------------------------------- */
 
+/* hot: of ten tokens, so many are one and the same. */
 static void fill_tokens(struct run *r, struct operand *o) {
-    for (int64_t i = 0; i < o->count; i++) o->index[i] = (int32_t)draw_below(r, o, i, param(r, "V"));
+    int64_t V = param(r, "V"), hot = param(r, "hot");
+    for (int64_t i = 0; i < o->count; i++) {
+        int64_t drawn = draw_below(r, o, i, 10 * V);
+        o->index[i] = (int32_t)(drawn % 10 < hot ? 2 * V / 3 : drawn / 10);
+    }
 }
 
 static void embedding_declare(struct run *r) {
@@ -27,6 +32,7 @@ static void embedding_declare(struct run *r) {
     output(r, "out", DIMS(R, D))->type = OPERAND_REAL;
     indices(r, "tokens", DIMS(R), fill_tokens);
     set_terms(weight(r, "table", DIMS(V, D)), 1, R);
+    r->backward_scratch = r->ops->embedding_backward_scratch(R, D, V);
 }
 
 static void embedding_forward(struct run *r) {
@@ -34,7 +40,8 @@ static void embedding_forward(struct run *r) {
 }
 
 static void embedding_backward(struct run *r) {
-    r->ops->embedding_backward(r->dev, gradient(r, "table"), gradient(r, "out"), value(r, "tokens"));
+    r->ops->embedding_backward(r->dev, gradient(r, "table"), gradient(r, "out"), value(r, "tokens"),
+                               r->scratch);
 }
 
 /* Rows of tokens that don't occur keep their gradient to the bit. */
@@ -52,10 +59,13 @@ static void embedding_unused_rows(struct run *r) {
 
 static const struct op_row embedding = {
     .name = "embedding",
-    .parameters = "R=3 D=8 V=5",
+    .parameters = "R=3 D=8 V=5 hot=0",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=1,7,16 V=1,5"},
                                        {OP_TEST, "R=0 D=4 V=3"},
                                        {OP_TEST, "R=311 D=257 V=13,257"},
+                                       {OP_TEST, "R=4500 D=4 V=2,512,513 hot=0,2,10"},
+                                       {OP_TEST, "R=300 D=4 V=70001,300001 hot=1"},
+                                       {OP_TEST, "R=300 D=1028 V=300 hot=5"},
                                        {OP_PERF, "R=4096 D=768 V=257,50288"},
                                        {0, NULL}},
     .declare = embedding_declare,

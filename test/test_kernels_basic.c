@@ -610,9 +610,9 @@ static void test_tied_gradient(void **state) {
     tensor tokens = tensor_1d(o.targets, DTYPE_I32, c.R), apart = random_matrix(dev, c.V, c.D, 0, 0);
     struct loss_sums sums = {0};
     dev->ops->head_loss(dev, &sums, tensor_none(), o.dx, apart, o.x, o.w, tokens, 1, 0, o.scratch);
-    dev->ops->embedding_backward(dev, apart, o.dx, tokens);
+    dev->ops->embedding_backward(dev, apart, o.dx, tokens, NULL);
     dev->ops->head_loss(dev, &sums, tensor_none(), o.dx, o.dw, o.x, o.w, tokens, 1, 0, o.scratch);
-    dev->ops->embedding_backward(dev, o.dw, o.dx, tokens);
+    dev->ops->embedding_backward(dev, o.dw, o.dx, tokens, NULL);
     for (int64_t i = 0; i < c.V * c.D; i++)
         assert_close(get(o.dw, i), get(o.dw_before, i) + get(apart, i), 1e-14, 1e-14, "dw", i);
     free(apart.data);
@@ -676,7 +676,7 @@ static size_t sums_over_rows(struct device *dev, double *results) {
     dev->ops->gated_rmsnorm_backward(dev, dx, dz, sums[1], a, b, a, rstd, weight, scratch);
     tensor y = tensor_2d(dz.data, dz.dtype, MANY_ROWS, TABLE_ROWS);
     dev->ops->linear_backward(dev, none, false, none, tensor_1d(sums[2].data, dev->ops->real, TABLE_ROWS), y, a, w);
-    dev->ops->embedding_backward(dev, table, a, tensor_1d(tokens, DTYPE_I32, MANY_ROWS));
+    dev->ops->embedding_backward(dev, table, a, tensor_1d(tokens, DTYPE_I32, MANY_ROWS), NULL);
     size_t count = 1;
     for (int64_t i = 0; i < 3 * WIDTH; i++) results[count++] = get(dweight, i);
     for (int64_t i = 0; i < TABLE_ROWS * WIDTH; i++) results[count++] = get(table, i);

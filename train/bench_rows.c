@@ -55,6 +55,7 @@ static void embedding_declare(struct bench_problem *p) {
     bench_indices(p, "tokens", "R", BENCH_TOKENS);
     bench_parameter(p, "table", "VD");
     real(bench_output(p, "out", "RD"));
+    p->scratch_bytes = p->ops->embedding_backward_scratch(SIZE(R), SIZE(D), SIZE(V));
 }
 
 static void embedding_forward(struct bench_problem *p) {
@@ -62,7 +63,7 @@ static void embedding_forward(struct bench_problem *p) {
 }
 
 static void embedding_backward(struct bench_problem *p) {
-    p->ops->embedding_backward(p->dev, GRADIENT("table"), GRADIENT("out"), VALUE("tokens"));
+    p->ops->embedding_backward(p->dev, GRADIENT("table"), GRADIENT("out"), VALUE("tokens"), p->scratch);
 }
 
 /* Rows of the table are touched only where a token asks for them. */

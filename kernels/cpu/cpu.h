@@ -112,7 +112,8 @@ static inline int worker_count(int64_t items, int64_t size) {
 /* --- the operations, in the order of struct ops ------------------------------------------------------------------- */
 
 void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor table);
-void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens);
+void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens, void *scratch);
+size_t OP(embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
 void OP(add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
                              tensor branch, tensor weight, double eps);

@@ -38,8 +38,13 @@ void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor
     }
 }
 
-void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens) {
-    (void)dev;
+size_t OP(embedding_backward_scratch)(int64_t R, int64_t D, int64_t V) {
+    (void)R, (void)D, (void)V;
+    return 0;
+}
+
+void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens, void *scratch) {
+    (void)dev, (void)scratch;
     int64_t R = tokens.dim[0], D = dtable.dim[1], V = dtable.dim[0];
     CHECK_INDEX(tokens, R);
     CHECK_DENSE(dtable, V, D);

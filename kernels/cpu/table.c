@@ -17,6 +17,7 @@ const struct ops OP(ops_cpu) = {
     .memory_page = 1,
     ENTRY(embedding_forward),
     ENTRY(embedding_backward),
+    ENTRY(embedding_backward_scratch),
     ENTRY(add_rmsnorm_forward),
     ENTRY(add_rmsnorm_backward),
     ENTRY(add_rmsnorm_backward_scratch),

@@ -48,6 +48,7 @@ double cuda_timer_seconds(struct device *dev, void *events, int lap);
 #define CUDA_OP(name) __typeof__(*((struct ops *)0)->name) cuda_##name
 CUDA_OP(embedding_forward);
 CUDA_OP(embedding_backward);
+CUDA_OP(embedding_backward_scratch);
 CUDA_OP(add_rmsnorm_forward);
 CUDA_OP(add_rmsnorm_backward);
 CUDA_OP(add_rmsnorm_backward_scratch);

@@ -8,11 +8,11 @@
 
 #define ENTRY(name) .name = cuda_##name
 #define ENTRIES                                                                                                        \
-    ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(add_rmsnorm_forward), ENTRY(add_rmsnorm_backward),      \
-        ENTRY(add_rmsnorm_backward_scratch), ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward),       \
-        ENTRY(conv_backward), ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward),                   \
-        ENTRY(ssd_dt_backward), ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward),               \
-        ENTRY(ssd_step),                                                                                               \
+    ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(embedding_backward_scratch),                            \
+        ENTRY(add_rmsnorm_forward), ENTRY(add_rmsnorm_backward), ENTRY(add_rmsnorm_backward_scratch),                  \
+        ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward), ENTRY(conv_backward),                      \
+        ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward), ENTRY(ssd_dt_backward),                 \
+        ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(swiglu_forward), ENTRY(swiglu_backward), ENTRY(head_loss),        \
