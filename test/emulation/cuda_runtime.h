@@ -26,8 +26,13 @@ cudaError_t cudaPeekAtLastError();
 
 /* --- the device --------------------------------------------------------------------------------------------------- */
 
+struct cudaUUID_t {
+    char bytes[16];
+};
+
 struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, maxThreadsPerMultiProcessor, l2CacheSize;
     int clockRate, memoryClockRate, memoryBusWidth, pciBusID, pciDeviceID, pciDomainID;
