@@ -118,7 +118,7 @@ move_by_digit_kernel(int32_t *to_token, int32_t *to_row, token_list from, const 
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int64_t first = (blockIdx.x * (int64_t)TILE_WARPS + warp) * ROUNDS * WARP + lane;
     int32_t token[ROUNDS];
-    for (int i = threadIdx.x; i < TILE_WARPS * DIGITS; i += TILE_WARPS * WARP) place[0][i] = 0;
+    for (int i = threadIdx.x; i < TILE_WARPS * DIGITS; i += TILE_WARPS * WARP) place[i / DIGITS][i % DIGITS] = 0;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++) {
