@@ -36,9 +36,6 @@ struct cudaDeviceProp {
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin, sharedMemPerMultiprocessor;
     int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock, maxThreadsPerMultiProcessor, l2CacheSize;
     int clockRate, memoryClockRate, memoryBusWidth, pciBusID, pciDeviceID, pciDomainID;
-    struct {
-        char bytes[16];
-    } uuid;
 };
 
 enum cudaDeviceAttr {
