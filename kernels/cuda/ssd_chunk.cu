@@ -4,13 +4,14 @@
  * Per head, with s_i = a_1 + .. + a_i inside a chunk, L_ij = exp(s_i - s_j) for j <= i, enter_i = exp(s_i),
  * leave_j = exp(s_Q - s_j):
  *
- *   forward    y_i = sum_j (c_i . b_j) L_ij dt_j x_j + enter_i S c_i + d x_i;    S <- enter_Q S + sum_j leave_j dt_j x_j b_j^T
+ *   forward    y_i = sum_j (c_i . b_j) L_ij dt_j x_j + enter_i S c_i + d x_i
+ *              S <- enter_Q S + sum_j leave_j dt_j x_j b_j^T
  *   backward   G <- enter_Q G + sum_i enter_i dy_i c_i^T, from the last chunk to the first: the gradient of the state
  *              that leaves a chunk; then every chunk by itself (ssd_chunk_backward.cu)
  *
- * A token that the state does not pass (a document's first; or exp(a) = 0 in fp32) begins a new run: L_ij, enter and
- * leave are 0 across runs, and s is counted from the run's beginning, so that nothing large cancels in s_i - s_j.
- * Exponentials are of differences only, never of s and -s apart.
+ * A token that the state does not pass (a document's first; or exp(a) is nothing) begins a new run: L_ij, enter and leave
+ * are 0 across runs, and s is counted from the run's beginning, so that nothing large cancels in s_i - s_j. Exponentials
+ * are of differences only, never of s and -s apart.
  *
  * Walk: a block has one head of one batch row and one segment of time; its four warps have 16 rows of the state each, 64
  * fp32 accumulators a lane. Chunks come into shared memory by copies that don't wait, one ahead. Products:
@@ -35,7 +36,7 @@ enum { THREADS = SSD_WALKERS * WARP, FACTOR_HEADS = 8 };
 
 ssd_rows ssd_rows_of(tensor t) {
     ssd_rows r = {data_of<__nv_bfloat16>(t), t.stride[0], t.stride[1], (int)t.dim[3], false};
-    r.aligned = (uintptr_t)t.data % 16 == 0 && r.row % 8 == 0 && r.step % 8 == 0 && (r.width % 8 == 0 || t.dim[2] == 1);
+    r.aligned = (uintptr_t)t.data % 16 == 0 && r.row % 8 == 0 && r.step % 8 == 0 && r.width % 8 == 0;
     return r;
 }
 
@@ -103,10 +104,11 @@ struct walk_stage {
     ssd_factors factors;
 };
 
+template <bool ALIGNED>
 __device__ __forceinline__ void walk_load(walk_stage &stage, const ssd_walk &walk, const ssd_chunked &p, int64_t chunk,
                                           int64_t head, int64_t row) {
-    tile_load<THREADS>(stage.rows, walk.rows, row, head, chunk * SSD_CHUNK, p.T);
-    tile_load<THREADS>(stage.columns, walk.columns, row, head / (p.H / p.G), chunk * SSD_CHUNK, p.T);
+    tile_load<THREADS, ALIGNED>(stage.rows, walk.rows, row, head, chunk * SSD_CHUNK, p.T);
+    tile_load<THREADS, ALIGNED>(stage.columns, walk.columns, row, head / (p.H / p.G), chunk * SSD_CHUNK, p.T);
     factors_load<THREADS>(stage.factors, walk.factors + (row * p.chunks + chunk) * p.H + head);
 }
 
@@ -125,7 +127,7 @@ __device__ __forceinline__ void state_write(const ssd_state &state, __nv_bfloat1
 }
 
 /* Grid: (heads, segments, batch rows). */
-template <bool LEFTWARDS>
+template <bool LEFTWARDS, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd_chunked p) {
     DYNAMIC_SHARED(char, memory);
     walk_stage *stages = reinterpret_cast<walk_stage *>(memory);
@@ -136,11 +138,11 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
     ssd_state state;
     state.load(p, walk.from ? walk.from + of_segment * size : NULL);
     float total = 1;
-    walk_load(stages[0], walk, p, LEFTWARDS ? end - 1 : first, head, row);
+    walk_load<ALIGNED>(stages[0], walk, p, LEFTWARDS ? end - 1 : first, head, row);
     cp_async_commit();
     for (int k = 0; k < count; k++) {
         int64_t chunk = LEFTWARDS ? end - 1 - k : first + k;
-        if (k + 1 < count) walk_load(stages[(k + 1) % 2], walk, p, LEFTWARDS ? chunk - 1 : chunk + 1, head, row);
+        if (k + 1 < count) walk_load<ALIGNED>(stages[(k + 1) % 2], walk, p, LEFTWARDS ? chunk - 1 : chunk + 1, head, row);
         cp_async_commit();
         if (walk.states)
             state_write(state, walk.states + ((row * p.chunks + chunk) * p.H + head) * (SSD_P * SSD_N));
@@ -159,17 +161,20 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
         state.store(p, walk.end + (row * p.H + head) * size);
 }
 
-template <bool LEFTWARDS> static void launch_walk(struct device *dev, const ssd_walk &walk, const ssd_chunked &p) {
+template <bool LEFTWARDS, bool ALIGNED>
+static void launch_walk(struct device *dev, const ssd_walk &walk, const ssd_chunked &p) {
     int size = 2 * (int)sizeof(walk_stage);
-    cuda_expect(dev, cudaFuncSetAttribute(ssd_walk_kernel<LEFTWARDS>, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
-                "ssd");
-    dim3 grid((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B);
-    LAUNCH(dev, ssd_walk_kernel<LEFTWARDS>, grid, THREADS, size, walk, p);
+    auto kernel = ssd_walk_kernel<LEFTWARDS, ALIGNED>;
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd");
+    LAUNCH(dev, kernel, dim3((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B), THREADS, size, walk, p);
 }
 
 void ssd_walk_chunks(struct device *dev, const ssd_walk &walk, const ssd_chunked &p, bool leftwards) {
-    if (leftwards) launch_walk<true>(dev, walk, p);
-    else launch_walk<false>(dev, walk, p);
+    bool aligned = walk.rows.aligned && walk.columns.aligned;
+    if (leftwards && aligned) launch_walk<true, true>(dev, walk, p);
+    else if (leftwards) launch_walk<true, false>(dev, walk, p);
+    else if (aligned) launch_walk<false, true>(dev, walk, p);
+    else launch_walk<false, false>(dev, walk, p);
 }
 
 void ssd_carry_segments(struct device *dev, float *carries, float *decays, ssd_walk walk, const float *edge,

@@ -59,7 +59,7 @@ struct ssd_rows {
     __nv_bfloat16 *data;
     int64_t row, step;
     int width;
-    bool aligned; /* every part of every token starts at 16 bytes */
+    bool aligned; /* every part of every token starts at 16 bytes, and so does what is behind it */
 };
 
 ssd_rows ssd_rows_of(tensor t);
@@ -107,38 +107,36 @@ __typeof__(*((struct ops *)0)->ssd_backward) ssd_chunk_backward;
 template <int W> struct alignas(128) ssd_tile {
     __nv_bfloat16 v[64 * W];
 
+    __device__ __forceinline__ static int offset(int row, int column) {
+        return row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
+    }
     __device__ __forceinline__ __nv_bfloat16 *at(int row, int column) {
-        return v + row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
+        return v + offset(row, column);
     }
     /* Columns c and c + 1, c even. */
     __device__ __forceinline__ uint32_t &pair(int row, int column) {
         return *reinterpret_cast<uint32_t *>(at(row, column));
     }
+    /* From an offset on: so many rows, a multiple of 8, and columns, a multiple of 8 whose bits the offset's column does
+     * not have: an addition that folds into the instruction, and one exclusive or for all rows. */
+    __device__ __forceinline__ __nv_bfloat16 *from(int offset, int rows, int columns) {
+        return v + (offset ^ columns) + rows * W;
+    }
 };
 
-/* Fragments of products (mma.cuh) from a tile. a: 16 rows m from m0 and 16 k from k0; the tile is m x k, or k x m. */
-template <int W>
-__device__ __forceinline__ void tile_a(uint32_t (&a)[4], ssd_tile<W> &tile, int m0, int k0, int lane) {
-    ldmatrix_x4(a, tile.at(m0 + lane % 16, k0 + 8 * (lane / 16)));
+/* Offsets of what a lane names to ldmatrix, for the four 8 x 8 matrices of 16 rows and 16 columns from a place on, in the
+ * two orders that fragments need (mma.cuh):
+ *   down, then right: a of a tile that is m x k (ldmatrix), two b of one that is k x n (transposed)
+ *   right, then down: a of a tile that is k x m (transposed), two b of one that is n x k (ldmatrix) */
+template <int W> __device__ __forceinline__ int down_right(int row, int column, int lane) {
+    return ssd_tile<W>::offset(row + lane % 16, column + 8 * (lane / 16));
 }
 
-template <int W>
-__device__ __forceinline__ void tile_a_transposed(uint32_t (&a)[4], ssd_tile<W> &tile, int m0, int k0, int lane) {
-    ldmatrix_x4_transposed(a, tile.at(k0 + lane % 8 + 8 * (lane / 16), m0 + 8 * (lane / 8 % 2)));
+template <int W> __device__ __forceinline__ int right_down(int row, int column, int lane) {
+    return ssd_tile<W>::offset(row + lane % 8 + 8 * (lane / 16), column + 8 * (lane / 8 % 2));
 }
 
-/* Two b next to each other: 16 columns n from n0 and 16 k from k0; the tile is n x k, or k x n. */
-template <int W>
-__device__ __forceinline__ void tile_b(uint32_t (&b)[4], ssd_tile<W> &tile, int n0, int k0, int lane) {
-    ldmatrix_x4(b, tile.at(n0 + lane % 8 + 8 * (lane / 16), k0 + 8 * (lane / 8 % 2)));
-}
-
-template <int W>
-__device__ __forceinline__ void tile_b_transposed(uint32_t (&b)[4], ssd_tile<W> &tile, int n0, int k0, int lane) {
-    ldmatrix_x4_transposed(b, tile.at(k0 + lane % 16, n0 + 8 * (lane / 16)));
-}
-
-/* Sixteen columns: d, d_next += a b. */
+/* Sixteen columns: d, d_next += a b, with b two fragments next to each other. */
 __device__ __forceinline__ void mma_two(float (&d)[4], float (&d_next)[4], const uint32_t (&a)[4],
                                         const uint32_t (&b)[4]) {
     uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
@@ -148,30 +146,44 @@ __device__ __forceinline__ void mma_two(float (&d)[4], float (&d_next)[4], const
 
 /* Tokens t0 .. of one part into a tile, zeros beyond the row and the part's width. To be waited for with cp_async_wait,
  * and behind a barrier. */
-template <int THREADS, int W>
-__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &from, int64_t row, int64_t part, int64_t t0,
+template <int THREADS, bool ALIGNED, int W>
+__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &view, int64_t row, int64_t part, int64_t t0,
                                           int64_t T) {
-    const __nv_bfloat16 *base = from.data + row * from.row + part * from.width;
+    enum { ACROSS = W / 8, DOWN = THREADS / ACROSS };
+    static_assert(DOWN % 8 == 0 && 64 % DOWN == 0, "all of a thread's rows have their columns exchanged alike");
+    int r = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * 8, rows = (int)at_most(T - t0, 64);
+    int there = view.width - c < 0 ? 0 : view.width - c > 8 ? 8 : view.width - c;
+    const __nv_bfloat16 *base = view.data + row * view.row + part * view.width;
+    const __nv_bfloat16 *source = base + (t0 + r) * view.step + c;
+    __nv_bfloat16 *place = tile.at(r, c);
 #pragma unroll
-    for (int i = threadIdx.x; i < 64 * W / 8; i += THREADS) {
-        int r = i / (W / 8), c = i % (W / 8) * 8, there = from.width - c;
-        there = t0 + r >= T || there < 0 ? 0 : there > 8 ? 8 : there;
-        const __nv_bfloat16 *source = there > 0 ? base + (t0 + r) * from.step + c : base;
-        if (from.aligned) {
-            cp_async_16(tile.at(r, c), source, 2 * there);
+    for (int k = 0; k < 64; k += DOWN, source += DOWN * view.step) {
+        int count = r + k < rows ? there : 0;
+        if (ALIGNED) {
+            cp_async_16(place + k * W, count > 0 ? source : base, 2 * count);
         } else {
             pack<__nv_bfloat16, 8> eight;
-            for (int k = 0; k < 8; k++) eight.v[k] = k < there ? source[k] : __float2bfloat16_rn(0.0f);
-            *reinterpret_cast<pack<__nv_bfloat16, 8> *>(tile.at(r, c)) = eight;
+            for (int i = 0; i < 8; i++) eight.v[i] = i < count ? source[i] : __float2bfloat16_rn(0.0f);
+            *reinterpret_cast<pack<__nv_bfloat16, 8> *>(place + k * W) = eight;
         }
     }
+}
+
+/* A chunk's state of a head, likewise. */
+template <int THREADS> __device__ __forceinline__ void state_load(ssd_tile<SSD_N> &tile, const __nv_bfloat16 *from) {
+    enum { ACROSS = SSD_N / 8, DOWN = THREADS / ACROSS };
+    __nv_bfloat16 *place = tile.at(threadIdx.x / ACROSS, threadIdx.x % ACROSS * 8);
+    from += threadIdx.x * 8;
+#pragma unroll
+    for (int k = 0; k < SSD_P; k += DOWN) cp_async_16(place + k * SSD_N, from + k * SSD_N);
 }
 
 /* One chunk's factors, likewise. */
 template <int THREADS> __device__ __forceinline__ void factors_load(ssd_factors &to, const ssd_factors *from) {
     enum { PIECES = sizeof(ssd_factors) / 16 };
-    for (int i = threadIdx.x; i < PIECES; i += THREADS)
-        cp_async_16(reinterpret_cast<char *>(&to) + 16 * i, reinterpret_cast<const char *>(from) + 16 * i);
+    static_assert(PIECES <= THREADS, "a piece a thread");
+    if (threadIdx.x < PIECES)
+        cp_async_16(reinterpret_cast<char *>(&to) + 16 * threadIdx.x, reinterpret_cast<const char *>(from) + 16 * threadIdx.x);
 }
 
 /* Two accumulators of a warp, rows g and g + 8, as one row of 16 bf16: lanes in pairs exchange halves, so that each has
@@ -186,23 +198,27 @@ __device__ __forceinline__ uint2 row_of_16(uint32_t left, uint32_t right, int la
     return odd ? make_uint2(get, right) : make_uint2(left, get);
 }
 
-/* 16 tokens from t on and 16 columns of a part, from two accumulators. */
-__device__ __forceinline__ void rows_store(const ssd_rows &to, int64_t row, int64_t part, int64_t t, int64_t T,
-                                           int column, const float (&left)[4], const float (&right)[4], int lane) {
-    column += row_of_16_column(lane);
+/* 16 tokens and 16 columns of a part, from two accumulators. `at` is the lane's place: token lane / 4, column
+ * row_of_16_column(lane); `tokens` and `columns` exist from there on. */
+template <bool ALIGNED>
+__device__ __forceinline__ void rows_store(__nv_bfloat16 *at, int64_t step, int tokens, int columns,
+                                           const float (&left)[4], const float (&right)[4], int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         uint2 four = row_of_16(pack_bf16(left[2 * h], left[2 * h + 1]), pack_bf16(right[2 * h], right[2 * h + 1]), lane);
-        int64_t now = t + lane / 4 + 8 * h;
-        if (now >= T || column >= to.width) continue;
-        __nv_bfloat16 *at = to.data + row * to.row + now * to.step + part * to.width + column;
-        if (to.aligned && column + 4 <= to.width) {
-            *reinterpret_cast<uint2 *>(at) = four;
+        if (8 * h >= tokens || columns <= 0) continue;
+        if (ALIGNED) {
+            *reinterpret_cast<uint2 *>(at + 8 * h * step) = four;
         } else {
             const float v[4] = {low_bf16(four.x), high_bf16(four.x), low_bf16(four.y), high_bf16(four.y)};
-            for (int k = 0; k < 4 && column + k < to.width; k++) at[k] = __float2bfloat16_rn(v[k]);
+            for (int k = 0; k < 4 && k < columns; k++) at[8 * h * step + k] = __float2bfloat16_rn(v[k]);
         }
     }
+}
+
+/* The warp of a block, so that the compiler knows all its lanes to agree. */
+__device__ __forceinline__ int warp_of_block() {
+    return __shfl_sync(FULL, (int)threadIdx.x / WARP, 0);
 }
 
 /* --- decays ------------------------------------------------------------------------------------------------------- */
@@ -247,6 +263,7 @@ struct ssd_state {
     __device__ __forceinline__ void update(ssd_tile<SSD_P> &rows, ssd_tile<SSD_N> &columns, float pass,
                                            const float *factor, const float *second) {
         int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+        int of_rows = right_down<SSD_P>(0, row, lane), of_columns = down_right<SSD_N>(0, 0, lane);
 #pragma unroll
         for (int k = 0; k < SSD_TILES; k++)
 #pragma unroll
@@ -254,7 +271,7 @@ struct ssd_state {
 #pragma unroll
         for (int k = 0; k < SSD_CHUNK; k += 16) {
             uint32_t a[4];
-            tile_a_transposed(a, rows, row, k, lane);
+            ldmatrix_x4_transposed(a, rows.from(of_rows, k, 0));
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float2 f = two_at(factor, k + 8 * h + lane % 4 * 2);
@@ -268,7 +285,7 @@ struct ssd_state {
 #pragma unroll
             for (int n = 0; n < SSD_TILES; n += 2) {
                 uint32_t b[4];
-                tile_b_transposed(b, columns, 8 * n, k, lane);
+                ldmatrix_x4_transposed(b, columns.from(of_columns, k, 8 * n));
                 mma_two(s[n], s[n + 1], a, b);
             }
         }

@@ -9,10 +9,11 @@
  *   dc_i  = sum_heads (sum_j L_ij dt_j D_ij b_j + enter_i U_i)
  *   db_j  = sum_heads (sum_i L_ij dt_j D_ij c_i + leave_j dt_j G^T x_j)
  *   ddt_j = sum_i K_ij + leave_j x_j . V_j
- *   da_t  = sum_(i>=t) (sum_j K_ij dt_j - dt_i sum_j K_ji) + sum_(i>=t) enter_i U_i . c_i
+ *   da_t  = sum_(i>=t) (sum_(j<i) K_ij dt_j - dt_i sum_(j>i) K_ji) + sum_(i>=t) enter_i U_i . c_i
  *         + sum_(j<t) leave_j dt_j x_j . V_j + enter_Q <S, G>,   0 where a run begins
  *
- * The first sum of da counts the pairs that pass t; it cancels within a chunk only, and of equal fp32 numbers.
+ * The first sum of da, over the run of t, counts the pairs on both sides of t; what cancels are equal fp32 numbers of one
+ * chunk.
  *
  * Blocks: one has a chunk of one batch row and some heads of a group, which it takes in turn: CB once, sums of dc, db
  * and of L dt D over the heads in registers; they leave as one partial row for each block and are added in order. 16
@@ -99,7 +100,8 @@ struct backward_room {
     ssd_tile<SSD_N> b, c;
     backward_stage stage[2];
     ssd_tile<SSD_P> weights;                       /* CB L dt, i x j; in the end sum over heads of L dt D */
-    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK]; /* sums of K_ij dt_j over a warp's j; of K_ij over its i */
+    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK]; /* sums over a warp's j < i of K_ij dt_j; over its i > j of K_ij */
+    float own[SSD_CHUNK];                            /* K_jj */
     float enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK]; /* U_i . c_i and x_j . V_j over a warp's columns */
     float through[WARPS], diagonal[4];               /* parts of <S, G> and of the sum of D_ii */
 };
@@ -126,14 +128,22 @@ __device__ __forceinline__ float column_sum(float v) {
     return v + __shfl_xor_sync(FULL, v, 16);
 }
 
+/* All columns of the warp's rows. */
+__device__ __forceinline__ void rows_fragment(uint32_t (&a)[4][4], ssd_tile<SSD_P> &tile, const warp_place &at) {
+    int of_rows = down_right<SSD_P>(16 * at.r, 0, at.lane);
+#pragma unroll
+    for (int k = 0; k < 4; k++) ldmatrix_x4(a[k], tile.from(of_rows, 0, 16 * k));
+}
+
 /* D, and what follows from it; `dy` has the warp's rows. For warps on or below the diagonal. */
 __device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room, backward_stage &stage,
                                            const uint32_t (&dy)[4][4], const warp_place &at) {
     float inner[2][4] = {}, rows[2] = {}, diagonal = 0;
+    int of_x = right_down<SSD_P>(16 * at.s, 0, at.lane);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t b[4];
-        tile_b(b, stage.x, 16 * at.s, 16 * k, at.lane);
+        ldmatrix_x4(b, stage.x.from(of_x, 0, 16 * k));
         mma_two(inner[0], inner[1], dy[k], b);
     }
     const ssd_factors &f = stage.f;
@@ -150,10 +160,14 @@ __device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room
             float decay = decay_between(i[h], log[h], run[h], j + l, l ? logs.y : logs.x, l ? runs.y : runs.x);
             float dt = l ? dts.y : dts.x, product = decay * inner[n][e], pair = product * sums.cb[n][e];
             sums.dcb[n][e] += product * dt;
-            columns[l] += pair;
-            rows[h] += pair * dt;
             weights[e] = sums.cb[n][e] * decay * dt;
-            if (i[h] == j + l) diagonal += inner[n][e];
+            if (i[h] == j + l) {
+                room.own[j + l] = pair;
+                diagonal += inner[n][e];
+            } else {
+                columns[l] += pair;
+                rows[h] += pair * dt;
+            }
         }
         room.weights.pair(i[0], j) = pack_bf16(weights[0], weights[1]);
         room.weights.pair(i[1], j) = pack_bf16(weights[2], weights[3]);
@@ -170,12 +184,13 @@ __device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room
 /* d (16 tokens x 32 states) = rows (16 tokens x P) times a state. */
 __device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (&rows)[4][4], ssd_tile<SSD_N> &state,
                                               const warp_place &at) {
+    int of_state = down_right<SSD_N>(0, 32 * at.s, at.lane);
 #pragma unroll
     for (int k = 0; k < 4; k++)
 #pragma unroll
         for (int n = 0; n < 4; n += 2) {
             uint32_t b[4];
-            tile_b_transposed(b, state, 32 * at.s + 8 * n, 16 * k, at.lane);
+            ldmatrix_x4_transposed(b, state.from(of_state, 16 * k, 8 * n));
             mma_two(d[n], d[n + 1], rows[k], b);
         }
 }
@@ -185,13 +200,14 @@ __device__ __forceinline__ void enter_part(chunk_sums &sums, backward_room &room
                                            const uint32_t (&dy)[4][4], const warp_place &at) {
     float u[4][4] = {};
     state_product(u, dy, stage.s, at);
+    int of_c = ssd_tile<SSD_N>::offset(16 * at.r + at.g, 32 * at.s + at.q);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int i = 16 * at.r + at.g + 8 * h;
         float dot = 0, enter = stage.f.enter[i];
 #pragma unroll
         for (int n = 0; n < 4; n++) {
-            uint32_t c = room.c.pair(i, 32 * at.s + 8 * n + at.q);
+            uint32_t c = *reinterpret_cast<uint32_t *>(room.c.from(of_c, 8 * h, 8 * n));
             dot += u[n][2 * h] * low_bf16(c) + u[n][2 * h + 1] * high_bf16(c);
             sums.dc[n][2 * h] += enter * u[n][2 * h];
             sums.dc[n][2 * h + 1] += enter * u[n][2 * h + 1];
@@ -205,26 +221,30 @@ __device__ __forceinline__ void enter_part(chunk_sums &sums, backward_room &room
 __device__ __forceinline__ void leave_part(chunk_sums &sums, backward_stage &stage, const warp_place &at) {
     float d[4][4] = {};
     uint32_t x[4][4];
-#pragma unroll
-    for (int k = 0; k < 4; k++) tile_a(x[k], stage.x, 16 * at.r, 16 * k, at.lane);
+    rows_fragment(x, stage.x, at);
     state_product(d, x, stage.g, at);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int j = 16 * at.r + at.g + 8 * h;
         float leave = stage.f.leave[j] * stage.f.dt[j];
 #pragma unroll
-        for (int n = 0; n < 4; n++) sums.db[n][2 * h] += leave * d[n][2 * h], sums.db[n][2 * h + 1] += leave * d[n][2 * h + 1];
+        for (int n = 0; n < 4; n++) {
+            sums.db[n][2 * h] += leave * d[n][2 * h];
+            sums.db[n][2 * h + 1] += leave * d[n][2 * h + 1];
+        }
     }
 }
 
 /* V, and its product with x. */
 __device__ __forceinline__ void value_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
                                            const warp_place &at) {
+    int of_b = down_right<SSD_N>(16 * at.r, 0, at.lane), of_g = right_down<SSD_N>(16 * at.s, 0, at.lane);
+    int of_x = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
         uint32_t a[4], b[4];
-        tile_a(a, room.b, 16 * at.r, k, at.lane);
-        tile_b(b, stage.g, 16 * at.s, k, at.lane);
+        ldmatrix_x4(a, room.b.from(of_b, 0, k));
+        ldmatrix_x4(b, stage.g.from(of_g, 0, k));
         mma_two(v[0], v[1], a, b);
     }
 #pragma unroll
@@ -233,7 +253,7 @@ __device__ __forceinline__ void value_part(float (&v)[2][4], backward_room &room
         float dot = 0;
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            uint32_t x = stage.x.pair(j, 16 * at.s + 8 * n + at.q);
+            uint32_t x = *reinterpret_cast<uint32_t *>(stage.x.from(of_x, 8 * h, 8 * n));
             dot += v[n][2 * h] * low_bf16(x) + v[n][2 * h + 1] * high_bf16(x);
         }
         dot = quad_sum(dot);
@@ -258,14 +278,17 @@ __device__ __forceinline__ void through_part(backward_room &room, backward_stage
 }
 
 /* dx, behind the barrier that completes the weights. */
+template <bool ALIGNED>
 __device__ __forceinline__ void input_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
                                            const backward_problem &b, int64_t row, int64_t head, int64_t t0, float skip,
                                            const warp_place &at) {
+    int of_weights = right_down<SSD_P>(0, 16 * at.r, at.lane), of_dy = down_right<SSD_P>(0, 16 * at.s, at.lane);
+    int of_pair = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
 #pragma unroll
     for (int e = 0; e < 4; e++) { /* pairs of columns */
         int j = 16 * at.r + at.g + e % 2 * 8, n = e / 2, of_row = e % 2 * 2;
         float leave = stage.f.leave[j] * stage.f.dt[j];
-        uint32_t dy = stage.dy.pair(j, 16 * at.s + 8 * n + at.q);
+        uint32_t dy = *reinterpret_cast<uint32_t *>(stage.dy.from(of_pair, e % 2 * 8, 8 * n));
         v[n][of_row] = leave * v[n][of_row] + skip * low_bf16(dy);
         v[n][of_row + 1] = leave * v[n][of_row + 1] + skip * high_bf16(dy);
     }
@@ -273,17 +296,43 @@ __device__ __forceinline__ void input_part(float (&v)[2][4], backward_room &room
     for (int k = 0; k < 4; k++) {
         if (k < at.r) continue;
         uint32_t m[4], dy[4];
-        tile_a_transposed(m, room.weights, 16 * at.r, 16 * k, at.lane);
-        tile_b_transposed(dy, stage.dy, 16 * at.s, 16 * k, at.lane);
+        ldmatrix_x4_transposed(m, room.weights.from(of_weights, 16 * k, 0));
+        ldmatrix_x4_transposed(dy, stage.dy.from(of_dy, 16 * k, 0));
         mma_two(v[0], v[1], m, dy);
     }
-    rows_store(b.dx, row, head, t0 + 16 * at.r, b.p.T, 16 * at.s, v[0], v[1], at.lane);
+    int column = 16 * at.s + row_of_16_column(at.lane);
+    int64_t t = t0 + 16 * at.r + at.g;
+    rows_store<ALIGNED>(b.dx.data + row * b.dx.row + t * b.dx.step + head * b.dx.width + column, b.dx.step,
+                        (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
 }
 
-/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. */
+/* From each lane's two numbers: their sum with all that follow in the same run, from its first on. `on` says whether the
+ * first's run goes on behind the lane. */
+__device__ __forceinline__ float sum_behind(float sum, bool on, int lane) {
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        float more = __shfl_down_sync(FULL, sum, offset);
+        bool further = __shfl_down_sync(FULL, (int)on, offset);
+        if (on && lane + offset < WARP) sum += more;
+        on = on && further && lane + offset < WARP;
+    }
+    return sum;
+}
+
+__device__ __forceinline__ float sum_before(float sum, int lane) {
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        float more = __shfl_up_sync(FULL, sum, offset);
+        if (lane >= offset) sum += more;
+    }
+    return sum;
+}
+
+/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. A pair of
+ * different tokens counts in da, and only within its run: where no state passes, nothing is left over of roundings. */
 __device__ __forceinline__ void steps_store(const backward_room &room, const ssd_factors &f, const backward_problem &b,
                                             int64_t row, int64_t chunk, int64_t head, int lane) {
-    float from_here[2], into[2], before = 0, behind = 0;
+    float pairs[2], into[2], run[2] = {f.run[2 * lane], f.run[2 * lane + 1]};
     const ssd_chunked &p = b.p;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -297,31 +346,25 @@ __device__ __forceinline__ void steps_store(const backward_room &room, const ssd
             leaves += room.leaves[w][i];
         }
         leaves *= f.leave[i];
-        from_here[k] = rows - f.dt[i] * columns + f.enter[i] * enters;
+        pairs[k] = rows - f.dt[i] * columns + f.enter[i] * enters;
         into[k] = f.dt[i] * leaves;
         int64_t t = chunk * SSD_CHUNK + i;
-        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + leaves;
+        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + room.own[i] + leaves;
     }
-    behind = from_here[0] + from_here[1], before = into[0] + into[1];
-#pragma unroll
-    for (int offset = 1; offset < WARP; offset *= 2) {
-        float more = __shfl_down_sync(FULL, behind, offset), less = __shfl_up_sync(FULL, before, offset);
-        if (lane + offset < WARP) behind += more;
-        if (lane >= offset) before += less;
-    }
-    behind = __shfl_down_sync(FULL, behind, 1), before = __shfl_up_sync(FULL, before, 1);
-    float through = 0;
+    float run_before = __shfl_up_sync(FULL, run[1], 1), run_behind = __shfl_down_sync(FULL, run[0], 1), through = 0;
+    bool one_run = run[0] == run[1], on = lane < WARP - 1 && run[1] == run_behind;
+    float behind = sum_behind(one_run ? pairs[0] + pairs[1] : pairs[0], one_run && on, lane);
+    behind = __shfl_down_sync(FULL, behind, 1);
+    float before = __shfl_up_sync(FULL, sum_before(into[0] + into[1], lane), 1);
+    if (lane == 0) before = 0, run_before = 0;
     for (int w = 0; w < WARPS; w++) through += room.through[w];
     through *= f.enter[SSD_CHUNK - 1];
-    if (lane == WARP - 1) behind = 0;
-    if (lane == 0) before = 0;
-    float da[2] = {through + (behind + from_here[1] + from_here[0]) + before,
-                   through + (behind + from_here[1]) + (before + into[0])};
+    float second = pairs[1] + (on ? behind : 0.0f), first = one_run ? pairs[0] + second : pairs[0];
+    float da[2] = {through + first + before, through + second + (before + into[0])};
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        int i = 2 * lane + k;
-        int64_t t = chunk * SSD_CHUNK + i;
-        bool begins = f.run[i] != (i > 0 ? f.run[i - 1] : 0.0f);
+        int64_t t = chunk * SSD_CHUNK + 2 * lane + k;
+        bool begins = run[k] != (k ? run[0] : run_before);
         if (t < p.T) b.da[(row * p.T + t) * p.H + head] = begins ? 0.0f : da[k];
     }
     if (b.dd && lane == 0)
@@ -329,25 +372,25 @@ __device__ __forceinline__ void steps_store(const backward_room &room, const ssd
             room.diagonal[0] + room.diagonal[1] + room.diagonal[2] + room.diagonal[3];
 }
 
+template <bool ALIGNED>
 __device__ __forceinline__ void stage_load(backward_stage &stage, const backward_problem &b, int64_t row, int64_t chunk,
                                            int64_t head) {
     int64_t place = (row * b.p.chunks + chunk) * b.p.H + head;
-    ssd_rows state = {b.m.states + place * (SSD_P * SSD_N), 0, SSD_N, SSD_N, true}, grad = state;
-    grad.data = b.m.grads + place * (SSD_P * SSD_N);
-    tile_load<THREADS>(stage.dy, b.dy, row, head, chunk * SSD_CHUNK, b.p.T);
-    tile_load<THREADS>(stage.x, b.x, row, head, chunk * SSD_CHUNK, b.p.T);
-    tile_load<THREADS>(stage.s, state, 0, 0, 0, SSD_P);
-    tile_load<THREADS>(stage.g, grad, 0, 0, 0, SSD_P);
+    tile_load<THREADS, ALIGNED>(stage.dy, b.dy, row, head, chunk * SSD_CHUNK, b.p.T);
+    tile_load<THREADS, ALIGNED>(stage.x, b.x, row, head, chunk * SSD_CHUNK, b.p.T);
+    state_load<THREADS>(stage.s, b.m.states + place * (SSD_P * SSD_N));
+    state_load<THREADS>(stage.g, b.m.grads + place * (SSD_P * SSD_N));
     factors_load<THREADS>(stage.f, b.m.factors + place);
 }
 
 /* CB of the warp's 16 x 16. */
 __device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &room, const warp_place &at) {
+    int of_c = down_right<SSD_N>(16 * at.r, 0, at.lane), of_b = right_down<SSD_N>(16 * at.s, 0, at.lane);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
         uint32_t a[4], b[4];
-        tile_a(a, room.c, 16 * at.r, k, at.lane);
-        tile_b(b, room.b, 16 * at.s, k, at.lane);
+        ldmatrix_x4(a, room.c.from(of_c, 0, k));
+        ldmatrix_x4(b, room.b.from(of_b, 0, k));
         mma_two(sums.cb[0], sums.cb[1], a, b);
     }
 }
@@ -365,25 +408,26 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
                     pack_bf16(sums.dcb[n][2 * h], sums.dcb[n][2 * h + 1]);
     }
     __syncthreads();
+    int of_rows = down_right<SSD_P>(16 * at.r, 0, at.lane), of_columns = right_down<SSD_P>(0, 16 * at.r, at.lane);
+    int of_states = down_right<SSD_N>(0, 32 * at.s, at.lane);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        uint32_t a[4];
-        bool of_c = k <= at.r;
-        if (of_c) tile_a(a, room.weights, 16 * at.r, 16 * k, at.lane);
+        uint32_t a[4], two[4];
+        if (k <= at.r) {
+            ldmatrix_x4(a, room.weights.from(of_rows, 0, 16 * k));
 #pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t two[4];
-            if (!of_c) continue;
-            tile_b_transposed(two, room.b, 32 * at.s + 8 * n, 16 * k, at.lane);
-            mma_two(sums.dc[n], sums.dc[n + 1], a, two);
+            for (int n = 0; n < 4; n += 2) {
+                ldmatrix_x4_transposed(two, room.b.from(of_states, 16 * k, 8 * n));
+                mma_two(sums.dc[n], sums.dc[n + 1], a, two);
+            }
         }
-        if (k < at.r) continue;
-        tile_a_transposed(a, room.weights, 16 * at.r, 16 * k, at.lane);
+        if (k >= at.r) {
+            ldmatrix_x4_transposed(a, room.weights.from(of_columns, 16 * k, 0));
 #pragma unroll
-        for (int n = 0; n < 4; n += 2) {
-            uint32_t two[4];
-            tile_b_transposed(two, room.c, 32 * at.s + 8 * n, 16 * k, at.lane);
-            mma_two(sums.db[n], sums.db[n + 1], a, two);
+            for (int n = 0; n < 4; n += 2) {
+                ldmatrix_x4_transposed(two, room.c.from(of_states, 16 * k, 8 * n));
+                mma_two(sums.db[n], sums.db[n + 1], a, two);
+            }
         }
     }
     int64_t parts = b.p.G * b.splits;
@@ -400,31 +444,30 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
 }
 
 /* Grid: (groups x splits, chunks, batch rows). */
-__global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward_problem b) {
+template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward_problem b) {
     DYNAMIC_SHARED(char, memory);
     backward_room &room = *reinterpret_cast<backward_room *>(memory);
     int64_t part = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z, t0 = chunk * SSD_CHUNK, T = b.p.T;
     int64_t group = part / b.splits, in_group = b.p.H / b.p.G;
     int64_t first = part % b.splits * b.heads, heads = at_most(b.heads, in_group - first);
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    warp_place at = {lane, lane / 4, lane % 4 * 2, warp / 4, warp % 4};
+    int lane = threadIdx.x % WARP, warp = warp_of_block();
+    warp_place at = {lane, lane / 4, lane % 4 * 2, warp / 4, (warp + (warp < 4 ? 3 : warp < 8 ? 1 : 0)) % 4};
     chunk_sums sums = {};
     first += group * in_group;
-    tile_load<THREADS>(room.b, b.b, row, group, t0, T);
-    tile_load<THREADS>(room.c, b.c, row, group, t0, T);
-    stage_load(room.stage[0], b, row, chunk, first);
+    tile_load<THREADS, ALIGNED>(room.b, b.b, row, group, t0, T);
+    tile_load<THREADS, ALIGNED>(room.c, b.c, row, group, t0, T);
+    stage_load<ALIGNED>(room.stage[0], b, row, chunk, first);
     cp_async_commit();
     for (int k = 0; k < heads; k++) {
         int64_t head = first + k;
         backward_stage &stage = room.stage[k % 2];
         cp_async_wait<0>();
         __syncthreads();
-        if (k + 1 < heads) stage_load(room.stage[(k + 1) % 2], b, row, chunk, head + 1);
+        if (k + 1 < heads) stage_load<ALIGNED>(room.stage[(k + 1) % 2], b, row, chunk, head + 1);
         cp_async_commit();
         if (k == 0 && at.s <= at.r) group_start(sums, room, at);
         uint32_t dy[4][4];
-#pragma unroll
-        for (int n = 0; n < 4; n++) tile_a(dy[n], stage.dy, 16 * at.r, 16 * n, lane);
+        rows_fragment(dy, stage.dy, at);
         float v[2][4] = {};
         if (at.s <= at.r) inner_part(sums, room, stage, dy, at);
         enter_part(sums, room, stage, dy, at);
@@ -432,7 +475,7 @@ __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward
         value_part(v, room, stage, at);
         through_part(room, stage, at);
         __syncthreads();
-        input_part(v, room, stage, b, row, head, t0, b.d ? b.d[head] : 0.0f, at);
+        input_part<ALIGNED>(v, room, stage, b, row, head, t0, b.d ? b.d[head] : 0.0f, at);
         if (warp == k % WARPS) steps_store(room, stage.f, b, row, chunk, head, lane);
     }
     group_end(sums, room, b, row, t0, part, at);
@@ -487,10 +530,11 @@ void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, te
     find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
                 data_of<float>(dfinal));
     int size = (int)sizeof(backward_room);
-    cuda_expect(dev, cudaFuncSetAttribute(ssd_chunk_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
-                "ssd_backward");
+    bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned && problem.b.aligned && problem.c.aligned;
+    auto kernel = aligned ? ssd_chunk_backward_kernel<true> : ssd_chunk_backward_kernel<false>;
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_backward");
     dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);
-    LAUNCH(dev, ssd_chunk_backward_kernel, grid, THREADS, size, problem);
+    LAUNCH(dev, kernel, grid, THREADS, size, problem);
     dim3 tokens((unsigned)ceil_div(p.B * p.T * p.G * (SSD_N / 4), 256));
     LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(db), problem.m.db, p, problem.splits);
     LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(dc), problem.m.dc, p, problem.splits);

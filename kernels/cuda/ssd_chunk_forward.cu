@@ -49,14 +49,15 @@ size_t ssd_chunk_forward_scratch(struct ssd_shape s) {
 /* Step 1 for the tokens from i0 on. */
 __device__ __forceinline__ void weights_store(forward_room &room, int tile, int lane) {
     float cb[8][4] = {};
+    int of_c = down_right<SSD_N>(16 * tile, 0, lane), of_b = right_down<SSD_N>(0, 0, lane);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
         uint32_t a[4], b[4];
-        tile_a(a, room.c, 16 * tile, k, lane);
+        ldmatrix_x4(a, room.c.from(of_c, 0, k));
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             if (j > tile) continue;
-            tile_b(b, room.b, 16 * j, k, lane);
+            ldmatrix_x4(b, room.b.from(of_b, 16 * j, k));
             mma_two(cb[2 * j], cb[2 * j + 1], a, b);
         }
     }
@@ -77,11 +78,13 @@ __device__ __forceinline__ void weights_store(forward_room &room, int tile, int 
     }
 }
 
-/* Step 2 for the columns from p0 on. */
-__device__ __forceinline__ void outputs_store(forward_room &room, const ssd_state &state, const forward_views &v,
-                                              int64_t row, int64_t head, int64_t t0, int64_t T, float skip, int p0,
-                                              int lane) {
+/* Step 2 for the columns from p0 on; y is the chunk's first token. */
+template <bool ALIGNED>
+__device__ __forceinline__ void outputs_store(forward_room &room, const ssd_state &state, __nv_bfloat16 *to, int64_t step,
+                                              int tokens, int width, float skip, int p0, int lane) {
     float y[4][2][4] = {};
+    int of_c = down_right<SSD_N>(0, 0, lane), of_weights = down_right<SSD_P>(0, 0, lane);
+    int of_x = down_right<SSD_P>(0, p0, lane);
 #pragma unroll
     for (int k = 0; k < SSD_TILES; k += 2) {
         const float *left = state.s[k], *right = state.s[k + 1];
@@ -90,7 +93,7 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const ssd_stat
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t a[4];
-            tile_a(a, room.c, 16 * i, 8 * k, lane);
+            ldmatrix_x4(a, room.c.from(of_c, 16 * i, 8 * k));
             mma_two(y[i][0], y[i][1], a, b);
         }
     }
@@ -102,48 +105,52 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const ssd_stat
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t a[4], b[4];
-        tile_b_transposed(b, room.x, p0, 16 * k, lane);
+        ldmatrix_x4_transposed(b, room.x.from(of_x, 16 * k, 0));
 #pragma unroll
         for (int i = k; i < 4; i++) {
-            tile_a(a, room.weights, 16 * i, 16 * k, lane);
+            ldmatrix_x4(a, room.weights.from(of_weights, 16 * i, 16 * k));
             mma_two(y[i][0], y[i][1], a, b);
         }
     }
+    int column = p0 + row_of_16_column(lane), of_pair = ssd_tile<SSD_P>::offset(lane / 4, p0 + lane % 4 * 2);
+    tokens -= lane / 4, to += lane / 4 * step + column;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) { /* pairs of columns: two accumulators, two rows each */
-            uint32_t x = room.x.pair(16 * i + lane / 4 + e % 2 * 8, p0 + e / 2 * 8 + lane % 4 * 2);
+            uint32_t x = *reinterpret_cast<uint32_t *>(room.x.from(of_pair, 16 * i + e % 2 * 8, e / 2 * 8));
             y[i][e / 2][e % 2 * 2] += skip * low_bf16(x);
             y[i][e / 2][e % 2 * 2 + 1] += skip * high_bf16(x);
         }
-        rows_store(v.y, row, head, t0 + 16 * i, T, p0, y[i][0], y[i][1], lane);
+        rows_store<ALIGNED>(to + 16 * i * step, step, tokens - 16 * i, width - column, y[i][0], y[i][1], lane);
     }
 }
 
 /* Grid: (heads, segments, batch rows). entering (B, segments, H, P, N) or NULL. */
+template <bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 4)
 ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, const ssd_factors *factors, ssd_chunked p) {
     DYNAMIC_SHARED(char, memory);
     forward_room &room = *reinterpret_cast<forward_room *>(memory);
     int64_t head = blockIdx.x, segment = blockIdx.y, row = blockIdx.z, size = p.P * p.N, group = head / (p.H / p.G);
     int64_t first = segment * p.per_segment, end = at_most(first + p.per_segment, p.chunks);
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int lane = threadIdx.x % WARP, warp = warp_of_block();
     float skip = v.d ? v.d[head] : 0;
     ssd_state state;
     state.load(p, entering ? entering + ((row * p.segments + segment) * p.H + head) * size : NULL);
     for (int64_t chunk = first; chunk < end; chunk++) {
         int64_t t0 = chunk * SSD_CHUNK;
-        tile_load<THREADS>(room.c, v.c, row, group, t0, p.T);
-        tile_load<THREADS>(room.b, v.b, row, group, t0, p.T);
+        tile_load<THREADS, ALIGNED>(room.c, v.c, row, group, t0, p.T);
+        tile_load<THREADS, ALIGNED>(room.b, v.b, row, group, t0, p.T);
         factors_load<THREADS>(room.factors, factors + (row * p.chunks + chunk) * p.H + head);
-        tile_load<THREADS>(room.x, v.x, row, head, t0, p.T);
+        tile_load<THREADS, ALIGNED>(room.x, v.x, row, head, t0, p.T);
         cp_async_commit();
         cp_async_wait<0>();
         __syncthreads();
         weights_store(room, (warp + (int)chunk) % SSD_WALKERS, lane);
         __syncthreads();
-        outputs_store(room, state, v, row, head, t0, p.T, skip, 16 * warp, lane);
+        outputs_store<ALIGNED>(room, state, v.y.data + row * v.y.row + t0 * v.y.step + head * v.y.width, v.y.step,
+                               (int)at_most(p.T - t0, SSD_CHUNK), v.y.width, skip, 16 * warp, lane);
         state.update(room.x, room.b, room.factors.enter[SSD_CHUNK - 1], room.factors.leave, room.factors.dt);
         __syncthreads();
     }
@@ -168,8 +175,9 @@ void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, 
     }
     forward_views v = {ssd_rows_of(y), ssd_rows_of(x), ssd_rows_of(b), ssd_rows_of(c), data_of<float>(d)};
     int size = (int)sizeof(forward_room);
-    cuda_expect(dev, cudaFuncSetAttribute(ssd_chunk_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
-                "ssd_forward");
-    LAUNCH(dev, ssd_chunk_forward_kernel, dim3((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B), THREADS, size, v,
+    bool aligned = v.y.aligned && v.x.aligned && v.b.aligned && v.c.aligned;
+    auto kernel = aligned ? ssd_chunk_forward_kernel<true> : ssd_chunk_forward_kernel<false>;
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_forward");
+    LAUNCH(dev, kernel, dim3((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B), THREADS, size, v,
            data_of<float>(final), entering, factors, p);
 }
