@@ -255,7 +255,8 @@ $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
 TEST_UNITS    := $(patsubst test/%.c,$(BUILD)/test/%,$(sort $(wildcard test/test_*.c)))
-TEST_CUDA     := $(if $(HAVE_CUDA),$(patsubst test/%.cu,$(BUILD)/test/%,$(sort $(wildcard test/*.cu))))
+TEST_CUDA     := $(if $(HAVE_CUDA),$(patsubst test/%.cu,$(BUILD)/test/%,$(sort $(wildcard test/*.cu) \
+                   $(if $(EMULATION),$(wildcard test/emulation/*.cu)))))
 TEST_TABLES   := $(patsubst test/%.c,$(BUILD)/test/%,$(wildcard test/ops.c test/golden.c))
 OPS_OBJECTS    := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/ops.c test/ops_*.c)))
 GOLDEN_OBJECTS := $(patsubst %.c,$(OBJ)/%.o,$(sort $(wildcard test/golden.c test/golden_*.c)))
@@ -398,7 +399,9 @@ absent = $(if $(filter 1,$($(1))),not found,left out by $(1)=$($(1)))
 row    = $(info $()  $(1) $(2)  [$(3)])
 library_text = $(call part,$(1),3) $(call version_of,$(call part,$(1),3)) ($(call linkage,$(LIB_$(call part,$(1),2))))
 
-ifeq ($(NVCC),)
+ifneq ($(EMULATION),)
+  CUDA_TEXT := an emulated GPU, for tests
+else ifeq ($(NVCC),)
   CUDA_TEXT := $(call absent,CUDA): CPU only
 else ifeq ($(HAVE_CUDA),)
   CUDA_TEXT := $(CUDA_VERSION) in $(CUDA_HOME): not used
@@ -438,3 +441,4 @@ help: ## Print this list
 	  while IFS='|' read -r target text; do printf '  %-11s %s\n' "$$target" "$$text"; done
 	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0"
 	@echo "          CUDA_HOME= CUDA_ARCH='80 90a' SAN=address,undefined DEBUG=1 WERROR=0 V=1 (commands shown) PREFIX="
+	@echo "          EMULATE=1 (CUDA kernels on an emulated GPU, for tests; with a BUILD= of its own)"

@@ -66,6 +66,7 @@ survey() {
     need build optional libopenblas-openmp-dev 'matrix products run in slower loops' -- has_openblas
     need build optional 'openmpi-bin libopenmpi-dev' 'one process only' -- has_mpi
     need test required libcmocka-dev '' -- header stddef.h stdarg.h setjmp.h stdint.h cmocka.h
+    need test optional g++ 'CUDA kernels are not tested on an emulated GPU' -- has g++
     need test optional 'python3 python3-venv' 'the tests in Python are skipped, transformers among them' -- has_venv
     need test optional 'clang libclang-rt-dev' 'the fuzzers are skipped' -- has_fuzzer
 }

@@ -4,13 +4,14 @@
 #
 # What is run: the cmocka programs test/test_*.c (each of their tests counts), the operation table build/test/ops in its
 # modes test and grad, build/test/golden on each file in test/golden/, all of these once more on a GPU where there is
-# one, the scripts test/test_*.sh and test/test_*.py, the fuzzers for a bounded time, and then cmocka programs,
-# operations and golden files once more under AddressSanitizer and UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is
-# the reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
+# one, the scripts test/test_*.sh and test/test_*.py, the fuzzers for a bounded time, some operations and the golden files
+# on an emulated GPU, and then cmocka programs, operations and golden files once more under AddressSanitizer and UBSan.
+# Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is the reason.
+# The output of what fails is shown; that of what passes is kept in build/test-logs/.
 #
 # From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern:
-# only what it matches runs), TEST_SAN=0 (no second pass), FUZZ_SECONDS (each fuzzer, 6), TEST_TIMEOUT (seconds for one
-# program, 1200).
+# only what it matches runs), TEST_SAN=0 (no second pass), TEST_EMULATED=0 (no emulated GPU), FUZZ_SECONDS (each fuzzer,
+# 6), TEST_TIMEOUT (seconds for one program, 1200).
 set -u
 cd "$(dirname "$0")/.." || exit 1
 BUILD=${BUILD:-build}
@@ -167,8 +168,27 @@ run_gpu() {
                 --device cuda --precision $precision "$file"
         done
     done
+    run instructions-cuda program "$BUILD/test/instructions"
     for unit in test_model_lm test_model_gradients test_model_equations; do
         run "$unit-cuda" cmocka env RIVERRUN_TEST_DEVICE=cuda "$BUILD/test/$unit"
+    done
+}
+
+# run_emulated DIRECTORY: what an emulated GPU gets through in a few minutes, in several orders of threads.
+run_emulated() {
+    run emulated-misuse program "$1/test/emulation/misuse"
+    for order in forward reverse 1; do
+        run "instructions-emulated-$order" program env RIVERRUN_EMULATE_ORDER=$order "$1/test/instructions"
+    done
+    for precision in fp32 bf16; do
+        order=forward
+        [ $precision = bf16 ] && order=reverse
+        run "ops-test-emulated-$precision" program env RIVERRUN_EMULATE_ORDER=$order sh test/emulation/ops.sh "$1/test/ops" \
+            $precision
+        for file in test/golden/*.safetensors; do
+            [ -e "$file" ] && run "golden-$(basename "$file" .safetensors)-emulated-$precision" program "$1/test/golden" \
+                --device cuda --precision $precision "$file"
+        done
     done
 }
 
@@ -211,6 +231,14 @@ if build build-tests all tests; then
     run_gpu
     run_scripts
     run_fuzzers
+fi
+if [ "${TEST_EMULATED:-1}" = 1 ] && [ -z "${SAN:-}" ]; then
+    if ! command -v g++ >/dev/null 2>&1; then
+        record emulated 0 0 1 0 'there is no g++ here (Debian package g++), which compiles kernels/cuda for the emulated GPU'
+    elif build build-emulate BUILD="$BUILD-emulate" EMULATE=1 "$BUILD-emulate/test/ops" "$BUILD-emulate/test/golden" \
+            "$BUILD-emulate/test/instructions" "$BUILD-emulate/test/emulation/misuse"; then
+        run_emulated "$BUILD-emulate"
+    fi
 fi
 if [ "${TEST_SAN:-1}" = 1 ] && [ -z "${SAN:-}" ] && build build-san BUILD="$BUILD-san" SAN=address,undefined tests; then
     run_programs "$BUILD-san" '-san' test

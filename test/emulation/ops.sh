@@ -1,0 +1,24 @@
+#!/bin/sh
+# ops.sh PROGRAM PRECISION: cases of every operation that an emulated GPU gets through in a minute. Each way a kernel has
+# through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
+exec "$1" test --device cuda --precision "$2" \
+    'embedding R=1,17 D=7,16 V=1,5' 'embedding R=311 D=257 V=13,257' 'embedding R=4500 D=4 V=513 hot=2' \
+    'add_rmsnorm R=2,17 D=7,16 branch=0,1 dnext=0,1' 'add_rmsnorm R=37 D=257,768,2560 branch=1' \
+    'add_rmsnorm R=5 D=1,2 eps=1000000' \
+    'add_rmsnorm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_rmsnorm R=1700 D=67' \
+    'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1' \
+    'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
+    'gated_rmsnorm R=1700 n=67' swiglu convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
+    'head_loss R=1,17 D=7 V=1,11 mask=0,1 zloss=30' 'head_loss R=9 D=8 V=13 losses=0,1 dx=0,1 dw=0,1 mask=2' \
+    'head_loss R=67 D=33 V=257 zloss=1' 'head_loss R=3 D=8 V=4104' \
+    'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
+    'conv T=7,300 C=64,65,200 doc=4' 'conv_step C=1,7,130 W=2,4,8' \
+    'ssd_dt T=1,7,97 H=1,8 min=100 max=900 spread=1,30 strided=0,1' \
+    'ssd T=1,7,97 G=1,2 Q=16 doc=0,4' 'ssd T=17 H=4 P=5 G=2 N=7 Q=16 doc=2 initial=0,1,2 final=0,2' \
+    'ssd T=17 Q=16 doc=2 initial=1 final=1 d=0,1 strided=1' 'ssd B=1 T=130 H=4 P=64 G=4 N=33 Q=64 doc=4 strided=1' \
+    'ssd B=1 T=65,128 H=6 P=8 N=16 Q=64 doc=5 strided=0,2' 'ssd B=1 T=70 H=14 P=24 G=7 N=100 Q=64 doc=4' \
+    'ssd B=1 T=257 H=2 P=8 N=24 Q=64 doc=1 extreme=1' 'ssd B=1 T=97 H=2 P=64 N=128 Q=16 doc=4 extreme=1 strided=2' \
+    'ssd_step B=1,3 H=4 P=5,64 N=7,64 d=0,1 strided=0,1' \
+    'scan T=1,7,33,97 D=1,33 doc=0,4' 'scan T=33 D=5 N=3 doc=2 initial=0,1,2 final=0,2 d=0,1 z=0,1' \
+    'scan T=40 D=31,65 N=1,16 doc=4 strided=0,1' 'scan T=40 D=40 N=256 doc=4 strided=1' \
+    'scan B=1 T=130 D=200 N=16 doc=4 spread=30 strided=1' 'scan_step B=3 D=1,130 N=7,16 d=0,1 z=0,1 strided=1'
