@@ -46,15 +46,23 @@ struct loss_sums {
     double correct; /* valid targets that are the argmax of the logits (lowest index wins a tie) */
 };
 
-/* One run of consecutive elements of the flat parameter arrays that share a treatment. */
+/* One run of consecutive elements of a slice of the parameters that share a treatment. */
 struct adamw_segment {
-    int64_t offset; /* in elements, into p, m, v, g alike */
+    int64_t offset; /* in elements, into the slice's arrays alike */
     int64_t count;
     float decay;    /* multiplies the step's decay_rate (0 for exempt tensors) */
     float lr_scale; /* multiplies the step's learning rate, and nothing else */
     float clamp_min, clamp_max; /* where `clamped`: the weights are kept within [clamp_min, clamp_max] */
     int32_t clamped;
     int32_t unused;
+};
+
+/* Parameters that lie together, one-dimensional, and what belongs to them; in device memory. */
+struct adamw_slice {
+    tensor p, m, v, g; /* real */
+    tensor rounded;    /* act, optional */
+    const struct adamw_segment *segments; /* in host memory, needed only during the call */
+    int64_t count;                        /* of segments */
 };
 
 /* Scalars of one optimizer step; in device memory, so that a captured step can be replayed. */
@@ -233,9 +241,9 @@ struct ops {
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
      * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the right;
      * then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a number.
-     * p, m, v, g: flat real arrays. segments in host memory, needed only during the call; step in device memory. (Loshchilov & Hutter, arXiv 1711.05101) */
-    void (*adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
-                  int64_t count, const struct adamw_step *step);
+     * and rounded = p, rounded as by convert. slices in host memory, needed only during the call; step in device memory.
+     * (Loshchilov & Hutter, arXiv 1711.05101) */
+    void (*adamw)(struct device *dev, const struct adamw_slice *slices, int64_t count, const struct adamw_step *step);
 };
 
 /* The CPU tables (OpenMP threads, BLAS). */

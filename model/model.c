@@ -176,10 +176,9 @@ tensor model_masters(const struct model *m, int bucket, int part) {
     return tensor_1d(slice, m->ops->real, p->count / m->params.ranks);
 }
 
-void model_masters_changed(struct model *m, int bucket, int part) {
-    if (part == PART_REAL || m->params.buckets[bucket].part[part].count == 0) return;
-    m->ops->convert(m->dev, slice_of(model_part(m, bucket, part), m->rank, m->params.ranks),
-                    model_masters(m, bucket, part));
+tensor model_rounded(const struct model *m, int bucket, int part) {
+    if (part == PART_REAL) return tensor_none();
+    return slice_of(model_part(m, bucket, part), m->rank, m->params.ranks);
 }
 
 /* `count` elements of tensor `index` from element `from` on, whose real values are in m->staging: what kernels read. */

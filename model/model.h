@@ -106,9 +106,9 @@ tensor model_flat_grads(const struct model *m);             /* (elements) real; 
  * where the part is. */
 tensor model_part(const struct model *m, int bucket, int part);
 tensor model_masters(const struct model *m, int bucket, int part); /* MODEL_TRAIN */
-/* Whoever changes masters says so: this rank's slice of the part becomes their rounded values. The other ranks' slices
- * are theirs to send (train/optimizer.h). */
-void model_masters_changed(struct model *m, int bucket, int part);
+/* This rank's slice of a rounded part, which whoever changes the masters writes too; none where the masters are what
+ * kernels read. The other ranks' slices are theirs to send (train/optimizer.h). */
+tensor model_rounded(const struct model *m, int bucket, int part);
 
 void model_init(struct model *m, uint64_t seed); /* the papers' initialisation */
 /* One tensor to or from host memory, `count` elements of f32 or f64 (converted). Written: masters and what kernels

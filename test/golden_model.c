@@ -188,10 +188,16 @@ static void update_part(struct problem *p, int bucket, int kind) {
             .offset = table->list[i].offset - from, .count = table->list[i].count, .decay = decay, .lr_scale = 1};
     }
     if (count == 0) return;
-    dev->ops->adamw(dev, model_masters(p->m, bucket, kind), run_of(p->moment1, from, count),
-                    run_of(p->moment2, from, count), run_of(model_flat_grads(p->m), from, count), p->segments, segments,
-                    p->step);
-    model_masters_changed(p->m, bucket, kind);
+    struct adamw_slice slice = {
+        .p = model_masters(p->m, bucket, kind),
+        .m = run_of(p->moment1, from, count),
+        .v = run_of(p->moment2, from, count),
+        .g = run_of(model_flat_grads(p->m), from, count),
+        .rounded = model_rounded(p->m, bucket, kind),
+        .segments = p->segments,
+        .count = segments,
+    };
+    dev->ops->adamw(dev, &slice, 1, p->step);
 }
 
 static void update(struct problem *p, int64_t t, double norm, double valid) {

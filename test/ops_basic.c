@@ -529,11 +529,11 @@ static void fill_second_moment(struct run *r, struct operand *o) {
 
 static void adamw_declare(struct run *r) {
     int64_t n = param(r, "n"), count = param(r, "segments"), total = count * (n + ADAMW_GAP) + ADAMW_GAP;
-    struct adamw_segment segments[8];
+    struct adamw_segment segments[300];
     struct adamw_step step = {.lr = 3e-3, .decay_rate = 2e-2, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
                               .grad_scale = 0.25, .correction1 = 1 - pow(0.9, 3), .correction2 = 1 - pow(0.95, 3),
                               .skip = (int32_t)param(r, "skip")};
-    ASSERT(count <= 8);
+    ASSERT(count <= 300);
     for (int64_t s = 0; s < count; s++)
         segments[s] = (struct adamw_segment){.offset = ADAMW_GAP + s * (n + ADAMW_GAP), .count = n,
                                              .decay = s % 2 ? 0 : 0.1f, .lr_scale = s % 3 ? 1 : 0.5f,
@@ -545,13 +545,16 @@ static void adamw_declare(struct run *r) {
     g->type = OPERAND_REAL;
     g->spread = 0.05;
     g->no_gradient = true;
+    if (param(r, "rounded")) state(r, "rounded", DIMS(total))->type = OPERAND_ACT;
+    else absent(r, "rounded");
     bytes(r, "segments", segments, (size_t)count * sizeof *segments);
     bytes(r, "step", &step, sizeof step);
 }
 
 static void adamw_forward(struct run *r) {
-    r->ops->adamw(r->dev, value(r, "p"), value(r, "m"), value(r, "v"), value(r, "g"), host_bytes(r, "segments"),
-                  param(r, "segments"), value(r, "step").data);
+    struct adamw_slice slice = {value(r, "p"), value(r, "m"), value(r, "v"), value(r, "g"), value(r, "rounded"),
+                                host_bytes(r, "segments"), param(r, "segments")};
+    r->ops->adamw(r->dev, &slice, 1, value(r, "step").data);
 }
 
 static void adamw_flops(struct run *r, double *forward, double *backward) {
@@ -561,9 +564,9 @@ static void adamw_flops(struct run *r, double *forward, double *backward) {
 
 /* What belongs to no segment keeps its bits, and with skip everything does. */
 static void adamw_untouched(struct run *r) {
-    static const char *const names[] = {"p", "m", "v"};
+    static const char *const names[] = {"p", "m", "v", "rounded"};
     int64_t period = param(r, "n") + ADAMW_GAP;
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 3 + (param(r, "rounded") != 0); k++) {
         struct operand *o = operand_find(r, names[k]);
         for (int64_t i = 0; i < o->count; i++)
             op_expect(r, o->values[i] == o->values_before[i] || (i % period >= ADAMW_GAP && !param(r, "skip")),
@@ -574,9 +577,10 @@ static void adamw_untouched(struct run *r) {
 
 static const struct op_row adamw = {
     .name = "adamw",
-    .parameters = "n=5 segments=3 skip=0",
+    .parameters = "n=5 segments=3 skip=0 rounded=1",
     .cases = (const struct op_cases[]){{OP_TEST, "n=0,1,16,257 segments=1,7 skip=0,1"},
-                                       {OP_TEST, "n=40009 segments=1,2"},
+                                       {OP_TEST, "n=40009 segments=1,2 rounded=0,1"},
+                                       {OP_TEST, "n=21 segments=300"},
                                        {OP_PERF, "n=4000000 segments=4"},
                                        {0, NULL}},
     .declare = adamw_declare,

@@ -513,9 +513,10 @@ static void test_adamw(void **state) {
             reference_adamw(p, m, v, g, 24, 10, 0.5 * step.lr, 2 * step.decay_rate, INFINITY, &step);
             reference_adamw(p, m, v, g, 34, 9, 3 * step.lr, 0, INFINITY, &step);
             reference_adamw(p, m, v, g, 43, 6, 2 * step.lr, step.decay_rate, 0.25, &step);
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 4, &step);
+            struct adamw_slice slice = {.p = tp, .m = tm, .v = tv, .g = tg, .segments = segments, .count = 4};
+            dev->ops->adamw(dev, &slice, 1, &step);
             step.skip = 1;
-            dev->ops->adamw(dev, tp, tm, tv, tg, segments, 4, &step); /* changes nothing */
+            dev->ops->adamw(dev, &slice, 1, &step); /* changes nothing */
         }
         int at_bound = 0;
         for (int i = 43; i < 49; i++) at_bound += fabs(get(tp, i)) == 0.25;
@@ -541,8 +542,10 @@ static void test_adamw_small_numbers(void **state) {
     struct adamw_segment segment = {.offset = 0, .count = 2, .decay = 0.1f, .lr_scale = 1};
     struct adamw_step step = {.lr = 1e-5, .decay_rate = 1e-5, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
                               .grad_scale = 1, .correction1 = 1, .correction2 = 1};
-    dev->ops->adamw(dev, tensor_1d(p, DTYPE_F32, 2), tensor_1d(m, DTYPE_F32, 2), tensor_1d(v, DTYPE_F32, 2),
-                    tensor_1d(g, DTYPE_F32, 2), &segment, 1, &step);
+    struct adamw_slice slice = {.p = tensor_1d(p, DTYPE_F32, 2), .m = tensor_1d(m, DTYPE_F32, 2),
+                                .v = tensor_1d(v, DTYPE_F32, 2), .g = tensor_1d(g, DTYPE_F32, 2),
+                                .segments = &segment, .count = 1};
+    dev->ops->adamw(dev, &slice, 1, &step);
     assert_true(m[0] == 0 && v[0] == 0);
     assert_close(p[0], 1e-3 * (1 - 1e-6), 0, 0x1p-33, "p", 0); /* half the spacing of float at 1e-3 */
     assert_close(p[1], 1 - 1e-6, 0, 0x1p-24, "p", 1);
@@ -559,12 +562,13 @@ static void test_adamw_clamp(void **state) {
     struct adamw_segment segment = {
         .count = 5, .lr_scale = 1, .clamp_min = -INFINITY, .clamp_max = 1.5f, .clamped = 1};
     struct adamw_step step = {.lr = 1, .eps = 1e-8, .grad_scale = 1, .correction1 = 1, .correction2 = 1};
-    dev->ops->adamw(dev, tp, t[0], t[1], t[2], &segment, 1, &step);
+    struct adamw_slice slice = {.p = tp, .m = t[0], .v = t[1], .g = t[2], .segments = &segment, .count = 1};
+    dev->ops->adamw(dev, &slice, 1, &step);
     assert_true(p[0] == -7 && p[1] == -1 && p[2] == 0.5f && p[3] == 1.5f && isnan(p[4]));
     p[3] = 2;
     segment.clamp_min = -1.5f;
     segment.clamp_max = INFINITY;
-    dev->ops->adamw(dev, tp, t[0], t[1], t[2], &segment, 1, &step);
+    dev->ops->adamw(dev, &slice, 1, &step);
     assert_true(p[0] == -1.5f && p[1] == -1 && p[2] == 0.5f && p[3] == 2 && isnan(p[4]));
     device_close(dev);
 }
@@ -748,7 +752,7 @@ static void call_segment_beyond_end(struct device *dev) {
     struct adamw_segment segment = {.offset = 3, .count = 6, .lr_scale = 1};
     struct adamw_step step = {.correction1 = 1, .correction2 = 1};
     tensor t = tensor_1d(broken, DTYPE_F32, 8);
-    dev->ops->adamw(dev, t, t, t, t, &segment, 1, &step);
+    dev->ops->adamw(dev, &(struct adamw_slice){.p = t, .m = t, .v = t, .g = t, .segments = &segment, .count = 1}, 1, &step);
 }
 
 static void call_join_gap(struct device *dev) {

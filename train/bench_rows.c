@@ -517,6 +517,7 @@ static void adamw_declare(struct bench_problem *p) {
     struct bench_operand *g = real(bench_input(p, "g", "n"));
     g->has_gradient = BENCH_NO_GRADIENT;
     g->masked = true;
+    bench_output(p, "rounded", "n")->has_gradient = BENCH_NO_GRADIENT;
     p->host_bytes = sizeof(struct adamw_step);
 }
 
@@ -536,7 +537,8 @@ static void adamw_forward(struct bench_problem *p) {
     struct adamw_segment segments[SEGMENTS];
     int64_t count = cut_segments(SIZE(n), segments);
     p->ops->sum_squares(p->dev, VALUE("sum").data, VALUE("g"));
-    p->ops->adamw(p->dev, VALUE("p"), VALUE("m"), VALUE("v"), VALUE("g"), segments, count, p->constant);
+    struct adamw_slice slice = {VALUE("p"), VALUE("m"), VALUE("v"), VALUE("g"), VALUE("rounded"), segments, count};
+    p->ops->adamw(p->dev, &slice, 1, p->constant);
 }
 
 /* Clipping reads the gradient a second time. */

@@ -46,6 +46,7 @@ struct optimizer {
     struct numbers *now;
     struct slice *slices; /* PARTS a bucket */
     struct adamw_segment *segments;
+    struct adamw_slice *updates; /* of the slices, for the call that updates them */
     char *staging; /* host memory for one slice, where device memory is not the host's */
     int reduced, last_reduced; /* buckets reduced since the last step, and the last of them */
     bool *under_way;           /* buckets whose weights are being gathered */
@@ -134,9 +135,10 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
     o->slices = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
+    o->updates = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->updates);
     o->under_way = calloc((size_t)p->bucket_count, sizeof *o->under_way);
     struct treatment *treatments = calloc((size_t)p->count, sizeof *treatments);
-    if (!o->slices || !o->segments || !o->under_way || !treatments) {
+    if (!o->slices || !o->segments || !o->updates || !o->under_way || !treatments) {
         free(treatments);
         error_system(err, "no memory for the optimizer");
         goto fail;
@@ -169,6 +171,7 @@ void optimizer_close(struct optimizer *o) {
     free(o->slices);
     free(o->under_way);
     free(o->segments);
+    free(o->updates);
     free(o->staging);
     free(o);
 }
@@ -244,20 +247,29 @@ static void sum_totals(struct optimizer *o) {
     comm_sum_device(o->comm, &totals->loss.nll, 6);
 }
 
-static void update_slices(struct optimizer *o) {
-    const struct params *p = model_params(o->model);
+/* The slices of buckets [first, end): of the parameters, with what belongs to them. */
+static void update_slices(struct optimizer *o, int first, int end) {
     tensor grads = model_flat_grads(o->model);
-    for (int i = 0; i < PARTS * p->bucket_count; i++) {
+    for (int i = PARTS * first; i < PARTS * end; i++) {
         const struct slice *s = &o->slices[i];
-        if (s->count > 0)
-            o->dev->ops->adamw(o->dev, model_masters(o->model, i / PARTS, i % PARTS),
-                           run_of(o->moments[0], grads.dtype, s->moment, s->count),
-                           run_of(o->moments[1], grads.dtype, s->moment, s->count),
-                           run_of(grads.data, grads.dtype, s->offset, s->count), o->segments + s->first, s->segments,
-                           &o->now->step);
-        model_masters_changed(o->model, i / PARTS, i % PARTS);
-        if (i == PARTS - 1) gather_weights(o, 0); /* travels while the others are updated */
+        o->updates[i] = (struct adamw_slice){
+            .p = model_masters(o->model, i / PARTS, i % PARTS),
+            .m = run_of(o->moments[0], grads.dtype, s->moment, s->count),
+            .v = run_of(o->moments[1], grads.dtype, s->moment, s->count),
+            .g = run_of(grads.data, grads.dtype, s->offset, s->count),
+            .rounded = model_rounded(o->model, i / PARTS, i % PARTS),
+            .segments = o->segments + s->first,
+            .count = s->segments,
+        };
     }
+    o->dev->ops->adamw(o->dev, o->updates + PARTS * first, PARTS * (end - first), &o->now->step);
+}
+
+/* The first bucket's weights travel while the others are updated. */
+static void update_and_gather(struct optimizer *o) {
+    update_slices(o, 0, 1);
+    gather_weights(o, 0);
+    update_slices(o, 1, model_params(o->model)->bucket_count);
     optimizer_await(o, 0);
 }
 
@@ -282,7 +294,7 @@ void optimizer_step(struct optimizer *o, double scale) {
     device_range_push(o->dev, "optimizer");
     sum_totals(o);
     o->dev->ops->step_scalars(o->dev, &now->step, &now->report, &now->steps, &now->totals, &now->word.rates, &rule);
-    update_slices(o);
+    update_and_gather(o);
     device_range_pop(o->dev);
 }
 

@@ -5,9 +5,9 @@
  *                 p -= decay_rate decay p + lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps);
  *                 p = min(max(p, clamp_min), clamp_max) in segments that are clamped
  *
- * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v); 2 and about 15 FLOPs an element, a division
- * and a square root among them. Bound by memory bandwidth. Deterministic, whatever the number of threads: sum_squares
- * adds SUM_CHUNKS partial sums in order, adamw's elements are independent. */
+ * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v), 8n with the copy for other ranks; 2 and about 15
+ * FLOPs an element, a division and a square root among them. Bound by memory bandwidth. Deterministic, whatever the
+ * number of threads: sum_squares adds SUM_CHUNKS partial sums in order, adamw's elements are independent. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/step_decide.h"
 
@@ -99,26 +99,34 @@ static void adamw_block(real *restrict p, real *restrict m, real *restrict v, co
     }
 }
 
-void OP(adamw)(struct device *dev, tensor p, tensor m, tensor v, tensor g, const struct adamw_segment *segments,
-               int64_t count, const struct adamw_step *step) {
-    (void)dev;
-    int64_t n = p.dim[0];
-    CHECK_DENSE(p, n);
-    CHECK_DENSE(m, n);
-    CHECK_DENSE(v, n);
-    CHECK_DENSE(g, n);
-    for (int64_t s = 0; s < count; s++)
+static void adamw_slice(const struct adamw_slice *slice, const struct adamw_step *step) {
+    int64_t n = slice->p.dim[0];
+    CHECK_DENSE(slice->p, n);
+    CHECK_DENSE(slice->m, n);
+    CHECK_DENSE(slice->v, n);
+    CHECK_DENSE(slice->g, n);
+    if (tensor_given(slice->rounded)) CHECK_DENSE(slice->rounded, n);
+    const struct adamw_segment *segments = slice->segments;
+    for (int64_t s = 0; s < slice->count; s++)
         ASSERT(segments[s].offset >= 0 && segments[s].count >= 0 && segments[s].offset <= n - segments[s].count);
     if (step->skip) return;
 
+    real *p = slice->p.data, *m = slice->m.data, *v = slice->v.data, *rounded = slice->rounded.data;
+    const real *g = slice->g.data;
 #pragma omp parallel
-    for (int64_t s = 0; s < count; s++) {
+    for (int64_t s = 0; s < slice->count; s++) {
         struct adamw_constants c = constants_of(step, &segments[s]);
 #pragma omp for schedule(static) nowait
         for (int64_t from = 0; from < segments[s].count; from += ADAMW_BLOCK) {
             int64_t left = segments[s].count - from, at = segments[s].offset + from;
-            adamw_block((real *)p.data + at, (real *)m.data + at, (real *)v.data + at, (const real *)g.data + at,
-                        left < ADAMW_BLOCK ? left : ADAMW_BLOCK, &c);
+            int64_t count = left < ADAMW_BLOCK ? left : ADAMW_BLOCK;
+            adamw_block(p + at, m + at, v + at, g + at, count, &c);
+            if (rounded) memcpy(rounded + at, p + at, (size_t)count * sizeof(real));
         }
     }
+}
+
+void OP(adamw)(struct device *dev, const struct adamw_slice *slices, int64_t count, const struct adamw_step *step) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) adamw_slice(&slices[i], step);
 }
