@@ -250,9 +250,11 @@ static void sum_totals(struct optimizer *o) {
 /* The slices of buckets [first, end): of the parameters, with what belongs to them. */
 static void update_slices(struct optimizer *o, int first, int end) {
     tensor grads = model_flat_grads(o->model);
+    int count = 0;
     for (int i = PARTS * first; i < PARTS * end; i++) {
         const struct slice *s = &o->slices[i];
-        o->updates[i] = (struct adamw_slice){
+        if (s->count == 0) continue;
+        o->updates[count++] = (struct adamw_slice){
             .p = model_masters(o->model, i / PARTS, i % PARTS),
             .m = run_of(o->moments[0], grads.dtype, s->moment, s->count),
             .v = run_of(o->moments[1], grads.dtype, s->moment, s->count),
@@ -262,7 +264,7 @@ static void update_slices(struct optimizer *o, int first, int end) {
             .count = s->segments,
         };
     }
-    o->dev->ops->adamw(o->dev, o->updates + PARTS * first, PARTS * (end - first), &o->now->step);
+    o->dev->ops->adamw(o->dev, o->updates, count, &o->now->step);
 }
 
 /* The first bucket's weights travel while the others are updated. */
