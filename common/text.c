@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { WORD_MAX = 64 }; /* bytes of a word that text_distance looks at */
 
@@ -108,6 +109,23 @@ int text_real_digits(double value) {
 char *text_real(char *out, size_t size, double value) {
     snprintf(out, size, "%.*g", text_real_digits(value), value);
     return out;
+}
+
+double program_seconds(void) {
+    char text[1024];
+    unsigned long long ticks = 0;
+    FILE *in = fopen("/proc/self/stat", "re");
+    if (!in) return NAN;
+    size_t size = fread(text, 1, sizeof text - 1, in);
+    fclose(in);
+    text[size] = '\0';
+    /* The name of the program, in parentheses, may hold anything; the 20th field behind it is when it began. */
+    const char *at = strrchr(text, ')');
+    for (int field = 0; at && field < 20; field++) at = strchr(at + 1, ' ');
+    if (!at || sscanf(at, " %llu", &ticks) != 1) return NAN;
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9 - (double)ticks / (double)sysconf(_SC_CLK_TCK);
 }
 
 double clock_seconds(void) {

@@ -25,5 +25,7 @@ int text_real_digits(double value);
 
 /* Monotonic seconds. */
 double clock_seconds(void);
+/* Since this process was started, to a hundredth of a second; NAN where the system does not say. */
+double program_seconds(void);
 
 #endif

@@ -215,12 +215,15 @@ static void test_log_lines(void **state) {
     struct evaluation e = {.loss = 2, .perplexity = exp(2), .bits_per_byte = NAN, .accuracy = 0.5, .tokens = 10};
     int kept = silence();
     assert_int_equal(report_step(r, &step, &err), 0);
+    assert_int_equal(report_start(r, 1, 2.3456, &err), 0);
     assert_int_equal(report_step(r, &bad, &err), 0);
     assert_int_equal(report_valid(r, 2, &e, 1.25, &err), 0);
     e.sequences = 4; /* a task's */
     e.sequence_accuracy = 0.25;
     assert_int_equal(report_valid(r, 2, &e, 1, &err), 0);
     assert_int_equal(report_save(r, 2, "a/b", 0.5, &err), 0);
+    assert_int_equal(report_memory(r, 2, 0, &err), 0); /* no GPU, no line */
+    assert_int_equal(report_memory(r, 2, 1000, &err), 0);
     assert_int_equal(report_stop(r, 2, "SIGTERM", &err), 0);
     speak(kept);
     assert_int_equal(report_sync(r, &err), 0);
@@ -230,15 +233,18 @@ static void test_log_lines(void **state) {
     assert_string_equal(
         text,
         "{\"type\":\"step\",\"step\":1,\"loss\":2.5,\"perplexity\":12.182493960703473,\"lr\":0.001,"
-        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"batch\":4,\"tokens_per_s\":128,\"skipped\":false,"
+        "\"grad_norm\":0.1,\"accuracy\":0.25,\"tokens\":64,\"valid\":64,\"batch\":4,\"tokens_per_s\":128,"
+        "\"flops_per_s\":0,\"skipped\":false,"
         "\"seconds\":0.5}\n"
+        "{\"type\":\"start\",\"step\":1,\"seconds\":2.35}\n"
         "{\"type\":\"step\",\"step\":2,\"loss\":null,\"perplexity\":null,\"lr\":0,\"grad_norm\":null,\"accuracy\":0,"
-        "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
+        "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"flops_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
         "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
         "\"accuracy\":0.5,\"tokens\":10,\"sequences\":4,\"sequence_accuracy\":0.25,\"seconds\":1}\n"
         "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"
+        "{\"type\":\"memory\",\"step\":2,\"peak_bytes\":1000,\"planned_bytes\":0}\n"
         "{\"type\":\"stop\",\"step\":2,\"signal\":\"SIGTERM\"}\n");
     free(text);
     /* Ranks above 0 have no report. */
@@ -347,10 +353,41 @@ static void test_compare(void **state) {
     assert_non_null(strstr(err.text, "source.b.weight = 1 is not in the config of run/step-5"));
 }
 
+/* What report_run says of FLOPs and the device's peak is what steps are held against. */
+static void test_flops(void **state) {
+    (void)state;
+    char directory[256], *text;
+    size_t size;
+    error err = {0};
+    struct report *r = NULL;
+    struct report_history history;
+    struct settings nothing = {0};
+    struct model_flops flops[] = {{.block = "m", .layer = "mamba", .count = 24, .forward = 1e6},
+                                  {.block = "", .layer = "head", .count = 1, .forward = 5e6}};
+    struct report_run run = {.machine = "a chip", .precision = "bf16", .ranks = 1, .flops_per_sequence = 8e9,
+                             .flops_per_token = 87e6, .flops = flops, .flop_kinds = 2, .peak_flops = 1e12,
+                             .planned = 12, .config = &nothing};
+    struct report_step step = {.step = 1, .loss = 1, .valid = 4, .tokens = 4, .batch = 20, .step_seconds = 0.5,
+                               .seconds = 0.5};
+    unit_directory(directory);
+    assert_int_equal(report_open(&r, directory, 0, 10, 5, "nats/byte", &history, &err), 0);
+    int kept = silence();
+    assert_int_equal(report_run(r, &run, &err), 0);
+    assert_int_equal(report_step(r, &step, &err), 0);
+    speak(kept);
+    report_close(r);
+    assert_int_equal(file_read_all(unit_path(directory, "log.jsonl"), 1 << 20, &text, &size, &err), 0);
+    assert_non_null(strstr(text, "\"training_flops_per_token\":87000000.0,\"flops\":{\"m mamba\":72000000.0,"
+                                 "\"head\":15000000.0},\"peak_flops\":1000000000000.0,\"planned_bytes\":12,"));
+    assert_non_null(strstr(text, "\"flops_per_s\":3.2e+11,\"mfu\":0.32,"));
+    free(text);
+    unit_directory_remove(directory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_line),       cmocka_unit_test(test_line_bad_text), cmocka_unit_test(test_line_too_long),
-        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),        cmocka_unit_test(test_log_lines),
+        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),        cmocka_unit_test(test_log_lines), cmocka_unit_test(test_flops),
         cmocka_unit_test(test_settings),   cmocka_unit_test(test_compare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

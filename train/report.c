@@ -22,6 +22,8 @@ struct report {
     int64_t steps, log_every;
     const char *unit;
     bool started; /* a step of this session was reported */
+    double flops_per_sequence, peak_flops;
+    size_t planned;
     /* as of the last line on the terminal */
     double tokens, seconds;
     int64_t samples; /* sequences since then */
@@ -132,15 +134,37 @@ static json_t *config_object(const struct settings *settings) {
     return all;
 }
 
+/* FLOPs of training per token, by kinds of layers: {"m mamba2": ..., "head": ...}. */
+static json_t *flops_object(const struct report_run *run) {
+    json_t *all = json_object();
+    char name[128];
+    for (int i = 0; i < run->flop_kinds; i++) {
+        const struct model_flops *f = &run->flops[i];
+        snprintf(name, sizeof name, "%s%s%s", f->block, *f->block ? " " : "", f->layer);
+        json_object_set_new(all, name, json_real(3 * f->count * f->forward));
+    }
+    return all;
+}
+
 int report_run(struct report *r, const struct report_run *run, error *err) {
     if (!r) return 0;
     char name[256] = "";
     gethostname(name, sizeof name - 1);
-    json_t *line = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o}", "type", "run", "step",
+    r->flops_per_sequence = run->flops_per_sequence;
+    r->peak_flops = run->peak_flops;
+    r->planned = run->planned;
+    json_t *line = json_pack("{s:s, s:I, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I}", "type", "run", "step",
                              (json_int_t)run->step, "version", version_number(), "commit", version_commit(), "compiler",
                              version_compiler(), "host", name, "machine", run->machine, "precision", run->precision,
                              "ranks", run->ranks, "seed", (json_int_t)run->seed, "parameters",
-                             (json_int_t)run->parameters, "config", config_object(run->config));
+                             (json_int_t)run->parameters);
+    if (line) {
+        json_object_set_new(line, "training_flops_per_token", json_real(run->flops_per_token));
+        json_object_set_new(line, "flops", flops_object(run));
+        json_object_set_new(line, "peak_flops", run->peak_flops > 0 ? json_real(run->peak_flops) : json_null());
+        json_object_set_new(line, "planned_bytes", json_integer((json_int_t)run->planned));
+        json_object_set_new(line, "config", config_object(run->config));
+    }
     char *text = json_text(line, JSON_COMPACT, r->path, err);
     json_decref(line);
     if (!text) return -1;
@@ -152,13 +176,18 @@ int report_run(struct report *r, const struct report_run *run, error *err) {
 }
 
 static void print_step(struct report *r, const struct report_step *s) {
-    char rate[24], left[24];
+    char rate[24], flops[24], left[24], share[24] = "";
     double seconds = s->seconds - r->seconds, tokens = s->tokens - r->tokens;
     text_count(rate, sizeof rate, seconds > 0 ? tokens / seconds : 0);
     /* A step of a ramp is shorter than those to come, so what is left is counted in sequences. */
     text_duration(left, sizeof left, seconds / (double)r->samples * (double)s->samples_left);
-    fprintf(stderr, "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  left %s", (long long)s->step,
-            (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, left);
+    double per_second = seconds > 0 ? (double)r->samples * r->flops_per_sequence / seconds : 0;
+    text_count(flops, sizeof flops, per_second);
+    if (r->peak_flops > 0) snprintf(share, sizeof share, "  MFU %.1f %%", 100 * per_second / r->peak_flops);
+    fprintf(stderr,
+            "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  %sFLOP/s%s  left %s",
+            (long long)s->step, (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, flops, share,
+            left);
     if (s->skipped_total > 0) fprintf(stderr, "  skipped %lld", (long long)s->skipped_total);
     fprintf(stderr, "\n");
 }
@@ -176,6 +205,9 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
     json_line_int(&l, "valid", (int64_t)s->valid);
     json_line_int(&l, "batch", s->batch);
     json_line_real(&l, "tokens_per_s", round(s->step_seconds > 0 ? s->valid / s->step_seconds : 0));
+    double flops = s->step_seconds > 0 ? (double)s->batch * r->flops_per_sequence / s->step_seconds : 0;
+    json_line_real(&l, "flops_per_s", round(flops));
+    if (r->peak_flops > 0) json_line_real(&l, "mfu", round(1e4 * flops / r->peak_flops) / 1e4);
     json_line_bool(&l, "skipped", s->skipped);
     json_line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
     TRY(end(r, &l, err));
@@ -195,6 +227,28 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
         r->seconds = s->seconds;
     }
     r->started = true;
+    return 0;
+}
+
+int report_start(struct report *r, int64_t step, double seconds, error *err) {
+    if (!r) return 0;
+    struct json_line l;
+    begin(&l, "start", step);
+    json_line_real(&l, "seconds", round(seconds * 1e2) / 1e2);
+    fprintf(stderr, "the first step was done %.2f s after the start of the program\n", seconds);
+    return end(r, &l, err);
+}
+
+int report_memory(struct report *r, int64_t step, size_t peak, error *err) {
+    if (!r || peak == 0) return 0;
+    struct json_line l;
+    char used[24], planned[24];
+    begin(&l, "memory", step);
+    json_line_int(&l, "peak_bytes", (int64_t)peak);
+    json_line_int(&l, "planned_bytes", (int64_t)r->planned);
+    TRY(end(r, &l, err));
+    fprintf(stderr, "memory      at most %s of the GPU's were in use; the plan said %s\n",
+            text_bytes(used, sizeof used, (double)peak), text_bytes(planned, sizeof planned, (double)r->planned));
     return 0;
 }
 

@@ -2,13 +2,18 @@
  *
  * RUN/log.jsonl has one JSON object a line, in the order of steps. Its "type" says what it is:
  *   run     a session starts: step it starts from, version, commit, compiler, host, machine (with its threads),
- *           precision, ranks, seed, parameters, config
+ *           precision, ranks, seed, parameters, training_flops_per_token and its parts by kinds of layers (flops),
+ *           peak_flops of all ranks' devices (null where it is not known), planned_bytes of a rank's device memory,
+ *           config
+ *   start   step, seconds from the start of the program to the end of the session's first step
  *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this
- *           step), batch (sequences of this step), tokens_per_s, skipped (true where the step was not finite and
+ *           step), batch (sequences of this step), tokens_per_s, flops_per_s (masked targets count, recomputation does
+ *           not), mfu (its share of the peak, where that is known), skipped (true where the step was not finite and
  *           changed nothing), seconds (of training so far)
  *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, for a task sequences and sequence_accuracy
  *           (samples, and the share of them that are right in every target), seconds it took
  *   save    step, path, seconds it took
+ *   memory  on a GPU, at the end of a session: step, peak_bytes (of everything on the device), planned_bytes
  *   stop    step, signal
  * Numbers are written so that reading them gives the same double; one that is not finite is null. A run that goes on
  * from step s cuts off what a killed session logged beyond s, so the file always holds one curve.
@@ -44,6 +49,11 @@ struct report_run {
     const char *machine, *precision;
     int ranks;
     int64_t seed, parameters;
+    double flops_per_sequence, flops_per_token; /* of training */
+    const struct model_flops *flops;            /* by kinds, forward */
+    int flop_kinds;
+    double peak_flops; /* of all ranks' devices; 0 = not known */
+    size_t planned;    /* bytes on a rank's device */
     const struct settings *config;
 };
 int report_run(struct report *r, const struct report_run *run, error *err);
@@ -59,6 +69,10 @@ struct report_step {
     int64_t skipped_total;
 };
 int report_step(struct report *r, const struct report_step *s, error *err);
+/* After the session's first step: how long that took from the start of the program on. */
+int report_start(struct report *r, int64_t step, double seconds, error *err);
+/* On a GPU: the most bytes of device memory that were seen in use, beside what report_run said of the plan. */
+int report_memory(struct report *r, int64_t step, size_t peak, error *err);
 
 int report_valid(struct report *r, int64_t step, const struct evaluation *e, double seconds, error *err);
 int report_save(struct report *r, int64_t step, const char *path, double seconds, error *err);

@@ -66,7 +66,10 @@ static int end_step(struct trainer *t, bool *stop, error *err) {
         .skipped = done.skipped,
         .skipped_total = state->skipped,
     };
-    return report_step(t->report, &line, err);
+    TRY(report_step(t->report, &line, err));
+    if (t->started) return 0;
+    t->started = true;
+    return report_start(t->report, state->step, program_seconds(), err);
 }
 
 /* All steps up to number `end`, or, after a signal, those that are under way. The next one is queued before the one
@@ -172,6 +175,7 @@ int trainer_run(struct trainer *t, error *err) {
         signals_install();
         comm_watch(t->comm, t->options.comm.timeout);
         int result = run_steps(t, err);
+        if (result == 0) result = report_memory(t->report, t->state.step, device_memory(t->dev).peak, err);
         comm_watch(t->comm, 0);
         signals_restore();
         if (result != 0) return -1;

@@ -255,7 +255,7 @@ static void print_ramp(const struct ramp *r) {
 }
 
 /* What this run is, for a person who has just started it. */
-static int print_summary(const struct trainer *t, error *err) {
+static void print_summary(const struct trainer *t, const struct model_memory *memory) {
     const struct run_options *o = &t->options;
     const struct model_config *mc = t->model_config;
     char machine[160], total[24], parts[4][24];
@@ -270,21 +270,18 @@ static int print_summary(const struct trainer *t, error *err) {
             (long long)o->train.batch, (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es",
             (long long)t->micro_batch);
     print_ramp(&o->ramp);
-    struct model_memory memory;
-    TRY(model_plan(&memory, mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
-            text_bytes(total, sizeof total, (double)memory.total),
-            text_bytes(parts[0], sizeof parts[0], (double)(memory.parameters + memory.gradients)),
-            text_bytes(parts[1], sizeof parts[1], (double)memory.optimizer),
-            text_bytes(parts[2], sizeof parts[2], (double)memory.activations),
-            text_bytes(parts[3], sizeof parts[3], (double)(memory.scratch + memory.batch)));
+            text_bytes(total, sizeof total, (double)memory->total),
+            text_bytes(parts[0], sizeof parts[0], (double)(memory->parameters + memory->gradients)),
+            text_bytes(parts[1], sizeof parts[1], (double)memory->optimizer),
+            text_bytes(parts[2], sizeof parts[2], (double)memory->activations),
+            text_bytes(parts[3], sizeof parts[3], (double)(memory->scratch + memory->batch)));
     fprintf(stderr, "run         %s: ", o->train.out);
     if (t->resumed)
         fprintf(stderr, "goes on from step %lld of %lld\n", (long long)t->state.step, (long long)o->train.steps);
     else
         fprintf(stderr, "%lld steps%s%s\n", (long long)o->train.steps, t->from ? ", weights from " : "",
                 t->from ? o->train.init : "");
-    return 0;
 }
 
 static int open_directory(struct trainer *t, error *err) {
@@ -300,17 +297,29 @@ static int open_directory(struct trainer *t, error *err) {
     TRY(report_open(&t->report, o->out, t->state.step, o->steps, o->log_every, trainer_unit(t), &t->history, err));
     char machine[160];
     device_describe(t->dev, machine, sizeof machine);
+    const struct model_config *mc = t->model_config;
+    struct model_flops flops[MODEL_FLOPS_MAX];
+    struct model_memory memory;
+    int64_t T = t->options.data.T;
+    TRY(model_plan(&memory, mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
     struct report_run run = {
         .step = t->state.step,
         .machine = machine,
         .precision = precision_choices[o->precision],
         .ranks = t->comm->ranks,
         .seed = o->seed,
-        .parameters = t->model_config->params.total,
+        .parameters = mc->params.total,
+        .flops_per_token = 3 * model_forward_flops(mc, T),
+        .flops_per_sequence = 3 * model_forward_flops(mc, T) * (double)T,
+        .flops = flops,
+        .flop_kinds = model_list_flops(mc, T, flops),
+        .peak_flops = o->precision == PRECISION_BF16 ? t->comm->ranks * device_peak_flops(t->dev) : 0,
+        .planned = memory.total,
         .config = &t->settings,
     };
     TRY(report_run(t->report, &run, err));
-    return print_summary(t, err);
+    print_summary(t, &memory);
+    return 0;
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */

@@ -32,6 +32,7 @@ struct trainer {
     bool resumed;               /* `from` is the run's latest */
     struct trainer_state state; /* of steps that were waited for */
     int64_t begun;              /* steps queued so far: as many as state.step, or more */
+    bool started;               /* a step of this session was reported */
     double waiting_since;       /* when the last report came, or the step was begun: the start of a step's time */
     struct report *report;      /* rank 0 */
     struct report_history history; /* the same on all ranks */
