@@ -22,24 +22,6 @@ struct device_record {
     cudaGraphExec_t graph;
 };
 
-#ifdef RIVERRUN_EMULATE
-
-static cudaError_t record(struct device *dev, struct device_record *r, void (*work)(void *self), void *self) {
-    (void)dev, (void)work, (void)self;
-    r->direct = true;
-    return cudaSuccess;
-}
-
-static void replay(struct device *dev, struct device_record *r) {
-    (void)dev, (void)r;
-}
-
-static void discard(struct device_record *r) {
-    (void)r;
-}
-
-#else
-
 static cudaError_t record(struct device *dev, struct device_record *r, void (*work)(void *self), void *self) {
     cudaStream_t stream = cuda_impl(dev)->stream;
     cudaGraph_t graph = NULL;
@@ -59,8 +41,6 @@ static void replay(struct device *dev, struct device_record *r) {
 static void discard(struct device_record *r) {
     if (r->graph) cudaGraphExecDestroy(r->graph);
 }
-
-#endif
 
 /* Record the work; a failure in it is that of the recording, not of the device. */
 static void try_record(struct device *dev, struct device_record *r, void (*work)(void *self), void *self) {
