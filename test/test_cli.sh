@@ -150,6 +150,17 @@ parse tokens_per_s flops_per_s_6n product_flops_per_s ratio loss_first loss_last
 grep -q '^loss  ' "$WORK/err" || fail "bench train says no loss: $(cat "$WORK/err")"
 awk -F'[:,]' '{ for (i = 1; i < NF; i++) { if ($i ~ /loss_first/) a = $(i + 1); if ($i ~ /loss_last/) b = $(i + 1) }
     exit !(a + 0 > 3 && b + 0 < a - 0.1) }' "$WORK/out" || fail "bench train does not learn: $(cat "$WORK/out")"
+accept bench train "$WORK/c.ini" model.vocab_size=40 train.steps=9 --steps 1 --warmup 1 --product 64 --csv "$WORK/t.csv"
+accept bench train "$WORK/c.ini" model.vocab_size=40 train.steps=9 --steps 1 --warmup 1 --product 64 --csv "$WORK/t.csv"
+[ "$(wc -l < "$WORK/t.csv")" = 3 ] || fail "bench train --csv: $(cat "$WORK/t.csv")"
+accept bench ops conv/width --shape "T=40 C=8" --csv "$WORK/o.csv"
+parse forward_ms forward_share both_ms both_gb_per_s difference right
+[ "$(wc -l < "$WORK/o.csv")" = 2 ] || fail "bench ops --csv: $(cat "$WORK/o.csv")"
+grep -q '"shape":"B=8 T=40 C=8".*"right":true' "$WORK/out" || fail "bench ops --shape: $(cat "$WORK/out")"
+accept bench ops --check --shape "B=2 T=40 D=8 C=8 H=2 R=20 I=16 O=8 F=8 V=30 n=5000"
+[ "$(grep -c '^ok ' "$WORK/out")" = "$("$RIVERRUN" bench ops --list | wc -l)" ] || fail "bench ops: $(cat "$WORK/out")"
+refuse "'nothing' is no part of a case" bench ops nothing
+refuse "'B' is no shape" bench ops --shape B
 accept bench gemm --size 33 --repeats 2 --precision fp64
 parse flops_per_s
 accept bench loader "$WORK/train" "$WORK/valid" --seq 64 --batch 3 --batches 7 --threads 2

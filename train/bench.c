@@ -3,7 +3,6 @@
 
 #include "common/rng.h"
 #include "common/text.h"
-#include "train/comm.h"
 #include "train/step.h"
 #include <math.h>
 #include <stdlib.h>
@@ -120,7 +119,7 @@ int bench_product(struct device *dev, int64_t size, int repeats, struct bench_ti
 
 struct training {
     const struct run_options *options;
-    struct comm comm;
+    struct comm *comm;
     struct model *model;
     struct optimizer *optimizer;
     struct step *step;
@@ -136,19 +135,17 @@ static void training_close(struct training *t) {
     free(t->tokens);
     free(t->targets);
     free(t->doc);
-    comm_close(&t->comm);
 }
 
 static int training_open(struct training *t, struct model_config *mc, const struct run_options *o, struct device *dev,
-                         error *err) {
-    *t = (struct training){.options = o, .vocab = mc->vocab};
-    comm_open_alone(&t->comm);
-    TRY(run_options_split(o, t->comm.ranks, &t->micro_batch, &t->accumulate, err));
+                         struct comm *comm, error *err) {
+    *t = (struct training){.options = o, .comm = comm, .vocab = mc->vocab};
+    TRY(run_options_split(o, comm->ranks, &t->micro_batch, &t->accumulate, err));
     int64_t T = o->data.T;
-    TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, t->comm.rank, t->comm.ranks, err));
-    TRY(optimizer_open(&t->optimizer, t->model, &t->comm, &o->optimizer, err));
+    TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, comm->rank, comm->ranks, err));
+    TRY(optimizer_open(&t->optimizer, t->model, comm, &o->optimizer, err));
     double scale = 1 / ((double)o->train.batch * (double)T);
-    TRY(step_open(&t->step, t->model, t->optimizer, &t->comm, scale, o->optimizer.z_loss, err));
+    TRY(step_open(&t->step, t->model, t->optimizer, comm, scale, o->optimizer.z_loss, err));
     size_t count = (size_t)(t->micro_batch * T);
     t->tokens = calloc(count, sizeof *t->tokens);
     t->targets = calloc(count, sizeof *t->targets);
@@ -182,7 +179,7 @@ static int training_step(struct training *t, struct stopwatch *watch, double lr,
     const struct run_options *o = t->options;
     for (int64_t k = 0; k < t->accumulate; k++) {
         bool last = k + 1 == t->accumulate;
-        fill_batch(t, t->steps * o->train.batch + k * t->micro_batch);
+        fill_batch(t, t->steps * o->train.batch + (k * t->comm->ranks + t->comm->rank) * t->micro_batch);
         stopwatch_start(watch);
         if (k == 0) step_begin(t->step, lr, false);
         step_batch(t->step, t->tokens, t->targets, t->doc, t->micro_batch, o->data.T, last);
@@ -217,18 +214,31 @@ static int take_steps(struct training *t, struct product *p, const struct bench_
     return 0;
 }
 
-int bench_train(struct model_config *mc, const struct run_options *options, struct device *dev,
+/* Whatever a rank may fail in alone: the others don't start without it. */
+static int open_all(struct training *t, struct product *p, struct model_config *mc, const struct run_options *options,
+                    struct device *dev, struct comm *comm, int64_t size, error *err) {
+    int status = training_open(t, mc, options, dev, comm, err);
+    if (status == 0) status = product_open(p, dev, size, err);
+    return comm_agree(comm, status, err);
+}
+
+int bench_train(struct model_config *mc, const struct run_options *options, struct device *dev, struct comm *comm,
                 const struct bench_plan *plan, struct bench_training *result, error *err) {
     double size = (double)plan->product;
     *result = (struct bench_training){.tokens = options->train.batch * options->data.T,
-                                      .product_flops = 2 * size * size * size};
+                                      .product_flops = 2 * size * size * size,
+                                      .ranks = comm->ranks};
     struct stopwatch *watches = calloc(2, sizeof *watches);
-    if (!watches) return error_system(err, "no memory for the times of a measurement");
+    TRY(comm_agree(comm, watches ? 0 : error_system(err, "no memory for the times of a measurement"), err));
     struct product p = {0};
-    struct training t;
-    int status = training_open(&t, mc, options, dev, err);
-    if (status == 0) status = product_open(&p, dev, plan->product, err);
-    if (status == 0) status = take_steps(&t, &p, plan, &watches[0], &watches[1], result, err);
+    struct training t = {.comm = comm};
+    int status = open_all(&t, &p, mc, options, dev, comm, plan->product, err);
+    if (status == 0) {
+        status = take_steps(&t, &p, plan, &watches[0], &watches[1], result, err);
+        result->memory_peak = (int64_t)device_memory(dev).peak;
+        status = comm_agree(comm, status, err);
+    }
+    if (status == 0) comm_max_i64(comm, &result->memory_peak, 1);
     product_close(&p);
     training_close(&t);
     free(watches);

@@ -9,6 +9,7 @@
 
 #include "kernels/device.h"
 #include "model/model.h"
+#include "train/comm.h"
 #include "train/options.h"
 
 #define BENCH_REPEATS_MAX 10000
@@ -30,6 +31,8 @@ struct bench_training {
     double loss_first, loss_last;  /* of the first warm-up step and of the last step that was timed */
     struct bench_times product;    /* half of them before the steps, half behind */
     double product_flops;          /* of one product */
+    int ranks;
+    int64_t memory_peak;           /* bytes of device memory, the most on any rank; 0 on the CPU */
 };
 
 struct bench_plan {
@@ -38,12 +41,12 @@ struct bench_plan {
     int product_repeats;
 };
 
-/* Steps as a run with these options takes them, in one process: forward, loss, backward, clipping, AdamW, the batch in
- * micro-batches as the options say. The learning rate rises to the options' peak in ten
- * steps and stays there. Every row of a
- * batch walks through a keyed order of the token ids, which a model learns, so the loss shows that it does; a loss that
- * is not finite is an error. */
-int bench_train(struct model_config *mc, const struct run_options *options, struct device *dev,
+/* Steps as a run with these options takes them (train/step.h), on all ranks of `comm`: forward, loss, backward,
+ * communication, clipping, AdamW, the batch in micro-batches as the options say. The learning rate rises to the options'
+ * peak in ten steps and stays there. Every row of a batch walks through a keyed order of the token ids, which a model
+ * learns, so the loss shows that it does; a loss that is not finite is an error. Collective; where one rank fails all
+ * do. */
+int bench_train(struct model_config *mc, const struct run_options *options, struct device *dev, struct comm *comm,
                 const struct bench_plan *plan, struct bench_training *result, error *err);
 
 #endif

@@ -257,7 +257,9 @@ int command_bench_ops(int argc, char **argv, error *err) {
     bool helped;
     TRY(flags_parse(&bench_ops_flags, argc, argv, &f, &count, NULL, &helped, err));
     if (helped) return 0;
+    struct bench_problem sizes = {0};
     TRY(check_filters(argv + 1, count, err));
+    TRY(bench_sizes(&sizes, f.shape, err));
     if (f.list) {
         for (const struct bench_case *c = bench_cases; c->row; c++)
             if (wanted(c, argv + 1, count)) printf("%-14s%-24s%s\n", c->row->name, c->label, c->shape);
