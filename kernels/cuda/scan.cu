@@ -67,20 +67,10 @@ extern "C" size_t cuda_scan_forward_scratch(struct scan_shape s) {
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
-enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS };
+enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
 
 /* How the threads of a block share a tile: a warp takes a token's pairs, EACH elements of b and of c a thread. */
-template <int STATES> struct tiling {
-    static constexpr int THREADS = scan_place<STATES>::THREADS, TOKENS = THREADS / WARP;
-    static constexpr int ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / THREADS;
-};
-
-/* What a thread brings of a tile, on its way from memory. */
-template <class T, int STATES> struct forward_tile {
-    scan_two<T> x[tiling<STATES>::ROUNDS], raw[tiling<STATES>::ROUNDS], z[tiling<STATES>::ROUNDS];
-    pack<T, tiling<STATES>::EACH> b, c;
-    scan_documents documents;
-};
+enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / SCAN_THREADS };
 
 struct forward_room {
     float4 flow[TILE][PAIRS]; /* delta and delta x of two channels */
@@ -88,53 +78,73 @@ struct forward_room {
     float b[TILE][GROUP], c[TILE][GROUP];
 };
 
-template <class T, bool WIDE, int STATES>
-__device__ __forceinline__ void load_tile(forward_tile<T, STATES> &tile, const scan_inputs<T> &in,
-                                          const scan_problem &p, const scan_pair &own, int64_t row, int64_t t0, int n0) {
-    using tiles = tiling<STATES>;
-    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE), e = threadIdx.x * tiles::EACH;
-    load_pairs<WIDE, tiles::TOKENS>(tile.x, in.x, own, row, t0, left);
-    load_pairs<WIDE, tiles::TOKENS>(tile.raw, in.raw, own, row, t0, left);
-    if (in.z.data) load_pairs<WIDE, tiles::TOKENS>(tile.z, in.z, own, row, t0, left);
-    tile.documents.load(p, row, t0);
-    tile.b = load_states<T, tiles::EACH>(in.b, p, row, t0 + e / GROUP, n0 + e % GROUP);
-    tile.c = load_states<T, tiles::EACH>(in.c, p, row, t0 + e / GROUP, n0 + e % GROUP);
-}
+/* What a thread brings and takes away: where it lies for the current tile, and the numbers on their way from memory. */
+template <class T, bool WIDE> struct forward_tile {
+    scan_line<T> x_line, raw_line, z_line, b_line, c_line;
+    scan_two<T> x[ROUNDS], raw[ROUNDS], z[ROUNDS];
+    scan_some<T, EACH> b, c;
+    scan_documents documents;
 
-template <class T, int STATES>
-__device__ __forceinline__ void fill_room(forward_room &room, const forward_tile<T, STATES> &tile,
-                                          const scan_problem &p, const scan_pair &own, float2 bias, int64_t row,
-                                          int64_t t0) {
-    using tiles = tiling<STATES>;
-    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE);
-    unsigned starts = tile.documents.starts();
-#pragma unroll
-    for (int k = 0; k < tiles::ROUNDS; k++) {
-        int local = k * tiles::TOKENS + threadIdx.x / WARP;
-        float2 x = tile.x[k].floats(), raw = tile.raw[k].floats();
-        float first = softplus_of(raw.x + bias.x), second = softplus_of(raw.y + bias.y);
-        float4 flow = make_float4(first, first * x.x, second, second * x.y);
+    __device__ __forceinline__ forward_tile(const scan_inputs<T> &in, const scan_pair &own, int64_t row, int64_t t,
+                                            int n0) {
+        int n = n0 + threadIdx.x * EACH % GROUP;
+        x_line = in.x.line(row, t, own.there), raw_line = in.raw.line(row, t, own.there);
+        z_line = in.z.line(row, t, own.there);
+        b_line = in.b.line(row, t, n), c_line = in.c.line(row, t, n);
+    }
+    /* Send for the tile at t0, of which `left` tokens exist. */
+    __device__ __forceinline__ void load(const scan_problem &p, const scan_pair &own, int64_t row, int64_t t0, int left,
+                                         bool gated, int n0) {
+        int e = threadIdx.x * EACH;
+        load_pairs<WIDE, TOKENS>(x, x_line, own, left);
+        load_pairs<WIDE, TOKENS>(raw, raw_line, own, left);
+        if (gated) load_pairs<WIDE, TOKENS>(z, z_line, own, left);
+        b = load_states<T, EACH>(b_line, p, e / GROUP, left, n0 + e % GROUP);
+        c = load_states<T, EACH>(c_line, p, e / GROUP, left, n0 + e % GROUP);
+        documents.load(p, row, t0);
+    }
+    __device__ __forceinline__ void move() {
+        x_line.move(TILE), raw_line.move(TILE), z_line.move(TILE), b_line.move(TILE), c_line.move(TILE);
+    }
+};
+
+/* Tokens that don't exist change nothing, those that start a document let nothing through: both are rare. */
+__device__ __forceinline__ void mend_tile(forward_room &room, unsigned starts, int left) {
+#pragma unroll 1
+    for (int local = threadIdx.x / WARP; local < TILE; local += TOKENS) {
+        float4 &flow = room.flow[local][threadIdx.x % WARP];
         if (starts >> local & 1) flow.x = flow.z = SCAN_START;
         if (local >= left) flow = make_float4(0, 0, 0, 0);
-        room.flow[local][own.place] = flow;
-    }
-#pragma unroll
-    for (int e = 0; e < tiles::EACH; e++) {
-        int at = threadIdx.x * tiles::EACH + e;
-        room.b[at / GROUP][at % GROUP] = to_float(tile.b.v[e]);
-        room.c[at / GROUP][at % GROUP] = to_float(tile.c.v[e]);
     }
 }
 
-template <int STATES>
+template <class T, bool WIDE>
+__device__ __forceinline__ void fill_room(forward_room &room, const forward_tile<T, WIDE> &tile, const scan_pair &own,
+                                          float2 bias, int left) {
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++) {
+        float2 x = tile.x[k].floats(), raw = tile.raw[k].floats();
+        float first = softplus_of(raw.x + bias.x), second = softplus_of(raw.y + bias.y);
+        room.flow[k * TOKENS + threadIdx.x / WARP][own.place] = make_float4(first, first * x.x, second, second * x.y);
+    }
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        int at = threadIdx.x * EACH + e;
+        room.b[at / GROUP][at % GROUP] = tile.b[e];
+        room.c[at / GROUP][at % GROUP] = tile.c[e];
+    }
+    unsigned starts = tile.documents.starts();
+    if (starts || left < TILE) mend_tile(room, starts, left);
+}
+
 __device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
-                                          const scan_place<STATES> &at) {
+                                          const scan_place &at) {
 #pragma unroll 4
     for (int t = 0; t < TILE; t++) {
         float b[STATES], c[STATES], first = 0, second = 0;
         float4 flow = room.flow[t][at.pair];
-        load_floats_of<STATES>(b, &room.b[t][at.n]);
-        load_floats_of<STATES>(c, &room.c[t][at.n]);
+        load_four(b, &room.b[t][at.n]);
+        load_four(c, &room.c[t][at.n]);
 #pragma unroll
         for (int n = 0; n < STATES; n++) {
             h[0][n] = power_of_two(flow.x * rate[0][n]) * h[0][n] + flow.y * b[n];
@@ -142,50 +152,52 @@ __device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&r
             first += c[n] * h[0][n];
             second += c[n] * h[1][n];
         }
-        float y = channel_sum<STATES>(first, second, at.lane);
+        float y = channel_sum(first, second, at.lane);
         if (at.keeps()) (&room.y[t][0].x)[at.channel()] = y;
     }
 }
 
-/* g of a tile from its y; or, before the last group of states, y into the sums. */
-template <class T, bool WIDE, int STATES>
-__device__ __forceinline__ void store_tile(const scan_rows<T> &g, float *sums, const forward_room &room,
-                                           const forward_tile<T, STATES> &tile, bool gated, const scan_problem &p,
-                                           const scan_pair &own, float2 skip, int64_t row, int64_t t0, int n0) {
-    using tiles = tiling<STATES>;
-    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE);
+/* Add the sums of the groups of states before, and keep them unless this group is the last. */
+__device__ __forceinline__ void join_groups(float2 &y, float *sums, const scan_pair &own, bool first, bool last) {
+    if (!first) {
+        float2 before = pair_of_vector(sums, 0, own.count);
+        y.x += before.x, y.y += before.y;
+    }
+    if (!last) store_pair<float, false>(sums, y.x, y.y, own.count);
+}
+
+/* g of a tile from its y. `sums` is NULL where all states are in one group. */
+template <class T, bool WIDE>
+__device__ __forceinline__ void store_tile(const scan_line<T> &g, float *sums, const forward_room &room,
+                                           const scan_two<T> (&xs)[ROUNDS], const scan_two<T> (&zs)[ROUNDS], bool gated,
+                                           const scan_problem &p, const scan_pair &own, float2 skip, int left, int n0) {
 #pragma unroll
-    for (int k = 0; k < tiles::ROUNDS; k++) {
-        int local = k * tiles::TOKENS + threadIdx.x / WARP;
-        int64_t t = t0 + local, place = (row * p.T + t) * p.D + own.i;
+    for (int k = 0; k < ROUNDS; k++) {
+        int local = k * TOKENS + threadIdx.x / WARP;
         if (local >= left) break;
-        float2 y = room.y[local][own.place];
-        if (n0 > 0) {
-            float2 before = pair_of_vector(sums, place, own.count);
-            y.x += before.x, y.y += before.y;
+        float2 y = room.y[local][own.place], x = xs[k].floats();
+        if (sums) {
+            bool last = n0 + GROUP >= p.N;
+            join_groups(y, sums + local * p.D, own, n0 == 0, last);
+            if (!last) continue;
         }
-        if (n0 + GROUP < p.N) {
-            store_pair<float, false>(sums + place, y.x, y.y, own.count);
-            continue;
-        }
-        float2 x = tile.x[k].floats();
         y.x += skip.x * x.x, y.y += skip.y * x.y;
         if (gated) {
-            float2 z = tile.z[k].floats();
+            float2 z = zs[k].floats();
             y.x *= silu_of(z.x), y.y *= silu_of(z.y);
         }
-        store_pair<T, WIDE>(g.at(row, t, own.i), y.x, y.y, own.count);
+        store_pair<T, WIDE>(g.at(local), y.x, y.y, own.count);
     }
 }
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. `entering` (B, segments, N, D): what
- * scan_carry.cu found; NULL when time is not cut. */
-template <class T, bool WIDE, int STATES>
-__global__ void __launch_bounds__(tiling<STATES>::THREADS)
+ * scan_carry.cu found; NULL when time is not cut. `sums` (B, T, D): y of the groups before. */
+template <class T, bool WIDE>
+__global__ void __launch_bounds__(SCAN_THREADS, 4)
 scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, const float *entering, scan_inputs<T> in,
                     scan_problem p, int n0) {
     __shared__ forward_room room;
-    scan_place<STATES> at;
+    scan_place at;
     scan_pair own(p, WIDE);
     float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
     float rate[2][STATES], h[2][STATES] = {};
@@ -196,20 +208,29 @@ scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, con
     });
     int64_t first = at.segment * p.per_segment * SCAN_PIECE, end = first + p.per_segment * SCAN_PIECE;
     if (end > p.T) end = p.T;
-    forward_tile<T, STATES> next;
-    load_tile<T, WIDE>(next, in, p, own, at.row, first, n0);
+    bool gated = in.z.data != NULL;
+    forward_tile<T, WIDE> tile(in, own, at.row, first, n0);
+    scan_line<T> to = g.line(at.row, first, own.i);
+    if (sums) sums += (at.row * p.T + first) * p.D + own.i;
+    tile.load(p, own, at.row, first, (int)at_most(end - first, TILE), gated, n0);
     for (int64_t t0 = first; t0 < end; t0 += TILE) {
-        forward_tile<T, STATES> tile = next;
-        fill_room(room, tile, p, own, bias, at.row, t0);
+        int left = (int)at_most(end - t0, TILE);
+        scan_two<T> xs[ROUNDS], zs[ROUNDS]; /* of this tile, while the next is on its way */
+#pragma unroll
+        for (int k = 0; k < ROUNDS; k++) xs[k] = tile.x[k], zs[k] = tile.z[k];
+        fill_room(room, tile, own, bias, left);
         __syncthreads();
-        if (t0 + TILE < end) load_tile<T, WIDE>(next, in, p, own, at.row, t0 + TILE, n0);
+        tile.move();
+        if (t0 + TILE < end) tile.load(p, own, at.row, t0 + TILE, (int)at_most(end - t0 - TILE, TILE), gated, n0);
         if (saved && t0 % SCAN_PIECE == 0) {
             float *piece = saved + (at.row * p.pieces + t0 / SCAN_PIECE) * p.N * p.D;
             each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { piece[n * p.D + i] = h[j][k]; });
         }
         walk_tile(h, rate, room, at);
         __syncthreads();
-        store_tile<T, WIDE>(g, sums, room, tile, in.z.data != NULL, p, own, skip, at.row, t0, n0);
+        store_tile<T, WIDE>(to, sums, room, xs, zs, gated, p, own, skip, left, n0);
+        to.move(TILE);
+        if (sums) sums += TILE * p.D;
     }
     if (final && end == p.T)
         each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
@@ -217,32 +238,24 @@ scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, con
         });
 }
 
-template <class T, bool WIDE, int STATES>
-static void forward_groups(struct device *dev, tensor g, tensor final, void *saved, float *sums, const float *entering,
-                           const scan_inputs<T> &in, const scan_problem &p) {
-    for (int n0 = 0; n0 < p.N; n0 += GROUP)
-        LAUNCH(dev, (scan_forward_kernel<T, WIDE, STATES>), scan_grid(p), tiling<STATES>::THREADS, 0, rows_of<T>(g),
-               data_of<float>(final), (float *)saved, sums, entering, in, p, n0);
-}
-
 extern "C" void cuda_scan_forward(struct device *dev, tensor g, tensor final, void *saved, tensor x, tensor raw,
                                   tensor bias, tensor A_log, tensor b, tensor c, tensor d, tensor z, tensor initial,
                                   tensor doc, void *scratch) {
     scan_problem p = scan_problem_of(g, x, raw, bias, A_log, b, c, d, z, initial, doc);
     struct scan_shape shape = {p.B, p.T, p.D, p.N};
-    float *sums = (float *)scratch, *entering = NULL;
+    float *sums = p.N > GROUP ? (float *)scratch : NULL, *entering = NULL;
     if (p.segments > 1) {
         entering = (float *)((char *)scratch + sums_size(shape));
         cuda_scan_carry(dev, entering, (float *)((char *)entering + carry_size(shape)), x, raw, b, p);
     }
-    bool fills = p.B * p.D * p.segments >= SCAN_CHANNELS * 15 / 16;
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         scan_inputs<T> in = {rows_of<T>(x), rows_of<T>(raw), rows_of<T>(b), rows_of<T>(c), rows_of<T>(z)};
         with_pairs(scan_pairs_fit(g, x, raw, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
-            if (fills) forward_groups<T, WIDE, 8>(dev, g, final, saved, sums, entering, in, p);
-            else forward_groups<T, WIDE, 4>(dev, g, final, saved, sums, entering, in, p);
+            for (int n0 = 0; n0 < p.N; n0 += GROUP)
+                LAUNCH(dev, (scan_forward_kernel<T, WIDE>), scan_grid(p), SCAN_THREADS, 0, rows_of<T>(g),
+                       data_of<float>(final), (float *)saved, sums, entering, in, p, n0);
         });
     });
 }

@@ -1,10 +1,9 @@
 /* scan.cuh: what the passes of the selective scan share: the problem, how time is cut, and how a block walks it.
  *
- * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk a thread owns a pair of neighbouring
- * channels and STATES of the GROUP states that are worked on at once, so a pair is in GROUP / STATES lanes of a warp:
- * lane l holds pair l % (2 STATES) of the warp and states STATES (l / (2 STATES)) and on. What is one number for each
- * token and channel (step size, gate, skip) is computed between walks by threads that take pairs as they lie in memory,
- * a warp a token, and passes through shared memory in fp32.
+ * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns a pair of
+ * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a pair is in four lanes of a
+ * warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is computed
+ * between walks by threads that take pairs as they lie in memory, a warp a token, and passes through shared memory.
  *
  * A document's start is a token whose decay is 0. It costs nothing in the walk: the step size that decays are taken of
  * is SCAN_START there, beyond any that a state survives.
@@ -23,7 +22,23 @@ enum {
     SCAN_TILE = 16,                 /* tokens in shared memory at a time where nothing is read twice */
     SCAN_BLOCK = 64,                /* channels of a block: a warp for each token's pairs */
     SCAN_PAIRS = SCAN_BLOCK / 2,
+    SCAN_STATES = 4,                /* of the group's, in a thread */
+    SCAN_THREADS = SCAN_PAIRS * SCAN_GROUP / SCAN_STATES,
+    SCAN_WARPS = SCAN_THREADS / WARP,
     SCAN_CHANNELS = 132 * 256,      /* channels times batch rows that fill a large chip: fewer have time cut */
+};
+
+/* Tokens of one row from some token on, of one channel on. A piece's tokens are found with 32-bit products. */
+template <class T> struct scan_line {
+    char *base;
+    unsigned step; /* bytes */
+
+    __device__ __forceinline__ T *at(int t) const {
+        return reinterpret_cast<T *>(base + (uint64_t)(unsigned)t * step);
+    }
+    __device__ __forceinline__ void move(int tokens) {
+        base += (int64_t)tokens * (int64_t)step;
+    }
 };
 
 /* Rows of a strided view (B, T, ...), the last dimension contiguous. */
@@ -34,10 +49,13 @@ template <class T> struct scan_rows {
     __device__ __forceinline__ T *at(int64_t b, int64_t t, int64_t i) const {
         return data + b * row + t * step + i;
     }
+    __device__ __forceinline__ scan_line<T> line(int64_t b, int64_t t, int64_t i) const {
+        return {reinterpret_cast<char *>(at(b, t, i)), (unsigned)(step * (int64_t)sizeof(T))};
+    }
 };
 
 template <class T> static inline scan_rows<T> rows_of(tensor t) {
-    ASSERT(t.stride[1] * (int64_t)sizeof(T) <= INT32_MAX); /* tokens of a tile are found with 32-bit products */
+    ASSERT(t.stride[1] * (int64_t)sizeof(T) <= INT32_MAX); /* scan_line */
     return {data_of<T>(t), t.stride[0], t.stride[1]};
 }
 
@@ -148,17 +166,13 @@ struct scan_pair {
     }
 };
 
-/* Pairs of rows t0 + warp, t0 + warp + TOKENS, ...; of the last row in place of those from `left` on. */
+/* Pairs of the tokens warp, warp + TOKENS, ... of a line; of the last token in place of those from `left` on. */
 template <bool WIDE, int TOKENS, class T, int ROUNDS>
-__device__ __forceinline__ void load_pairs(scan_two<T> (&to)[ROUNDS], const scan_rows<T> &from, const scan_pair &own,
-                                           int64_t row, int64_t t0, int left) {
-    const char *base = reinterpret_cast<const char *>(from.at(row, t0, own.there));
-    int step = (int)(from.step * (int64_t)sizeof(T));
+__device__ __forceinline__ void load_pairs(scan_two<T> (&to)[ROUNDS], const scan_line<T> &line, const scan_pair &own,
+                                           int left) {
 #pragma unroll
-    for (int k = 0; k < ROUNDS; k++) {
-        int local = min(k * TOKENS + (int)(threadIdx.x / WARP), left - 1);
-        to[k] = load_pair<T, WIDE>(reinterpret_cast<const T *>(base + (int64_t)local * step), own.count > 1);
-    }
+    for (int k = 0; k < ROUNDS; k++)
+        to[k] = load_pair<T, WIDE>(line.at(min(k * TOKENS + (int)(threadIdx.x / WARP), left - 1)), own.count > 1);
 }
 
 /* Do documents start at the tokens t0, t0 + 1, ... of a warp's lanes, so that no state comes in? Asked in two steps,
@@ -179,36 +193,47 @@ struct scan_documents {
     }
 };
 
-/* E neighbouring states of one token, 0 beyond the last state and the row. */
+/* E neighbouring states of one token as they lie in memory: nothing may look at them before they are needed. */
+template <class T, int E> struct alignas(E * sizeof(T)) scan_some {
+    scan_two<T> two[E / 2];
+
+    __device__ __forceinline__ float operator[](int e) const {
+        float2 v = two[e / 2].floats();
+        return e % 2 ? v.y : v.x;
+    }
+};
+
+/* Those of token t of a line of b or c that starts at state n; 0 from the token `left` and the last state on. */
 template <class T, int E>
-__device__ __forceinline__ pack<T, E> load_states(const scan_rows<T> &from, const scan_problem &p, int64_t row,
-                                                  int64_t t, int64_t n) {
-    pack<T, E> v;
+__device__ __forceinline__ scan_some<T, E> load_states(const scan_line<T> &line, const scan_problem &p, int t, int left,
+                                                       int64_t n) {
+    scan_some<T, E> some = {};
+    if (t >= left || n >= p.N) return some;
+    const T *from = line.at(t);
+    if (p.states_fit) {
+        some = *reinterpret_cast<const scan_some<T, E> *>(from);
+    } else {
+        T v[E];
 #pragma unroll
-    for (int e = 0; e < E; e++) v.v[e] = from_float<T>(0);
-    if (t >= p.T) return v;
-    if (p.states_fit && n < p.N) v = *reinterpret_cast<const pack<T, E> *>(from.at(row, t, n));
-    else
-#pragma unroll
-        for (int e = 0; e < E; e++)
-            if (n + e < p.N) v.v[e] = *from.at(row, t, n + e);
-    return v;
+        for (int e = 0; e < E; e++) v[e] = n + e < p.N ? from[e] : from_float<T>(0);
+        memcpy(&some, v, sizeof some);
+    }
+    return some;
 }
 
 /* --- the walk ----------------------------------------------------------------------------------------------------- */
 
-/* Where a thread stands in the walk of a block with STATES states a thread. */
-template <int STATES> struct scan_place {
-    static constexpr int THREADS = SCAN_PAIRS * SCAN_GROUP / STATES, PAIRS = 2 * STATES; /* PAIRS: of a warp */
+/* Where a thread stands in the walk. */
+struct scan_place {
     int64_t row, segment, i; /* i: first channel of the pair */
     int lane, pair, n;       /* n: first state, within the group */
 
     __device__ __forceinline__ scan_place() {
-        int warp = threadIdx.x / WARP;
+        enum { PAIRS_OF_WARP = SCAN_PAIRS / SCAN_WARPS };
         row = blockIdx.z, segment = blockIdx.y;
         lane = threadIdx.x % WARP;
-        pair = warp * PAIRS + lane % PAIRS;
-        n = lane / PAIRS * STATES;
+        pair = (int)(threadIdx.x / WARP) * PAIRS_OF_WARP + lane % PAIRS_OF_WARP;
+        n = lane / PAIRS_OF_WARP * SCAN_STATES;
         i = (int64_t)blockIdx.x * SCAN_BLOCK + 2 * pair;
     }
     /* The one of the pair's channels whose sums over states channel_sum returns. */
@@ -217,27 +242,25 @@ template <int STATES> struct scan_place {
     }
     /* Is this the lane that keeps that sum? */
     __device__ __forceinline__ bool keeps() const {
-        return STATES == 8 || !(lane & 8);
+        return !(lane & 8);
     }
 };
 
-/* The two sums of a pair over all lanes that hold it: the first channel's in lanes below 16, the other's above. */
-template <int STATES> __device__ __forceinline__ float channel_sum(float first, float second, int lane) {
-    static_assert(STATES == 8 || STATES == 4, "a pair is in two or four lanes");
+/* The two sums of a pair over the four lanes that hold it: the first channel's in lanes below 16, the other's above. */
+__device__ __forceinline__ float channel_sum(float first, float second, int lane) {
     bool upper = lane & 16;
     float kept = upper ? second : first, given = upper ? first : second;
     kept += __shfl_xor_sync(FULL, given, 16);
-    return STATES == 8 ? kept : kept + __shfl_xor_sync(FULL, kept, 8);
+    return kept + __shfl_xor_sync(FULL, kept, 8);
 }
 
 /* A log2(e) of the thread's states, 0 beyond the last. */
-template <int STATES>
-__device__ __forceinline__ void load_rates(float (&rate)[2][STATES], const scan_problem &p, const scan_place<STATES> &at,
+__device__ __forceinline__ void load_rates(float (&rate)[2][SCAN_STATES], const scan_problem &p, const scan_place &at,
                                            int n0) {
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
-        for (int k = 0; k < STATES; k++) {
+        for (int k = 0; k < SCAN_STATES; k++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
             bool there = i < p.D && n < p.N;
             rate[j][k] = there ? fminf(-LOG2E * expf(p.A_log[i * p.N + n]), -SCAN_RATE_MIN) : 0;
@@ -245,10 +268,10 @@ __device__ __forceinline__ void load_rates(float (&rate)[2][STATES], const scan_
 }
 
 /* f(state, channel, j, k) for the thread's states k of channels j that exist. */
-template <int STATES, class F>
-__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place<STATES> &at, int n0, F f) {
+template <class F>
+__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place &at, int n0, F f) {
 #pragma unroll
-    for (int k = 0; k < STATES; k++)
+    for (int k = 0; k < SCAN_STATES; k++)
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
@@ -256,12 +279,10 @@ __device__ __forceinline__ void each_state(const scan_problem &p, const scan_pla
         }
 }
 
-template <int STATES> __device__ __forceinline__ void load_floats_of(float (&out)[STATES], const float *from) {
-#pragma unroll
-    for (int k = 0; k < STATES; k += 4) {
-        float4 v = *reinterpret_cast<const float4 *>(from + k);
-        out[k] = v.x, out[k + 1] = v.y, out[k + 2] = v.z, out[k + 3] = v.w;
-    }
+/* The thread's states of a token's b or c in shared memory. */
+__device__ __forceinline__ void load_four(float (&out)[SCAN_STATES], const float *from) {
+    float4 v = *reinterpret_cast<const float4 *>(from);
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
 }
 
 #endif

@@ -24,26 +24,33 @@
 #include "kernels/cuda/scan.cuh"
 
 enum {
-    STATES = 4,
-    THREADS = scan_place<STATES>::THREADS,
-    WARPS = THREADS / WARP,
+    STATES = SCAN_STATES,
+    THREADS = SCAN_THREADS,
+    WARPS = SCAN_WARPS,
     PIECE = SCAN_PIECE,
     PAIRS = SCAN_PAIRS,
     GROUP = SCAN_GROUP,
     SUB = 8,
     SUBS = PIECE / SUB,
+    AHEAD = 2,  /* tokens whose sums are stored together, so that their shuffles overlap */
     EACH = 4,   /* elements of b or c that a thread moves at a time */
-    ROUNDS = 4, /* tokens of a thread that are on their way from memory at once */
+    ROUNDS = 8, /* tokens of a thread that are on their way from memory at once */
     STRIDE = ROUNDS * WARPS,
 };
 
-/* float2 [pair][channel of the pair], as float4. Before the walk | after it: */
+/* A float4 of a pair is two numbers of the one channel and two of the other. Before the walk | after it: */
 struct piece_room {
     float4 flow[PIECE][PAIRS];  /* step size for decays, delta x | dx, s */
     float4 other[PIECE][PAIRS]; /* dy, delta | y, e */
     float b[PIECE][GROUP], c[PIECE][GROUP];
+    /* The states that enter a run: [run][channel of the pair][thread]; | a warp's sums over its channels, in the warp's
+     * own places: channels() */
     float4 entering[SUBS][2][THREADS];
-    float channels[WARPS][SUB][WARP]; /* sums over a warp's channels: [token][value] */
+
+    /* Sums of token t over the channels of a warp, a value a lane. */
+    __device__ __forceinline__ float *channels(int t, int warp) {
+        return &entering[t / SUB][t % SUB / 4][warp * WARP].x + t % 4 * WARP;
+    }
 };
 
 /* Everything backward writes, and what only it reads. */
@@ -58,16 +65,17 @@ template <class T> struct scan_gradients {
 
 /* --- before the walk ---------------------------------------------------------------------------------------------- */
 
-template <class T> __device__ void load_states_of_piece(piece_room &room, const scan_inputs<T> &in,
-                                                        const scan_problem &p, int64_t row, int64_t t0, int n0) {
-#pragma unroll 2
+template <class T>
+__device__ __forceinline__ void load_states_of_piece(piece_room &room, const scan_inputs<T> &in, const scan_problem &p,
+                                                     int64_t row, int64_t t0, int n0) {
+    int left = (int)at_most(p.T - t0, PIECE), n = threadIdx.x * EACH % GROUP;
+    scan_line<T> b_line = in.b.line(row, t0, n0 + n), c_line = in.c.line(row, t0, n0 + n);
+#pragma unroll
     for (int e = threadIdx.x * EACH; e < PIECE * GROUP; e += THREADS * EACH) {
-        pack<T, EACH> b = load_states<T, EACH>(in.b, p, row, t0 + e / GROUP, n0 + e % GROUP);
-        pack<T, EACH> c = load_states<T, EACH>(in.c, p, row, t0 + e / GROUP, n0 + e % GROUP);
-        float4 to_b = make_float4(to_float(b.v[0]), to_float(b.v[1]), to_float(b.v[2]), to_float(b.v[3]));
-        float4 to_c = make_float4(to_float(c.v[0]), to_float(c.v[1]), to_float(c.v[2]), to_float(c.v[3]));
-        *reinterpret_cast<float4 *>(&room.b[e / GROUP][e % GROUP]) = to_b;
-        *reinterpret_cast<float4 *>(&room.c[e / GROUP][e % GROUP]) = to_c;
+        scan_some<T, EACH> b = load_states<T, EACH>(b_line, p, e / GROUP, left, n0 + n);
+        scan_some<T, EACH> c = load_states<T, EACH>(c_line, p, e / GROUP, left, n0 + n);
+        *reinterpret_cast<float4 *>(&room.b[e / GROUP][n]) = make_float4(b[0], b[1], b[2], b[3]);
+        *reinterpret_cast<float4 *>(&room.c[e / GROUP][n]) = make_float4(c[0], c[1], c[2], c[3]);
     }
 }
 
@@ -83,10 +91,10 @@ __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const 
         scan_two<T> xs[ROUNDS], raws[ROUNDS], zs[ROUNDS], dgs[ROUNDS];
         scan_documents documents;
         if (left > 0) {
-            load_pairs<WIDE, WARPS>(xs, in.x, own, row, t0 + first, left);
-            load_pairs<WIDE, WARPS>(raws, in.raw, own, row, t0 + first, left);
-            load_pairs<WIDE, WARPS>(dgs, d.dg, own, row, t0 + first, left);
-            if (in.z.data) load_pairs<WIDE, WARPS>(zs, in.z, own, row, t0 + first, left);
+            load_pairs<WIDE, WARPS>(xs, in.x.line(row, t0 + first, own.there), own, left);
+            load_pairs<WIDE, WARPS>(raws, in.raw.line(row, t0 + first, own.there), own, left);
+            load_pairs<WIDE, WARPS>(dgs, d.dg.line(row, t0 + first, own.there), own, left);
+            if (in.z.data) load_pairs<WIDE, WARPS>(zs, in.z.line(row, t0 + first, own.there), own, left);
         }
         documents.load(p, row, t0 + first);
         unsigned starts = documents.starts();
@@ -128,10 +136,10 @@ struct walk {
 /* h of the next token from that of the one before; `decay` receives a. */
 __device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)[2][STATES],
                                         const float (&h)[2][STATES], const walk &w, const piece_room &room, int t,
-                                        const scan_place<STATES> &at) {
+                                        const scan_place &at) {
     float b[STATES];
     float4 flow = room.flow[t][at.pair];
-    load_floats_of<STATES>(b, &room.b[t][at.n]);
+    load_four(b, &room.b[t][at.n]);
 #pragma unroll
     for (int k = 0; k < STATES; k++) {
         decay[0][k] = power_of_two(flow.x * w.rate[0][k]);
@@ -141,35 +149,64 @@ __device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)
     }
 }
 
-/* Sums over eight lanes (l % 8) of v[0..7], of value l % 8 in lane l, in seven shuffles: each step halves the values that
- * a lane holds and doubles the lanes they are summed over. */
-__device__ __forceinline__ float transpose_sum(const float (&v)[8], int lane) {
+/* Where lane l's value lies among the eight that its eight lanes (l / 8 alike) sum: bits 1, 0, 2 of l. */
+__device__ __forceinline__ int value_of_lane(int lane) {
+    return (lane & 3) << 1 | (lane >> 2 & 1);
+}
+
+/* Sums over eight lanes of v[0..7], of value value_of_lane(l) in lane l. In fp32, seven shuffles: each step halves the
+ * values that a lane holds and doubles the lanes they are summed over. */
+__device__ __forceinline__ float sum_lanes(const float (&v)[8], int lane, float) {
     float four[4], two[2];
-    bool upper = lane & 4;
+    bool upper = lane & 2;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float kept = upper ? v[4 + j] : v[j], given = upper ? v[j] : v[4 + j];
-        four[j] = kept + __shfl_xor_sync(FULL, given, 4);
+        four[j] = kept + __shfl_xor_sync(FULL, given, 2);
     }
-    upper = lane & 2;
+    upper = lane & 1;
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         float kept = upper ? four[2 + j] : four[j], given = upper ? four[j] : four[2 + j];
-        two[j] = kept + __shfl_xor_sync(FULL, given, 2);
+        two[j] = kept + __shfl_xor_sync(FULL, given, 1);
     }
-    upper = lane & 1;
+    upper = lane & 4;
     float kept = upper ? two[1] : two[0], given = upper ? two[0] : two[1];
-    return kept + __shfl_xor_sync(FULL, given, 1);
+    return kept + __shfl_xor_sync(FULL, given, 4);
 }
 
-/* One token: from its dh on. Leaves dx, s, y and e in the token's places in the room. */
-__device__ __forceinline__ void token_backward(walk &w, piece_room &room, const scan_place<STATES> &at,
-                                               const float (&before)[2][STATES], const float (&h)[2][STATES],
-                                               const float (&decay)[2][STATES], int t) {
+/* The same with the values as operands of a product, in bf16, and the sums in fp32: in a fragment of mma the four lanes
+ * l % 4 lie along k, so a matrix of ones adds them up. Columns 2j and 2j+1 of the product, which lane j holds, take the
+ * values 2j and 2j+1 from their places along k. One shuffle adds the two rows. */
+__device__ __forceinline__ float sum_lanes(const float (&v)[8], int lane, __nv_bfloat16) {
+    float sums[4] = {};
+    uint32_t one = lane & 4 ? 0x3f800000u : 0x00003f80u; /* column l / 4: the low k of a pair for even ones */
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const uint32_t a[4] = {pack_bf16(v[4 * half], v[4 * half + 1]), 0,
+                               pack_bf16(v[4 * half + 2], v[4 * half + 3]), 0};
+        const uint32_t b[2] = {lane / 8 == 2 * half ? one : 0, lane / 8 == 2 * half + 1 ? one : 0};
+        mma_bf16_m16n8k16(sums, a, b);
+    }
+    bool upper = lane & 4;
+    return (upper ? sums[1] : sums[0]) + __shfl_xor_sync(FULL, upper ? sums[0] : sums[1], 4);
+}
+
+/* What a token leaves: in a lane that keeps sums dx and s, in the others y and e; and the sums over channels. */
+struct token_sums {
+    float2 own;
+    float channels;
+};
+
+/* One token: from its dh on. */
+template <class T>
+__device__ __forceinline__ token_sums token_backward(walk &w, const piece_room &room, const scan_place &at,
+                                                     const float (&before)[2][STATES], const float (&h)[2][STATES],
+                                                     const float (&decay)[2][STATES], int t) {
     float4 flow = room.flow[t][at.pair], other = room.other[t][at.pair];
     float b[STATES], c[STATES], values[8] = {}, s[2] = {}, e[2] = {}, y[2] = {};
-    load_floats_of<STATES>(b, &room.b[t][at.n]);
-    load_floats_of<STATES>(c, &room.c[t][at.n]);
+    load_four(b, &room.b[t][at.n]);
+    load_four(c, &room.c[t][at.n]);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         float inflow = j ? flow.w : flow.y, dy = j ? other.z : other.x, delta = j ? other.w : other.y;
@@ -185,33 +222,34 @@ __device__ __forceinline__ void token_backward(walk &w, piece_room &room, const 
             w.carry[j][k] = decay[j][k] * dh;
         }
     }
-    room.channels[threadIdx.x / WARP][t % SUB][at.lane] = transpose_sum(values, at.lane);
-    float sum = channel_sum<STATES>(s[0], s[1], at.lane), of_e = channel_sum<STATES>(e[0], e[1], at.lane);
-    float of_y = channel_sum<STATES>(y[0], y[1], at.lane);
+    token_sums out;
+    out.channels = sum_lanes(values, at.lane, T());
+    float of_s = channel_sum(s[0], s[1], at.lane), of_e = channel_sum(e[0], e[1], at.lane);
+    float of_y = channel_sum(y[0], y[1], at.lane);
     bool second = at.lane & 16;
     float dy = second ? other.z : other.x, delta = second ? other.w : other.y;
-    __syncwarp();
-    float2 *to = reinterpret_cast<float2 *>(at.keeps() ? &room.flow[t][0] : &room.other[t][0]) + at.channel();
-    *to = at.keeps() ? make_float2(w.skip * dy + delta * sum, sum) : make_float2(of_y, of_e * (1.0f / LOG2E));
+    out.own = at.keeps() ? make_float2(w.skip * dy + delta * of_s, of_s) : make_float2(of_y, of_e * (1.0f / LOG2E));
+    return out;
 }
 
-/* The block's sums over its channels for SUB tokens. */
+/* The block's sums over its channels for a piece. */
 template <class T>
-__device__ __forceinline__ void store_channels(const piece_room &room, const scan_problem &p,
-                                               const scan_gradients<T> &d, int64_t row, int64_t from) {
-    int value = threadIdx.x % WARP;
-#pragma unroll
-    for (int t = threadIdx.x / WARP; t < SUB; t += WARPS) {
+__device__ __forceinline__ void store_channels(piece_room &room, const scan_problem &p, const scan_gradients<T> &d,
+                                               int64_t row, int64_t t0) {
+    float *to = d.of_channels + ((row * p.T + t0) * gridDim.x + blockIdx.x) * 2 * GROUP + threadIdx.x % WARP;
+    int left = (int)at_most(p.T - t0, PIECE);
+#pragma unroll 4
+    for (int t = threadIdx.x / WARP; t < left; t += WARPS) {
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += room.channels[w][t][value];
-        if (from + t < p.T) d.of_channels[((row * p.T + from + t) * gridDim.x + blockIdx.x) * 2 * GROUP + value] = sum;
+        for (int w = 0; w < WARPS; w++) sum += room.channels(t, w)[threadIdx.x % WARP];
+        to[(int64_t)t * gridDim.x * 2 * GROUP] = sum;
     }
 }
 
 /* The states that enter the runs of SUB tokens of a piece, from the one that enters the piece. */
 __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w,
-                                           const scan_place<STATES> &at) {
+                                           const scan_place &at) {
 #pragma unroll 1
     for (int sub = 0; sub < SUBS; sub++) {
 #pragma unroll
@@ -226,7 +264,7 @@ __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATE
 
 template <class T>
 __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan_gradients<T> &d, const scan_problem &p,
-                                           const scan_place<STATES> &at, int64_t piece, int n0) {
+                                           const scan_place &at, int64_t piece, int n0) {
     float h[SUB + 1][2][STATES], decay[SUB][2][STATES];
     const float *saved = d.saved + (at.row * p.pieces + piece) * p.N * p.D;
 #pragma unroll
@@ -236,15 +274,29 @@ __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan
 #pragma unroll 1
     for (int sub = SUBS - 1; sub >= 0; sub--) {
 #pragma unroll
-        for (int j = 0; j < 2; j++) load_floats_of<STATES>(h[0][j], &room.entering[sub][j][threadIdx.x].x);
+        for (int j = 0; j < 2; j++) load_four(h[0][j], &room.entering[sub][j][threadIdx.x].x);
 #pragma unroll
         for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
 #pragma unroll
-        for (int t = SUB - 1; t >= 0; t--) token_backward(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
-        __syncthreads();
-        store_channels(room, p, d, at.row, piece * PIECE + sub * SUB);
-        __syncthreads();
+        for (int last = SUB - 1; last >= 0; last -= AHEAD) {
+            token_sums sums[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                int t = last - k;
+                sums[k] = token_backward<T>(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
+            }
+            __syncwarp(); /* what the sums take the places of has been read */
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                int t = sub * SUB + last - k;
+                float4 *to = at.keeps() ? room.flow[t] : room.other[t];
+                reinterpret_cast<float2 *>(to)[at.channel()] = sums[k].own;
+                room.channels(t, threadIdx.x / WARP)[at.lane] = sums[k].channels;
+            }
+        }
     }
+    __syncthreads();
+    store_channels(room, p, d, at.row, piece * PIECE);
 }
 
 /* --- behind the walk ---------------------------------------------------------------------------------------------- */
@@ -275,29 +327,30 @@ __device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbia
     for (int first = 0; first < PIECE && t0 + first < p.T; first += STRIDE) {
         int left = (int)(p.T - t0 - first < STRIDE ? p.T - t0 - first : STRIDE);
         scan_two<T> xs[ROUNDS], raws[ROUNDS], zs[ROUNDS], dgs[ROUNDS];
-        load_pairs<WIDE, WARPS>(xs, in.x, own, row, t0 + first, left);
-        load_pairs<WIDE, WARPS>(raws, in.raw, own, row, t0 + first, left);
+        load_pairs<WIDE, WARPS>(xs, in.x.line(row, t0 + first, own.there), own, left);
+        load_pairs<WIDE, WARPS>(raws, in.raw.line(row, t0 + first, own.there), own, left);
         if (d.dz.data) {
-            load_pairs<WIDE, WARPS>(dgs, d.dg, own, row, t0 + first, left);
-            load_pairs<WIDE, WARPS>(zs, in.z, own, row, t0 + first, left);
+            load_pairs<WIDE, WARPS>(dgs, d.dg.line(row, t0 + first, own.there), own, left);
+            load_pairs<WIDE, WARPS>(zs, in.z.line(row, t0 + first, own.there), own, left);
         }
+        scan_line<T> dx = d.dx.line(row, t0 + first, own.i), draws = d.draw.line(row, t0 + first, own.i);
+        scan_line<T> dzs = d.dz.line(row, t0 + first, own.i);
 #pragma unroll
         for (int k = 0; k < ROUNDS; k++) {
             int local = k * WARPS + threadIdx.x / WARP;
             if (local >= left) break;
-            int64_t t = t0 + first + local;
             float4 flow = room.flow[first + local][own.place], other = room.other[first + local][own.place];
-            if (d.sums) join_groups(flow, other, d, p, own, row, t, n0);
+            if (d.sums) join_groups(flow, other, d, p, own, row, t0 + first + local, n0);
             if (n0 + GROUP < p.N) continue;
             float2 x = xs[k].floats(), raw = raws[k].floats();
             float2 draw = make_float2((x.x * flow.y + other.y) * sigmoid_of(raw.x + bias.x),
                                       (x.y * flow.w + other.w) * sigmoid_of(raw.y + bias.y));
             dbias.x += draw.x, dbias.y += draw.y;
-            store_pair<T, WIDE>(d.dx.at(row, t, own.i), flow.x, flow.z, own.count);
-            store_pair<T, WIDE>(d.draw.at(row, t, own.i), draw.x, draw.y, own.count);
+            store_pair<T, WIDE>(dx.at(local), flow.x, flow.z, own.count);
+            store_pair<T, WIDE>(draws.at(local), draw.x, draw.y, own.count);
             if (!d.dz.data) continue;
             float2 z = zs[k].floats(), dg = dgs[k].floats();
-            store_pair<T, WIDE>(d.dz.at(row, t, own.i), dg.x * silu_slope(z.x) * (other.x + skip.x * x.x),
+            store_pair<T, WIDE>(dzs.at(local), dg.x * silu_slope(z.x) * (other.x + skip.x * x.x),
                                 dg.y * silu_slope(z.y) * (other.z + skip.y * x.y), own.count);
         }
     }
@@ -305,7 +358,7 @@ __device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbia
 
 /* *to and the next: the sums over the block's warps of a pair's two numbers. */
 __device__ __forceinline__ void store_warps(float *to, float2 v, piece_room &room, const scan_pair &own) {
-    float2 *parts = reinterpret_cast<float2 *>(room.channels);
+    float2 *parts = reinterpret_cast<float2 *>(room.entering);
     __syncthreads();
     parts[threadIdx.x] = v;
     __syncthreads();
@@ -321,7 +374,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
     piece_room &room = *reinterpret_cast<piece_room *>(memory);
-    scan_place<STATES> at;
+    scan_place at;
     scan_pair own(p, WIDE);
     float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
     float2 dd = make_float2(0, 0), dbias = dd;
@@ -354,14 +407,15 @@ template <class T>
 __global__ void scan_channels_kernel(scan_rows<T> db, scan_rows<T> dc, const float *of_channels, int64_t blocks,
                                      scan_problem p, int n0) {
     int64_t token = (int64_t)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, row = token / p.T, t = token % p.T;
-    int value = threadIdx.x % WARP, n = n0 + value / 8 * STATES + value % STATES;
+    int value = threadIdx.x % WARP, place = value_of_lane(value);
+    int64_t n = n0 + value / 8 * STATES + place % STATES;
     if (token >= p.B * p.T) return;
     const float *from = of_channels + token * blocks * 2 * GROUP + value;
     float sum = 0;
 #pragma unroll 8
     for (int64_t k = 0; k < blocks; k++) sum += from[k * 2 * GROUP];
     if (n >= p.N) return;
-    *(value % 8 < STATES ? db : dc).at(row, t, n) = from_float<T>(sum);
+    *(place < STATES ? db : dc).at(row, t, n) = from_float<T>(sum);
 }
 
 /* --- launching ---------------------------------------------------------------------------------------------------- */

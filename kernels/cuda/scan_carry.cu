@@ -10,41 +10,40 @@
  */
 #include "kernels/cuda/scan.cuh"
 
-enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = 8 };
-enum { THREADS = scan_place<STATES>::THREADS, TOKENS = THREADS / WARP, ROUNDS = TILE / TOKENS };
-enum { EACH = TILE * GROUP / THREADS }; /* elements of b or c that a thread brings */
-
-/* What a thread brings of a tile, on its way from memory. `in` is x, or dg with `gate` z. */
-template <class T> struct carry_tile {
-    scan_two<T> in[ROUNDS], raw[ROUNDS], gate[ROUNDS];
-    pack<T, EACH> b;
-    scan_documents documents;
-};
+enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
+enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS };
+enum { EACH = TILE * GROUP / SCAN_THREADS }; /* elements of b or c that a thread brings */
 
 template <class T> struct carry_inputs {
-    scan_rows<T> in, raw, gate, b;
+    scan_rows<T> in, raw, gate, b; /* in: x, or dg with its gate z */
 };
 
 struct carry_room {
     float4 flow[TILE][PAIRS]; /* delta, and delta x or dy, of two channels */
-    alignas(16) float b[TILE][GROUP];
+    float b[TILE][GROUP];
 };
 
-template <class T, bool WIDE>
-__device__ __forceinline__ void load_tile(carry_tile<T> &tile, const carry_inputs<T> &in, const scan_problem &p,
-                                          const scan_pair &own, int64_t row, int64_t t0, int n0) {
-    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE), e = threadIdx.x * EACH;
-    load_pairs<WIDE, TOKENS>(tile.in, in.in, own, row, t0, left);
-    load_pairs<WIDE, TOKENS>(tile.raw, in.raw, own, row, t0, left);
-    if (in.gate.data) load_pairs<WIDE, TOKENS>(tile.gate, in.gate, own, row, t0, left);
-    tile.documents.load(p, row, t0);
-    tile.b = load_states<T, EACH>(in.b, p, row, t0 + e / GROUP, n0 + e % GROUP);
-}
+/* What a thread brings of the tile at t0, on its way from memory. */
+template <class T, bool WIDE> struct carry_tile {
+    scan_two<T> in[ROUNDS], raw[ROUNDS], gate[ROUNDS];
+    scan_some<T, EACH> b;
+    scan_documents documents;
+    int left; /* tokens that exist */
 
-template <class T, bool BACK>
-__device__ __forceinline__ void fill_room(carry_room &room, const carry_tile<T> &tile, const carry_inputs<T> &in,
-                                          const scan_problem &p, float2 bias, int64_t row, int64_t t0) {
-    int left = (int)(p.T - t0 < TILE ? p.T - t0 : TILE);
+    __device__ __forceinline__ void load(const carry_inputs<T> &from, const scan_problem &p, const scan_pair &own,
+                                         int64_t row, int64_t t0, int n0) {
+        int e = threadIdx.x * EACH, n = n0 + e % GROUP;
+        left = (int)at_most(p.T - t0, TILE);
+        load_pairs<WIDE, TOKENS>(in, from.in.line(row, t0, own.there), own, left);
+        load_pairs<WIDE, TOKENS>(raw, from.raw.line(row, t0, own.there), own, left);
+        if (from.gate.data) load_pairs<WIDE, TOKENS>(gate, from.gate.line(row, t0, own.there), own, left);
+        b = load_states<T, EACH>(from.b.line(row, t0, n), p, e / GROUP, left, n);
+        documents.load(p, row, t0);
+    }
+};
+
+template <bool BACK, class T, bool WIDE>
+__device__ __forceinline__ void fill_room(carry_room &room, const carry_tile<T, WIDE> &tile, bool gated, float2 bias) {
     unsigned starts = tile.documents.starts();
 #pragma unroll
     for (int k = 0; k < ROUNDS; k++) {
@@ -52,25 +51,25 @@ __device__ __forceinline__ void fill_room(carry_room &room, const carry_tile<T> 
         float2 v = tile.in[k].floats(), raw = tile.raw[k].floats();
         float4 flow = make_float4(softplus_of(raw.x + bias.x), v.x, softplus_of(raw.y + bias.y), v.y);
         if (!BACK) flow.y *= flow.x, flow.w *= flow.z;
-        if (BACK && in.gate.data) {
+        if (BACK && gated) {
             float2 z = tile.gate[k].floats();
             flow.y *= silu_of(z.x), flow.w *= silu_of(z.y);
         }
         if (starts >> local & 1) flow.x = flow.z = SCAN_START;
-        if (local >= left) flow = make_float4(0, 0, 0, 0);
+        if (local >= tile.left) flow = make_float4(0, 0, 0, 0);
         room.flow[local][threadIdx.x % WARP] = flow;
     }
 #pragma unroll
     for (int e = 0; e < EACH; e++)
-        room.b[threadIdx.x * EACH / GROUP][threadIdx.x * EACH % GROUP + e] = to_float(tile.b.v[e]);
+        room.b[threadIdx.x * EACH / GROUP][threadIdx.x * EACH % GROUP + e] = tile.b[e];
 }
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. BACK: from the right. */
 template <class T, bool WIDE, bool BACK>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(SCAN_THREADS, 4)
 scan_totals_kernel(float *adds, float *decays, carry_inputs<T> in, scan_problem p, int n0) {
     __shared__ carry_room room;
-    scan_place<STATES> at;
+    scan_place at;
     if (at.segment == (BACK ? 0 : p.segments - 1)) return; /* nothing follows */
     float rate[2][STATES], h[2][STATES] = {}, total[2] = {};
     scan_pair own(p, WIDE);
@@ -78,19 +77,19 @@ scan_totals_kernel(float *adds, float *decays, carry_inputs<T> in, scan_problem 
     load_rates(rate, p, at, n0);
     int64_t first = at.segment * p.per_segment * SCAN_PIECE, end = first + p.per_segment * SCAN_PIECE;
     int64_t tiles = ((end < p.T ? end : p.T) - first + TILE - 1) / TILE;
-    carry_tile<T> tile;
-    load_tile<T, WIDE>(tile, in, p, own, at.row, first + (BACK ? tiles - 1 : 0) * TILE, n0);
+    carry_tile<T, WIDE> tile;
+    tile.load(in, p, own, at.row, first + (BACK ? tiles - 1 : 0) * TILE, n0);
     for (int64_t k = 0; k < tiles; k++) {
         int64_t place = BACK ? tiles - 1 - k : k;
-        fill_room<T, BACK>(room, tile, in, p, bias, at.row, first + place * TILE);
+        fill_room<BACK>(room, tile, in.gate.data != NULL, bias);
         __syncthreads();
-        if (k + 1 < tiles) load_tile<T, WIDE>(tile, in, p, own, at.row, first + (BACK ? place - 1 : place + 1) * TILE, n0);
+        if (k + 1 < tiles) tile.load(in, p, own, at.row, first + (BACK ? place - 1 : place + 1) * TILE, n0);
 #pragma unroll 4
         for (int s = 0; s < TILE; s++) {
             int t = BACK ? TILE - 1 - s : s;
             float b[STATES];
             float4 flow = room.flow[t][at.pair];
-            load_floats_of<STATES>(b, &room.b[t][at.n]);
+            load_four(b, &room.b[t][at.n]);
             total[0] += flow.x, total[1] += flow.z;
 #pragma unroll
             for (int n = 0; n < STATES; n++) {
@@ -132,7 +131,7 @@ static void find_carries(struct device *dev, float *entering, float *decays, ten
         with_pairs(scan_pairs_fit(in, raw, z, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
             for (int n0 = 0; n0 < p.N; n0 += GROUP)
-                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), THREADS, 0, entering, decays, inputs, p,
+                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), SCAN_THREADS, 0, entering, decays, inputs, p,
                        n0);
         });
     });
