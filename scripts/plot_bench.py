@@ -133,7 +133,7 @@ class Run:
     """A log.jsonl. Of steps that were logged twice, by a run that was killed and went on, the later one counts."""
 
     def __init__(self, label, path):
-        self.label, steps, valid, self.about = label, {}, {}, {}
+        self.label, steps, valid, self.about, self.memory, self.first = label, {}, {}, {}, {}, None
         with open(path) as lines:
             for line in lines:
                 entry = json.loads(line)
@@ -143,6 +143,10 @@ class Run:
                     steps[entry["step"]] = entry
                 elif entry["type"] == "valid":
                     valid[entry["step"]] = entry
+                elif entry["type"] == "memory":
+                    self.memory = entry
+                elif entry["type"] == "start":
+                    self.first = entry["seconds"]
         self.steps = [steps[at] for at in sorted(steps)]
         self.valid = [valid[at] for at in sorted(valid)]
         if not self.steps:
@@ -155,10 +159,11 @@ class Run:
         values = [step[key] for step in self.steps[min(skip, len(self.steps) - 1):] if step.get(key) is not None]
         return statistics.median(values) if values else None
 
-    def memory_gib(self):
-        """The most that the device held, by the log, if it says so."""
-        most = [step["memory_peak"] for step in self.steps if step.get("memory_peak")]
-        return max(most) / 2**30 if most else None
+    def memory_text(self):
+        """The most that a GPU had in use, and what the plan said."""
+        if not self.memory:
+            return ""
+        return f"{self.memory['peak_bytes'] / 2**30:.1f} (plan {self.memory['planned_bytes'] / 2**30:.1f})"
 
 
 def show(value, form="{:,.0f}"):
@@ -168,18 +173,19 @@ def show(value, form="{:,.0f}"):
 def steps(options):
     figures = {row["model"]: row for row in csv.DictReader(open(FIGURES, newline=""))}
     runs = [Run(*one) for one in options.files]
-    print("| model | chip | ranks | batch | precision | steps | tokens/s, median | 6 N tokens/s, TFLOP/s a rank | peak memory, "
-          "GiB | theirs | must | aim | commit |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| model | chip | ranks | batch | precision | steps | tokens/s, median | MFU, % | 6 N tokens/s, TFLOP/s a rank "
+          "| peak memory, GiB | first step, s | theirs | must | aim | commit |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for run in runs:
         rate, about, figure = run.median("tokens_per_s"), run.about, figures.get(run.label.split(",")[0], {})
+        mfu = run.median("mfu")
         wanted = [f"{show(figure.get(f'{name}_tokens_per_s'))}" +
                   (f", {figure[f'{name}_gib']} GiB" if figure.get(f"{name}_gib") else "")
                   for name in ("theirs", "must", "aim")]
         print(f"| {run.label} | {about['machine'].split(',')[0]} | {about['ranks']} | {run.option('train', 'batch')} x "
               f"{run.option('data', 'seq_len')} | {about['precision']} | {len(run.steps)} | {show(rate)} "
-              f"| {show(6e-12 * about['parameters'] * rate / about['ranks'], '{:.0f}')} "
-              f"| {show(run.memory_gib(), '{:.1f}')} | {' | '.join(wanted)} | {about['commit']} |")
+              f"| {show(mfu and 100 * mfu, '{:.1f}')} | {show(6e-12 * about['parameters'] * rate / about['ranks'], '{:.0f}')} "
+              f"| {run.memory_text()} | {show(run.first, '{:.2f}')} | {' | '.join(wanted)} | {about['commit']} |")
     plt = pyplot() if options.png else None
     if not plt:
         return
