@@ -32,7 +32,8 @@
 enum { THREADS = SSD_WALKERS * WARP, FACTOR_HEADS = 8 };
 
 #define LOG2_E 1.44269504f
-#define LOG2_NOTHING (-115.0f) /* decays beyond this power of two let nothing pass: smaller than 1e-34 */
+#define LOG2_NOTHING (-100.0f) /* decays beyond this power of two let nothing pass */
+#define NOTHING 0x1p-100f
 
 ssd_rows ssd_rows_of(tensor t) {
     ssd_rows r = {data_of<__nv_bfloat16>(t), t.stride[0], t.stride[1], (int)t.dim[3], false};
@@ -126,6 +127,27 @@ __device__ __forceinline__ void state_write(const ssd_state &state, __nv_bfloat1
         }
 }
 
+/* How many of a walk's chunks leave nothing at its end, so that its sum may begin behind them: long before the end, or
+ * before a document that starts on the way. `last` are the factors of the walk's last chunk, the one before it is `step`
+ * further on. Every warp finds the same. */
+__device__ __forceinline__ int chunks_without_trace(const ssd_factors *last, int64_t step, int count, int lane) {
+    float behind = 1;
+    for (int end = count; end > 0; end -= WARP) {
+        int k = end - WARP + lane;
+        float product = k >= 0 ? last[(count - 1 - k) * step].enter[SSD_CHUNK - 1] : 1.0f; /* of chunks from k on */
+#pragma unroll
+        for (int offset = 1; offset < WARP; offset *= 2) {
+            float more = __shfl_down_sync(FULL, product, offset);
+            if (lane + offset < WARP) product *= more;
+        }
+        float after = __shfl_down_sync(FULL, product, 1);
+        unsigned lost = __ballot_sync(FULL, k >= 0 && behind * (lane < WARP - 1 ? after : 1.0f) < NOTHING);
+        if (lost) return end - __clz(lost);
+        behind *= __shfl_sync(FULL, product, 0);
+    }
+    return 0;
+}
+
 /* Grid: (heads, segments, batch rows). */
 template <bool LEFTWARDS, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd_chunked p) {
@@ -134,13 +156,16 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
     int64_t head = blockIdx.x, segment = blockIdx.y, row = blockIdx.z, size = p.P * p.N;
     int64_t first = segment * p.per_segment, end = at_most(first + p.per_segment, p.chunks);
     int64_t of_segment = (row * p.segments + segment) * p.H + head;
-    int count = (int)(end - first);
+    int count = (int)(end - first), skipped = 0;
     ssd_state state;
     state.load(p, walk.from ? walk.from + of_segment * size : NULL);
-    float total = 1;
-    walk_load<ALIGNED>(stages[0], walk, p, LEFTWARDS ? end - 1 : first, head, row);
+    if (walk.decays)
+        skipped = chunks_without_trace(walk.factors + (row * p.chunks + (LEFTWARDS ? first : end - 1)) * p.H + head,
+                                       LEFTWARDS ? p.H : -p.H, count, threadIdx.x % WARP);
+    float total = skipped ? 0.0f : 1.0f;
+    walk_load<ALIGNED>(stages[skipped % 2], walk, p, LEFTWARDS ? end - 1 - skipped : first + skipped, head, row);
     cp_async_commit();
-    for (int k = 0; k < count; k++) {
+    for (int k = skipped; k < count; k++) {
         int64_t chunk = LEFTWARDS ? end - 1 - k : first + k;
         if (k + 1 < count) walk_load<ALIGNED>(stages[(k + 1) % 2], walk, p, LEFTWARDS ? chunk - 1 : chunk + 1, head, row);
         cp_async_commit();
@@ -151,8 +176,8 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
         walk_stage &stage = stages[k % 2];
         float pass = stage.factors.enter[SSD_CHUNK - 1];
         total *= pass;
-        state.update(stage.rows, stage.columns, pass, LEFTWARDS ? stage.factors.enter : stage.factors.leave,
-                     LEFTWARDS ? NULL : stage.factors.dt);
+        state.update<!LEFTWARDS>(stage.rows, stage.columns, pass,
+                                 LEFTWARDS ? stage.factors.enter : stage.factors.leave, stage.factors.dt);
         __syncthreads();
     }
     if (walk.to) state.store(p, walk.to + of_segment * size);

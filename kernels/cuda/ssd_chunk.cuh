@@ -152,18 +152,17 @@ __device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &vie
     enum { ACROSS = W / 8, DOWN = THREADS / ACROSS };
     static_assert(DOWN % 8 == 0 && 64 % DOWN == 0, "all of a thread's rows have their columns exchanged alike");
     int r = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * 8, rows = (int)at_most(T - t0, 64);
-    int there = view.width - c < 0 ? 0 : view.width - c > 8 ? 8 : view.width - c;
-    const __nv_bfloat16 *base = view.data + row * view.row + part * view.width;
-    const __nv_bfloat16 *source = base + (t0 + r) * view.step + c;
+    const __nv_bfloat16 *source = view.data + row * view.row + part * view.width + (t0 + r) * view.step + c;
     __nv_bfloat16 *place = tile.at(r, c);
+    rows = c < view.width ? rows - r : 0;
 #pragma unroll
     for (int k = 0; k < 64; k += DOWN, source += DOWN * view.step) {
-        int count = r + k < rows ? there : 0;
         if (ALIGNED) {
-            cp_async_16(place + k * W, count > 0 ? source : base, 2 * count);
+            cp_async_16_or_zeros(place + k * W, source, k < rows);
         } else {
             pack<__nv_bfloat16, 8> eight;
-            for (int i = 0; i < 8; i++) eight.v[i] = i < count ? source[i] : __float2bfloat16_rn(0.0f);
+            for (int i = 0; i < 8; i++)
+                eight.v[i] = k < rows && c + i < view.width ? source[i] : __float2bfloat16_rn(0.0f);
             *reinterpret_cast<pack<__nv_bfloat16, 8> *>(place + k * W) = eight;
         }
     }
@@ -198,20 +197,20 @@ __device__ __forceinline__ uint2 row_of_16(uint32_t left, uint32_t right, int la
     return odd ? make_uint2(get, right) : make_uint2(left, get);
 }
 
-/* 16 tokens and 16 columns of a part, from two accumulators. `at` is the lane's place: token lane / 4, column
- * row_of_16_column(lane); `tokens` and `columns` exist from there on. */
+/* 16 tokens and 16 columns of a part, from two accumulators. `at` is the lane's place, token lane / 4, column
+ * row_of_16_column(lane), and goes on by 16 tokens; `tokens` and `columns` exist from there on. */
 template <bool ALIGNED>
-__device__ __forceinline__ void rows_store(__nv_bfloat16 *at, int64_t step, int tokens, int columns,
+__device__ __forceinline__ void rows_store(__nv_bfloat16 *&at, int64_t step, int tokens, int columns,
                                            const float (&left)[4], const float (&right)[4], int lane) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < 2; h++, at += 8 * step) {
         uint2 four = row_of_16(pack_bf16(left[2 * h], left[2 * h + 1]), pack_bf16(right[2 * h], right[2 * h + 1]), lane);
         if (8 * h >= tokens || columns <= 0) continue;
         if (ALIGNED) {
-            *reinterpret_cast<uint2 *>(at + 8 * h * step) = four;
+            *reinterpret_cast<uint2 *>(at) = four;
         } else {
             const float v[4] = {low_bf16(four.x), high_bf16(four.x), low_bf16(four.y), high_bf16(four.y)};
-            for (int k = 0; k < 4 && k < columns; k++) at[8 * h * step + k] = __float2bfloat16_rn(v[k]);
+            for (int k = 0; k < 4 && k < columns; k++) at[k] = __float2bfloat16_rn(v[k]);
         }
     }
 }
@@ -259,7 +258,8 @@ struct ssd_state {
     __device__ __forceinline__ void store(const ssd_chunked &p, float *to) {
         each(p, [&](float &v, int64_t offset) { to[offset] = v; });
     }
-    /* s = pass s + sum_j factor_j rows_j columns_j^T, the factors being one array, or the product of two. */
+    /* s = pass s + sum_j factor_j rows_j columns_j^T, the factors being one array, or the product of TWO. */
+    template <bool TWO>
     __device__ __forceinline__ void update(ssd_tile<SSD_P> &rows, ssd_tile<SSD_N> &columns, float pass,
                                            const float *factor, const float *second) {
         int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
@@ -275,7 +275,7 @@ struct ssd_state {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float2 f = two_at(factor, k + 8 * h + lane % 4 * 2);
-                if (second) {
+                if (TWO) {
                     float2 more = two_at(second, k + 8 * h + lane % 4 * 2);
                     f.x *= more.x, f.y *= more.y;
                 }

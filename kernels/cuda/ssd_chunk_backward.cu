@@ -37,6 +37,7 @@ enum {
     HEADS_LEAST = 4, /* heads of a block, if the group has so many */
     HEADS_MOST = 16,
     BLOCKS = 132 * 8, /* that even out over a large chip */
+    IDLE = 6,         /* warps above the diagonal */
 };
 
 static int64_t heads_of_block(struct ssd_shape s) {
@@ -90,26 +91,47 @@ size_t ssd_chunk_backward_scratch(struct ssd_shape s) {
 
 /* --- a chunk ------------------------------------------------------------------------------------------------------ */
 
-struct backward_stage {
-    ssd_tile<SSD_P> x, dy;
-    ssd_tile<SSD_N> s, g;
-    ssd_factors f;
+/* Sums of one head that go on as numbers for each token: over a warp's j < i of K_ij dt_j, over its i > j of K_ij, K_jj,
+ * and over a warp's columns U_i . c_i and x_j . V_j; then parts of <S, G> and of the sum of D_ii. */
+struct head_sums {
+    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK], own[SSD_CHUNK], enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK];
+    float through[IDLE], diagonal[4];
 };
 
+/* A head has a place of two, or three, in turn: what is still read when the head after the next is on its way. */
 struct backward_room {
-    ssd_tile<SSD_N> b, c;
-    backward_stage stage[2];
-    ssd_tile<SSD_P> weights;                       /* CB L dt, i x j; in the end sum over heads of L dt D */
-    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK]; /* sums over a warp's j < i of K_ij dt_j; over its i > j of K_ij */
-    float own[SSD_CHUNK];                            /* K_jj */
-    float enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK]; /* U_i . c_i and x_j . V_j over a warp's columns */
-    float through[WARPS], diagonal[4];               /* parts of <S, G> and of the sum of D_ii */
+    ssd_tile<SSD_N> b, c, s[2], g[2];
+    ssd_tile<SSD_P> x[2], dy[3];
+    ssd_tile<SSD_P> weights[2]; /* CB L dt, i x j; in the end the sum over heads of L dt D */
+    ssd_factors f[3];
+    head_sums sums[2];
+};
+
+/* One head's places. */
+struct head_room {
+    ssd_tile<SSD_N> &s, &g;
+    ssd_tile<SSD_P> &x, &dy, &weights;
+    ssd_factors &f;
+    head_sums &sums;
+
+    __device__ __forceinline__ head_room(backward_room &room, int k)
+        : s(room.s[k % 2]), g(room.g[k % 2]), x(room.x[k % 2]), dy(room.dy[k % 3]), weights(room.weights[k % 2]),
+          f(room.f[k % 3]), sums(room.sums[k % 2]) {
+    }
 };
 
 /* Where a warp is in the 4 x 4, and a lane in its fragments. */
 struct warp_place {
     int lane, g, q, r, s; /* g = lane / 4, q = 2 (lane % 4) */
+    int idle;             /* number of a warp above the diagonal; else -1 */
 };
+
+/* Warps of a row change places so that the four schedulers, which have every fourth warp each, have as many of the
+ * diagonal and below as can be. */
+__device__ __forceinline__ warp_place place_of_warp(int lane, int warp) {
+    int r = warp / 4, s = (warp + (r == 0 ? 3 : r == 1 ? 1 : 0)) % 4;
+    return {lane, lane / 4, lane % 4 * 2, r, s, s <= r ? -1 : r == 0 ? s - 1 : r == 1 ? s + 1 : IDLE - 1};
+}
 
 /* What a warp keeps over the heads: its parts of CB and of the sums. */
 struct chunk_sums {
@@ -136,17 +158,17 @@ __device__ __forceinline__ void rows_fragment(uint32_t (&a)[4][4], ssd_tile<SSD_
 }
 
 /* D, and what follows from it; `dy` has the warp's rows. For warps on or below the diagonal. */
-__device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room, backward_stage &stage,
-                                           const uint32_t (&dy)[4][4], const warp_place &at) {
+__device__ __forceinline__ void inner_part(chunk_sums &sums, head_room &head, const uint32_t (&dy)[4][4],
+                                           const warp_place &at) {
     float inner[2][4] = {}, rows[2] = {}, diagonal = 0;
     int of_x = right_down<SSD_P>(16 * at.s, 0, at.lane);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t b[4];
-        ldmatrix_x4(b, stage.x.from(of_x, 0, 16 * k));
+        ldmatrix_x4(b, head.x.from(of_x, 0, 16 * k));
         mma_two(inner[0], inner[1], dy[k], b);
     }
-    const ssd_factors &f = stage.f;
+    const ssd_factors &f = head.f;
     int i[2] = {16 * at.r + at.g, 16 * at.r + at.g + 8};
     float log[2] = {f.log[i[0]], f.log[i[1]]}, run[2] = {f.run[i[0]], f.run[i[1]]};
 #pragma unroll
@@ -162,23 +184,23 @@ __device__ __forceinline__ void inner_part(chunk_sums &sums, backward_room &room
             sums.dcb[n][e] += product * dt;
             weights[e] = sums.cb[n][e] * decay * dt;
             if (i[h] == j + l) {
-                room.own[j + l] = pair;
+                head.sums.own[j + l] = pair;
                 diagonal += inner[n][e];
             } else {
                 columns[l] += pair;
                 rows[h] += pair * dt;
             }
         }
-        room.weights.pair(i[0], j) = pack_bf16(weights[0], weights[1]);
-        room.weights.pair(i[1], j) = pack_bf16(weights[2], weights[3]);
+        head.weights.pair(i[0], j) = pack_bf16(weights[0], weights[1]);
+        head.weights.pair(i[1], j) = pack_bf16(weights[2], weights[3]);
         columns[0] = column_sum(columns[0]), columns[1] = column_sum(columns[1]);
-        if (at.g == 0) *reinterpret_cast<float2 *>(&room.columns[at.r][j]) = make_float2(columns[0], columns[1]);
+        if (at.g == 0) *reinterpret_cast<float2 *>(&head.sums.columns[at.r][j]) = make_float2(columns[0], columns[1]);
     }
     rows[0] = quad_sum(rows[0]), rows[1] = quad_sum(rows[1]);
-    if (at.q == 0) room.rows[at.s][i[0]] = rows[0], room.rows[at.s][i[1]] = rows[1];
+    if (at.q == 0) head.sums.rows[at.s][i[0]] = rows[0], head.sums.rows[at.s][i[1]] = rows[1];
     if (at.r != at.s) return;
     diagonal = warp_sum(diagonal);
-    if (at.lane == 0) room.diagonal[at.r] = diagonal;
+    if (at.lane == 0) head.sums.diagonal[at.r] = diagonal;
 }
 
 /* d (16 tokens x 32 states) = rows (16 tokens x P) times a state. */
@@ -196,37 +218,37 @@ __device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (
 }
 
 /* U, its product with c, and its part of dc. */
-__device__ __forceinline__ void enter_part(chunk_sums &sums, backward_room &room, backward_stage &stage,
+__device__ __forceinline__ void enter_part(chunk_sums &sums, head_room &head, ssd_tile<SSD_N> &c_tile,
                                            const uint32_t (&dy)[4][4], const warp_place &at) {
     float u[4][4] = {};
-    state_product(u, dy, stage.s, at);
+    state_product(u, dy, head.s, at);
     int of_c = ssd_tile<SSD_N>::offset(16 * at.r + at.g, 32 * at.s + at.q);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int i = 16 * at.r + at.g + 8 * h;
-        float dot = 0, enter = stage.f.enter[i];
+        float dot = 0, enter = head.f.enter[i];
 #pragma unroll
         for (int n = 0; n < 4; n++) {
-            uint32_t c = *reinterpret_cast<uint32_t *>(room.c.from(of_c, 8 * h, 8 * n));
+            uint32_t c = *reinterpret_cast<uint32_t *>(c_tile.from(of_c, 8 * h, 8 * n));
             dot += u[n][2 * h] * low_bf16(c) + u[n][2 * h + 1] * high_bf16(c);
             sums.dc[n][2 * h] += enter * u[n][2 * h];
             sums.dc[n][2 * h + 1] += enter * u[n][2 * h + 1];
         }
         dot = quad_sum(dot);
-        if (at.q == 0) room.enters[at.s][i] = dot;
+        if (at.q == 0) head.sums.enters[at.s][i] = dot;
     }
 }
 
 /* G^T x, into db. */
-__device__ __forceinline__ void leave_part(chunk_sums &sums, backward_stage &stage, const warp_place &at) {
+__device__ __forceinline__ void leave_part(chunk_sums &sums, head_room &head, const warp_place &at) {
     float d[4][4] = {};
     uint32_t x[4][4];
-    rows_fragment(x, stage.x, at);
-    state_product(d, x, stage.g, at);
+    rows_fragment(x, head.x, at);
+    state_product(d, x, head.g, at);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int j = 16 * at.r + at.g + 8 * h;
-        float leave = stage.f.leave[j] * stage.f.dt[j];
+        float leave = head.f.leave[j] * head.f.dt[j];
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             sums.db[n][2 * h] += leave * d[n][2 * h];
@@ -235,75 +257,67 @@ __device__ __forceinline__ void leave_part(chunk_sums &sums, backward_stage &sta
     }
 }
 
-/* V, and its product with x. */
-__device__ __forceinline__ void value_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
+/* V and its product with x; then dx without the weights' part, in its place. */
+__device__ __forceinline__ void value_part(float (&v)[2][4], head_room &head, ssd_tile<SSD_N> &b_tile, float skip,
                                            const warp_place &at) {
     int of_b = down_right<SSD_N>(16 * at.r, 0, at.lane), of_g = right_down<SSD_N>(16 * at.s, 0, at.lane);
-    int of_x = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
+    int of_pair = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
         uint32_t a[4], b[4];
-        ldmatrix_x4(a, room.b.from(of_b, 0, k));
-        ldmatrix_x4(b, stage.g.from(of_g, 0, k));
+        ldmatrix_x4(a, b_tile.from(of_b, 0, k));
+        ldmatrix_x4(b, head.g.from(of_g, 0, k));
         mma_two(v[0], v[1], a, b);
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int j = 16 * at.r + at.g + 8 * h;
-        float dot = 0;
+        float dot = 0, leave = head.f.leave[j] * head.f.dt[j];
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            uint32_t x = *reinterpret_cast<uint32_t *>(stage.x.from(of_x, 8 * h, 8 * n));
-            dot += v[n][2 * h] * low_bf16(x) + v[n][2 * h + 1] * high_bf16(x);
+            uint32_t x = *reinterpret_cast<uint32_t *>(head.x.from(of_pair, 8 * h, 8 * n));
+            uint32_t dy = *reinterpret_cast<uint32_t *>(head.dy.from(of_pair, 8 * h, 8 * n));
+            float &left = v[n][2 * h], &right = v[n][2 * h + 1];
+            dot += left * low_bf16(x) + right * high_bf16(x);
+            left = leave * left + skip * low_bf16(dy);
+            right = leave * right + skip * high_bf16(dy);
         }
         dot = quad_sum(dot);
-        if (at.q == 0) room.leaves[at.s][j] = dot;
+        if (at.q == 0) head.sums.leaves[at.s][j] = dot;
     }
 }
 
-/* A thread's 16 of the products of S and G, which lie in the same order. */
-__device__ __forceinline__ void through_part(backward_room &room, backward_stage &stage, const warp_place &at) {
+/* <S, G>, by the warps that have nothing of D; both lie in the same order. */
+__device__ __forceinline__ void through_part(head_room &head, const warp_place &at) {
     float sum = 0;
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int i = (k * THREADS + (int)threadIdx.x) * 8;
-        uint4 s = *reinterpret_cast<const uint4 *>(stage.s.v + i), g = *reinterpret_cast<const uint4 *>(stage.g.v + i);
+    for (int i = at.idle * WARP + at.lane; i < SSD_P * SSD_N / 8; i += IDLE * WARP) {
+        uint4 s = *reinterpret_cast<const uint4 *>(head.s.v + 8 * i), g = *reinterpret_cast<const uint4 *>(head.g.v + 8 * i);
         sum += low_bf16(s.x) * low_bf16(g.x) + high_bf16(s.x) * high_bf16(g.x);
         sum += low_bf16(s.y) * low_bf16(g.y) + high_bf16(s.y) * high_bf16(g.y);
         sum += low_bf16(s.z) * low_bf16(g.z) + high_bf16(s.z) * high_bf16(g.z);
         sum += low_bf16(s.w) * low_bf16(g.w) + high_bf16(s.w) * high_bf16(g.w);
     }
     sum = warp_sum(sum);
-    if (at.lane == 0) room.through[threadIdx.x / WARP] = sum;
+    if (at.lane == 0) head.sums.through[at.idle] = sum;
 }
 
 /* dx, behind the barrier that completes the weights. */
 template <bool ALIGNED>
-__device__ __forceinline__ void input_part(float (&v)[2][4], backward_room &room, backward_stage &stage,
-                                           const backward_problem &b, int64_t row, int64_t head, int64_t t0, float skip,
-                                           const warp_place &at) {
+__device__ __forceinline__ void input_part(float (&v)[2][4], head_room &head, const backward_problem &b, int64_t row,
+                                           int64_t of_head, int64_t t0, const warp_place &at) {
     int of_weights = right_down<SSD_P>(0, 16 * at.r, at.lane), of_dy = down_right<SSD_P>(0, 16 * at.s, at.lane);
-    int of_pair = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
-#pragma unroll
-    for (int e = 0; e < 4; e++) { /* pairs of columns */
-        int j = 16 * at.r + at.g + e % 2 * 8, n = e / 2, of_row = e % 2 * 2;
-        float leave = stage.f.leave[j] * stage.f.dt[j];
-        uint32_t dy = *reinterpret_cast<uint32_t *>(stage.dy.from(of_pair, e % 2 * 8, 8 * n));
-        v[n][of_row] = leave * v[n][of_row] + skip * low_bf16(dy);
-        v[n][of_row + 1] = leave * v[n][of_row + 1] + skip * high_bf16(dy);
-    }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         if (k < at.r) continue;
         uint32_t m[4], dy[4];
-        ldmatrix_x4_transposed(m, room.weights.from(of_weights, 16 * k, 0));
-        ldmatrix_x4_transposed(dy, stage.dy.from(of_dy, 16 * k, 0));
+        ldmatrix_x4_transposed(m, head.weights.from(of_weights, 16 * k, 0));
+        ldmatrix_x4_transposed(dy, head.dy.from(of_dy, 16 * k, 0));
         mma_two(v[0], v[1], m, dy);
     }
     int column = 16 * at.s + row_of_16_column(at.lane);
     int64_t t = t0 + 16 * at.r + at.g;
-    rows_store<ALIGNED>(b.dx.data + row * b.dx.row + t * b.dx.step + head * b.dx.width + column, b.dx.step,
-                        (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
+    __nv_bfloat16 *to = b.dx.data + row * b.dx.row + t * b.dx.step + of_head * b.dx.width + column;
+    rows_store<ALIGNED>(to, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
 }
 
 /* From each lane's two numbers: their sum with all that follow in the same run, from its first on. `on` says whether the
@@ -330,7 +344,7 @@ __device__ __forceinline__ float sum_before(float sum, int lane) {
 
 /* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. A pair of
  * different tokens counts in da, and only within its run: where no state passes, nothing is left over of roundings. */
-__device__ __forceinline__ void steps_store(const backward_room &room, const ssd_factors &f, const backward_problem &b,
+__device__ __forceinline__ void steps_store(const head_sums &sums, const ssd_factors &f, const backward_problem &b,
                                             int64_t row, int64_t chunk, int64_t head, int lane) {
     float pairs[2], into[2], run[2] = {f.run[2 * lane], f.run[2 * lane + 1]};
     const ssd_chunked &p = b.p;
@@ -340,16 +354,16 @@ __device__ __forceinline__ void steps_store(const backward_room &room, const ssd
         float rows = 0, columns = 0, enters = 0, leaves = 0;
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            if (w <= i / 16) rows += room.rows[w][i];
-            if (w >= i / 16) columns += room.columns[w][i];
-            enters += room.enters[w][i];
-            leaves += room.leaves[w][i];
+            if (w <= i / 16) rows += sums.rows[w][i];
+            if (w >= i / 16) columns += sums.columns[w][i];
+            enters += sums.enters[w][i];
+            leaves += sums.leaves[w][i];
         }
         leaves *= f.leave[i];
         pairs[k] = rows - f.dt[i] * columns + f.enter[i] * enters;
         into[k] = f.dt[i] * leaves;
         int64_t t = chunk * SSD_CHUNK + i;
-        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + room.own[i] + leaves;
+        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + sums.own[i] + leaves;
     }
     float run_before = __shfl_up_sync(FULL, run[1], 1), run_behind = __shfl_down_sync(FULL, run[0], 1), through = 0;
     bool one_run = run[0] == run[1], on = lane < WARP - 1 && run[1] == run_behind;
@@ -357,7 +371,7 @@ __device__ __forceinline__ void steps_store(const backward_room &room, const ssd
     behind = __shfl_down_sync(FULL, behind, 1);
     float before = __shfl_up_sync(FULL, sum_before(into[0] + into[1], lane), 1);
     if (lane == 0) before = 0, run_before = 0;
-    for (int w = 0; w < WARPS; w++) through += room.through[w];
+    for (int w = 0; w < IDLE; w++) through += sums.through[w];
     through *= f.enter[SSD_CHUNK - 1];
     float second = pairs[1] + (on ? behind : 0.0f), first = one_run ? pairs[0] + second : pairs[0];
     float da[2] = {through + first + before, through + second + (before + into[0])};
@@ -369,18 +383,23 @@ __device__ __forceinline__ void steps_store(const backward_room &room, const ssd
     }
     if (b.dd && lane == 0)
         b.m.skips[(row * p.chunks + chunk) * p.H + head] =
-            room.diagonal[0] + room.diagonal[1] + room.diagonal[2] + room.diagonal[3];
+            sums.diagonal[0] + sums.diagonal[1] + sums.diagonal[2] + sums.diagonal[3];
 }
 
+/* Start the copies of the k-th head; empty where there is none. */
 template <bool ALIGNED>
-__device__ __forceinline__ void stage_load(backward_stage &stage, const backward_problem &b, int64_t row, int64_t chunk,
-                                           int64_t head) {
-    int64_t place = (row * b.p.chunks + chunk) * b.p.H + head;
-    tile_load<THREADS, ALIGNED>(stage.dy, b.dy, row, head, chunk * SSD_CHUNK, b.p.T);
-    tile_load<THREADS, ALIGNED>(stage.x, b.x, row, head, chunk * SSD_CHUNK, b.p.T);
-    state_load<THREADS>(stage.s, b.m.states + place * (SSD_P * SSD_N));
-    state_load<THREADS>(stage.g, b.m.grads + place * (SSD_P * SSD_N));
-    factors_load<THREADS>(stage.f, b.m.factors + place);
+__device__ __forceinline__ void head_load(backward_room &room, const backward_problem &b, int64_t row, int64_t chunk,
+                                          int64_t first, int k, int heads) {
+    if (k < heads) {
+        head_room head(room, k);
+        int64_t place = (row * b.p.chunks + chunk) * b.p.H + first + k;
+        tile_load<THREADS, ALIGNED>(head.dy, b.dy, row, first + k, chunk * SSD_CHUNK, b.p.T);
+        tile_load<THREADS, ALIGNED>(head.x, b.x, row, first + k, chunk * SSD_CHUNK, b.p.T);
+        state_load<THREADS>(head.s, b.m.states + place * (SSD_P * SSD_N));
+        state_load<THREADS>(head.g, b.m.grads + place * (SSD_P * SSD_N));
+        factors_load<THREADS>(head.f, b.m.factors + place);
+    }
+    cp_async_commit();
 }
 
 /* CB of the warp's 16 x 16. */
@@ -398,13 +417,14 @@ __device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &roo
 /* After all heads: what L dt D brings to dc and db, and both to memory. */
 __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room, const backward_problem &b, int64_t row,
                                           int64_t t0, int64_t part, const warp_place &at) {
+    ssd_tile<SSD_P> &weights = room.weights[0];
     __syncthreads();
-    if (at.s <= at.r) {
+    if (at.idle < 0) {
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                room.weights.pair(16 * at.r + at.g + 8 * h, 16 * at.s + 8 * n + at.q) =
+                weights.pair(16 * at.r + at.g + 8 * h, 16 * at.s + 8 * n + at.q) =
                     pack_bf16(sums.dcb[n][2 * h], sums.dcb[n][2 * h + 1]);
     }
     __syncthreads();
@@ -414,7 +434,7 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
     for (int k = 0; k < 4; k++) {
         uint32_t a[4], two[4];
         if (k <= at.r) {
-            ldmatrix_x4(a, room.weights.from(of_rows, 0, 16 * k));
+            ldmatrix_x4(a, weights.from(of_rows, 0, 16 * k));
 #pragma unroll
             for (int n = 0; n < 4; n += 2) {
                 ldmatrix_x4_transposed(two, room.b.from(of_states, 16 * k, 8 * n));
@@ -422,7 +442,7 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
             }
         }
         if (k >= at.r) {
-            ldmatrix_x4_transposed(a, room.weights.from(of_columns, 16 * k, 0));
+            ldmatrix_x4_transposed(a, weights.from(of_columns, 16 * k, 0));
 #pragma unroll
             for (int n = 0; n < 4; n += 2) {
                 ldmatrix_x4_transposed(two, room.c.from(of_states, 16 * k, 8 * n));
@@ -449,34 +469,34 @@ template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_
     backward_room &room = *reinterpret_cast<backward_room *>(memory);
     int64_t part = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z, t0 = chunk * SSD_CHUNK, T = b.p.T;
     int64_t group = part / b.splits, in_group = b.p.H / b.p.G;
-    int64_t first = part % b.splits * b.heads, heads = at_most(b.heads, in_group - first);
-    int lane = threadIdx.x % WARP, warp = warp_of_block();
-    warp_place at = {lane, lane / 4, lane % 4 * 2, warp / 4, (warp + (warp < 4 ? 3 : warp < 8 ? 1 : 0)) % 4};
+    int64_t first = part % b.splits * b.heads;
+    int heads = (int)at_most(b.heads, in_group - first);
+    int lane = threadIdx.x % WARP;
+    warp_place at = place_of_warp(lane, warp_of_block());
     chunk_sums sums = {};
     first += group * in_group;
     tile_load<THREADS, ALIGNED>(room.b, b.b, row, group, t0, T);
     tile_load<THREADS, ALIGNED>(room.c, b.c, row, group, t0, T);
-    stage_load<ALIGNED>(room.stage[0], b, row, chunk, first);
-    cp_async_commit();
+    head_load<ALIGNED>(room, b, row, chunk, first, 0, heads);
+    head_load<ALIGNED>(room, b, row, chunk, first, 1, heads);
+    cp_async_wait<1>();
+    __syncthreads();
+    if (at.idle < 0) group_start(sums, room, at);
     for (int k = 0; k < heads; k++) {
-        int64_t head = first + k;
-        backward_stage &stage = room.stage[k % 2];
-        cp_async_wait<0>();
-        __syncthreads();
-        if (k + 1 < heads) stage_load<ALIGNED>(room.stage[(k + 1) % 2], b, row, chunk, head + 1);
-        cp_async_commit();
-        if (k == 0 && at.s <= at.r) group_start(sums, room, at);
+        head_room head(room, k);
         uint32_t dy[4][4];
-        rows_fragment(dy, stage.dy, at);
         float v[2][4] = {};
-        if (at.s <= at.r) inner_part(sums, room, stage, dy, at);
-        enter_part(sums, room, stage, dy, at);
-        leave_part(sums, stage, at);
-        value_part(v, room, stage, at);
-        through_part(room, stage, at);
-        __syncthreads();
-        input_part<ALIGNED>(v, room, stage, b, row, head, t0, b.d ? b.d[head] : 0.0f, at);
-        if (warp == k % WARPS) steps_store(room, stage.f, b, row, chunk, head, lane);
+        rows_fragment(dy, head.dy, at);
+        if (at.idle < 0) inner_part(sums, head, dy, at);
+        else through_part(head, at);
+        enter_part(sums, head, room.c, dy, at);
+        leave_part(sums, head, at);
+        value_part(v, head, room.b, b.d ? b.d[first + k] : 0.0f, at);
+        cp_async_wait<0>();
+        __syncthreads(); /* the weights and sums of this head, and the copies of the next */
+        head_load<ALIGNED>(room, b, row, chunk, first, k + 2, heads);
+        input_part<ALIGNED>(v, head, b, row, first + k, t0, at);
+        if (at.idle == IDLE / 2 + k % (IDLE / 2)) steps_store(head.sums, head.f, b, row, chunk, first + k, lane);
     }
     group_end(sums, room, b, row, t0, part, at);
 }

@@ -122,7 +122,7 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const ssd_stat
             y[i][e / 2][e % 2 * 2] += skip * low_bf16(x);
             y[i][e / 2][e % 2 * 2 + 1] += skip * high_bf16(x);
         }
-        rows_store<ALIGNED>(to + 16 * i * step, step, tokens - 16 * i, width - column, y[i][0], y[i][1], lane);
+        rows_store<ALIGNED>(to, step, tokens - 16 * i, width - column, y[i][0], y[i][1], lane);
     }
 }
 
@@ -151,7 +151,7 @@ ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, c
         __syncthreads();
         outputs_store<ALIGNED>(room, state, v.y.data + row * v.y.row + t0 * v.y.step + head * v.y.width, v.y.step,
                                (int)at_most(p.T - t0, SSD_CHUNK), v.y.width, skip, 16 * warp, lane);
-        state.update(room.x, room.b, room.factors.enter[SSD_CHUNK - 1], room.factors.leave, room.factors.dt);
+        state.update<true>(room.x, room.b, room.factors.enter[SSD_CHUNK - 1], room.factors.leave, room.factors.dt);
         __syncthreads();
     }
     if (final && end == p.chunks) state.store(p, final + (row * p.H + head) * size);

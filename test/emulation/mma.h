@@ -66,6 +66,10 @@ template <int SIZE> static inline void cp_async(void *shared, const void *global
     emulation::copy_start(shared, global, SIZE, bytes);
 }
 
+static inline void cp_async_16_or_zeros(void *shared, const void *global, bool there) {
+    emulation::copy_start(shared, global, 16, there ? 16 : 0);
+}
+
 static inline void cp_async_commit() {
     emulation::copy_commit();
 }
