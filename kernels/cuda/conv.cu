@@ -88,15 +88,33 @@ template <class T, int V> struct conv_line {
     }
 };
 
-/* Taps that a narrower window does not have are 0. */
+/* The documents of STEP tokens from t on; from `end` on, that of the last before it again. */
+__device__ __forceinline__ void load_documents(int32_t (&to)[STEP], const conv_problem &p, const conv_place &at, int t,
+                                               int end) {
+    const int32_t *from = p.doc ? p.doc + at.b * p.T + at.first : NULL;
+#pragma unroll
+    for (int s = 0; s < STEP; s++) to[s] = from ? from[min(t + s, end - 1)] : 0;
+}
+
+/* The taps and the bias of the thread's channels. The block's lie in one stretch of memory, which its threads fetch
+ * together: each thread for itself would touch 32 lines with every load. Taps that a narrower window does not have are 0.
+ * Every thread of the block takes part. */
 template <int V, int W>
-__device__ __forceinline__ void taps_of(float (&taps)[W][V], float (&bias)[V], const conv_problem &p, int64_t k) {
-    int skip = W - (int)p.W;
+__device__ __forceinline__ void taps_of(float (&taps)[W][V], float (&bias)[V], const conv_problem &p) {
+    __shared__ float shared[W + 1][LANES * V];
+    int skip = W - (int)p.W, width = (int)p.W, own = threadIdx.x * V;
+    int64_t first = (int64_t)blockIdx.x * LANES * V;
+    int there = (int)at_most(p.C - first, LANES * V);
+    for (int i = threadIdx.y * LANES + threadIdx.x; i < there * width; i += LANES * RUNS)
+        shared[skip + i % width][i / width] = p.weight[first * width + i];
+    for (int i = threadIdx.y * LANES + threadIdx.x; i < there; i += LANES * RUNS) shared[W][i] = p.bias[first + i];
+    __syncthreads();
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        bias[j] = p.bias[k + j];
+        bool exists = own + j < there;
+        bias[j] = exists ? shared[W][own + j] : 0;
 #pragma unroll
-        for (int w = 0; w < W; w++) taps[w][j] = w >= skip ? p.weight[(k + j) * p.W + w - skip] : 0;
+        for (int w = 0; w < W; w++) taps[w][j] = exists && w >= skip ? shared[w][own + j] : 0;
     }
 }
 
@@ -149,23 +167,25 @@ template <int V, int W, bool DOC> struct window {
 template <class T, int V, int W, bool DOC>
 __global__ void __launch_bounds__(LANES *RUNS, 3) conv_forward_kernel(T *y, const T *x, conv_problem p) {
     conv_place at = place_of<V>(p);
-    if (!at.inside) return;
     float taps[W][V], bias[V];
     window<V, W, DOC> in;
-    taps_of<V, W>(taps, bias, p, at.k);
+    taps_of<V, W>(taps, bias, p);
+    if (!at.inside) return;
     in.start(p, x, at);
     conv_line<T, V> from(x, p.x_row, p.x_step, at), to(y, p.y_row, p.y_step, at);
     int length = (int)(at.end - at.first);
     for (int t = 0; t < length; t += STEP) {
         pack<T, V> ahead[STEP];
+        int32_t documents[STEP];
         from.load(ahead, t, length);
+        if (DOC) load_documents(documents, p, at, t, length);
 #pragma unroll
         for (int s = 0; s < STEP; s++) {
             float c[V];
             if (t + s >= length) break;
             in.move();
             unpack(in.x[W - 1], ahead[s]);
-            if (DOC) in.doc[W - 1] = document_at(p, at.b, at.first + t + s);
+            if (DOC) in.doc[W - 1] = documents[s];
             in.convolve(c, taps, bias);
 #pragma unroll
             for (int j = 0; j < V; j++) c[j] = silu_of(c[j]);
@@ -261,10 +281,10 @@ conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, fl
     DYNAMIC_SHARED(float, shared);
     conv_place at = place_of<V>(p);
     conv_sums<V, W> sums = {};
+    float taps[W][V], bias[V];
+    taps_of<V, W>(taps, bias, p);
     if (at.inside) {
-        float taps[W][V], bias[V];
         window<V, W, DOC> in;
-        taps_of<V, W>(taps, bias, p, at.k);
         in.start(p, x, at);
         conv_line<T, V> from(x, p.x_row, p.x_step, at), from_dy(dy, p.y_row, p.y_step, at);
         conv_line<T, V> to(dx, dx_row, dx_step, at);
@@ -273,6 +293,8 @@ conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, fl
         int lead = at.first > 0 || !dinitial ? W - 1 : W - (int)p.W; /* steps before the first dx */
         for (int t = 0; t < length + W - 1; t += STEP) {
             pack<T, V> ahead[STEP], ahead_dy[STEP];
+            int32_t documents[STEP];
+            if (DOC) load_documents(documents, p, at, t, there);
             from.load(ahead, t, there);
             from_dy.load(ahead_dy, t, there);
 #pragma unroll
@@ -283,7 +305,7 @@ conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, fl
                 in.move();
                 unpack(in.x[W - 1], ahead[s]);
                 unpack(d, ahead_dy[s]);
-                if (DOC) in.doc[W - 1] = document_at(p, at.b, at.first + min(now, there - 1));
+                if (DOC) in.doc[W - 1] = documents[s];
                 in.convolve(c, taps, bias);
                 sums.add(in, c, d, now < there, now < length);
                 if (now >= lead)
