@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_mpi.sh: several ranks under mpirun do what one does at the same global batch: losses, weights, evaluation;
-# resuming on another number of ranks; a signal saves once; a rank that fails, or is killed, ends the job, and nothing
-# is saved.
+# resuming on another number of ranks; a signal saves once; a rank that fails, is killed or hangs ends the job, and
+# nothing is saved.
 set -u
 . "$(dirname "$0")/support.sh"
 have_mpi || skip "mpirun is not installed, or this riverrun was built without MPI"
@@ -160,13 +160,39 @@ code=$?
 grep -q '^riverrun: rank [01]: .*\.rrs' "$WORK/err" || fail "damaged data: $(cat "$WORK/err")"
 [ ! -e "$WORK/broken/latest" ] || fail "damaged data: the failure was followed by a save"
 
-# A rank that is killed ends the job.
-start_ranks 2 "$WORK/victim" train.micro_batch=3 train.steps=4000 checkpoint.every=0 eval.every=0
-await_steps "$WORK/victim" 5 "$pid"
-child=$(ps -o pid= --ppid "$pid" | tail -n 1)
-kill -9 $child
+# A rank that is killed ends the job; one that hangs (here: is stopped), too, after comm.timeout. Either is told in one
+# line that names rank, operation and step, and nothing is saved.
+for signal in KILL STOP; do
+    run=$WORK/victim$signal
+    start_ranks 2 "$run" train.micro_batch=3 train.steps=50000 checkpoint.every=0 eval.every=0 comm.timeout=3
+    await_steps "$run" 5 "$pid"
+    child=$(ps -o pid= --ppid "$pid" | tail -n 1)
+    kill -s "$signal" $child
+    signalled=$(date +%s)
+    wait "$pid"
+    code=$?
+    [ "$code" != 0 ] || fail "SIG$signal to a rank: exit code 0"
+    [ $(($(date +%s) - signalled)) -le 30 ] || fail "SIG$signal to a rank: the job lasted $(($(date +%s) - signalled)) s more"
+    [ ! -e "$run/latest" ] || fail "SIG$signal to a rank was followed by a save"
+    [ "$(grep -c '^riverrun: ' "$WORK/err")" = 1 ] || fail "SIG$signal to a rank: $(grep '^riverrun: ' "$WORK/err")"
+    want='rank 1: killed or crashed in .* at step [0-9]*; the job ends$'
+    [ "$signal" = KILL ] || want='rank 0: no progress for 3 s (comm.timeout) in .* at step [0-9].*; the job ends$'
+    grep -q "^riverrun: $want" "$WORK/err" || fail "SIG$signal to a rank: $(grep '^riverrun: ' "$WORK/err")"
+done
+
+# The launch script passes SIGTERM on in a way that leaves all the time that a save takes.
+set_mpi_environment
+sh "$(dirname "$0")/../scripts/launch-mpirun.sh" -n 2 "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant \
+    train.out="$WORK/launched" train.micro_batch=3 train.steps=50000 > "$WORK/out" 2> "$WORK/err" &
+pid=$!
+STARTED="$STARTED $pid"
+await_steps "$WORK/launched" 9 "$pid"
+kill -TERM "$pid"
 wait "$pid"
 code=$?
-[ "$code" != 0 ] || fail "a killed rank: exit code 0"
-[ ! -e "$WORK/victim/latest" ] || fail "a killed rank was followed by a save"
+[ "$code" = 0 ] || fail "SIGTERM to launch-mpirun.sh: exit code $code, $(tail -n 5 "$WORK/err")"
+[ "$(grep -c "the same command goes on from there" "$WORK/err")" = 1 ] ||
+    fail "SIGTERM to launch-mpirun.sh: $(tail -n 5 "$WORK/err")"
+[ "$(readlink "$WORK/launched/latest")" = "$(printf 'step-%08d' "$(steps_logged "$WORK/launched")")" ] ||
+    fail "SIGTERM to launch-mpirun.sh: latest is $(readlink "$WORK/launched/latest")"
 finish
