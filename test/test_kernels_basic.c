@@ -752,7 +752,8 @@ static void call_segment_beyond_end(struct device *dev) {
     struct adamw_segment segment = {.offset = 3, .count = 6, .lr_scale = 1};
     struct adamw_step step = {.correction1 = 1, .correction2 = 1};
     tensor t = tensor_1d(broken, DTYPE_F32, 8);
-    dev->ops->adamw(dev, &(struct adamw_slice){.p = t, .m = t, .v = t, .g = t, .segments = &segment, .count = 1}, 1, &step);
+    struct adamw_slice slice = {.p = t, .m = t, .v = t, .g = t, .segments = &segment, .count = 1};
+    dev->ops->adamw(dev, &slice, 1, &step);
 }
 
 static void call_join_gap(struct device *dev) {

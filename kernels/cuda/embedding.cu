@@ -4,17 +4,17 @@
  *
  * Forward: one block a row; bytes: 4RD written, the table's rows read.
  *
- * Backward, so that neither a token that is everywhere nor a large vocabulary makes a block slow: the rows are sorted by
- * token, those of one token staying in order, and the sorted list is cut into pieces of equal length, a block each. A
- * block adds the rows of its piece in order. A token that lies within a piece is added to the table at once; of those that
- * reach over the piece's ends the sums are kept, and a second launch adds them piece by piece, in order. What is added in
- * which order depends on the tokens and R only; there are no floating-point atomics.
+ * Backward, so that neither a token that is everywhere nor a large vocabulary makes a block slow: the rows are sorted
+ * by token, those of one token staying in order, and the sorted list is cut into pieces of equal length, a block each.
+ * A block adds the rows of its piece in order. A token that lies within a piece is added to the table at once; of those
+ * that reach over the piece's ends the sums are kept, and a second launch adds them piece by piece, in order. What is
+ * added in which order depends on the tokens and R only; there are no floating-point atomics.
  * The sort takes DIGIT_MOST bits of the token at a time, the lowest first: count the digits of each tile of tokens, sum
  * the counts up, move. Within a warp, lanes with the same digit find each other by ballots.
- * Launches: 3 for every DIGIT_MOST bits of V - 1 (6 for 512 < V <= 262,144), and 2. Bytes: 4RD read, 8D for each token that
- * occurs, about 20 R a digit for the sort.
- * Expected, R 32,768, D 768, V 50,304 at 3.0 TB/s: forward 0.05 ms, backward 0.1 ms (100 MB of dout, as much of dtable, 20
- * us for small launches).
+ * Launches: 3 for every DIGIT_MOST bits of V - 1 (6 for 512 < V <= 262,144), and 2. Bytes: 4RD read, 8D for each token
+ * that occurs, about 20 R a digit for the sort.
+ * Expected, R 32,768, D 768, V 50,304 at 3.0 TB/s: forward 0.05 ms, backward 0.1 ms (100 MB of dout, as much of dtable,
+ * 20 us for small launches).
  */
 #include "kernels/cuda/launch.cuh"
 
@@ -167,8 +167,8 @@ static int64_t piece_of(int64_t R) {
     return PIECE * ceil_div(R < 1 ? 1 : R, (int64_t)PIECE * PIECES_MOST);
 }
 
-/* Sums that reach over the ends of pieces: `head` (pieces, D) of the token that began in an earlier piece, `tail` of the
- * one that began in this piece and goes on in the next. */
+/* Sums that reach over the ends of pieces: `head` (pieces, D) of the token that began in an earlier piece, `tail` of
+ * the one that began in this piece and goes on in the next. */
 struct kept_sums {
     float *head, *tail;
 };
@@ -226,7 +226,8 @@ add_pieces_kernel(float *dtable, kept_sums kept, const float *dout, token_list s
 template <int V>
 __global__ void __launch_bounds__(STRIP_THREADS)
 join_pieces_kernel(float *dtable, kept_sums kept, const int32_t *token, int64_t R, int64_t D, int64_t piece) {
-    int64_t column = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * V, from = blockIdx.x * piece, end = from + piece;
+    int64_t column = (blockIdx.y * (int64_t)blockDim.x + threadIdx.x) * V;
+    int64_t from = blockIdx.x * piece, end = from + piece;
     if (column >= D || end >= R) return;
     int32_t last = token[end - 1];
     bool began_before = from > 0 && token[from - 1] == last;
@@ -274,7 +275,8 @@ extern "C" size_t cuda_embedding_backward_scratch(int64_t R, int64_t D, int64_t 
 }
 
 /* The rows by token, those of one token in order. */
-static token_list sort_tokens(struct device *dev, const backward_room *room, const int32_t *tokens, int64_t R, int64_t V) {
+static token_list sort_tokens(struct device *dev, const backward_room *room, const int32_t *tokens, int64_t R,
+                              int64_t V) {
     int bits = bits_of(V), passes = (bits + DIGIT_MOST - 1) / DIGIT_MOST;
     token_list list = {tokens, NULL};
     unsigned tiles = (unsigned)ceil_div(R, TILE);

@@ -4,16 +4,17 @@
  *   dlogits = scale (p (1 + 2 z_loss lse) - [v == target]), p = exp(logits - lse);  dx = dlogits w;  dw += dlogits^T x
  *
  * A tile's logits are the only ones in memory, in the activation type, their rows padded to whole vectors of 16 bytes:
- * TILE_BYTES of them. One block turns a row of logits into dlogits in place. A first pass keeps the row in shared memory
- * as it comes (what doesn't fit is read again) and finds the largest logit and the sum of exponentials: each thread takes
- * a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined once. A second pass
- * writes. Whether the target is the first of the largest is looked up only where its logit is as large. Losses of single
- * rows go to scratch and one block adds them up in double, in order. Rows without a target get dlogits 0.
+ * TILE_BYTES of them. One block turns a row of logits into dlogits in place. A first pass keeps the row in shared
+ * memory as it comes (what doesn't fit is read again) and finds the largest logit and the sum of exponentials: each
+ * thread takes a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined once.
+ * A second pass writes. Whether the target is the first of the largest is looked up only where its logit is as large.
+ * Losses of single rows go to scratch and one block adds them up in double, in order. Rows without a target get dlogits
+ * 0.
  *
- * FLOPs 6 R V D (2 without gradients), 32,768 x 768 x 50,304: 7.6 TFLOP, 9.6 ms at 790 TFLOP/s. Bytes 5 e R V (the row is
- * written by one product, read and written here, read by two products; e = 2), of which the passes over rows have 2 e R V:
- * 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which another block's
- * loads and stores hide. dw in fp32 is read and written once a tile: 0.1 ms each, so tiles are large.
+ * FLOPs 6 R V D (2 without gradients), 32,768 x 768 x 50,304: 7.6 TFLOP, 9.6 ms at 790 TFLOP/s. Bytes 5 e R V (the row
+ * is written by one product, read and written here, read by two products; e = 2), of which the passes over rows have
+ * 2 e R V: 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which another
+ * block's loads and stores hide. dw in fp32 is read and written once a tile: 0.1 ms each, so tiles are large.
  */
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -113,8 +114,8 @@ __device__ __forceinline__ share block_join(share s) {
     return warp_join(s);
 }
 
-/* A row: its vectors, of which the first `cached` are also in shared memory once they have been read, by the thread that
- * read them. What lies behind the last column reads as LOWEST. */
+/* A row: its vectors, of which the first `cached` are also in shared memory once they have been read, by the thread
+ * that read them. What lies behind the last column reads as LOWEST. */
 template <class T> struct logit_row {
     static constexpr int V = vector_of<T>;
     T *global;
@@ -133,7 +134,9 @@ template <class T> struct logit_row {
         return *reinterpret_cast<const pack<T, V> *>(global + (int64_t)i * V);
     }
 
-    __device__ __forceinline__ void again(float (&v)[V], int i) const { floats(v, i < cached ? shared[i] : read(i), i); }
+    __device__ __forceinline__ void again(float (&v)[V], int i) const {
+        floats(v, i < cached ? shared[i] : read(i), i);
+    }
 };
 
 /* The thread's share of a row it sees for the first time. */
@@ -276,8 +279,8 @@ static tensor rows_of(tensor t, int64_t from, int64_t count) {
     return t;
 }
 
-extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x,
-                               tensor w, tensor targets, double scale, double z_loss, void *scratch) {
+extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw,
+                               tensor x, tensor w, tensor targets, double scale, double z_loss, void *scratch) {
     int64_t R = x.dim[0], D = x.dim[1], V = w.dim[0], tile = tile_rows(R, V, dtype_size(x.dtype));
     bool gradient = tensor_given(dx);
     ASSERT(w.dim[1] == D && tensor_is(targets, 1, R) && (gradient || !tensor_given(dw)) && V < INT32_MAX / 2);

@@ -6,47 +6,54 @@
  *   xh = u rstd;  wdg = weight dg;  c = mean(xh wdg);  du = (wdg - xh c) rstd
  *   dy = du silu(z);  dz = du y silu'(z);  dweight += sum dg xh
  *
- * A team of 1, 2, 4, ... warps takes a row (or a group of a row); a block is four teams of one warp, which need no
- * barrier, or one larger team. A thread holds up to 48 elements in vectors of V.
+ * A team of 1, 2, 4 or 8 warps takes a row (or a group of a row); a block is one team, or four of one warp or two. A
+ * thread takes its elements in vectors of V.
  * Forward: a row a team, in registers; all of it is asked for before any of it is used.
- * Backward: a block takes rows in turns. The operands of its next row are copied to shared memory without waiting while
- * it works on this one, so some 100 KB a multiprocessor are on their way all the time, and registers hold only the sums of
- * dweight. These are added over a block's teams and over the blocks (reduce.cu), in an order that depends on R and D only.
+ * Backward: a block takes rows in turns. The operands of its next rows are copied to shared memory without waiting
+ * while it works on these, so some 100 KB a multiprocessor are on their way all the time, and registers hold only the
+ * sums of dweight. These are added over a block's teams and over the blocks (reduce.cu), in an order that depends on R
+ * and D only.
  * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D; gated: forward 3eI, backward 5eI.
- * All are bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, D 768 in 0.10 / 0.14 ms, I 1536 in 0.10 /
- * 0.17 ms; R 16,384, D 2048 in 0.13 / 0.18 ms, I 4096 in 0.13 / 0.23 ms.
+ * All are bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, D 768 in 0.10 / 0.14 ms, I 1536 in
+ * 0.10 / 0.17 ms; R 16,384, D 2048 in 0.13 / 0.18 ms, I 4096 in 0.13 / 0.23 ms.
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
 enum {
-    RUNS_MAX = 528,    /* blocks of a backward pass, and rows of partial sums */
-    TEAM_WARPS = 16,   /* the most */
-    BLOCK_TEAMS = 4,   /* of one warp */
-    ELEMENTS_MAX = 48, /* of a row in a thread */
-    SHARED_MOST = 225 << 10 /* bytes of a multiprocessor that blocks of a backward pass can have */
+    TEAM_WARPS = 8,            /* the most */
+    THREADS_MAX = 256,         /* of a block */
+    FORWARD_ELEMENTS = 48,     /* of a row in a thread, unless the row is longer than that of eight warps */
+    ADD_ELEMENTS = 16,         /* the same in the backward passes, which want more warps */
+    GATED_ELEMENTS = 24,
+    ELEMENTS_MAX = 64,
+    BLOCKS_MOST = 6,           /* of a backward pass on a multiprocessor */
+    RUNS_MAX = 132 * BLOCKS_MOST, /* its blocks, and rows of partial sums */
+    THREADS_TOGETHER = 768,    /* of its blocks on a multiprocessor: 80 registers each */
+    SHARED_MOST = 225 << 10    /* bytes that they can have */
 };
 
 /* --- teams -------------------------------------------------------------------------------------------------------- */
 
-template <int V, class F> static void with_team(int64_t n, F f) {
+/* Warps of a team and the least of the numbers of elements that kernels are built for. */
+template <int V, int MOST, class F> static void with_team(int64_t n, F f) {
     int warps = 1;
-    while (ceil_div(n, (int64_t)WARP * warps * V) * V > (V > 1 ? ELEMENTS_MAX : 32)) warps *= 2;
-    ASSERT(warps <= TEAM_WARPS);
-    dim3 block((unsigned)(WARP * warps), warps == 1 ? BLOCK_TEAMS : 1);
-    int64_t elements = ceil_div(n, (int64_t)WARP * warps * V) * V;
-    if constexpr (V == 1) f(constant<32>(), block);
-    else if (elements <= 16) f(constant<16 / V>(), block);
-    else if (elements <= 24) f(constant<24 / V>(), block);
-    else if (elements <= 32) f(constant<32 / V>(), block);
+    auto elements = [&] { return ceil_div(n, (int64_t)WARP * warps * V) * V; };
+    while (elements() > MOST && warps < TEAM_WARPS) warps *= 2;
+    ASSERT(elements() <= ELEMENTS_MAX);
+    dim3 block((unsigned)(WARP * warps), warps <= 2 ? 4 : 1);
+    int64_t each = elements();
+    if (each <= 16) f(constant<16 / V>(), block);
+    else if (each <= 24) f(constant<24 / V>(), block);
+    else if (each <= 48) f(constant<48 / V>(), block);
     else f(constant<ELEMENTS_MAX / V>(), block);
 }
 
-/* Run f(V, ITEMS, block): rows of n, read in vectors of V elements if `wide`, else one at a time, are dealt out to teams
- * of block.x threads, block.y teams a block, each thread taking ITEMS vectors. */
-template <int V, class F> static void with_row_shape(bool wide, int64_t n, F f) {
-    if (wide) with_team<V>(n, [&](auto items, dim3 block) { f(constant<V>(), items, block); });
-    else with_team<1>(n, [&](auto items, dim3 block) { f(constant<1>(), items, block); });
+/* Run f(V, ITEMS, block): rows of n, read in vectors of V elements if `wide`, else one at a time, are dealt out to
+ * teams of block.x threads, block.y teams a block, each thread taking ITEMS vectors. */
+template <int V, int MOST, class F> static void with_row_shape(bool wide, int64_t n, F f) {
+    if (wide) with_team<V, MOST>(n, [&](auto items, dim3 block) { f(constant<V>(), items, block); });
+    else with_team<1, MOST>(n, [&](auto items, dim3 block) { f(constant<1>(), items, block); });
 }
 
 /* Elements that 16 bytes hold. */
@@ -57,15 +64,21 @@ template <int V> __device__ __forceinline__ int item_at(int k) {
     return (int)(k * blockDim.x + threadIdx.x) * V;
 }
 
-/* The sum over a team, in each of its threads. `room` takes turns between two, which saves a barrier a sum. */
-__device__ __forceinline__ float team_sum(float v, float (&room)[TEAM_WARPS]) {
+/* The sum over a team, in each of its threads. All of the block take part. `room` takes turns between two, which saves
+ * a barrier a sum. */
+struct team_room {
+    float of_warp[THREADS_MAX / WARP];
+};
+
+__device__ __forceinline__ float team_sum(float v, team_room &room) {
     int warps = (int)blockDim.x / WARP;
     v = warp_sum(v);
     if (warps == 1) return v;
-    if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = v;
+    float *mine = room.of_warp + threadIdx.y * warps;
+    if (threadIdx.x % WARP == 0) mine[threadIdx.x / WARP] = v;
     __syncthreads();
     v = 0;
-    for (int w = 0; w < warps; w++) v += room[w];
+    for (int w = 0; w < warps; w++) v += mine[w];
     return v;
 }
 
@@ -80,7 +93,7 @@ __device__ __forceinline__ void load_items(pack<T, V> (&items)[ITEMS], const T *
     }
 }
 
-/* --- rows in shared memory, of a backward pass --------------------------------------------------------------------- */
+/* --- rows in shared memory, of a backward pass -------------------------------------------------------------------- */
 
 /* How the rows of a backward pass are dealt out: blocks, and `slots` places for a row, two or one, for each team. The
  * number of blocks is a function of R and D, since it is how sums are cut; it may not depend on the device. */
@@ -94,15 +107,18 @@ struct staging {
 static struct staging staging_of(int64_t R, int64_t n, int64_t bytes, dim3 block) {
     struct staging s;
     s.slot_bytes = (int)(ceil_div(n * bytes, 16) * 16);
-    int64_t team = 2 * (int64_t)s.slot_bytes, most = SHARED_MOST;
-    s.slots = team * block.y > most ? 1 : 2;
+    s.slots = 2 * (int64_t)s.slot_bytes * block.y > SHARED_MOST ? 1 : 2;
     s.shared = (size_t)(s.slots * s.slot_bytes) * block.y;
     size_t sums = (size_t)(block.y - 1) * (size_t)n * sizeof(float); /* add_teams's */
     if (s.shared < sums) s.shared = sums;
-    int64_t fit = most / ((int64_t)s.shared + 2048), blocks = fit < 1 ? 1 : fit > 4 ? 4 : fit;
-    s.blocks = (unsigned)at_most(ceil_div(R, block.y), RUNS_MAX / 4 * blocks);
+    int64_t fit = SHARED_MOST / ((int64_t)s.shared + 1280), blocks = at_most(fit, BLOCKS_MOST);
+    blocks = at_most(blocks < 1 ? 1 : blocks, THREADS_TOGETHER / (block.x * block.y));
+    s.blocks = (unsigned)at_most(ceil_div(R, block.y), RUNS_MAX / BLOCKS_MOST * blocks);
     return s;
 }
+
+/* Threads of a backward pass with few sums have so few registers that THREADS_TOGETHER fit. */
+#define BACKWARD_BOUNDS __launch_bounds__(THREADS_MAX, ITEMS * V <= 24 ? THREADS_TOGETHER / THREADS_MAX : 1)
 
 /* Allow a kernel the shared memory it is launched with. */
 template <class K> static void allow_shared(struct device *dev, K *kernel, size_t bytes) {
@@ -116,8 +132,8 @@ template <int V, class T> __device__ __forceinline__ void stage_item(T *shared, 
     else *shared = *global;
 }
 
-/* The sums of columns that the teams of a block hold, added in the order of the teams into `partial`, a row of n. `room`
- * is the shared memory of the rows, no longer needed. */
+/* The sums of columns that the teams of a block hold, added in the order of the teams into `partial`, a row of n.
+ * `room` is the shared memory of the rows, no longer needed. */
 template <int ITEMS, int V>
 __device__ __forceinline__ void add_teams(float *partial, float (&sum)[ITEMS][V], int n, float *room) {
     if (blockDim.y > 1) __syncthreads();
@@ -145,16 +161,16 @@ __device__ __forceinline__ void add_teams(float *partial, float (&sum)[ITEMS][V]
 /* --- residual add + RMSNorm --------------------------------------------------------------------------------------- */
 
 template <class T, int V, int ITEMS>
-__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+__global__ void __launch_bounds__(THREADS_MAX)
 add_rmsnorm_forward_kernel(float *out_residual, T *y, float *rstd, const float *residual, const T *branch,
                            const float *weight, int64_t R, int D, float eps) {
-    __shared__ float room[TEAM_WARPS];
+    __shared__ team_room room;
     int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, at = row * D;
-    if (row >= R) return; /* a whole warp, of a block without barriers */
+    int end = row < R ? D : 0;
     pack<float, V> r[ITEMS];
     pack<T, V> more[ITEMS] = {};
-    load_items(r, residual + at, D);
-    if (branch) load_items(more, branch + at, D);
+    load_items(r, residual + at, end);
+    if (branch) load_items(more, branch + at, end);
     float squares = 0;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++)
@@ -166,14 +182,14 @@ add_rmsnorm_forward_kernel(float *out_residual, T *y, float *rstd, const float *
     if (branch || out_residual != residual) {
 #pragma unroll
         for (int k = 0; k < ITEMS; k++)
-            if (item_at<V>(k) < D) store_floats<V>(out_residual + at + item_at<V>(k), r[k].v);
+            if (item_at<V>(k) < end) store_floats<V>(out_residual + at + item_at<V>(k), r[k].v);
     }
     float s = 1.0f / sqrtf(team_sum(squares, room) / (float)D + eps);
-    if (threadIdx.x == 0) rstd[row] = s;
+    if (threadIdx.x == 0 && row < R) rstd[row] = s;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++) {
         int i = item_at<V>(k);
-        if (i >= D) continue;
+        if (i >= end) continue;
         float w[V];
         load_floats<V>(w, weight + i);
 #pragma unroll
@@ -191,7 +207,7 @@ extern "C" void cuda_add_rmsnorm_forward(struct device *dev, tensor out_residual
                 vectors_fit(out_residual, 4);
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        with_row_shape<4>(wide, D, [&](auto width, auto items, dim3 block) {
+        with_row_shape<4, FORWARD_ELEMENTS>(wide, D, [&](auto width, auto items, dim3 block) {
             LAUNCH(dev, (add_rmsnorm_forward_kernel<T, width.value, items.value>), (unsigned)ceil_div(R, block.y),
                    block, 0, data_of<float>(out_residual), data_of<T>(y), data_of<float>(rstd),
                    data_of<float>(residual), data_of<T>(branch), data_of<float>(weight), R, (int)D, (float)eps);
@@ -201,12 +217,12 @@ extern "C" void cuda_add_rmsnorm_forward(struct device *dev, tensor out_residual
 
 /* A slot: the row's residual (D floats), dnext (D floats), dy (D of T). */
 template <class T, int V, int ITEMS>
-__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+__global__ void BACKWARD_BOUNDS
 add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const T *dy, const float *dnext,
                             const float *residual, const float *rstd, const float *weight, int64_t R, int D,
                             struct staging staging) {
     DYNAMIC_SHARED(char, memory);
-    __shared__ float room[2][TEAM_WARPS];
+    __shared__ team_room room[2];
     char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;
     auto fetch = [&](int64_t row, int slot) {
         float *at = (float *)(slots + slot * staging.slot_bytes);
@@ -221,10 +237,12 @@ add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const 
         cp_async_commit();
     };
     float sum[ITEMS][V] = {};
-    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.x * blockDim.y;
-    fetch(row, 0);
-    for (int turn = 0; row < R; row += step, turn ^= 1) {
-        float s = rstd[row], dot = 0;
+    int64_t first = (int64_t)blockIdx.x * blockDim.y, step = (int64_t)gridDim.x * blockDim.y;
+    fetch(first + threadIdx.y, 0);
+    for (int turn = 0; first < R; first += step, turn ^= 1) {
+        int64_t row = first + threadIdx.y;
+        int end = row < R ? D : 0;
+        float s = row < R ? rstd[row] : 0.0f, dot = 0;
         int slot = staging.slots == 2 ? turn : 0;
         if (staging.slots == 2) fetch(row + step, !slot);
         if (staging.slots == 2) cp_async_wait<1>();
@@ -234,7 +252,7 @@ add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const 
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
-            if (i >= D) break;
+            if (i >= end) break;
             float x[V], g[V], w[V];
             load_floats<V>(x, in + i);
             load_floats<V>(g, d + i);
@@ -250,7 +268,7 @@ add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const 
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
-            if (i >= D) break;
+            if (i >= end) break;
             float x[V], g[V], w[V], out[V] = {};
             load_floats<V>(x, in + i);
             load_floats<V>(g, d + i);
@@ -279,7 +297,7 @@ extern "C" void cuda_add_rmsnorm_backward(struct device *dev, tensor dresidual, 
                 vectors_fit(dresidual, 4) && vectors_fit(dbranch, 4) && (uintptr_t)scratch % 16 == 0;
     with_type(dy.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        with_row_shape<4>(wide, D, [&](auto width, auto items, dim3 block) {
+        with_row_shape<4, ADD_ELEMENTS>(wide, D, [&](auto width, auto items, dim3 block) {
             struct staging staging = staging_of(R, D, 8 + (int64_t)sizeof(T), block);
             allow_shared(dev, add_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared);
             LAUNCH(dev, (add_rmsnorm_backward_kernel<T, width.value, items.value>), staging.blocks, block,
@@ -292,18 +310,18 @@ extern "C" void cuda_add_rmsnorm_backward(struct device *dev, tensor dresidual, 
     cuda_add_partials(dev, data_of<float>(dweight), (const float *)scratch, runs, D);
 }
 
-/* --- gated RMSNorm: blockIdx.y is the group ------------------------------------------------------------------------ */
+/* --- gated RMSNorm: blockIdx.y is the group ----------------------------------------------------------------------- */
 
 template <class T, int V, int ITEMS>
-__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+__global__ void __launch_bounds__(THREADS_MAX)
 gated_rmsnorm_forward_kernel(T *g, float *rstd, const T *y, const T *z, int64_t z_step, const float *weight, int64_t R,
                              int64_t I, int n, float eps) {
-    __shared__ float room[TEAM_WARPS];
+    __shared__ team_room room;
     int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, group = (int64_t)blockIdx.y * n, at = row * I + group;
-    if (row >= R) return; /* a whole warp, of a block without barriers */
+    int end = row < R ? n : 0;
     pack<T, V> in[ITEMS], gate[ITEMS];
-    load_items(in, y + at, n);
-    load_items(gate, z + row * z_step + group, n);
+    load_items(in, y + at, end);
+    load_items(gate, z + row * z_step + group, end);
     float u[ITEMS][V], squares = 0;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++)
@@ -313,11 +331,11 @@ gated_rmsnorm_forward_kernel(T *g, float *rstd, const T *y, const T *z, int64_t 
             squares += u[k][j] * u[k][j];
         }
     float s = 1.0f / sqrtf(team_sum(squares, room) / (float)n + eps);
-    if (threadIdx.x == 0) rstd[row * gridDim.y + blockIdx.y] = s;
+    if (threadIdx.x == 0 && row < R) rstd[row * gridDim.y + blockIdx.y] = s;
 #pragma unroll
     for (int k = 0; k < ITEMS; k++) {
         int i = item_at<V>(k);
-        if (i >= n) continue;
+        if (i >= end) continue;
         float w[V];
         load_floats<V>(w, weight + group + i);
 #pragma unroll
@@ -340,7 +358,8 @@ extern "C" void cuda_gated_rmsnorm_forward(struct device *dev, tensor g, tensor 
     const tensor views[] = {g, y, z, weight};
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        with_row_shape<vector_of<T>>(groups_fit(n, vector_of<T>, 4, views), n, [&](auto width, auto items, dim3 block) {
+        bool wide = groups_fit(n, vector_of<T>, 4, views);
+        with_row_shape<vector_of<T>, FORWARD_ELEMENTS>(wide, n, [&](auto width, auto items, dim3 block) {
             dim3 grid((unsigned)ceil_div(R, block.y), (unsigned)groups);
             LAUNCH(dev, (gated_rmsnorm_forward_kernel<T, width.value, items.value>), grid, block, 0, data_of<T>(g),
                    data_of<float>(rstd), data_of<T>(y), data_of<T>(z), z.stride[0], data_of<float>(weight), R, I,
@@ -351,12 +370,12 @@ extern "C" void cuda_gated_rmsnorm_forward(struct device *dev, tensor g, tensor 
 
 /* A slot: y, z and dg of a row's group, n of T each. */
 template <class T, int V, int ITEMS>
-__global__ void __launch_bounds__(TEAM_WARPS *WARP)
+__global__ void BACKWARD_BOUNDS
 gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, const T *dg, const T *y, const T *z,
                               int64_t z_step, const float *rstd, const float *weight, int64_t R, int64_t I, int n,
                               struct staging staging) {
     DYNAMIC_SHARED(char, memory);
-    __shared__ float room[2][TEAM_WARPS];
+    __shared__ team_room room[2];
     int64_t group = (int64_t)blockIdx.y * n;
     char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;
     auto fetch = [&](int64_t row, int slot) {
@@ -372,10 +391,12 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, con
         cp_async_commit();
     };
     float sum[ITEMS][V] = {};
-    int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.x * blockDim.y;
-    fetch(row, 0);
-    for (int turn = 0; row < R; row += step, turn ^= 1) {
-        float s = rstd[row * gridDim.y + blockIdx.y], dot = 0;
+    int64_t first = (int64_t)blockIdx.x * blockDim.y, step = (int64_t)gridDim.x * blockDim.y;
+    fetch(first + threadIdx.y, 0);
+    for (int turn = 0; first < R; first += step, turn ^= 1) {
+        int64_t row = first + threadIdx.y;
+        int end = row < R ? n : 0;
+        float s = row < R ? rstd[row * gridDim.y + blockIdx.y] : 0.0f, dot = 0;
         int slot = staging.slots == 2 ? turn : 0;
         if (staging.slots == 2) fetch(row + step, !slot);
         if (staging.slots == 2) cp_async_wait<1>();
@@ -384,7 +405,7 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, con
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
-            if (i >= n) break;
+            if (i >= end) break;
             float x[V], v[V], g[V], w[V];
             load_floats<V>(x, in + i);
             load_floats<V>(v, gate + i);
@@ -401,7 +422,7 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, con
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
-            if (i >= n) break;
+            if (i >= end) break;
             float x[V], v[V], g[V], w[V];
             load_floats<V>(x, in + i);
             load_floats<V>(v, gate + i);
@@ -434,7 +455,7 @@ extern "C" void cuda_gated_rmsnorm_backward(struct device *dev, tensor dy, tenso
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         bool wide = groups_fit(n, vector_of<T>, 6, views) && (uintptr_t)scratch % 16 == 0;
-        with_row_shape<vector_of<T>>(wide, n, [&](auto width, auto items, dim3 block) {
+        with_row_shape<vector_of<T>, GATED_ELEMENTS>(wide, n, [&](auto width, auto items, dim3 block) {
             struct staging staging = staging_of(R, n, 3 * (int64_t)sizeof(T), block);
             allow_shared(dev, gated_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared);
             LAUNCH(dev, (gated_rmsnorm_backward_kernel<T, width.value, items.value>),

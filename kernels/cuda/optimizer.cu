@@ -1,10 +1,10 @@
-/* optimizer.cu: the sum of squares of the gradients, AdamW over all tensors of a flat array, and the rounding of weights
+/* optimizer.cu: the sum of squares of the gradients, AdamW over all tensors of flat arrays, and the rounding of weights
  * for products.
  *
  * sum_squares: SUM_BLOCKS blocks of fixed shares, added in double (fp64 is cheap on the chips this is for), then one
  * block adds the blocks' sums in order. Bytes 4n.
- * adamw: a block takes CHUNK elements of one segment, in vectors of four. The table of segments travels with the launch,
- * TABLE of them at a time, so a model is a launch or two. Bytes: p, m, v read and written, g read, and the rounded copy
+ * adamw: a block takes CHUNK elements of one segment, in vectors of four. The table of segments travels with the
+ * launch, TABLE of them at a time, so a model is a launch or two. Bytes: p, m, v read and written, g read, and the rounded copy
  * written, 28n + 2n in bf16; bound by bandwidth: 129 M parameters in 1.3 ms at 3.0 TB/s, 0.9 ms at 4.2 TB/s. The step's
  * scalars are read from device memory.
  * step_scalars: one thread, a few hundred operations in double: under 10 us, and no word from the host in a step.
@@ -62,7 +62,8 @@ extern "C" void cuda_step_scalars(struct device *dev, struct adamw_step *step, s
 
 /* --- AdamW and rounding ------------------------------------------------------------------------------------------- */
 
-template <class T, int V> __global__ void __launch_bounds__(THREADS) convert_kernel(T *to, const float *from, int64_t n) {
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS) convert_kernel(T *to, const float *from, int64_t n) {
     int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
     if (i >= n) return;
     float v[V];
@@ -76,8 +77,9 @@ extern "C" void cuda_convert(struct device *dev, tensor to, tensor from) {
     with_type(to.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         with_width(vectors_fit(to, 4) && vectors_fit(from, 4), [&](auto width) {
-            LAUNCH(dev, (convert_kernel<T, width.value>), (unsigned)ceil_div(n, (int64_t)THREADS * width.value), THREADS,
-                   0, data_of<T>(to), data_of<float>(from), n);
+            int64_t blocks = ceil_div(n, (int64_t)THREADS * width.value);
+            LAUNCH(dev, (convert_kernel<T, width.value>), (unsigned)blocks, THREADS, 0, data_of<T>(to),
+                   data_of<float>(from), n);
         });
     });
 }

@@ -2,12 +2,12 @@
  * writes one partial row per block of tokens, and the rows are added here.
  *
  * One block takes WARP columns; its SUM_WARPS warps take the rows in turn, UNROLL of them on their way at once, and
- * their sums are added in the order of the warps. The order of every sum depends on the number of rows only. Bytes: 4 per
- * element read, mostly from the second cache; with a few hundred rows a thread waits for memory four times, so a launch
- * is about 4 us whatever its size: what can be added in one launch is (parts). */
+ * their sums are added in the order of the warps. The order of every sum depends on the number of rows only. Bytes: 4
+ * per element read, mostly from the second cache; with a few hundred rows a thread waits for memory two or three times, so
+ * a launch takes about 4 us whatever its size: what can be added in one launch is (parts). */
 #include "kernels/cuda/launch.cuh"
 
-enum { SUM_WARPS = 32, UNROLL = 4 };
+enum { SUM_WARPS = 32, UNROLL = 8 };
 
 template <class T>
 __device__ __forceinline__ float strided_column_sum(const T *column, int64_t step, int64_t end) {
@@ -20,12 +20,13 @@ __device__ __forceinline__ float strided_column_sum(const T *column, int64_t ste
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) sum += to_float(v[i]);
     }
+#pragma unroll 4
     for (; r < end; r += SUM_WARPS) sum += to_float(column[r * step]);
     return sum;
 }
 
-/* *to += the sum of `end` numbers of this thread's column, for the first warp's threads. The block is (WARP, SUM_WARPS);
- * `inside`: the column exists. */
+/* *to += the sum of `end` numbers of this thread's column, for the first warp's threads. The block is (WARP,
+ * SUM_WARPS); `inside`: the column exists. */
 template <class T>
 __device__ __forceinline__ void sum_column(float *to, const T *column, int64_t step, int64_t end, bool inside) {
     __shared__ float part[SUM_WARPS][WARP];
