@@ -36,6 +36,7 @@ STEP_DECIDE void step_decide(struct adamw_step *step, struct step_report *report
     step->correction2 = 1 - pow(rule->beta2, t);
     step->grad_scale = to_mean * clipping;
     step->skip = skip;
+    step->unused = 0;
     if (!skip) ++*steps;
     report->totals = *totals;
     report->grad_norm = norm;

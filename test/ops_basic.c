@@ -589,5 +589,67 @@ static const struct op_row adamw = {
     .identities = (const struct op_identity[]){{"the rest is left alone", adamw_untouched}, {NULL, NULL}},
 };
 
+/* The structs of a step as the doubles that they are made of; whole numbers in them are compared by the identity. */
+enum { STEP_DOUBLES = sizeof(struct adamw_step) / 8, REPORT_DOUBLES = sizeof(struct step_report) / 8 };
+
+static void fill_totals(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) o->values[i] = 1 + draw_uniform(r, o, i);
+    if (param(r, "skip")) o->values[2] = -1; /* as if there were no valid target, in numbers that can be compared */
+    o->values[4] *= param(r, "large") ? 1e4 : 1e-4; /* squares */
+}
+
+static void fill_rates(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) o->values[i] = 1e-3 * (1 + draw_uniform(r, o, i));
+}
+
+/* A count as a double is so small a number that rounding it for a table in float leaves nothing: it begins at 0. */
+static void fill_steps(struct run *r, struct operand *o) {
+    (void)r;
+    o->values[0] = 0;
+}
+
+static void step_scalars_operand(struct operand *o, void (*fill)(struct run *r, struct operand *o)) {
+    o->type = OPERAND_F64;
+    o->no_gradient = true;
+    o->fill = fill;
+}
+
+static void step_scalars_declare(struct run *r) {
+    step_scalars_operand(output(r, "step", DIMS(STEP_DOUBLES)), NULL);
+    step_scalars_operand(output(r, "report", DIMS(REPORT_DOUBLES)), NULL);
+    step_scalars_operand(state(r, "steps", DIMS(1)), fill_steps);
+    step_scalars_operand(input(r, "totals", DIMS(sizeof(struct step_totals) / 8)), fill_totals);
+    step_scalars_operand(input(r, "rates", DIMS(2)), fill_rates);
+}
+
+static void step_scalars_forward(struct run *r) {
+    struct step_rule rule = {.scale = 0.125, .clip = param(r, "clip") ? 0.5 : 0, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8};
+    r->ops->step_scalars(r->dev, value(r, "step").data, value(r, "report").data, value(r, "steps").data,
+                         value(r, "totals").data, value(r, "rates").data, &rule);
+}
+
+static void step_scalars_decision(struct run *r) {
+    struct adamw_step step;
+    struct step_report report;
+    int64_t steps;
+    memcpy(&step, operand_find(r, "step")->values, sizeof step);
+    memcpy(&report, operand_find(r, "report")->values, sizeof report);
+    memcpy(&steps, operand_find(r, "steps")->values, sizeof steps);
+    bool skip = param(r, "skip") != 0, clipped = param(r, "clip") && param(r, "large") && !skip;
+    op_expect(r, step.skip == skip && report.skipped == skip, "a step is %s", skip ? "not skipped" : "skipped");
+    op_expect(r, steps == !skip && report.steps == steps, "%lld steps are counted", (long long)steps);
+    double mean = 1 / (0.125 * report.totals.loss.valid), norm = step.grad_scale / mean * report.grad_norm;
+    op_expect(r, skip || fabs(norm / (clipped ? 0.5 : report.grad_norm) - 1) < 1e-5, "the norm is clipped to %g", norm);
+}
+
+static const struct op_row step_scalars = {
+    .name = "step_scalars",
+    .parameters = "skip=0 large=0 clip=1",
+    .cases = (const struct op_cases[]){{OP_TEST, "skip=0,1 large=0,1 clip=0,1"}, {0, NULL}},
+    .declare = step_scalars_declare,
+    .forward = step_scalars_forward,
+    .identities = (const struct op_identity[]){{"the decision", step_scalars_decision}, {NULL, NULL}},
+};
+
 const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &swiglu,
-                                               &head_loss, &convert, &sum_squares, &adamw, NULL};
+                                               &head_loss, &convert, &sum_squares, &step_scalars, &adamw, NULL};
