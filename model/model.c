@@ -39,6 +39,11 @@ struct model_state {
     int64_t B;
     arena memory;
     void **layers; /* the state of each layer; a stateless one's is empty */
+    /* For model_step: its recorded work, and what that works with. */
+    struct device_record *record;
+    struct model *stepping;
+    bool one_piece; /* the logits of all sequences are computed at once, */
+    void *logits;   /* here */
 };
 
 /* Values go to and from the device in pieces. */
@@ -293,6 +298,7 @@ int model_state_open(struct model_state **out, const struct model *m, int64_t B,
 
 void model_state_close(struct model_state *s) {
     if (!s) return;
+    device_record_close(s->m->dev, s->record);
     arena_close(&s->memory);
     free(s->layers);
     free(s);
@@ -574,6 +580,12 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
 
 /* --- logits and decoding ---------------------------------------------------------------------- */
 
+/* Logits of rows [from, from+count) of the final norm's output into `piece`, in device memory. */
+static void compute_logits(struct model *m, int64_t from, int64_t count, void *piece) {
+    m->ops->linear_forward(m->dev, tensor_2d(piece, m->ops->real, count, m->mc->rows), final_normed(m, from, count),
+                           m->w[m->mc->head], tensor_none());
+}
+
 static void read_logits(struct model *m, int64_t from, int64_t count, void *logits) {
     arena *scratch = &m->areas[AREA_SCRATCH];
     size_t mark = arena_mark(scratch), row = (size_t)m->mc->rows * dtype_size(m->ops->real);
@@ -581,8 +593,7 @@ static void read_logits(struct model *m, int64_t from, int64_t count, void *logi
     void *piece = arena_take(scratch, (size_t)tile * row);
     for (int64_t done = 0; done < count; done += tile) {
         int64_t rows = count - done < tile ? count - done : tile;
-        m->ops->linear_forward(m->dev, tensor_2d(piece, m->ops->real, rows, m->mc->rows),
-                               final_normed(m, from + done, rows), m->w[m->mc->head], tensor_none());
+        compute_logits(m, from + done, rows, piece);
         device_read(m->dev, (char *)logits + (size_t)done * row, piece, (size_t)rows * row);
     }
     arena_rewind(scratch, mark);
@@ -593,11 +604,10 @@ void model_logits(struct model *m, int64_t from, int64_t count, void *logits) {
     read_logits(m, from, count, logits);
 }
 
-void model_step(struct model *m, struct model_state *s, const int32_t *tokens, void *logits) {
-    ASSERT(s->m == m && s->B <= m->B_max);
-    check_ids(m, tokens, s->B, false);
-    device_write(m->dev, m->at.tokens, tokens, (size_t)s->B * sizeof *tokens);
-    m->stage = STAGE_NONE;
+/* A token through all layers, from the ids on the device to its logits, if they are computed in one piece. */
+static void step_layers(void *self) {
+    struct model_state *s = self;
+    struct model *m = s->stepping;
     embed(m, s->B);
     for (int i = 0; i < m->mc->layer_count; i++) {
         arena saved;
@@ -607,5 +617,24 @@ void model_step(struct model *m, struct model_state *s, const int32_t *tokens, v
         call.layer->mixer->step(&call);
     }
     enter_layer(m, m->mc->layer_count, s->B);
-    read_logits(m, 0, s->B, logits);
+    if (!s->one_piece) return;
+    /* Always at the same place, so that a replay leaves them there, too. */
+    s->logits = arena_take(&m->areas[AREA_SCRATCH], (size_t)(s->B * m->mc->rows) * dtype_size(m->ops->real));
+    compute_logits(m, 0, s->B, s->logits);
+}
+
+void model_step(struct model *m, struct model_state *s, const int32_t *tokens, void *logits) {
+    ASSERT(s->m == m && s->B <= m->B_max);
+    arena *scratch = &m->areas[AREA_SCRATCH];
+    size_t mark = arena_mark(scratch);
+    check_ids(m, tokens, s->B, false);
+    device_write(m->dev, m->at.tokens, tokens, (size_t)s->B * sizeof *tokens);
+    m->stage = STAGE_NONE;
+    s->stepping = m;
+    s->one_piece = s->B <= logits_tile(m->B_max * m->T_max, m->mc->rows);
+    device_run(m->dev, &s->record, step_layers, s);
+    if (s->one_piece)
+        device_read(m->dev, logits, s->logits, (size_t)(s->B * m->mc->rows) * dtype_size(m->ops->real));
+    arena_rewind(scratch, mark);
+    if (!s->one_piece) read_logits(m, 0, s->B, logits);
 }
