@@ -1,8 +1,10 @@
 /* ssd_chunk_forward.cu: SSD in chunks on tensor cores, forward. ssd_chunk.cu has the equations, the factors and the walk.
  *
- * A block walks over the chunks of one head, batch row and segment with the state S (P x N) in the accumulators of its
- * four warps, 16 rows p each. For each chunk:
+ * C B^T is made first, once for all heads of a group, in the layout of accumulators: fp32, 16 KB a chunk, which stays in
+ * the L2 cache. Then a block walks over the chunks of one head, batch row and segment with the state S (P x N) in the
+ * accumulators of its four warps, 16 rows p each. For each chunk, while x, b, c are on their way:
  *   1. a warp has 16 tokens i: C B^T on and below the diagonal, times L_ij dt_j, to shared memory as bf16: the weights M
+ * and behind the barrier for both
  *   2. a warp has 16 columns p of y, all tokens: C S^T, where accumulators of S, rounded, are just what the product takes
  *      as its second operand; times enter_i; plus M X; plus d x
  *   3. S = pass S + (leave dt X)^T B
@@ -22,10 +24,13 @@
 
 enum { THREADS = SSD_WALKERS * WARP };
 
+/* C B^T of a chunk as the accumulators of the warps that made it: four elements of 16 tokens and eight columns a lane. */
+enum { PRODUCTS = 4 * 8 * WARP };
+
 struct forward_room {
     ssd_tile<SSD_P> x, weights;
     ssd_tile<SSD_N> b, c;
-    ssd_factors factors;
+    ssd_factors factors[2];
 };
 
 struct forward_views {
@@ -33,9 +38,13 @@ struct forward_views {
     const float *d;
 };
 
-/* Sizes in floats: the factors, then the carries where nothing is saved, then the decays of segments. */
+/* Sizes in floats: the factors, the products, then the carries where nothing is saved, then the decays of segments. */
 static int64_t factors_count(struct ssd_shape s) {
     return s.B * ssd_chunks(s) * s.H * (int64_t)(sizeof(ssd_factors) / sizeof(float));
+}
+
+static int64_t products_count(struct ssd_shape s) {
+    return s.B * ssd_chunks(s) * s.G * 4 * PRODUCTS;
 }
 
 size_t ssd_chunk_saved(struct ssd_shape s) {
@@ -43,45 +52,72 @@ size_t ssd_chunk_saved(struct ssd_shape s) {
 }
 
 size_t ssd_chunk_forward_scratch(struct ssd_shape s) {
-    return (size_t)(factors_count(s) + ssd_chunk_carries(s) + s.B * ssd_chunk_segments(s) * s.H) * sizeof(float);
+    return (size_t)(factors_count(s) + products_count(s) + ssd_chunk_carries(s) + s.B * ssd_chunk_segments(s) * s.H) * sizeof(float);
 }
 
-/* Step 1 for the tokens from i0 on. */
-__device__ __forceinline__ void weights_store(forward_room &room, int tile, int lane) {
+/* C B^T on and below the diagonal, once for all heads of a group: a warp 16 tokens. Grid: (groups, chunks, batch rows). */
+template <bool ALIGNED>
+__global__ void __launch_bounds__(THREADS) ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
+    DYNAMIC_SHARED(char, memory);
+    ssd_tile<SSD_N> *tiles = reinterpret_cast<ssd_tile<SSD_N> *>(memory);
+    int64_t group = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z;
+    int lane = threadIdx.x % WARP, warp = warp_of_block();
+    tile_load<THREADS, ALIGNED>(tiles[0], c, row, group, chunk * SSD_CHUNK, p.T);
+    tile_load<THREADS, ALIGNED>(tiles[1], b, row, group, chunk * SSD_CHUNK, p.T);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
     float cb[8][4] = {};
-    int of_c = down_right<SSD_N>(16 * tile, 0, lane), of_b = right_down<SSD_N>(0, 0, lane);
+    int of_c = down_right<SSD_N>(16 * warp, 0, lane), of_b = right_down<SSD_N>(0, 0, lane);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
-        uint32_t a[4], b[4];
-        ldmatrix_x4(a, room.c.from(of_c, 0, k));
+        uint32_t two[4], a[4];
+        ldmatrix_x4(a, tiles[0].from(of_c, 0, k));
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            if (j > tile) continue;
-            ldmatrix_x4(b, room.b.from(of_b, 16 * j, k));
-            mma_two(cb[2 * j], cb[2 * j + 1], a, b);
+            if (j > warp) continue;
+            ldmatrix_x4(two, tiles[1].from(of_b, 16 * j, k));
+            mma_two(cb[2 * j], cb[2 * j + 1], a, two);
         }
     }
-    const ssd_factors &f = room.factors;
+    products += ((row * p.chunks + chunk) * p.G + group) * PRODUCTS + warp * 8 * WARP + lane;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        if (n / 2 <= warp) products[n * WARP] = make_float4(cb[n][0], cb[n][1], cb[n][2], cb[n][3]);
+}
+
+/* Step 1 for one of the four times 16 tokens. */
+__device__ __forceinline__ void weights_store(ssd_tile<SSD_P> &weights, const ssd_factors &f, const float4 *products,
+                                              int tile, int lane) {
+    products += tile * 8 * WARP + lane;
     int i[2] = {16 * tile + lane / 4, 16 * tile + lane / 4 + 8};
     float log[2] = {f.log[i[0]], f.log[i[1]]}, run[2] = {f.run[i[0]], f.run[i[1]]};
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        if (n / 2 > tile) continue;
-        int j = 8 * n + lane % 4 * 2;
-        float2 logs = two_at(f.log, j), runs = two_at(f.run, j), dt = two_at(f.dt, j);
+    for (int n0 = 0; n0 < 8; n0 += 4) { /* four on their way at once: registers */
+        float4 cb[4];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float left = decay_between(i[h], log[h], run[h], j, logs.x, runs.x) * dt.x;
-            float right = decay_between(i[h], log[h], run[h], j + 1, logs.y, runs.y) * dt.y;
-            room.weights.pair(i[h], j) = pack_bf16(cb[n][2 * h] * left, cb[n][2 * h + 1] * right);
+        for (int n = 0; n < 4; n++)
+            if ((n0 + n) / 2 <= tile) cb[n] = products[(n0 + n) * WARP];
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if ((n0 + n) / 2 > tile) continue;
+            int j = 8 * (n0 + n) + lane % 4 * 2;
+            float2 logs = two_at(f.log, j), runs = two_at(f.run, j), dt = two_at(f.dt, j);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float left = decay_between(i[h], log[h], run[h], j, logs.x, runs.x) * dt.x;
+                float right = decay_between(i[h], log[h], run[h], j + 1, logs.y, runs.y) * dt.y;
+                weights.pair(i[h], j) = pack_bf16((h ? cb[n].z : cb[n].x) * left, (h ? cb[n].w : cb[n].y) * right);
+            }
         }
     }
 }
 
-/* Step 2 for the columns from p0 on; y is the chunk's first token. */
+/* Step 2 for the columns from p0 on; `to` is the chunk's first token in y. */
 template <bool ALIGNED>
-__device__ __forceinline__ void outputs_store(forward_room &room, const ssd_state &state, __nv_bfloat16 *to, int64_t step,
-                                              int tokens, int width, float skip, int p0, int lane) {
+__device__ __forceinline__ void outputs_store(forward_room &room, const float *enter, const ssd_state &state,
+                                              __nv_bfloat16 *to, int64_t step, int tokens, int width, float skip,
+                                              int p0, int lane) {
     float y[4][2][4] = {};
     int of_c = down_right<SSD_N>(0, 0, lane), of_weights = down_right<SSD_P>(0, 0, lane);
     int of_x = down_right<SSD_P>(0, p0, lane);
@@ -97,7 +133,7 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const ssd_stat
             mma_two(y[i][0], y[i][1], a, b);
         }
     }
-    const float *enter = room.factors.enter + lane / 4;
+    enter += lane / 4;
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -129,7 +165,8 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const ssd_stat
 /* Grid: (heads, segments, batch rows). entering (B, segments, H, P, N) or NULL. */
 template <bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 4)
-ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, const ssd_factors *factors, ssd_chunked p) {
+ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, const ssd_factors *factors,
+                         const float4 *products, ssd_chunked p) {
     DYNAMIC_SHARED(char, memory);
     forward_room &room = *reinterpret_cast<forward_room *>(memory);
     int64_t head = blockIdx.x, segment = blockIdx.y, row = blockIdx.z, size = p.P * p.N, group = head / (p.H / p.G);
@@ -138,20 +175,26 @@ ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, c
     float skip = v.d ? v.d[head] : 0;
     ssd_state state;
     state.load(p, entering ? entering + ((row * p.segments + segment) * p.H + head) * size : NULL);
+    factors += (row * p.chunks + first) * p.H + head, products += (row * p.chunks * p.G + group) * PRODUCTS;
+    factors_load<THREADS>(room.factors[0], factors);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
     for (int64_t chunk = first; chunk < end; chunk++) {
         int64_t t0 = chunk * SSD_CHUNK;
+        const ssd_factors &f = room.factors[(chunk - first) % 2];
+        tile_load<THREADS, ALIGNED>(room.x, v.x, row, head, t0, p.T);
         tile_load<THREADS, ALIGNED>(room.c, v.c, row, group, t0, p.T);
         tile_load<THREADS, ALIGNED>(room.b, v.b, row, group, t0, p.T);
-        factors_load<THREADS>(room.factors, factors + (row * p.chunks + chunk) * p.H + head);
-        tile_load<THREADS, ALIGNED>(room.x, v.x, row, head, t0, p.T);
+        factors += p.H;
+        if (chunk + 1 < end) factors_load<THREADS>(room.factors[(chunk + 1 - first) % 2], factors);
         cp_async_commit();
+        weights_store(room.weights, f, products + chunk * p.G * PRODUCTS, (warp + (int)chunk) % SSD_WALKERS, lane);
         cp_async_wait<0>();
         __syncthreads();
-        weights_store(room, (warp + (int)chunk) % SSD_WALKERS, lane);
-        __syncthreads();
-        outputs_store<ALIGNED>(room, state, v.y.data + row * v.y.row + t0 * v.y.step + head * v.y.width, v.y.step,
-                               (int)at_most(p.T - t0, SSD_CHUNK), v.y.width, skip, 16 * warp, lane);
-        state.update<true>(room.x, room.b, room.factors.enter[SSD_CHUNK - 1], room.factors.leave, room.factors.dt);
+        outputs_store<ALIGNED>(room, f.enter, state, v.y.data + row * v.y.row + t0 * v.y.step + head * v.y.width,
+                               v.y.step, (int)at_most(p.T - t0, SSD_CHUNK), v.y.width, skip, 16 * warp, lane);
+        state.update<true>(room.x, room.b, f.enter[SSD_CHUNK - 1], f.leave, f.dt);
         __syncthreads();
     }
     if (final && end == p.chunks) state.store(p, final + (row * p.H + head) * size);
@@ -163,7 +206,8 @@ void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, 
     struct ssd_shape shape = {x.dim[0], x.dim[1], x.dim[2], x.dim[3], b.dim[2], b.dim[3], 0};
     ssd_chunked p = ssd_chunked_of(shape);
     ssd_factors *factors = (ssd_factors *)scratch;
-    float *carries = (float *)scratch + factors_count(shape), *decays = carries + ssd_chunk_carries(shape);
+    float4 *products = (float4 *)((float *)scratch + factors_count(shape));
+    float *carries = (float *)(products + products_count(shape) / 4), *decays = carries + ssd_chunk_carries(shape);
     if (saved) carries = (float *)saved;
     ssd_find_factors(dev, factors, dt, a, doc, p);
     const float *entering = data_of<float>(initial);
@@ -174,10 +218,12 @@ void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, 
         entering = carries;
     }
     forward_views v = {ssd_rows_of(y), ssd_rows_of(x), ssd_rows_of(b), ssd_rows_of(c), data_of<float>(d)};
-    int size = (int)sizeof(forward_room);
+    int size = (int)sizeof(forward_room), two = 2 * (int)sizeof(ssd_tile<SSD_N>);
     bool aligned = v.y.aligned && v.x.aligned && v.b.aligned && v.c.aligned;
+    LAUNCH(dev, (aligned ? ssd_products_kernel<true> : ssd_products_kernel<false>),
+           dim3((unsigned)p.G, (unsigned)p.chunks, (unsigned)p.B), THREADS, two, products, v.b, v.c, p);
     auto kernel = aligned ? ssd_chunk_forward_kernel<true> : ssd_chunk_forward_kernel<false>;
     cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_forward");
     LAUNCH(dev, kernel, dim3((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B), THREADS, size, v,
-           data_of<float>(final), entering, factors, p);
+           data_of<float>(final), entering, factors, products, p);
 }
