@@ -117,6 +117,12 @@ plant transformers-opens model/architecture_mamba2.c 's/put_bool(object, "tie_wo
 # Sanitizers: a mistake that changes no result.
 plant sanitizers kernels/cpu/conv.c 's/memcpy(past + (W - 2) \* C, now, (size_t)C \* sizeof(real));/&{ volatile real beyond = past[(W - 1) * C * B]; (void)beyond; }/' \
     "BUILD=build-san SAN=address,undefined build-san/test/ops" "build-san/test/ops test conv_step"
+# CUDA kernels on the emulated GPU: a barrier, and the wait for a copy.
+emulated="BUILD=build-emulate EMULATE=1 build-emulate/test/ops"
+plant cuda-barrier kernels/cuda/scan.cu '0,/__syncthreads();/s//;/' \
+    "$emulated" "build-emulate/test/ops test --device cuda 'scan T=97 D=33'"
+plant cuda-copy-awaited kernels/cuda/ssd_chunk.cu 's/cp_async_wait<1>();/cp_async_wait<2>();/' \
+    "$emulated" "build-emulate/test/ops test --device cuda --precision bf16 'ssd B=1 T=130 H=2 P=64 G=1 N=33 Q=64'"
 
 echo "$caught caught, $missed missed"
 [ "$missed" = 0 ]
