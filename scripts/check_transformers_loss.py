@@ -5,13 +5,14 @@
         [--precision fp32|bf16|both] [--window 2048] [--tokens 131072] [--batch 2] [--ids FILE]
 
 Both sides take the first --tokens predictions of SHARDS in windows of --window tokens, each from an empty state that no
-document resets (transformers' Mamba and Mamba-2 know no documents; eval --no-reset), and mean the loss over all of them.
-It may differ by 1e-4 nats in fp32 and 5e-3 in bf16. transformers computes with its slow path where its kernels are not
-installed; with Mamba-2 that takes 7 GB for a window of 2048 in chunks of 64, in which it is told to work here (chunks
-change nothing but rounding). Prints a line for people for each precision and one JSON line; exit code 1 if any differs.
+document resets (transformers' Mamba and Mamba-2 know no documents; eval --no-reset), and mean the loss over all. It may
+differ by 1e-4 nats in fp32 and 5e-3 in bf16. transformers computes with its slow path where its kernels are not
+installed; with Mamba-2 that takes 7 GB for a window of 2048 in chunks of 256, so it is told to work in chunks of 64 here
+(chunks change nothing but rounding). Prints a line for people for each precision and one JSON line; exit code 1 if any
+differs.
 
-Tokens are read from the shards by scripts/read_shard.py, which needs a module or program for zstd; --ids takes them from
-a file instead, one id a line (what read_shard.py --tokens wrote elsewhere).
+Tokens are read from the shards by scripts/read_shard.py, which needs a module or program for zstd; --ids takes them
+from a file instead, one id a line (what read_shard.py --tokens wrote elsewhere).
 """
 
 import argparse

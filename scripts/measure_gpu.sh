@@ -38,21 +38,22 @@ problem() {
 [ -x "$RIVERRUN" ] || make -j"$(nproc)" BUILD="$BUILD" all >&2 || exit 1
 mkdir -p "$RESULTS" "$RUNS" "$DATA" || exit 1
 commit=$("$RIVERRUN" --version | sed -n '1s/^[^(]*(\([^ ,)]*\).*/\1/p')
-chip=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | sort | uniq -c | tr -s ' ' | tr '\n' ';')
+chip=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | sort | uniq -c | tr -s ' ' |
+    tr '\n' ';')
 
 # noted COMMAND...: run it, and note how that went.
 noted() {
     begun=$(date +%s)
     "$@"
     code=$?
-    echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) commit $commit, GPUs$chip exit code $code after $(($(date +%s) - begun)) s: $*" \
+    echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) commit $commit, GPUs$chip exit code $code, $(($(date +%s) - begun)) s: $*" \
         >> "$RESULTS/commands.txt"
     [ "$code" = 0 ] || problem "exit code $code: $*"
     return "$code"
 }
 
-# train NAME CONFIG OPTION...: a run from its beginning; its log is $RESULTS/NAME.jsonl, the most memory that a GPU had in
-# use meanwhile, in MiB, by nvidia-smi, $RESULTS/NAME.memory.
+# train NAME CONFIG OPTION...: a run from its beginning; its log is $RESULTS/NAME.jsonl, the most memory that a GPU had
+# in use meanwhile, in MiB, by nvidia-smi, $RESULTS/NAME.memory.
 train() {
     name=$1
     shift
@@ -100,8 +101,9 @@ measure_ops() {
 measure_steps() {
     while read -r name config rows; do
         rows=${ROWS:-$rows}
-        train "steps-$name-${GPUS}x$rows" "$config" data.train="$DATA/neox/train" data.reset=true model.pad_vocab_to=64 \
-            train.precision=bf16 train.batch=$((rows * GPUS)) train.micro_batch="$rows" train.steps="$STEPS" \
+        train "steps-$name-${GPUS}x$rows" "$config" data.train="$DATA/neox/train" data.reset=true \
+            model.pad_vocab_to=64 train.precision=bf16 train.batch=$((rows * GPUS)) train.micro_batch="$rows" \
+            train.steps="$STEPS" \
             schedule.warmup=20 optimizer.lr=1e-3 eval.every=0 checkpoint.every=0 train.log_every=20
         rm -rf "${RUNS:?}/steps-$name-${GPUS}x$rows"
     done <<RUNS

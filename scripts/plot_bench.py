@@ -2,8 +2,8 @@
 """plot_bench.py: tables (Markdown, to standard output) and plots (PNG) of measurements.
 
     python3 scripts/plot_bench.py ops CSV... [--png FILE]            times of operations, from riverrun bench ops --csv
-    python3 scripts/plot_bench.py steps MODEL=LOG... [--png FILE]    speed of runs, from their log.jsonl, beside the figures
-                                                                     of docs/measurements/gpu-figures.csv
+    python3 scripts/plot_bench.py steps MODEL=LOG... [--png FILE]    speed of runs, from their log.jsonl, beside the
+                                                                     figures of docs/measurements/gpu-figures.csv
     python3 scripts/plot_bench.py curves LABEL=LOG... [--png FILE]   losses of runs
     python3 scripts/plot_bench.py compare LABEL=LOG LABEL=LOG [--png FILE] [--last 100] [--limit 0.01]
                                                                      do two runs end alike? exit code 1 if not
@@ -82,15 +82,17 @@ def operations_table(rows):
     first = rows[0]
     print(f"{first['machine']}, {first['precision']}, commit {first['commit']}: a device copy runs at "
           f"{float(first['copy_gb_per_s']):.0f} GB/s, a large product at {float(first['product_tflop_per_s']):.0f} "
-          "TFLOP/s. Milliseconds are medians, forward / forward + backward; theirs, must and aim were set for an H200.\n")
-    print("| operation | case | shape | ms | GB/s | TFLOP/s | share of the roofline, % | floor, ms | theirs | must | aim "
-          "| reached | difference |")
+          "TFLOP/s. Milliseconds are medians, forward / forward + backward; theirs, must and aim were set for an "
+          "H200.\n")
+    print("| operation | case | shape | ms | GB/s | TFLOP/s | share of the roofline, % | floor, ms | theirs | must "
+          "| aim | reached | difference |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         share = [number(row, f"{which}_share") for which in ("forward", "both")]
         share = " / ".join(f"{100 * s:.0f}" for s in share if s is not None)
-        print(f"| {row['operation']} | {row['label']} | {row['shape']} | {pair(row, 'ms')} | {pair(row, 'gb_per_s', 4)} "
-              f"| {pair(row, 'tflop_per_s')} | {share} | {pair(row, 'floor_ms')} | {pair(row, 'theirs_ms')} "
+        print(f"| {row['operation']} | {row['label']} | {row['shape']} | {pair(row, 'ms')} "
+              f"| {pair(row, 'gb_per_s', 4)} | {pair(row, 'tflop_per_s')} "
+              f"| {share} | {pair(row, 'floor_ms')} | {pair(row, 'theirs_ms')} "
               f"| {pair(row, 'must_ms')} | {pair(row, 'aim_ms')} | {verdict(row)} | {float(row['difference']):.0e} |")
 
 
@@ -173,8 +175,8 @@ def show(value, form="{:,.0f}"):
 def steps(options):
     figures = {row["model"]: row for row in csv.DictReader(open(FIGURES, newline=""))}
     runs = [Run(*one) for one in options.files]
-    print("| model | chip | ranks | batch | precision | steps | tokens/s, median | MFU, % | 6 N tokens/s, TFLOP/s a rank "
-          "| peak memory, GiB | first step, s | theirs | must | aim | commit |")
+    print("| model | chip | ranks | batch | precision | steps | tokens/s, median | MFU, % "
+          "| 6 N tokens/s, TFLOP/s a rank | peak memory, GiB | first step, s | theirs | must | aim | commit |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for run in runs:
         rate, about, figure = run.median("tokens_per_s"), run.about, figures.get(run.label.split(",")[0], {})
@@ -184,7 +186,8 @@ def steps(options):
                   for name in ("theirs", "must", "aim")]
         print(f"| {run.label} | {about['machine'].split(',')[0]} | {about['ranks']} | {run.option('train', 'batch')} x "
               f"{run.option('data', 'seq_len')} | {about['precision']} | {len(run.steps)} | {show(rate)} "
-              f"| {show(mfu and 100 * mfu, '{:.1f}')} | {show(6e-12 * about['parameters'] * rate / about['ranks'], '{:.0f}')} "
+              f"| {show(mfu and 100 * mfu, '{:.1f}')} "
+              f"| {show(6e-12 * about['parameters'] * rate / about['ranks'], '{:.0f}')} "
               f"| {run.memory_text()} | {show(run.first, '{:.2f}')} | {' | '.join(wanted)} | {about['commit']} |")
     plt = pyplot() if options.png else None
     if not plt:
@@ -261,7 +264,7 @@ def compare(options):
         sys.exit("compare takes two runs")
     counts = [len(run.steps) for run in runs]
     if counts[0] != counts[1] or counts[0] < options.last:
-        sys.exit(f"the runs have {counts[0]} and {counts[1]} steps: there must be as many in both, at least {options.last}")
+        sys.exit(f"the runs have {counts[0]} and {counts[1]} steps: as many must be in both, at least {options.last}")
     means = [statistics.fmean(step["loss"] for step in run.steps[-options.last:]) for run in runs]
     apart = abs(means[1] - means[0]) / means[0]
     largest = max(abs(b["loss"] - a["loss"]) / a["loss"] for a, b in zip(runs[0].steps, runs[1].steps))

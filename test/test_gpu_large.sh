@@ -10,7 +10,7 @@ OMP_WAIT_POLICY=active
 export OMP_NUM_THREADS OMP_WAIT_POLICY
 free=$(nvidia-smi --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null | head -n 1)
 [ -n "$free" ] || skip "nvidia-smi does not tell how much memory the GPU has left"
-[ "$free" -ge 12000 ] || skip "the GPU has $free MiB of free memory, and a tensor of 2^31 elements needs 12000 beside others"
+[ "$free" -ge 12000 ] || skip "the GPU has $free MiB of free memory, tensors of 2^31 elements need 12000"
 
 # large MIB OPERATION SHAPE [PRECISION]: some tensor of the operation has more than 2^31 elements and is not the last.
 large() {
@@ -18,7 +18,8 @@ large() {
         echo "left out for want of memory ($1 MiB): $2 $3"
         return
     fi
-    "$RIVERRUN" bench ops --check --device cuda --precision "${4:-bf16}" --shape "$3" "$2" > "$WORK/out" 2> "$WORK/err" ||
+    "$RIVERRUN" bench ops --check --device cuda --precision "${4:-bf16}" --shape "$3" "$2" > "$WORK/out" \
+        2> "$WORK/err" ||
         fail "$2 $3: $(cat "$WORK/out" "$WORK/err")"
     head -n 1 "$WORK/out"
 }

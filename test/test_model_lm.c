@@ -565,7 +565,8 @@ int main(void) {
         cmocka_unit_test(test_packed),     cmocka_unit_test(test_split),   cmocka_unit_test(test_step),
         cmocka_unit_test(test_state_reset), cmocka_unit_test(test_causal),  cmocka_unit_test(test_rows),
         cmocka_unit_test(test_masks),      cmocka_unit_test(test_accumulate), cmocka_unit_test(test_buckets),
-        cmocka_unit_test(test_float),      cmocka_unit_test(test_bf16),   cmocka_unit_test(test_repeats), cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_float),      cmocka_unit_test(test_bf16),   cmocka_unit_test(test_repeats),
+        cmocka_unit_test(test_plan),
         cmocka_unit_test(test_absurd_batch), cmocka_unit_test(test_sums), cmocka_unit_test(test_wide_head),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

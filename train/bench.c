@@ -174,7 +174,8 @@ static void fill_batch(struct training *t, int64_t row) {
     }
 }
 
-/* One step, as train/step.h takes it; *loss is the mean over its targets. The watch stands still while tokens are made. */
+/* One step, as train/step.h takes it; *loss is the mean over its targets. The watch stands still while tokens are
+ * made. */
 static int training_step(struct training *t, struct stopwatch *watch, double lr, double *loss, error *err) {
     const struct run_options *o = t->options;
     for (int64_t k = 0; k < t->accumulate; k++) {

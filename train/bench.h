@@ -42,10 +42,10 @@ struct bench_plan {
 };
 
 /* Steps as a run with these options takes them (train/step.h), on all ranks of `comm`: forward, loss, backward,
- * communication, clipping, AdamW, the batch in micro-batches as the options say. The learning rate rises to the options'
- * peak in ten steps and stays there. Every row of a batch walks through a keyed order of the token ids, which a model
- * learns, so the loss shows that it does; a loss that is not finite is an error. Collective; where one rank fails all
- * do. */
+ * communication, clipping, AdamW, the batch in micro-batches as the options say. The learning rate rises to the
+ * options' peak in ten steps and stays there. Every row of a batch walks through a keyed order of the token ids, which
+ * a model learns, so the loss shows that it does; a loss that is not finite is an error. Collective; where one rank
+ * fails all do. */
 int bench_train(struct model_config *mc, const struct run_options *options, struct device *dev, struct comm *comm,
                 const struct bench_plan *plan, struct bench_training *result, error *err);
 

@@ -1,7 +1,7 @@
-/* bench_cases.c: the shapes at which riverrun bench ops measures, and the figures each is held against, in milliseconds,
- * forward and forward + backward, in bf16 on one H200: of the public implementation (state-spaces/mamba, causal-conv1d),
- * the time from which the work is worth using, and the time aimed at. What the chip allows is computed from the row's
- * bytes, products and special functions. */
+/* bench_cases.c: the shapes at which riverrun bench ops measures, and the figures each is held against, milliseconds
+ * for forward and for forward + backward in bf16 on one H200: the public implementation's (state-spaces/mamba,
+ * causal-conv1d), the time from which the work is worth using, and the time aimed at. What the chip allows is computed
+ * from the row's bytes, products and special functions. */
 #include "train/bench_ops.h"
 
 const struct bench_case bench_cases[] = {

@@ -10,8 +10,8 @@
 enum { WARM_UP = 2, REPEATS_LEAST = 5, REPEATS_MOST = 60 };
 static const double seconds_wanted = 0.1; /* that the repetitions of one measurement take together */
 
-/* Between repetitions a GPU reads this much: nothing of the operands stays in its cache, which holds lines that need not
- * be written back, and the host has the time to submit the next repetition whole. */
+/* Between repetitions a GPU reads this much: nothing of the operands stays in its cache, which holds lines that need
+ * not be written back, and the host has the time to submit the next repetition whole. */
 enum { FLUSH_FLOATS = 64 << 20 };
 
 struct stand {

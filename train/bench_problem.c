@@ -1,5 +1,5 @@
-/* bench_problem.c: the operands of a measured operation: their memory, and random values made on the device. bench_ops.h
- * describes it. Owns a problem's memory between open and close. */
+/* bench_problem.c: the operands of a measured operation: their memory, and random values made on the device.
+ * bench_ops.h describes it. Owns a problem's memory between open and close. */
 #include "train/bench_ops.h"
 
 #include "common/rng.h"

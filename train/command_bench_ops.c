@@ -41,7 +41,7 @@ const struct flags bench_ops_flags = {
         "median, least and most, beside what a device copy and a large product measured in the same run allow, and\n"
         "the times of the authors' code on an H200. A slice of each result is compared with the same computation in\n"
         "double on the CPU: a wrong result has no time. A FILTER is an operation (\"scan\"), or a part of a case's\n"
-        "name or shape (\"129M\", \"T=65536\"), or both (\"scan/T=65536\"); an operation's own name means that one alone.",
+        "name or shape (\"129M\", \"T=65536\"), or both (\"scan/T=65536\"); an operation's own name means it alone.",
     .table = ops_table,
     .least = 0,
     .most = -1,
@@ -74,7 +74,8 @@ static int check_filters(char **filters, int count, error *err) {
     for (int i = 0; i < count; i++) {
         bool any = false;
         for (const struct bench_case *c = bench_cases; c->row; c++) any |= wanted(c, filters + i, 1);
-        if (!any) return error_input(err, "'%.100s' is no part of a case; riverrun bench ops --list prints all", filters[i]);
+        if (any) continue;
+        return error_input(err, "'%.100s' is no part of a case; riverrun bench ops --list prints all", filters[i]);
     }
     return 0;
 }
@@ -185,16 +186,17 @@ static const char *pair(char out[32], double forward, double both) {
 }
 
 static void say_header(void) {
-    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s  %s\n", "operation", "case", "shape",
-            "ms fwd / both", "GB/s", "TFLOP/s", "roof %", "floor ms", "theirs", "must", "aim", "difference");
+    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s  %s\n", "operation", "case",
+            "shape", "ms fwd / both", "GB/s", "TFLOP/s", "roof %", "floor ms", "theirs", "must", "aim", "difference");
 }
 
 static void say_case(const struct bench_case *c, const struct bench_measured *m, const struct figures f[2]) {
     char room[8][32];
     struct figures a = f[0], b = f[1];
-    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s", c->row->name, c->label, m->shape,
-            pair(room[0], 1e3 * m->forward.median, m->both.count ? 1e3 * m->both.median : unknown),
-            pair(room[1], round(a.gb_per_s), round(b.gb_per_s)), pair(room[2], round(a.tflop_per_s), round(b.tflop_per_s)),
+    fprintf(stderr, "%-13s  %-21s  %-40s  %15s  %11s  %9s  %7s  %15s  %11s  %10s  %10s", c->row->name, c->label,
+            m->shape, pair(room[0], 1e3 * m->forward.median, m->both.count ? 1e3 * m->both.median : unknown),
+            pair(room[1], round(a.gb_per_s), round(b.gb_per_s)),
+            pair(room[2], round(a.tflop_per_s), round(b.tflop_per_s)),
             pair(room[3], round(100 * a.share), round(100 * b.share)), pair(room[4], a.floor_ms, b.floor_ms),
             pair(room[5], a.theirs_ms, b.theirs_ms), pair(room[6], a.must_ms, b.must_ms),
             pair(room[7], a.aim_ms, b.aim_ms));

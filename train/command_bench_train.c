@@ -79,8 +79,8 @@ static void say_training(const struct trained *t) {
     fprintf(stderr, "model           %s parameters: %s, width %" PRId64 ", vocabulary %" PRId64 "\n",
             text_count(number, sizeof number, (double)t->mc->params.total), t->mc->options.pattern,
             t->mc->options.d_model, t->mc->rows);
-    fprintf(stderr, "machine         %s, %s, %d rank%s\n", t->machine, precision_choices[t->o->train.precision], r->ranks,
-            r->ranks == 1 ? "" : "s");
+    fprintf(stderr, "machine         %s, %s, %d rank%s\n", t->machine, precision_choices[t->o->train.precision],
+            r->ranks, r->ranks == 1 ? "" : "s");
     fprintf(stderr, "batch           %" PRId64 " x %" PRId64 " tokens\n", t->o->train.batch, t->o->data.T);
     bench_say_times("step", &r->step);
     fprintf(stderr, "tokens/s        %s\n", text_count(number, sizeof number, t->tokens_per_s));
@@ -129,11 +129,12 @@ static int add_to_csv(const struct trained *t, error *err) {
     if (!csv) return error_system(err, "cannot write %s: %s", t->f->csv, strerror(errno));
     fseek(csv, 0, SEEK_END);
     if (ftell(csv) == 0)
-        fprintf(csv, "config,precision,ranks,batch,seq,parameters,steps,step_ms,step_ms_min,step_ms_max,tokens_per_s,mfu,"
-                     "memory_gib,loss_first,loss_last,machine,commit\n");
+        fprintf(csv, "config,precision,ranks,batch,seq,parameters,steps,step_ms,step_ms_min,step_ms_max,tokens_per_s,"
+                     "mfu,memory_gib,loss_first,loss_last,machine,commit\n");
     const struct bench_training *r = t->r;
-    fprintf(csv, "%s,%s,%d,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,", t->config, precision_choices[t->o->train.precision],
-            r->ranks, t->o->train.batch, t->o->data.T, t->mc->params.total, r->step.count);
+    fprintf(csv, "%s,%s,%d,%" PRId64 ",%" PRId64 ",%" PRId64 ",%d,", t->config,
+            precision_choices[t->o->train.precision], r->ranks, t->o->train.batch, t->o->data.T, t->mc->params.total,
+            r->step.count);
     fprintf(csv, "%.4f,%.4f,%.4f,%.0f,%.4f,%.3f,%.5f,%.5f,\"%s\",%s\n", 1e3 * r->step.median, 1e3 * r->step.least,
             1e3 * r->step.most, t->tokens_per_s, t->mfu, (double)r->memory_peak / (1 << 30), r->loss_first,
             r->loss_last, t->machine, version_commit());
