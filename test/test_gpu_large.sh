@@ -31,7 +31,7 @@ large 22000 embedding "R=1500000 D=1536 V=1000"
 large 14000 convert "n=2200000000"
 large 40000 adamw "n=2200000000" fp32
 large 48000 scan/width "B=9 T=65536 D=4096"
-large 40000 ssd/width "B=9 T=65536 H=64"
+large 45000 ssd/width "B=9 T=65536 H=64"
 large 11000 head_loss "R=65536 D=256 V=50304"
 large 23000 linear/x_proj "R=1100000 I=2048 O=2048"
 finish
