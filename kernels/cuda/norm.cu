@@ -239,10 +239,12 @@ add_rmsnorm_backward_kernel(float *dresidual, T *dbranch, float *partial, const 
     float sum[ITEMS][V] = {};
     int64_t first = (int64_t)blockIdx.x * blockDim.y, step = (int64_t)gridDim.x * blockDim.y;
     fetch(first + threadIdx.y, 0);
+    float ahead = first + threadIdx.y < R ? rstd[first + threadIdx.y] : 0.0f;
     for (int turn = 0; first < R; first += step, turn ^= 1) {
         int64_t row = first + threadIdx.y;
         int end = row < R ? D : 0;
-        float s = row < R ? rstd[row] : 0.0f, dot = 0;
+        float s = ahead, dot = 0;
+        ahead = row + step < R ? rstd[row + step] : 0.0f;
         int slot = staging.slots == 2 ? turn : 0;
         if (staging.slots == 2) fetch(row + step, !slot);
         if (staging.slots == 2) cp_async_wait<1>();
@@ -393,10 +395,13 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, con
     float sum[ITEMS][V] = {};
     int64_t first = (int64_t)blockIdx.x * blockDim.y, step = (int64_t)gridDim.x * blockDim.y;
     fetch(first + threadIdx.y, 0);
+    auto rstd_of = [&](int64_t row) { return row < R ? rstd[row * gridDim.y + blockIdx.y] : 0.0f; };
+    float ahead = rstd_of(first + threadIdx.y);
     for (int turn = 0; first < R; first += step, turn ^= 1) {
         int64_t row = first + threadIdx.y;
         int end = row < R ? n : 0;
-        float s = row < R ? rstd[row * gridDim.y + blockIdx.y] : 0.0f, dot = 0;
+        float s = ahead, dot = 0;
+        ahead = rstd_of(row + step);
         int slot = staging.slots == 2 ? turn : 0;
         if (staging.slots == 2) fetch(row + step, !slot);
         if (staging.slots == 2) cp_async_wait<1>();

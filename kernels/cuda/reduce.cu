@@ -3,8 +3,8 @@
  *
  * One block takes WARP columns; its SUM_WARPS warps take the rows in turn, UNROLL of them on their way at once, and
  * their sums are added in the order of the warps. The order of every sum depends on the number of rows only. Bytes: 4
- * per element read, mostly from the second cache; with a few hundred rows a thread waits for memory two or three times, so
- * a launch takes about 4 us whatever its size: what can be added in one launch is (parts). */
+ * per element read, mostly from the second cache; with a few hundred rows a thread waits for memory two or three times,
+ * so a launch takes about 4 us whatever its size: what can be added in one launch is (parts). */
 #include "kernels/cuda/launch.cuh"
 
 enum { SUM_WARPS = 32, UNROLL = 8 };
