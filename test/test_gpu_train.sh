@@ -50,13 +50,13 @@ done
 
 # In fp32 the most probable token is the same one, but for a tie that rounding decides.
 continue_text() {
-    "$RIVERRUN" generate "$WORK/fp32-one" --prompt 'the and of river' --tokens 40 --temperature 0 --ignore-eod "$@" \
-        2> "$WORK/err" || fail "generate $*: $(cat "$WORK/err")"
+    "$RIVERRUN" generate "$WORK/fp32-one" --prompt 'the and of river' --tokens 40 --ignore-eod "$@" \
+        2> "$WORK/err" || fail "generate $*: $(cat "$WORK/err")" >&2
 }
-continue_text > "$WORK/want"
-continue_text --device cuda > "$WORK/got"
+continue_text --temperature 0 > "$WORK/want"
+continue_text --temperature 0 --device cuda > "$WORK/got"
 cmp "$WORK/want" "$WORK/got" || fail "generate: the GPU continues another text than the CPU"
-continue_text --device cuda --precision bf16 > "$WORK/got"
+continue_text --temperature 0 --device cuda --precision bf16 > "$WORK/got"
 [ "$(wc -c < "$WORK/got")" -ge 40 ] || fail "generate in bf16 writes $(wc -c < "$WORK/got") bytes"
 for draw in one two; do
     continue_text --device cuda --precision bf16 --temperature 1 --seed 7 > "$WORK/drawn-$draw"
