@@ -84,7 +84,7 @@ static double *gradients(struct problem *p) {
 
 /* The few numbers of a small tensor may be long sums that nearly cancel. */
 static void expect_same(const struct param *t, const double *got, const double *want) {
-    double distance = relative_error(got, want, t->count), allowed = t->count < 16 ? 10 * lm_limit(0) : lm_limit(0);
+    double distance = relative_error(got, want, t->count), allowed = t->count < 16 ? 2.5 * lm_limit(0) : lm_limit(0);
     if (!(distance <= allowed)) fail_msg("%s: the GPU's gradient is %g from the CPU's", t->name, distance);
 }
 
