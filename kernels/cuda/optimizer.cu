@@ -10,10 +10,11 @@
  * step_scalars: one thread, a few hundred operations in double: under 10 us, and no word from the host in a step.
  */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/step_decide.h"
 
 /* A launch carries 32 KB from CUDA 12.1 on, 4 KB before. */
-enum { THREADS = 256, CHUNK = 8192, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
+enum { THREADS = 256, CHUNK = 16384, ROUND = 2, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
 
 __device__ double block_sum_double(double v) {
     __shared__ double room[WARP];
@@ -115,28 +116,59 @@ __device__ struct adamw_constants constants_of(const struct adamw_step *step, co
     return c;
 }
 
-/* Elements i to i + V - 1 of a run. */
-template <class T, int V>
-__device__ __forceinline__ void update(const struct run_of_weights &run, const struct adamw_constants &c, int64_t i) {
+/* V neighbours of a run. */
+template <int V> struct weights {
     float p[V], m[V], v[V], g[V];
-    load_floats<V>(g, run.g + i);
-    load_floats<V>(p, run.p + i);
-    load_floats<V>(m, run.m + i);
-    load_floats<V>(v, run.v + i);
+};
+
+template <int V> __device__ __forceinline__ void load(weights<V> &w, const struct run_of_weights &run, int64_t i) {
+    load_floats<V>(w.p, run.p + i);
+    load_floats<V>(w.m, run.m + i);
+    load_floats<V>(w.v, run.v + i);
+    load_floats<V>(w.g, run.g + i);
+}
+
+/* The root and the division are the quick ones, a few units in the last place off: the exact ones branch, and four in a
+ * row would wait for each other. */
+template <class T, int V>
+__device__ __forceinline__ void update(weights<V> &w, const struct run_of_weights &run, const struct adamw_constants &c,
+                                       int64_t i) {
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        float gradient = c.scale * g[j];
-        m[j] = c.b1 * m[j] + c.rest1 * gradient;
-        v[j] = c.b2 * v[j] + c.rest2 * gradient * gradient;
-        float moved = p[j] - (c.shrink * p[j] + c.rate * m[j] / (sqrtf(v[j]) * c.unbias + c.eps));
+        float gradient = c.scale * w.g[j];
+        w.m[j] = c.b1 * w.m[j] + c.rest1 * gradient;
+        w.v[j] = c.b2 * w.v[j] + c.rest2 * gradient * gradient;
+        float root = w.v[j] > 0 ? w.v[j] * rsqrtf(w.v[j]) : w.v[j];
+        float moved = w.p[j] - (c.shrink * w.p[j] + __fdividef(c.rate * w.m[j], root * c.unbias + c.eps));
         /* Comparisons that are false for what is not a number, so that a clamp hides no failure. */
         moved = moved < run.low ? run.low : moved;
-        p[j] = moved > run.high ? run.high : moved;
+        w.p[j] = moved > run.high ? run.high : moved;
     }
-    store_floats<V>(run.p + i, p);
-    store_floats<V>(run.m + i, m);
-    store_floats<V>(run.v + i, v);
-    if (run.rounded) store_floats<V>((T *)run.rounded + i, p);
+    store_floats<V>(run.p + i, w.p);
+    store_floats<V>(run.m + i, w.m);
+    store_floats<V>(run.v + i, w.v);
+    T *rounded = (T *)run.rounded + i;
+    if constexpr (sizeof(T) == 2 && V == 4) { /* in one piece, which the compiler doesn't see by itself */
+        uint64_t four = (uint64_t)pack_bf16(w.p[2], w.p[3]) << 32 | pack_bf16(w.p[0], w.p[1]);
+        if (run.rounded) *reinterpret_cast<uint64_t *>(rounded) = four;
+    } else if (run.rounded) {
+        store_floats<V>(rounded, w.p);
+    }
+}
+
+/* Elements [from, end) of a run, V at a time; all of what a thread takes in a round is on its way at once. */
+template <class T, int V>
+__device__ __forceinline__ void update_all(const struct run_of_weights &run, const struct adamw_constants &c,
+                                           int64_t from, int64_t end) {
+    for (int64_t i = from + V * threadIdx.x; i < end; i += ROUND * V * THREADS) {
+        weights<V> w[ROUND];
+#pragma unroll
+        for (int k = 0; k < ROUND; k++)
+            if (i + k * V * THREADS < end) load(w[k], run, i + k * V * THREADS);
+#pragma unroll
+        for (int k = 0; k < ROUND; k++)
+            if (i + k * V * THREADS < end) update<T>(w[k], run, c, i + k * V * THREADS);
+    }
 }
 
 template <class T>
@@ -156,9 +188,8 @@ adamw_kernel(const __grid_constant__ struct run_table table, const struct adamw_
     const struct adamw_constants c = shared;
     int64_t from = (blockIdx.x - run.first) * CHUNK, end = from + CHUNK < run.count ? from + CHUNK : run.count;
     int64_t whole = run.wide ? from + (end - from) / 4 * 4 : from;
-#pragma unroll 2
-    for (int64_t i = from + 4 * threadIdx.x; i < whole; i += 4 * THREADS) update<T, 4>(run, c, i);
-    for (int64_t i = whole + threadIdx.x; i < end; i += THREADS) update<T, 1>(run, c, i);
+    update_all<T, 4>(run, c, from, whole);
+    update_all<T, 1>(run, c, whole, end);
 }
 
 static struct run_of_weights run_of(const struct adamw_slice *slice, const struct adamw_segment *segment) {
