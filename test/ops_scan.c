@@ -119,6 +119,9 @@ static const struct op_row scan = {
         {OP_TEST, "T=40 D=40 N=256 doc=4 strided=1"},
         {OP_TEST, "B=3 T=130 D=200 N=16 doc=4 spread=1,30 strided=1"}, /* several blocks, several threads */
         {OP_TEST, "B=1,70 T=33 D=70 N=5 doc=4"},                       /* fewer and more rows than threads may be */
+        {OP_TEST, "B=1 T=16,17,64,129 D=62,66,129 N=16 doc=4 strided=0,1"}, /* edges of a GPU's tiles and pieces */
+        {OP_LARGE, "B=17 T=200 D=2048 N=16 doc=0,4"}, /* time is not cut: several saved states in a segment */
+        {OP_LARGE, "B=9 T=270 D=4001 N=20 doc=4 strided=1"},
         {OP_GRAD, "B=1 T=1,2,7 D=2 N=3 doc=0,2,4 spread=1,30"},
         {OP_GRAD, "T=7 D=2 N=2 doc=0,2 initial=0,1,2 final=0,1,2 d=0,1 z=0,1"},
         {OP_GRAD, "T=70 D=33 N=16 doc=0,4 strided=1"},

@@ -4,13 +4,14 @@
  *   dc = dy silu'(c)    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
  *   dweight[w] = sum dc[t] x[t-(W-1)+w]    dbias = sum dc
  *
- * A thread owns V neighbouring channels and walks a run of tokens, the last W inputs in registers, so each input is read
- * once (and W-1 tokens before the run again). V channels are 16 bytes in forward and a half of that in backward, which
- * has four times the numbers to keep; STEP tokens are on their way from memory at once. Backward walks the run and W-1
- * tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A tap of another document, or before the row where
- * there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where they are
- * given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block in shared
- * memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and dbias.
+ * A thread owns V neighbouring channels and walks a run of tokens, the last W inputs in registers, so each input is
+ * read once (and W-1 tokens before the run again). V channels are 16 bytes in forward and a half of that in backward,
+ * which has four times the numbers to keep; STEP tokens are on their way from memory at once. Backward walks the run
+ * and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A tap of another document, or before the
+ * row where there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where
+ * they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
+ * in shared memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and
+ * dbias.
  *
  * Bytes an element with e bytes an activation: forward 2e (1 + 3/64 with the overlap of runs), backward 3e (1 + 6/128);
  * about 13 and 28 instructions. Bound by bandwidth: B 8, T 2048, C 4096 in bf16: 0.064 ms forward, 0.10 ms backward at
@@ -97,8 +98,8 @@ __device__ __forceinline__ void load_documents(int32_t (&to)[STEP], const conv_p
 }
 
 /* The taps and the bias of the thread's channels. The block's lie in one stretch of memory, which its threads fetch
- * together: each thread for itself would touch 32 lines with every load. Taps that a narrower window does not have are 0.
- * Every thread of the block takes part. */
+ * together: each thread for itself would touch 32 lines with every load. Taps that a narrower window does not have
+ * are 0. Every thread of the block takes part. */
 template <int V, int W>
 __device__ __forceinline__ void taps_of(float (&taps)[W][V], float (&bias)[V], const conv_problem &p) {
     __shared__ float shared[W + 1][LANES * V];
@@ -340,7 +341,8 @@ static int64_t strips_of(int64_t T, int64_t run) {
     return ceil_div(T, run * RUNS);
 }
 
-static conv_problem problem_of(tensor x, tensor y, tensor weight, tensor bias, tensor initial, tensor doc, int64_t run) {
+static conv_problem problem_of(tensor x, tensor y, tensor weight, tensor bias, tensor initial, tensor doc,
+                               int64_t run) {
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX && tensor_is(y, 3, B, T, C) && y.dtype == x.dtype && weight.dtype == DTYPE_F32);
     ASSERT((x.stride[1] > y.stride[1] ? x.stride[1] : y.stride[1]) * 4 <= INT32_MAX); /* conv_line */

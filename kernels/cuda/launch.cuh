@@ -57,8 +57,8 @@ static inline void cuda_expect(struct device *dev, cudaError_t result, const cha
     if (result != cudaSuccess) cuda_keep_failure(dev, what, cudaGetErrorString(result));
 }
 
-/* The two things that only nvcc can say: a launch, and shared memory whose size the launch gives. test/emulation has its
- * own, with which these kernels run in the tests on machines without a GPU. */
+/* The two things that only nvcc can say: a launch, and shared memory whose size the launch gives. test/emulation has
+ * its own, with which these kernels run in the tests on machines without a GPU. */
 #ifndef RIVERRUN_EMULATE
 #define START_KERNEL(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
@@ -81,7 +81,7 @@ template <class F> static inline void with_type(enum dtype dtype, F f) {
     else f(float());
 }
 
-/* with_width(wide, [&](auto width) { constexpr int V = width.value; ... }): vectors of four elements, or single ones. */
+/* with_width(wide, [&](auto width) { constexpr int V = width.value; ... }): vectors of four elements, or single. */
 template <int N> struct constant {
     static constexpr int value = N;
 };
@@ -167,8 +167,8 @@ __device__ __forceinline__ float silu_slope(float v) {
     return s * (1.0f + v * (1.0f - s));
 }
 
-/* log1p(exp(v)) = max(v, 0) + log1p(u) with u = exp(-|v|) <= 1, and log1p(u) = u times a polynomial: the best of degree 8
- * on [0, 1], to 2e-7 of the value in fp32 also where the value is small. Beyond 20, u vanishes beside v. */
+/* log1p(exp(v)) = max(v, 0) + log1p(u) with u = exp(-|v|) <= 1, and log1p(u) = u times a polynomial: the best of
+ * degree 8 on [0, 1], to 2e-7 of the value in fp32 also where the value is small. Beyond 20, u vanishes beside v. */
 __device__ __forceinline__ float softplus_of(float v) {
     float u = power_of_two(-LOG2E * fabsf(v)), p = 0.00523269409f;
     p = p * u - 0.0295052379f;

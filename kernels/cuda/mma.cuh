@@ -123,6 +123,11 @@ template <int N> __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* Bring the line of this address into the L2 cache; nothing waits for it. */
+__device__ __forceinline__ void prefetch_line(const void *global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 /* 2^v to about two units in the last place; what would be subnormal is 0. */
 __device__ __forceinline__ float power_of_two(float v) {
     float result;

@@ -7,12 +7,12 @@
  * A block walks SCAN_BLOCK channels of one batch row over a segment of time in tiles of TILE tokens. What is one number
  * a token and channel is computed before and after a tile's walk by threads that take two neighbouring channels: delta
  * and delta x go to shared memory, y comes back from there; the next tile is on its way from memory meanwhile. In the
- * walk a thread has STATES states of two channels, 16 independent recurrences for eight states, and the lanes that share
- * a pair add their sums with one shuffle. More than GROUP states are walked in groups, with y in scratch between them.
+ * walk a thread has four states of two channels, and the four lanes that share a pair add their sums with two shuffles.
+ * More than GROUP states are walked in groups, with y in scratch between them.
  *
- * Why pairs and eight states: all lanes read b and c from shared memory. One channel and 16 states would read 8 bytes a
- * token, channel and state; two channels and eight states read 5. Four states a thread (twice the warps) are taken
- * where a chip is not filled by eight.
+ * Why two channels and four states: b and c are read from shared memory by every thread that needs them. One channel
+ * and 16 states would read 8 bytes a token, channel and state, two and four read 6, and there are four times the
+ * threads, which hide the latencies that eight independent recurrences don't.
  *
  * Time is cut into segments when there are too few channels to fill the chip (small B, long T). That costs a second set
  * of exponentials (scan_carry.cu). The cut depends on the shape only, so sums are always the same.
@@ -20,10 +20,10 @@
  * saved: the states that enter each piece of SCAN_PIECE tokens, (B, ceil(T/SCAN_PIECE), N, D) fp32.
  *
  * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz: for each token, channel and state one
- * exponential, four fp32 instructions and 5/16 of a 16-byte read of shared memory; for each token and channel three more
- * exponentials and reciprocals and about 40 instructions. Special functions: 19/16 x 1.07e9 at 3.7e12/s, 0.34 ms; issue
- * slots: 8 x 1.07e9 at 29.6e12/s, 0.29 ms beside them; 4 x 134 MB and 33 MB saved, 0.14 ms beside both. So bound by
- * exponentials: 0.34 ms at best, 0.45 expected. B 1, T 65536 is four times the work and is run almost twice: 2.8 ms.
+ * exponential and 6.5 instructions in all, four of them fp32 arithmetic; for each token and channel three more
+ * exponentials and reciprocals and about 35 instructions. Special functions: 19/16 x 1.07e9 at 3.7e12/s, 0.34 ms; issue
+ * slots: 8.7 x 1.07e9 at 29.6e12/s, 0.31 ms beside them; 4 x 134 MB and 33 MB saved, 0.14 ms beside both. So bound by
+ * exponentials: 0.34 ms at best, 0.42 expected. B 1, T 65536 is four times the work and is run almost twice: 2.8 ms.
  */
 #include "kernels/cuda/scan.cuh"
 
@@ -70,11 +70,13 @@ extern "C" size_t cuda_scan_forward_scratch(struct scan_shape s) {
 enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
 
 /* How the threads of a block share a tile: a warp takes a token's pairs, EACH elements of b and of c a thread. */
-enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / SCAN_THREADS };
+typedef scan_place<2> forward_place;
+enum { THREADS = forward_place::THREADS, TOKENS = forward_place::WARPS };
+enum { ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / THREADS };
 
 struct forward_room {
     float4 flow[TILE][PAIRS]; /* delta and delta x of two channels */
-    float2 y[TILE][PAIRS];
+    float y[TILE][SCAN_BLOCK];
     float b[TILE][GROUP], c[TILE][GROUP];
 };
 
@@ -137,23 +139,44 @@ __device__ __forceinline__ void fill_room(forward_room &room, const forward_tile
     if (starts || left < TILE) mend_tile(room, starts, left);
 }
 
-__device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
-                                          const scan_place &at) {
-#pragma unroll 4
-    for (int t = 0; t < TILE; t++) {
-        float b[STATES], c[STATES], first = 0, second = 0;
-        float4 flow = room.flow[t][at.pair];
-        load_four(b, &room.b[t][at.n]);
-        load_four(c, &room.c[t][at.n]);
+/* Sums over the four lanes that hold a pair, of four tokens' two channels: lane quarter 2 j + k gets those of channel j
+ * and tokens 2 k and 2 k + 1. */
+__device__ __forceinline__ float2 pair_sums(const float (&first)[4], const float (&second)[4], int lane) {
+    bool upper = lane & 16, later = lane & 8;
+    float sums[4];
 #pragma unroll
-        for (int n = 0; n < STATES; n++) {
-            h[0][n] = power_of_two(flow.x * rate[0][n]) * h[0][n] + flow.y * b[n];
-            h[1][n] = power_of_two(flow.z * rate[1][n]) * h[1][n] + flow.w * b[n];
-            first += c[n] * h[0][n];
-            second += c[n] * h[1][n];
+    for (int t = 0; t < 4; t++)
+        sums[t] = (upper ? second[t] : first[t]) + __shfl_xor_sync(FULL, upper ? first[t] : second[t], 16);
+    float2 kept = later ? make_float2(sums[2], sums[3]) : make_float2(sums[0], sums[1]);
+    float2 given = later ? make_float2(sums[0], sums[1]) : make_float2(sums[2], sums[3]);
+    return make_float2(kept.x + __shfl_xor_sync(FULL, given.x, 8), kept.y + __shfl_xor_sync(FULL, given.y, 8));
+}
+
+/* Four tokens at a time: what one of them stores would keep the reads of the next waiting. */
+__device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
+                                          const forward_place &at) {
+    static_assert(TILE % 4 == 0, "tokens are walked in fours");
+#pragma unroll 1
+    for (int t0 = 0; t0 < TILE; t0 += 4) {
+        float first[4] = {}, second[4] = {};
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            float b[STATES], c[STATES];
+            float4 flow = room.flow[t0 + t][at.local / 2];
+            load_four(b, &room.b[t0 + t][at.n]);
+            load_four(c, &room.c[t0 + t][at.n]);
+#pragma unroll
+            for (int n = 0; n < STATES; n++) {
+                h[0][n] = power_of_two(flow.x * rate[0][n]) * h[0][n] + flow.y * b[n];
+                h[1][n] = power_of_two(flow.z * rate[1][n]) * h[1][n] + flow.w * b[n];
+                first[t] += c[n] * h[0][n];
+                second[t] += c[n] * h[1][n];
+            }
         }
-        float y = channel_sum(first, second, at.lane);
-        if (at.keeps()) (&room.y[t][0].x)[at.channel()] = y;
+        float2 y = pair_sums(first, second, at.lane);
+        int t = t0 + 2 * (at.lane >> 3 & 1), channel = at.local + (at.lane >> 4);
+        room.y[t][channel] = y.x;
+        room.y[t + 1][channel] = y.y;
     }
 }
 
@@ -175,7 +198,7 @@ __device__ __forceinline__ void store_tile(const scan_line<T> &g, float *sums, c
     for (int k = 0; k < ROUNDS; k++) {
         int local = k * TOKENS + threadIdx.x / WARP;
         if (local >= left) break;
-        float2 y = room.y[local][own.place], x = xs[k].floats();
+        float2 y = *reinterpret_cast<const float2 *>(&room.y[local][2 * own.place]), x = xs[k].floats();
         if (sums) {
             bool last = n0 + GROUP >= p.N;
             join_groups(y, sums + local * p.D, own, n0 == 0, last);
@@ -193,11 +216,11 @@ __device__ __forceinline__ void store_tile(const scan_line<T> &g, float *sums, c
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. `entering` (B, segments, N, D): what
  * scan_carry.cu found; NULL when time is not cut. `sums` (B, T, D): y of the groups before. */
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(SCAN_THREADS, 4)
+__global__ void __launch_bounds__(THREADS, 4)
 scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, const float *entering, scan_inputs<T> in,
                     scan_problem p, int n0) {
     __shared__ forward_room room;
-    scan_place at;
+    forward_place at;
     scan_pair own(p, WIDE);
     float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
     float rate[2][STATES], h[2][STATES] = {};
@@ -254,7 +277,7 @@ extern "C" void cuda_scan_forward(struct device *dev, tensor g, tensor final, vo
         with_pairs(scan_pairs_fit(g, x, raw, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
             for (int n0 = 0; n0 < p.N; n0 += GROUP)
-                LAUNCH(dev, (scan_forward_kernel<T, WIDE>), scan_grid(p), SCAN_THREADS, 0, rows_of<T>(g),
+                LAUNCH(dev, (scan_forward_kernel<T, WIDE>), scan_grid(p), THREADS, 0, rows_of<T>(g),
                        data_of<float>(final), (float *)saved, sums, entering, in, p, n0);
         });
     });

@@ -1,9 +1,10 @@
 /* scan.cuh: what the passes of the selective scan share: the problem, how time is cut, and how a block walks it.
  *
- * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns a pair of
- * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a pair is in four lanes of a
- * warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is computed
- * between walks by threads that take pairs as they lie in memory, a warp a token, and passes through shared memory.
+ * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns one or two
+ * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a channel is in four lanes
+ * of a warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is
+ * computed between walks by threads that take pairs of channels as they lie in memory, a warp a token, and passes
+ * through shared memory.
  *
  * A document's start is a token whose decay is 0. It costs nothing in the walk: the step size that decays are taken of
  * is SCAN_START there, beyond any that a state survives.
@@ -23,8 +24,6 @@ enum {
     SCAN_BLOCK = 64,                /* channels of a block: a warp for each token's pairs */
     SCAN_PAIRS = SCAN_BLOCK / 2,
     SCAN_STATES = 4,                /* of the group's, in a thread */
-    SCAN_THREADS = SCAN_PAIRS * SCAN_GROUP / SCAN_STATES,
-    SCAN_WARPS = SCAN_THREADS / WARP,
     SCAN_CHANNELS = 132 * 256,      /* channels times batch rows that fill a large chip: fewer have time cut */
 };
 
@@ -223,42 +222,28 @@ __device__ __forceinline__ scan_some<T, E> load_states(const scan_line<T> &line,
 
 /* --- the walk ----------------------------------------------------------------------------------------------------- */
 
-/* Where a thread stands in the walk. */
-struct scan_place {
-    int64_t row, segment, i; /* i: first channel of the pair */
-    int lane, pair, n;       /* n: first state, within the group */
+/* Where a thread of a walk stands that has CHANNELS neighbouring channels. */
+template <int CHANNELS> struct scan_place {
+    static constexpr int THREADS = SCAN_BLOCK / CHANNELS * (SCAN_GROUP / SCAN_STATES), WARPS = THREADS / WARP;
+    int64_t row, segment, i; /* i: the first channel */
+    int lane, local, n;      /* local: the first channel, within the block; n: first state, within the group */
 
     __device__ __forceinline__ scan_place() {
-        enum { PAIRS_OF_WARP = SCAN_PAIRS / SCAN_WARPS };
+        enum { OF_WARP = WARP / (SCAN_GROUP / SCAN_STATES) };
         row = blockIdx.z, segment = blockIdx.y;
         lane = threadIdx.x % WARP;
-        pair = (int)(threadIdx.x / WARP) * PAIRS_OF_WARP + lane % PAIRS_OF_WARP;
-        n = lane / PAIRS_OF_WARP * SCAN_STATES;
-        i = (int64_t)blockIdx.x * SCAN_BLOCK + 2 * pair;
-    }
-    /* The one of the pair's channels whose sums over states channel_sum returns. */
-    __device__ __forceinline__ int channel() const {
-        return 2 * pair + (lane >> 4);
-    }
-    /* Is this the lane that keeps that sum? */
-    __device__ __forceinline__ bool keeps() const {
-        return !(lane & 8);
+        local = ((int)(threadIdx.x / WARP) * OF_WARP + lane % OF_WARP) * CHANNELS;
+        n = lane / OF_WARP * SCAN_STATES;
+        i = (int64_t)blockIdx.x * SCAN_BLOCK + local;
     }
 };
 
-/* The two sums of a pair over the four lanes that hold it: the first channel's in lanes below 16, the other's above. */
-__device__ __forceinline__ float channel_sum(float first, float second, int lane) {
-    bool upper = lane & 16;
-    float kept = upper ? second : first, given = upper ? first : second;
-    kept += __shfl_xor_sync(FULL, given, 16);
-    return kept + __shfl_xor_sync(FULL, kept, 8);
-}
-
 /* A log2(e) of the thread's states, 0 beyond the last. */
-__device__ __forceinline__ void load_rates(float (&rate)[2][SCAN_STATES], const scan_problem &p, const scan_place &at,
-                                           int n0) {
+template <int CHANNELS>
+__device__ __forceinline__ void load_rates(float (&rate)[CHANNELS][SCAN_STATES], const scan_problem &p,
+                                           const scan_place<CHANNELS> &at, int n0) {
 #pragma unroll
-    for (int j = 0; j < 2; j++)
+    for (int j = 0; j < CHANNELS; j++)
 #pragma unroll
         for (int k = 0; k < SCAN_STATES; k++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
@@ -268,12 +253,12 @@ __device__ __forceinline__ void load_rates(float (&rate)[2][SCAN_STATES], const 
 }
 
 /* f(state, channel, j, k) for the thread's states k of channels j that exist. */
-template <class F>
-__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place &at, int n0, F f) {
+template <int CHANNELS, class F>
+__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place<CHANNELS> &at, int n0, F f) {
 #pragma unroll
     for (int k = 0; k < SCAN_STATES; k++)
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
+        for (int j = 0; j < CHANNELS; j++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
             if (n < p.N && i < p.D) f(n, i, j, k);
         }

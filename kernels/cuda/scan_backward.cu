@@ -4,49 +4,54 @@
  *   starts;  s = sum_n dh b;  e = sum_n dh A (a h[t-1]);  dx = d dy + delta s;  draw = (x s + e) softplus'(v)
  *   db = sum_i dh delta x;  dc = sum_i dy h;  dA_log = A sum dh delta (a h[t-1]);  dd = sum dy x;  dbias = sum draw
  *
- * Pieces of PIECE tokens are walked from the last. In the walk a lane has STATES = 4 states of two channels, so a warp
- * has 16 channels and a block SCAN_BLOCK. What is one number a token and channel is computed for a whole piece before the
- * walk, by threads that take pairs as they lie in memory, and passes through shared memory: delta, delta x and dy go in,
- * and s, e, y and dx come back in their places, from which the same threads then form draw and dz.
+ * Pieces of PIECE tokens are walked from the last. In the walk a lane has four states of two channels, so a warp has 16
+ * channels. What is one number a token and channel is computed for a whole piece before the walk, by threads that take
+ * pairs of channels as they lie in memory, and passes through shared memory: delta, delta x and dy go in, and s, e, y
+ * and dx come back in their places, from which the same threads then form draw and dz.
  * The states come back in two steps: from the piece's saved entering state to those that enter each SUB tokens (kept in
  * shared memory), and from these to the SUB states of one run, in registers with their a.
- * Sums over states are shuffles between the four lanes of a pair. Sums over channels, for db and dc: a lane adds its two
- * channels, seven shuffles turn eight lanes' eight values into one value a lane, the block's warps are added in shared
- * memory, and each block writes 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and dbias
- * stay in registers over the walk and leave one row for each batch row and segment. So nothing is atomic, and nothing is
- * added in a changing order. Time is cut in segments as in forward (scan_carry.cu finds what comes in from the right).
+ * Sums over states are shuffles between the four lanes of a pair, of two tokens at once. Sums over channels, for db and
+ * dc, are products with ones on the tensor cores in bf16, and seven shuffles for eight values in fp32: one value a lane
+ * either way. The block's warps are added in shared memory, and each block writes 2 x 16 floats a token, which
+ * scan_channels_kernel adds in order. dA_log, dd and dbias stay in registers over the walk and leave one row for each
+ * batch row and segment. So nothing is atomic, and nothing is added in a changing order. Time is cut in segments as in
+ * forward (scan_carry.cu finds what comes in from the right).
  *
  * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz, instructions for a token, channel and
- * state: 2 x 4 for the states, 10 for dh and what follows from it, 6 for the sums, 1 to read shared memory, 4 for what is
- * one number a token and channel: 29 x 1.07e9 at 29.6e12/s, 1.05 ms of issue slots; two exponentials, 0.6 ms, and 1 GB,
- * 0.25 ms, beside them. Eight warps a multiprocessor do not fill every slot: 1.3 to 1.5 ms expected.
+ * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 4 for the sums, 1 to read shared memory, 6 for what
+ * is one number a token and channel: 30 x 1.07e9 at 29.6e12/s, 1.1 ms of issue slots; two exponentials, 0.6 ms, and
+ * 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
+ * multiprocessor, which do not fill every slot: 1.5 ms expected.
  */
 #include "kernels/cuda/scan.cuh"
 
 enum {
     STATES = SCAN_STATES,
-    THREADS = SCAN_THREADS,
-    WARPS = SCAN_WARPS,
+    THREADS = scan_place<2>::THREADS,
+    WARPS = scan_place<2>::WARPS,
     PIECE = SCAN_PIECE,
     PAIRS = SCAN_PAIRS,
     GROUP = SCAN_GROUP,
     SUB = 8,
     SUBS = PIECE / SUB,
-    AHEAD = 2,  /* tokens whose sums are stored together, so that their shuffles overlap */
     EACH = 4,   /* elements of b or c that a thread moves at a time */
     ROUNDS = 8, /* tokens of a thread that are on their way from memory at once */
     STRIDE = ROUNDS * WARPS,
 };
 
-/* A float4 of a pair is two numbers of the one channel and two of the other. Before the walk | after it: */
+/* Two numbers a token and channel in each of the first two. Before the walk | after it: */
 struct piece_room {
-    float4 flow[PIECE][PAIRS];  /* step size for decays, delta x | dx, s */
-    float4 other[PIECE][PAIRS]; /* dy, delta | y, e */
+    float2 flow[PIECE][SCAN_BLOCK];  /* step size for decays, delta x | dx, s */
+    float2 other[PIECE][SCAN_BLOCK]; /* dy, delta | y, e */
     float b[PIECE][GROUP], c[PIECE][GROUP];
-    /* The states that enter a run: [run][channel of the pair][thread]; | a warp's sums over its channels, in the warp's
-     * own places: channels() */
+    /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels, in
+     * the warp's own places: channels() */
     float4 entering[SUBS][2][THREADS];
 
+    /* Two neighbouring channels at once. */
+    __device__ __forceinline__ float4 *pair(float2 (&of)[PIECE][SCAN_BLOCK], int t, int first) {
+        return reinterpret_cast<float4 *>(&of[t][first]);
+    }
     /* Sums of token t over the channels of a warp, a value a lane. */
     __device__ __forceinline__ float *channels(int t, int warp) {
         return &entering[t / SUB][t % SUB / 4][warp * WARP].x + t % 4 * WARP;
@@ -70,7 +75,6 @@ __device__ __forceinline__ void load_states_of_piece(piece_room &room, const sca
                                                      int64_t row, int64_t t0, int n0) {
     int left = (int)at_most(p.T - t0, PIECE), n = threadIdx.x * EACH % GROUP;
     scan_line<T> b_line = in.b.line(row, t0, n0 + n), c_line = in.c.line(row, t0, n0 + n);
-#pragma unroll
     for (int e = threadIdx.x * EACH; e < PIECE * GROUP; e += THREADS * EACH) {
         scan_some<T, EACH> b = load_states<T, EACH>(b_line, p, e / GROUP, left, n0 + n);
         scan_some<T, EACH> c = load_states<T, EACH>(c_line, p, e / GROUP, left, n0 + n);
@@ -82,8 +86,10 @@ __device__ __forceinline__ void load_states_of_piece(piece_room &room, const sca
 /* Fill the room for the piece at t0, and add to dd. Tokens beyond the row are zeros: they change nothing. */
 template <class T, bool WIDE>
 __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const scan_inputs<T> &in,
-                                            const scan_gradients<T> &d, const scan_problem &p, const scan_pair &own,
-                                            float2 bias, int64_t row, int64_t t0, int n0) {
+                                            const scan_gradients<T> &d, const scan_problem &p, int64_t row, int64_t t0,
+                                            int n0) {
+    scan_pair own(p, WIDE);
+    float2 bias = pair_of_vector(p.bias, own.i, own.count);
     load_states_of_piece(room, in, p, row, t0, n0);
 #pragma unroll 1
     for (int first = 0; first < PIECE; first += STRIDE) {
@@ -117,10 +123,29 @@ __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const 
                 other = make_float4(dy.x, delta.x, dy.y, delta.y);
                 dd.x += dy.x * x.x, dd.y += dy.y * x.y;
             }
-            room.flow[first + local][own.place] = flow;
-            room.other[first + local][own.place] = other;
+            *room.pair(room.flow, first + local, 2 * own.place) = flow;
+            *room.pair(room.other, first + local, 2 * own.place) = other;
         }
     }
+}
+
+template <class T>
+__device__ __forceinline__ void prefetch_token(const scan_rows<T> &rows, const scan_problem &p, int64_t row,
+                                               int64_t t) {
+    int64_t first = (int64_t)blockIdx.x * SCAN_BLOCK;
+    if (!rows.data) return;
+    prefetch_line(rows.at(row, t, first));
+    prefetch_line(rows.at(row, t, at_most(first + SCAN_BLOCK, p.D) - 1));
+}
+
+/* Have what the piece at t0 reads brought near while another is walked: a thread takes a token of two views. */
+template <class T>
+__device__ __forceinline__ void prefetch_piece(const scan_inputs<T> &in, const scan_gradients<T> &d,
+                                               const scan_problem &p, int64_t row, int64_t t0) {
+    static_assert(THREADS == 2 * PIECE, "a thread a token of two views");
+    int64_t t = t0 + threadIdx.x % PIECE;
+    if (threadIdx.x < PIECE) prefetch_token(in.x, p, row, t), prefetch_token(in.raw, p, row, t);
+    else prefetch_token(d.dg, p, row, t), prefetch_token(in.z, p, row, t);
 }
 
 /* --- the walk ----------------------------------------------------------------------------------------------------- */
@@ -130,15 +155,15 @@ struct walk {
     float rate[2][STATES];  /* A log2(e) */
     float carry[2][STATES]; /* a[t+1] dh[t+1] */
     float dA[2][STATES];    /* sum dh delta (a h) */
-    float skip;             /* d of the channel whose sums the lane keeps; 0 but for the first group of states */
+    float skip;             /* d of the channel whose sums the lane finishes; 0 but for the first group of states */
 };
 
 /* h of the next token from that of the one before; `decay` receives a. */
 __device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)[2][STATES],
-                                        const float (&h)[2][STATES], const walk &w, const piece_room &room, int t,
-                                        const scan_place &at) {
+                                        const float (&h)[2][STATES], const walk &w, piece_room &room, int t,
+                                        const scan_place<2> &at) {
     float b[STATES];
-    float4 flow = room.flow[t][at.pair];
+    float4 flow = *room.pair(room.flow, t, at.local);
     load_four(b, &room.b[t][at.n]);
 #pragma unroll
     for (int k = 0; k < STATES; k++) {
@@ -192,19 +217,19 @@ __device__ __forceinline__ float sum_lanes(const float (&v)[8], int lane, __nv_b
     return (upper ? sums[1] : sums[0]) + __shfl_xor_sync(FULL, upper ? sums[0] : sums[1], 4);
 }
 
-/* What a token leaves: in a lane that keeps sums dx and s, in the others y and e; and the sums over channels. */
+/* A token's sums, over the lane's own states: of its two channels; and over the warp's channels (sum_lanes). */
 struct token_sums {
-    float2 own;
-    float channels;
+    float s[2], e[2], y[2], channels;
 };
 
 /* One token: from its dh on. */
 template <class T>
-__device__ __forceinline__ token_sums token_backward(walk &w, const piece_room &room, const scan_place &at,
+__device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, const scan_place<2> &at,
                                                      const float (&before)[2][STATES], const float (&h)[2][STATES],
                                                      const float (&decay)[2][STATES], int t) {
-    float4 flow = room.flow[t][at.pair], other = room.other[t][at.pair];
-    float b[STATES], c[STATES], values[8] = {}, s[2] = {}, e[2] = {}, y[2] = {};
+    float4 flow = *room.pair(room.flow, t, at.local), other = *room.pair(room.other, t, at.local);
+    float b[STATES], c[STATES], values[2 * STATES] = {};
+    token_sums out = {};
     load_four(b, &room.b[t][at.n]);
     load_four(c, &room.c[t][at.n]);
 #pragma unroll
@@ -215,21 +240,38 @@ __device__ __forceinline__ token_sums token_backward(walk &w, const piece_room &
             float dh = c[k] * dy + w.carry[j][k], through = dh * (decay[j][k] * before[j][k]);
             values[k] += dh * inflow;
             values[STATES + k] += dy * h[j][k];
-            s[j] += dh * b[k];
-            e[j] += through * w.rate[j][k];
-            y[j] += c[k] * h[j][k];
+            out.s[j] += dh * b[k];
+            out.e[j] += through * w.rate[j][k];
+            out.y[j] += c[k] * h[j][k];
             w.dA[j][k] += through * delta;
             w.carry[j][k] = decay[j][k] * dh;
         }
     }
-    token_sums out;
     out.channels = sum_lanes(values, at.lane, T());
-    float of_s = channel_sum(s[0], s[1], at.lane), of_e = channel_sum(e[0], e[1], at.lane);
-    float of_y = channel_sum(y[0], y[1], at.lane);
-    bool second = at.lane & 16;
-    float dy = second ? other.z : other.x, delta = second ? other.w : other.y;
-    out.own = at.keeps() ? make_float2(w.skip * dy + delta * of_s, of_s) : make_float2(of_y, of_e * (1.0f / LOG2E));
     return out;
+}
+
+/* Four sums over the four lanes of a pair, of two tokens' two channels: lane quarter 2 j + k has that of channel j and
+ * token k. */
+__device__ __forceinline__ float quarter_sum(const float (&early)[2], const float (&late)[2], int lane) {
+    bool second = lane & 16, later = lane & 8;
+    float a = (second ? early[1] : early[0]) + __shfl_xor_sync(FULL, second ? early[0] : early[1], 16);
+    float b = (second ? late[1] : late[0]) + __shfl_xor_sync(FULL, second ? late[0] : late[1], 16);
+    return (later ? b : a) + __shfl_xor_sync(FULL, later ? a : b, 8);
+}
+
+/* Tokens t and t + 1: dx, s, y and e into their places in the room, each quarter of a warp for a channel and token. */
+__device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums &early, const token_sums &late,
+                                              const walk &w, const scan_place<2> &at, int t) {
+    int mine = t + (at.lane >> 3 & 1), channel = at.local + (at.lane >> 4);
+    float s = quarter_sum(early.s, late.s, at.lane), e = quarter_sum(early.e, late.e, at.lane);
+    float y = quarter_sum(early.y, late.y, at.lane);
+    float2 other = room.other[mine][channel]; /* dy, delta */
+    __syncwarp();                             /* what is written over has been read */
+    room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * s, s);
+    room.other[mine][channel] = make_float2(y, e * (1.0f / LOG2E));
+    room.channels(t, threadIdx.x / WARP)[at.lane] = early.channels;
+    room.channels(t + 1, threadIdx.x / WARP)[at.lane] = late.channels;
 }
 
 /* The block's sums over its channels for a piece. */
@@ -249,7 +291,7 @@ __device__ __forceinline__ void store_channels(piece_room &room, const scan_prob
 
 /* The states that enter the runs of SUB tokens of a piece, from the one that enters the piece. */
 __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w,
-                                           const scan_place &at) {
+                                           const scan_place<2> &at) {
 #pragma unroll 1
     for (int sub = 0; sub < SUBS; sub++) {
 #pragma unroll
@@ -264,7 +306,7 @@ __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATE
 
 template <class T>
 __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan_gradients<T> &d, const scan_problem &p,
-                                           const scan_place &at, int64_t piece, int n0) {
+                                           const scan_place<2> &at, int64_t piece, int n0) {
     float h[SUB + 1][2][STATES], decay[SUB][2][STATES];
     const float *saved = d.saved + (at.row * p.pieces + piece) * p.N * p.D;
 #pragma unroll
@@ -278,21 +320,10 @@ __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan
 #pragma unroll
         for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
 #pragma unroll
-        for (int last = SUB - 1; last >= 0; last -= AHEAD) {
-            token_sums sums[AHEAD];
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                int t = last - k;
-                sums[k] = token_backward<T>(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
-            }
-            __syncwarp(); /* what the sums take the places of has been read */
-#pragma unroll
-            for (int k = 0; k < AHEAD; k++) {
-                int t = sub * SUB + last - k;
-                float4 *to = at.keeps() ? room.flow[t] : room.other[t];
-                reinterpret_cast<float2 *>(to)[at.channel()] = sums[k].own;
-                room.channels(t, threadIdx.x / WARP)[at.lane] = sums[k].channels;
-            }
+        for (int t = SUB - 2; t >= 0; t -= 2) {
+            token_sums late = token_backward<T>(w, room, at, h[t + 1], h[t + 2], decay[t + 1], sub * SUB + t + 1);
+            token_sums early = token_backward<T>(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
+            finish_tokens(room, early, late, w, at, sub * SUB + t);
         }
     }
     __syncthreads();
@@ -320,9 +351,11 @@ __device__ void join_groups(float4 &flow, float4 &other, const scan_gradients<T>
 
 /* dx, draw and dz of a piece from what the walk left in the room; adds to dbias. */
 template <class T, bool WIDE>
-__device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbias, const scan_inputs<T> &in,
-                                            const scan_gradients<T> &d, const scan_problem &p, const scan_pair &own,
-                                            float2 bias, float2 skip, int64_t row, int64_t t0, int n0) {
+__device__ __forceinline__ void leave_piece(piece_room &room, float2 &dbias, const scan_inputs<T> &in,
+                                            const scan_gradients<T> &d, const scan_problem &p, int64_t row, int64_t t0,
+                                            int n0) {
+    scan_pair own(p, WIDE);
+    float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
 #pragma unroll 1
     for (int first = 0; first < PIECE && t0 + first < p.T; first += STRIDE) {
         int left = (int)(p.T - t0 - first < STRIDE ? p.T - t0 - first : STRIDE);
@@ -339,7 +372,8 @@ __device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbia
         for (int k = 0; k < ROUNDS; k++) {
             int local = k * WARPS + threadIdx.x / WARP;
             if (local >= left) break;
-            float4 flow = room.flow[first + local][own.place], other = room.other[first + local][own.place];
+            float4 flow = *room.pair(room.flow, first + local, 2 * own.place);
+            float4 other = *room.pair(room.other, first + local, 2 * own.place);
             if (d.sums) join_groups(flow, other, d, p, own, row, t0 + first + local, n0);
             if (n0 + GROUP < p.N) continue;
             float2 x = xs[k].floats(), raw = raws[k].floats();
@@ -358,7 +392,7 @@ __device__ __forceinline__ void leave_piece(const piece_room &room, float2 &dbia
 
 /* *to and the next: the sums over the block's warps of a pair's two numbers. */
 __device__ __forceinline__ void store_warps(float *to, float2 v, piece_room &room, const scan_pair &own) {
-    float2 *parts = reinterpret_cast<float2 *>(room.entering);
+    float2 *parts = &room.flow[0][0];
     __syncthreads();
     parts[threadIdx.x] = v;
     __syncthreads();
@@ -374,12 +408,10 @@ __global__ void __launch_bounds__(THREADS, 2)
 scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
     piece_room &room = *reinterpret_cast<piece_room *>(memory);
-    scan_place at;
-    scan_pair own(p, WIDE);
-    float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
+    scan_place<2> at;
     float2 dd = make_float2(0, 0), dbias = dd;
-    int64_t first = at.segment * p.per_segment, last = first + p.per_segment < p.pieces ? first + p.per_segment : p.pieces;
-    int64_t part = at.row * p.segments + at.segment, channel = (int64_t)blockIdx.x * SCAN_BLOCK + at.channel();
+    int64_t first = at.segment * p.per_segment, last = at_most(first + p.per_segment, p.pieces);
+    int64_t part = at.row * p.segments + at.segment, channel = at.i + (at.lane >> 4);
     walk w = {};
     w.skip = p.d && n0 == 0 && channel < p.D ? p.d[channel] : 0;
     load_rates(w.rate, p, at, n0);
@@ -388,16 +420,18 @@ scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int
         else if (d.dfinal) w.carry[j][k] = d.dfinal[(at.row * p.D + i) * p.N + n];
     });
     for (int64_t piece = last - 1; piece >= first; piece--) {
-        enter_piece<T, WIDE>(room, dd, in, d, p, own, bias, at.row, piece * PIECE, n0);
+        enter_piece<T, WIDE>(room, dd, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
+        if (piece > first) prefetch_piece(in, d, p, at.row, (piece - 1) * PIECE);
         walk_piece(w, room, d, p, at, piece, n0);
-        leave_piece<T, WIDE>(room, dbias, in, d, p, own, bias, skip, at.row, piece * PIECE, n0);
+        leave_piece<T, WIDE>(room, dbias, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
     }
     each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
         d.dA_log[(part * p.D + i) * p.N + n] = w.dA[j][k] * w.rate[j][k] * (1.0f / LOG2E);
         if (d.dinitial && at.segment == 0) d.dinitial[(at.row * p.D + i) * p.N + n] = w.carry[j][k];
     });
+    scan_pair own(p, WIDE);
     if (d.dd && n0 == 0) store_warps(d.dd + part * p.D + own.i, dd, room, own);
     if (n0 + GROUP >= p.N) store_warps(d.dbias + part * p.D + own.i, dbias, room, own);
 }
@@ -447,8 +481,9 @@ static void backward_groups(struct device *dev, const scan_gradients<T> &g, cons
                             scan_rows<T> dc, int64_t blocks, bool fit, const scan_problem &p) {
     with_pairs(fit, [&](auto pairs) {
         constexpr bool WIDE = pairs.value;
-        cuda_expect(dev, cudaFuncSetAttribute(scan_backward_kernel<T, WIDE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)sizeof(piece_room)), "scan_backward");
+        cudaError_t result = cudaFuncSetAttribute(scan_backward_kernel<T, WIDE>,
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(piece_room));
+        cuda_expect(dev, result, "scan_backward");
         for (int n0 = 0; n0 < p.N; n0 += GROUP) {
             LAUNCH(dev, (scan_backward_kernel<T, WIDE>), scan_grid(p), THREADS, sizeof(piece_room), g, in, p, n0);
             LAUNCH(dev, scan_channels_kernel<T>, (unsigned)ceil_div(p.B * p.T, 8), 8 * WARP, 0, db, dc, g.of_channels,

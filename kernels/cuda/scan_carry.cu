@@ -1,18 +1,18 @@
 /* scan_carry.cu: what enters the segments into which the selective scan cuts time when there are too few channels to
  * fill the chip; scan.cu has the equations, scan_backward.cu those of the other direction.
  *
- *   forward   h[t] = a[t] h[t-1] + delta[t] b[t] x[t]          back   k[t] = a[t] (k[t+1] + c[t] dy[t]),  dy = dg silu(z)
+ *   forward   h[t] = a[t] h[t-1] + delta[t] b[t] x[t]     back   k[t] = a[t] (k[t+1] + c[t] dy[t]),  dy = dg silu(z)
  *
  * Every segment is run from zero for what it adds to the state that leaves it; the entering state is let through with
- * the decay exp(A sum delta). A short pass then carries states over the segments. Both directions walk alike, as forward
- * does in scan.cu, without outputs: 4 instructions and one exponential for a token, channel and state, so about 0.8 of
- * forward's time, for all segments but the one that nothing follows.
+ * the decay exp(A sum delta). A short pass then carries states over the segments. Both directions walk alike, as
+ * forward does in scan.cu, without outputs: 4 instructions and one exponential for a token, channel and state, so
+ * about 0.8 of forward's time, for all segments but the one that nothing follows.
  */
 #include "kernels/cuda/scan.cuh"
 
 enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
-enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS };
-enum { EACH = TILE * GROUP / SCAN_THREADS }; /* elements of b or c that a thread brings */
+enum { THREADS = scan_place<2>::THREADS, TOKENS = scan_place<2>::WARPS, ROUNDS = TILE / TOKENS };
+enum { EACH = TILE * GROUP / THREADS }; /* elements of b or c that a thread brings */
 
 template <class T> struct carry_inputs {
     scan_rows<T> in, raw, gate, b; /* in: x, or dg with its gate z */
@@ -66,10 +66,10 @@ __device__ __forceinline__ void fill_room(carry_room &room, const carry_tile<T, 
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. BACK: from the right. */
 template <class T, bool WIDE, bool BACK>
-__global__ void __launch_bounds__(SCAN_THREADS, 4)
+__global__ void __launch_bounds__(THREADS, 4)
 scan_totals_kernel(float *adds, float *decays, carry_inputs<T> in, scan_problem p, int n0) {
     __shared__ carry_room room;
-    scan_place at;
+    scan_place<2> at;
     if (at.segment == (BACK ? 0 : p.segments - 1)) return; /* nothing follows */
     float rate[2][STATES], h[2][STATES] = {}, total[2] = {};
     scan_pair own(p, WIDE);
@@ -88,7 +88,7 @@ scan_totals_kernel(float *adds, float *decays, carry_inputs<T> in, scan_problem 
         for (int s = 0; s < TILE; s++) {
             int t = BACK ? TILE - 1 - s : s;
             float b[STATES];
-            float4 flow = room.flow[t][at.pair];
+            float4 flow = room.flow[t][at.local / 2];
             load_four(b, &room.b[t][at.n]);
             total[0] += flow.x, total[1] += flow.z;
 #pragma unroll
@@ -131,7 +131,7 @@ static void find_carries(struct device *dev, float *entering, float *decays, ten
         with_pairs(scan_pairs_fit(in, raw, z, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
             for (int n0 = 0; n0 < p.N; n0 += GROUP)
-                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), SCAN_THREADS, 0, entering, decays, inputs, p,
+                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), THREADS, 0, entering, decays, inputs, p,
                        n0);
         });
     });

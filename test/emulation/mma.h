@@ -78,6 +78,9 @@ template <int N> static inline void cp_async_wait() {
     emulation::copy_wait(N);
 }
 
+static inline void prefetch_line(const void *) {
+}
+
 /* Subnormal arguments and results are 0. */
 static inline float reciprocal(float v) {
     float result = 1 / (fabsf(v) < 0x1p-126f ? copysignf(0, v) : v);
