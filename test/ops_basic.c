@@ -463,6 +463,7 @@ static const struct op_row head_loss = {
                                        {OP_TEST, "R=67,1500 D=33 V=257 mask=0,1 zloss=1"},
                                        {OP_TEST, "R=131 D=13 V=50021 zloss=1"},
                                        {OP_TEST, "R=3 D=8 V=1096,4104,61001 mask=0"},
+                                       {OP_TEST, "R=17000 D=3 V=5 zloss=1"},
                                        {OP_PERF, "R=4096 D=256 V=257 mask=0"},
                                        {OP_PERF, "R=512 D=768 V=50288 mask=0"},
                                        {0, NULL}},
