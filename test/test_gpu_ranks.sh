@@ -57,9 +57,10 @@ for precision in fp32 bf16; do
             fail "$precision, going on: $(tail -n 3 "$WORK/err")"
         same_weights "$run-2" "$run-parts" "$precision, the same again in two parts"
 
-        # Accumulation, and an embedding that is not the head.
+        # Accumulation, gradients sent block by block, and an embedding that is not the head.
         for ranks in 1 2; do
-            train_ranks $ranks $gpu train.micro_batch=1 model.tie_embeddings=false train.out="$run-untied$ranks" ||
+            train_ranks $ranks $gpu train.micro_batch=1 model.tie_embeddings=false comm.bucket_mib=0 \
+                train.out="$run-untied$ranks" ||
                 fail "$precision, untied, $ranks: $(tail -n 3 "$WORK/err")"
         done
         close_curves $limit "$run-untied1" "$run-untied2" "$precision, accumulating, with a head of its own"

@@ -80,6 +80,10 @@ train_ranks 3 train.out="$WORK/r3again" train.micro_batch=2 > /dev/null 2>&1
 same_weights "$WORK/r3" "$WORK/r3again" "3 ranks, repeated"
 same_curve "$WORK/r3" "$WORK/r3again" "3 ranks, repeated"
 
+# So does sending the gradients block by block, or many blocks at once.
+train_ranks 3 train.out="$WORK/r3single" train.micro_batch=2 comm.bucket_mib=0 > /dev/null 2>&1
+same_weights "$WORK/r3" "$WORK/r3single" "3 ranks, block by block"
+
 # Evaluation under mpirun, in both modes.
 for mode in window carry; do
     for ranks in 2 3; do

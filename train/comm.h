@@ -19,6 +19,7 @@ struct comm {
     /* Whether the calls on device memory only queue work on the device's streams, so that a step with them can be
      * recorded; else they are done when they return. */
     bool queued, silent;
+    int64_t least_bytes; /* of gradients that are worth a call of their own: option comm.bucket_mib */
     const struct comm_functions *functions;
     const struct comm_device *device; /* calls on device memory; NULL where that is the host's, or there is one rank */
     struct watchdog *watchdog;        /* NULL where there is one rank */

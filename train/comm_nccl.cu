@@ -71,8 +71,8 @@ static struct nccl *nccl_of(struct comm *c) {
 }
 
 static void describe(char *out, size_t size, int operation, int slot) {
-    if (operation == REDUCE_SCATTER) snprintf(out, size, "the reduce-scatter of bucket %d's gradients", slot);
-    else if (operation == ALL_GATHER) snprintf(out, size, "the all-gather of bucket %d's weights", slot);
+    if (operation == REDUCE_SCATTER) snprintf(out, size, "the reduce-scatter of gradients, load %d", slot);
+    else if (operation == ALL_GATHER) snprintf(out, size, "the all-gather of weights, load %d", slot);
     else snprintf(out, size, "%s", operation == SUM ? "the sum of a step's totals" : "");
 }
 

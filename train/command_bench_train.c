@@ -14,6 +14,7 @@
 
 struct train_flags {
     int64_t steps, warmup, product;
+    bool silent;
     const char *csv;
 };
 
@@ -24,6 +25,8 @@ static const struct option train_table[] = {
      "Steps before them that are not.", NULL},
     {"product", OPTION_INT, offsetof(struct train_flags, product), "2048", 1, PRODUCT_MAX, "rows",
      "Size of the square matrices whose product is the rate that training is compared with.", NULL},
+    {"silent", OPTION_BOOL, offsetof(struct train_flags, silent), "false", 0, 0, "",
+     "Ranks do not exchange gradients and weights: what a step takes without; the losses are then wrong.", NULL},
     {"csv", OPTION_STRING, offsetof(struct train_flags, csv), "", 0, 0, "", "File to which a line of results is added.",
      NULL},
     OPTIONS_END,
@@ -107,6 +110,7 @@ static void print_training(const struct trained *t) {
     json_line_int(&line, "batch", t->o->train.batch);
     json_line_int(&line, "seq", t->o->data.T);
     json_line_int(&line, "steps", r->step.count);
+    if (t->f->silent) json_line_bool(&line, "silent", true);
     bench_put_times(&line, "step", &r->step);
     json_line_real(&line, "tokens_per_s", t->tokens_per_s);
     json_line_real(&line, "flops_per_s_6n", t->rate);
@@ -165,6 +169,8 @@ static int run_training(const struct train_flags *f, config *c, const char *path
     if (dev) dev->direct = !o->train.graph;
     status = comm_agree(comm, status, err);
     if (status == 0) status = comm_agree(comm, comm_attach(comm, dev, mc->params.bucket_count, err), err);
+    if (f->silent) comm_silence(comm);
+    if (status == 0) comm->least_bytes = o->comm.bucket_mib << 20;
     if (status == 0) status = bench_train(mc, o, dev, comm, &plan, &result, err);
     if (status == 0 && comm->rank == 0) {
         struct trained t = derive(path, mc, o, f, dev, &result);

@@ -36,6 +36,9 @@ struct slice {
     int first, segments;   /* its entries in the list of segments */
 };
 
+/* Loads that the next forward needs first: gathered at the end of the step already. */
+#define EARLY 2
+
 struct optimizer {
     struct model *model;
     struct device *dev;
@@ -48,8 +51,15 @@ struct optimizer {
     struct adamw_segment *segments;
     struct adamw_slice *updates; /* of the slices, for the call that updates them */
     char *staging; /* host memory for one slice, where device memory is not the host's */
-    int reduced, last_reduced; /* buckets reduced since the last step, and the last of them */
-    bool *under_way;           /* buckets whose weights are being gathered */
+    /* Loads: runs of buckets whose gradients, and later weights, travel in one call; the first bucket is one by itself.
+     * A call keeps some multiprocessors from the kernels beside it, so few large ones disturb less than many small. */
+    int load_count;
+    int *loads;    /* first bucket of each, and behind the last one the number of buckets */
+    int *load_of;  /* of each bucket */
+    int *missing;  /* buckets of a load that are not complete yet in this step */
+    bool *under_way; /* loads whose weights are being gathered */
+    struct comm_piece *pieces; /* room for a load's */
+    int reduced, last_reduced; /* buckets reduced since the last step, and the load that went last */
 };
 
 /* ---- which elements are treated how ----------------------------------------------------------------------------- */
@@ -116,6 +126,30 @@ static int64_t largest_slice(const struct optimizer *o, int buckets) {
     return largest;
 }
 
+/* Runs of at least comm's least_bytes of gradients. The first bucket is the embedding: needed first, complete last. */
+static int make_loads(struct optimizer *o, const struct params *p) {
+    size_t buckets = (size_t)p->bucket_count;
+    o->loads = calloc(buckets + 1, sizeof *o->loads);
+    o->load_of = calloc(buckets, sizeof *o->load_of);
+    o->missing = calloc(buckets, sizeof *o->missing);
+    o->under_way = calloc(buckets, sizeof *o->under_way);
+    o->pieces = calloc(PARTS * buckets, sizeof *o->pieces);
+    if (!o->loads || !o->load_of || !o->missing || !o->under_way || !o->pieces) return -1;
+    int64_t size = (int64_t)dtype_size(o->dev->ops->real), bytes = 0;
+    for (int b = 0; b < p->bucket_count; b++) {
+        bool full = b <= 1 || bytes >= o->comm->least_bytes;
+        if (full) {
+            o->loads[o->load_count++] = b;
+            bytes = 0;
+        }
+        bytes += p->buckets[b].count * size;
+        o->load_of[b] = o->load_count - 1;
+        o->missing[o->load_count - 1]++;
+    }
+    o->loads[o->load_count] = p->bucket_count;
+    return 0;
+}
+
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
 
 static void carve(struct optimizer *o, arena *a, int64_t elements) {
@@ -136,9 +170,8 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     o->slices = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
     o->updates = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->updates);
-    o->under_way = calloc((size_t)p->bucket_count, sizeof *o->under_way);
     struct treatment *treatments = calloc((size_t)p->count, sizeof *treatments);
-    if (!o->slices || !o->segments || !o->updates || !o->under_way || !treatments) {
+    if (!o->slices || !o->segments || !o->updates || make_loads(o, p) != 0 || !treatments) {
         free(treatments);
         error_system(err, "no memory for the optimizer");
         goto fail;
@@ -169,7 +202,11 @@ void optimizer_close(struct optimizer *o) {
     if (!o) return;
     if (o->memory.base) arena_close(&o->memory);
     free(o->slices);
+    free(o->loads);
+    free(o->load_of);
+    free(o->missing);
     free(o->under_way);
+    free(o->pieces);
     free(o->segments);
     free(o->updates);
     free(o->staging);
@@ -178,49 +215,55 @@ void optimizer_close(struct optimizer *o) {
 
 /* ---- weights on their way -------------------------------------------------------------------------------------------- */
 
-/* A bucket has a slot of its own among the calls of comm.h: its gradients and its weights never travel at once. */
-static void gather_weights(struct optimizer *o, int bucket) {
-    struct comm_piece pieces[PARTS];
+/* Pieces of every bucket of a load: what travels in one call. */
+static int list_pieces(struct optimizer *o, int load, bool weights) {
+    const struct params *p = model_params(o->model);
+    tensor grads = model_flat_grads(o->model);
     int count = 0;
-    for (int kind = 0; kind < PARTS; kind++) {
-        tensor whole = model_part(o->model, bucket, kind);
-        if (whole.dim[0] > 0)
-            pieces[count++] = (struct comm_piece){whole.data, whole.dim[0] / o->comm->ranks, whole.dtype};
+    for (int i = PARTS * o->loads[load]; i < PARTS * o->loads[load + 1]; i++) {
+        const struct part *part = &p->buckets[i / PARTS].part[i % PARTS];
+        if (part->count == 0) continue;
+        tensor whole = model_part(o->model, i / PARTS, i % PARTS);
+        char *gradient = (char *)grads.data + part->offset * (int64_t)dtype_size(grads.dtype);
+        o->pieces[count++] = weights ? (struct comm_piece){whole.data, part->count / o->comm->ranks, whole.dtype}
+                                     : (struct comm_piece){gradient, part->count / o->comm->ranks, grads.dtype};
     }
-    comm_all_gather(o->comm, bucket, pieces, count);
-    o->under_way[bucket] = true;
+    return count;
+}
+
+/* A load has a slot of its own among the calls of comm.h: its gradients and its weights never travel at once. */
+static void gather_weights(struct optimizer *o, int load) {
+    comm_all_gather(o->comm, load, o->pieces, list_pieces(o, load, true));
+    o->under_way[load] = true;
+}
+
+static void await_load(struct optimizer *o, int load) {
+    if (o->under_way[load]) comm_wait(o->comm, load);
+    o->under_way[load] = false;
 }
 
 void optimizer_await(struct optimizer *o, int bucket) {
-    if (o->under_way[bucket]) comm_wait(o->comm, bucket);
-    o->under_way[bucket] = false;
+    await_load(o, o->load_of[bucket]);
 }
 
 void optimizer_spread(struct optimizer *o) {
-    for (int b = 1; b < model_params(o->model)->bucket_count; b++) gather_weights(o, b);
+    for (int l = EARLY; l < o->load_count; l++) gather_weights(o, l);
 }
 
 void optimizer_settle(struct optimizer *o) {
     optimizer_spread(o);
-    for (int b = 1; b < model_params(o->model)->bucket_count; b++) optimizer_await(o, b);
+    for (int l = EARLY; l < o->load_count; l++) await_load(o, l);
 }
 
 /* ---- a step ----------------------------------------------------------------------------------------------------- */
 
 void optimizer_reduce(struct optimizer *o, int bucket) {
-    tensor grads = model_flat_grads(o->model);
-    const struct bucket *b = &model_params(o->model)->buckets[bucket];
-    struct comm_piece pieces[PARTS];
-    int count = 0;
-    for (int kind = 0; kind < PARTS; kind++) {
-        const struct part *part = &b->part[kind];
-        char *at = (char *)grads.data + part->offset * (int64_t)dtype_size(grads.dtype);
-        if (part->count > 0)
-            pieces[count++] = (struct comm_piece){at, part->count / o->comm->ranks, grads.dtype};
-    }
-    comm_reduce_scatter(o->comm, bucket, pieces, count);
+    int load = o->load_of[bucket];
     o->reduced++;
-    o->last_reduced = bucket;
+    if (--o->missing[load] > 0) return;
+    o->missing[load] = o->loads[load + 1] - o->loads[load];
+    comm_reduce_scatter(o->comm, load, o->pieces, list_pieces(o, load, false));
+    o->last_reduced = load;
 }
 
 /* `count` elements of a flat array from element `at` on. */
@@ -267,12 +310,15 @@ static void update_slices(struct optimizer *o, int first, int end) {
     o->dev->ops->adamw(o->dev, o->updates, count, &o->now->step);
 }
 
-/* The first bucket's weights travel while the others are updated. */
+/* The first loads travel while the others are updated. */
 static void update_and_gather(struct optimizer *o) {
-    update_slices(o, 0, 1);
-    gather_weights(o, 0);
-    update_slices(o, 1, model_params(o->model)->bucket_count);
-    optimizer_await(o, 0);
+    int early = o->load_count < EARLY ? o->load_count : EARLY;
+    for (int l = 0; l < early; l++) {
+        update_slices(o, o->loads[l], o->loads[l + 1]);
+        gather_weights(o, l);
+    }
+    update_slices(o, o->loads[early], model_params(o->model)->bucket_count);
+    for (int l = 0; l < early; l++) await_load(o, l);
 }
 
 void optimizer_begin(struct optimizer *o, double lr, bool signalled) {

@@ -23,8 +23,8 @@ int optimizer_open(struct optimizer **o, struct model *m, struct comm *comm, con
                    error *err);
 void optimizer_close(struct optimizer *o);
 
-/* Weights travel late. A step updates this rank's slices only, and all-gathers the first bucket, which the next forward
- * needs at once. The next step begins with optimizer_spread, which starts the all-gathers of the others, in the order in
+/* Weights travel late. A step updates this rank's slices only, and all-gathers those that the next forward needs at
+ * once. The next step begins with optimizer_spread, which starts the all-gathers of the others, in the order in
  * which forward needs them; optimizer_await makes the device's further work wait for a bucket's, if one is under way
  * (called from model_forward's hook). Between steps, whoever is to compute with the weights settles them first. */
 void optimizer_spread(struct optimizer *o);
@@ -39,7 +39,7 @@ void optimizer_reduce(struct optimizer *o, int bucket);
  * rank was asked to stop, which the ranks add up. */
 void optimizer_begin(struct optimizer *o, double lr, bool signalled);
 /* After every bucket was reduced: norm over all ranks, the decision (step_scalars of kernels/ops.h, on the model's loss
- * sums over all ranks), AdamW on this rank's slices, all-gather of the first bucket. Gradients hold the sum over valid
+ * sums over all ranks), AdamW on this rank's slices, all-gather of the first weights. Gradients hold the sum over valid
  * targets times `scale`. A step that is skipped leaves weights, m, v and the step count untouched. May be recorded. */
 void optimizer_step(struct optimizer *o, double scale);
 /* What came of it, into memory from device_fetch's kind of host memory; the same on all ranks. */

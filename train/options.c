@@ -153,6 +153,9 @@ const struct option comm_options_table[] = {
     {"timeout", OPTION_FLOAT, AT(comm_options, timeout), "600", 0, 1e6, "seconds",
      "Without progress in a step for so long, a job of several ranks ends and says where it stood; 0: it waits on.",
      NULL},
+    {"bucket_mib", OPTION_INT, AT(comm_options, bucket_mib), "64", 0, 1 << 20, "MiB",
+     "Gradients travel when at least so many MiB of them are complete, and weights in the same portions; 0: block by block.",
+     NULL},
     END_OF_TABLE,
 };
 

@@ -68,7 +68,8 @@ struct checkpoint_options { /* [checkpoint] */
 };
 
 struct comm_options { /* [comm] */
-    double timeout; /* seconds without progress after which a job of several ranks is given up; 0 = never */
+    double timeout;     /* seconds without progress after which a job of several ranks is given up; 0 = never */
+    int64_t bucket_mib; /* gradients travel when at least so many MiB of them are complete */
 };
 
 extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],

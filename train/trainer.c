@@ -111,10 +111,12 @@ static int validate(struct trainer *t, error *err) {
     double begun = clock_seconds();
     struct evaluation e;
     comm_note(t->comm, t->state.step, "validation");
+    comm_watch(t->comm, 0); /* carrying the state, rank 0 works alone */
     optimizer_settle(t->optimizer);
     if (evaluate(&e, t->model, t->data.valid, t->tokenizer, &t->eval, t->options.data.reset, t->comm, err) != 0) {
         return error_context(err, "validation");
     }
+    comm_watch(t->comm, t->options.comm.timeout);
     t->history = (struct report_history){.valid_step = t->state.step, .valid_loss = e.loss};
     if (!(e.loss >= t->state.best_valid)) t->state.best_valid = e.loss;
     return report_valid(t->report, t->state.step, &e, clock_seconds() - begun, err);

@@ -208,6 +208,7 @@ static int open_model(struct trainer *t, error *err) {
     const struct run_options *o = &t->options;
     TRY(model_open(&t->model, t->model_config, t->dev, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->rank,
                    t->comm->ranks, err));
+    t->comm->least_bytes = o->comm.bucket_mib << 20;
     TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
     /* The gradient is that of the sum over targets; a nominal count keeps it near the mean's size in floating point. */
     double scale = 1 / ((double)o->train.batch * (double)o->data.T);
