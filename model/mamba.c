@@ -135,12 +135,12 @@ static void carve_backward_scratch(struct views *v, const struct layer *layer, c
     int64_t R = B * T;
     v->x = mixer_take(scratch, ops->act, R, s.I);
     v->raw = mixer_take(scratch, ops->act, R, s.I);
-    v->dg = mixer_take(scratch, ops->act, R, s.I);
     v->dx = mixer_take(scratch, ops->act, R, s.I);
     v->draw = mixer_take(scratch, ops->act, R, s.I);
     v->dxz = mixer_take(scratch, ops->act, R, 2 * s.I);
     v->dlow_bc = mixer_take(scratch, ops->act, R, s.X);
     cut_in(&s, v->dxz, B, T, &v->dx_in, &v->dz);
+    v->dg = tensor_join_first(v->dx_in); /* the scan has read it before the convolution writes there */
     cut_x(&s, v->dlow_bc, B, T, &v->dlow, &v->db, &v->dc);
     size_t scan = ops->scan_backward_scratch(scan_shape_of(&s, B, T));
     size_t conv = ops->conv_backward_scratch(B, T, s.I, s.W), again = 0;

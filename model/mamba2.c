@@ -194,9 +194,9 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct gradients d;
-    d.dg = mixer_take(scratch, ops->act, R, s.I);
     d.dy = mixer_take(scratch, ops->act, R, s.I);
     d.dxbc = by_token(mixer_take(scratch, ops->act, R, s.C), B, T);
+    d.dg = tensor_2d(d.dxbc.data, ops->act, R, s.I); /* the norm has read it before SSD writes there */
     d.ddt = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.da = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.dzxbcdt = mixer_take(scratch, ops->act, R, s.E);

@@ -561,6 +561,7 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
     device_range_push(m->dev, "backward");
     if (ready && m->mc->head != m->mc->embedding) ready(self, list[m->mc->head].bucket);
     leave_layer(m, m->mc->layer_count, R);
+    embed(m, R); /* the first stream has lain where the last one does */
     if (ready) ready(self, list[m->mc->final_norm].bucket);
     for (int i = m->mc->layer_count - 1; i >= 0; i--) {
         layer_backward(m, i);

@@ -56,10 +56,14 @@ static void carve_activations(struct places *places, const struct model_config *
     struct shared_need need = measure_shared(places, mc, ops, train, B, T, &areas[AREA_SCRATCH]);
     struct layer_places shared = {.saved = NULL};
     places->branch = arena_take(a, act);
+    /* Unless layers are computed again as a whole, backward puts out no branch, and its place is free. */
+    if (train && ops->act != ops->real) places->dbranch = need.saved ? arena_take(a, act) : places->branch;
     if (need.normed) shared.normed = arena_take(a, act);
     if (need.saved) shared.saved = arena_take(a, need.saved);
     if (!train) shared.residual = arena_take(a, stream);
     if (!train) shared.rstd = arena_take(a, elements(B * T, 1, ops->real));
+    /* The first stream is the embedding's rows: backward looks them up again, where the last stream has served. */
+    void *ends = train ? arena_take(a, stream) : NULL;
     char *span = need.span ? arena_take(a, stream * (size_t)need.span) : NULL;
     for (int i = 0; i <= mc->layer_count; i++) {
         struct layer_places *l = &places->layers[i];
@@ -70,7 +74,8 @@ static void carve_activations(struct places *places, const struct model_config *
         *l = shared;
         if (!train) continue;
         l->rstd = arena_take(a, elements(B * T, 1, ops->real));
-        l->residual = behind ? (span ? span + stream * (size_t)(behind - 1) : NULL) : arena_take(a, stream);
+        if (i == 0 || top) l->residual = ends;
+        else l->residual = behind ? (span ? span + stream * (size_t)(behind - 1) : NULL) : arena_take(a, stream);
         if (level == RECOMPUTE_NONE) l->normed = arena_take(a, act);
         if (level != RECOMPUTE_LAYER && !top) l->saved = arena_take(a, l->saved_size);
     }
@@ -88,7 +93,6 @@ static void carve_kept_scratch(struct places *places, const struct model_config 
     if (mode != MODEL_TRAIN) return;
     places->dnormed = arena_take(scratch, elements(R, D, ops->act));
     places->dresidual = arena_take(scratch, elements(R, D, ops->real));
-    if (ops->act != ops->real) places->dbranch = arena_take(scratch, elements(R, D, ops->act));
 }
 
 /* What model.c's own calls take from scratch for a moment. */
