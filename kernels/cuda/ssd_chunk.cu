@@ -9,23 +9,24 @@
  *   backward   G <- enter_Q G + sum_i enter_i dy_i c_i^T, from the last chunk to the first: the gradient of the state
  *              that leaves a chunk; then every chunk by itself (ssd_chunk_backward.cu)
  *
- * A token that the state does not pass (a document's first; or exp(a) is nothing) begins a new run: L_ij, enter and leave
- * are 0 across runs, and s is counted from the run's beginning, so that nothing large cancels in s_i - s_j. Exponentials
- * are of differences only, never of s and -s apart.
+ * A token that the state does not pass (a document's first; or exp(a) is nothing) begins a new run: L_ij, enter and
+ * leave are 0 across runs, and s is counted from the run's beginning, so that nothing large cancels in s_i - s_j.
+ * Exponentials are of differences only, never of s and -s apart.
  *
- * Walk: a block has one head of one batch row and one segment of time; its four warps have 16 rows of the state each, 64
- * fp32 accumulators a lane. Chunks come into shared memory by copies that don't wait, one ahead. Products:
- * (factor x)^T b, m = rows of the head, n = states, k = tokens. The states that chunks meet are written as bf16, which is
- * what every product takes them as.
+ * Walk: a block has one head of one batch row and one segment of time; its four warps have 16 rows of the state each,
+ * 64 fp32 accumulators a lane. Chunks come into shared memory by copies that don't wait, one ahead. Products:
+ * (factor x)^T b, m = rows of the head, n = states, k = tokens. The states that chunks meet are written as bf16, which
+ * is what every product takes them as.
  *
  * Where heads and batch rows don't fill the chip, time is cut into segments: each is walked from zero for what it adds,
- * the states are carried over segments, and then all go at once.
+ * beginning behind the chunks of which nothing is left at its end; the states are carried over segments, and then all
+ * go at once.
  *
  * Account of a walk that writes states, B 8, T 2048, H 64, P 64, N 128: bytes 134 MB of x or dy, 268 MB of states:
- * 0.1 ms at 4.2 TB/s; 256 products m16n8k16 and 230 KB of shared memory read for a head's chunk, of which a
- * multiprocessor has 124: 0.07 ms. Expected: 0.12 ms.
+ * 0.1 ms at 4.2 TB/s; 256 products m16n8k16 and 110 KB of shared memory read for a head's chunk, of which a
+ * multiprocessor has 124: 0.06 ms. Expected: 0.12 ms.
  *
- * Reproducible: every sum has its order from the shape.
+ * Reproducible: every sum has its order from the shape, and from where decays leave nothing.
  */
 #include "kernels/cuda/ssd_chunk.cuh"
 
@@ -128,8 +129,8 @@ __device__ __forceinline__ void state_write(const ssd_state &state, __nv_bfloat1
 }
 
 /* How many of a walk's chunks leave nothing at its end, so that its sum may begin behind them: long before the end, or
- * before a document that starts on the way. `last` are the factors of the walk's last chunk, the one before it is `step`
- * further on. Every warp finds the same. */
+ * before a document that starts on the way. `last` are the factors of the walk's last chunk, those before it are
+ * `step` and `step` further on. Every warp finds the same. */
 __device__ __forceinline__ int chunks_without_trace(const ssd_factors *last, int64_t step, int count, int lane) {
     float behind = 1;
     for (int end = count; end > 0; end -= WARP) {
@@ -167,7 +168,8 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
     cp_async_commit();
     for (int k = skipped; k < count; k++) {
         int64_t chunk = LEFTWARDS ? end - 1 - k : first + k;
-        if (k + 1 < count) walk_load<ALIGNED>(stages[(k + 1) % 2], walk, p, LEFTWARDS ? chunk - 1 : chunk + 1, head, row);
+        int64_t next = LEFTWARDS ? chunk - 1 : chunk + 1;
+        if (k + 1 < count) walk_load<ALIGNED>(stages[(k + 1) % 2], walk, p, next, head, row);
         cp_async_commit();
         if (walk.states)
             state_write(state, walk.states + ((row * p.chunks + chunk) * p.H + head) * (SSD_P * SSD_N));

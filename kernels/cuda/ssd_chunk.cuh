@@ -1,8 +1,8 @@
 /* ssd_chunk.cuh: SSD in chunks on tensor cores: what its forward and backward share. ssd_chunk.cu has the mathematics.
  *
  * A chunk is SSD_CHUNK tokens of one head. Its matrices lie in shared memory as tiles of bf16, padded with zeros to 64
- * tokens, 64 rows of the head and 128 states, so that every product has one shape; smaller heads and states work, at the
- * price of the full ones. Sums, states and decays are fp32.
+ * tokens, 64 rows of the head and 128 states, so that every product has one shape; smaller heads and states work, at
+ * the price of the full ones. Sums, states and decays are fp32.
  */
 #ifndef RIVERRUN_CUDA_SSD_CHUNK_CUH
 #define RIVERRUN_CUDA_SSD_CHUNK_CUH
@@ -79,7 +79,7 @@ void ssd_find_factors(struct device *dev, ssd_factors *factors, tensor dt, tenso
 struct ssd_walk {
     ssd_rows rows, columns;       /* x and b, or dy and c */
     const ssd_factors *factors;
-    const float *from;            /* (B, segments, H, P, N): the state at the beginning of each segment's walk, or NULL */
+    const float *from;            /* (B, segments, H, P, N): the state with which each segment's walk begins, or NULL */
     __nv_bfloat16 *states;        /* (B, chunks, H, SSD_P, SSD_N): the state as each chunk is met, or NULL */
     float *to;                    /* (B, segments, H, P, N): the state at the end of each segment's walk, or NULL */
     float *decays;                /* (B, segments, H): the share that passes each segment, or NULL */
@@ -89,8 +89,8 @@ struct ssd_walk {
 /* (ssd_chunk.cu) */
 void ssd_walk_chunks(struct device *dev, const ssd_walk &walk, const ssd_chunked &p, bool leftwards);
 
-/* The states with which segments begin, in `carries`, of a walk that starts with `edge` (NULL: zero); decays is room for
- * (B, segments, H) floats. Only where time is cut. (ssd_chunk.cu) */
+/* The states with which segments begin, in `carries`, of a walk that starts with `edge` (NULL: zero); decays is room
+ * for (B, segments, H) floats. Only where time is cut. (ssd_chunk.cu) */
 void ssd_carry_segments(struct device *dev, float *carries, float *decays, ssd_walk walk, const float *edge,
                         const ssd_chunked &p, bool leftwards);
 
@@ -117,15 +117,15 @@ template <int W> struct alignas(128) ssd_tile {
     __device__ __forceinline__ uint32_t &pair(int row, int column) {
         return *reinterpret_cast<uint32_t *>(at(row, column));
     }
-    /* From an offset on: so many rows, a multiple of 8, and columns, a multiple of 8 whose bits the offset's column does
-     * not have: an addition that folds into the instruction, and one exclusive or for all rows. */
+    /* From an offset on: so many rows, a multiple of 8, and columns, a multiple of 8 whose bits the offset's column
+     * does not have: an addition that folds into the instruction, and one exclusive or for all rows. */
     __device__ __forceinline__ __nv_bfloat16 *from(int offset, int rows, int columns) {
         return v + (offset ^ columns) + rows * W;
     }
 };
 
-/* Offsets of what a lane names to ldmatrix, for the four 8 x 8 matrices of 16 rows and 16 columns from a place on, in the
- * two orders that fragments need (mma.cuh):
+/* Offsets of what a lane names to ldmatrix, for the four 8 x 8 matrices of 16 rows and 16 columns from a place on, in
+ * the two orders that fragments need (mma.cuh):
  *   down, then right: a of a tile that is m x k (ldmatrix), two b of one that is k x n (transposed)
  *   right, then down: a of a tile that is k x m (transposed), two b of one that is n x k (ldmatrix) */
 template <int W> __device__ __forceinline__ int down_right(int row, int column, int lane) {
@@ -147,8 +147,8 @@ __device__ __forceinline__ void mma_two(float (&d)[4], float (&d_next)[4], const
 /* Tokens t0 .. of one part into a tile, zeros beyond the row and the part's width. To be waited for with cp_async_wait,
  * and behind a barrier. */
 template <int THREADS, bool ALIGNED, int W>
-__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &view, int64_t row, int64_t part, int64_t t0,
-                                          int64_t T) {
+__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &view, int64_t row, int64_t part,
+                                          int64_t t0, int64_t T) {
     enum { ACROSS = W / 8, DOWN = THREADS / ACROSS };
     static_assert(DOWN % 8 == 0 && 64 % DOWN == 0, "all of a thread's rows have their columns exchanged alike");
     int r = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * 8, rows = (int)at_most(T - t0, 64);
@@ -182,7 +182,7 @@ template <int THREADS> __device__ __forceinline__ void factors_load(ssd_factors 
     enum { PIECES = sizeof(ssd_factors) / 16 };
     static_assert(PIECES <= THREADS, "a piece a thread");
     if (threadIdx.x < PIECES)
-        cp_async_16(reinterpret_cast<char *>(&to) + 16 * threadIdx.x, reinterpret_cast<const char *>(from) + 16 * threadIdx.x);
+        cp_async_16((char *)&to + 16 * threadIdx.x, (const char *)from + 16 * threadIdx.x);
 }
 
 /* Two accumulators of a warp, rows g and g + 8, as one row of 16 bf16: lanes in pairs exchange halves, so that each has
@@ -204,7 +204,8 @@ __device__ __forceinline__ void rows_store(__nv_bfloat16 *&at, int64_t step, int
                                            const float (&left)[4], const float (&right)[4], int lane) {
 #pragma unroll
     for (int h = 0; h < 2; h++, at += 8 * step) {
-        uint2 four = row_of_16(pack_bf16(left[2 * h], left[2 * h + 1]), pack_bf16(right[2 * h], right[2 * h + 1]), lane);
+        uint32_t pair = pack_bf16(left[2 * h], left[2 * h + 1]), next = pack_bf16(right[2 * h], right[2 * h + 1]);
+        uint2 four = row_of_16(pair, next, lane);
         if (8 * h >= tokens || columns <= 0) continue;
         if (ALIGNED) {
             *reinterpret_cast<uint2 *>(at) = four;

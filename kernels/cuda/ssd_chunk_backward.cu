@@ -1,5 +1,5 @@
-/* ssd_chunk_backward.cu: SSD in chunks on tensor cores, backward. ssd_chunk.cu has the equations of forward, the factors
- * and the walk.
+/* ssd_chunk_backward.cu: SSD in chunks on tensor cores, backward. ssd_chunk.cu has the equations of forward, factors
+ * and walk.
  *
  * Two walks write, for every chunk and head, the state S that enters (again, from the saved ones) and the gradient G of
  * the state that leaves, as bf16. Then every chunk is by itself. With D_ij = dy_i . x_j, CB_ij = c_i . b_j,
@@ -12,20 +12,22 @@
  *   da_t  = sum_(i>=t) (sum_(j<i) K_ij dt_j - dt_i sum_(j>i) K_ji) + sum_(i>=t) enter_i U_i . c_i
  *         + sum_(j<t) leave_j dt_j x_j . V_j + enter_Q <S, G>,   0 where a run begins
  *
- * The first sum of da, over the run of t, counts the pairs on both sides of t; what cancels are equal fp32 numbers of one
- * chunk.
+ * The first sum of da, over the run of t, counts the pairs on both sides of t; what cancels are equal fp32 numbers of
+ * one chunk.
  *
  * Blocks: one has a chunk of one batch row and some heads of a group, which it takes in turn: CB once, sums of dc, db
  * and of L dt D over the heads in registers; they leave as one partial row for each block and are added in order. 16
- * warps in 4 x 4: warp (r, s) has tokens 16r .. of every product, and columns 16s .. of 64 or 32s .. of 128. x, dy, S, G
- * of the next head are copied meanwhile.
+ * warps in 4 x 4: warp (r, s) has tokens 16r .. of every product, and columns 16s .. of 64 or 32s .. of 128. Warps
+ * above the diagonal have no part of D; they form <S, G> and ddt, da. x, dy, S, G of the next head are copied
+ * meanwhile, and what is read across the one barrier of a head has several places.
  *
- * Scratch: S and G, 2 x 2 bytes for each of chunks x H x P x N: as much as four arrays of the size of x; parts of db, dc.
+ * Scratch: S and G, 2 x 2 bytes for each of chunks x H x P x N: as much as four arrays of the size of x; parts of db,
+ * dc.
  *
  * Account, B 8, T 2048, H 64, P 64, N 128, bf16: walks 0.12 ms each; then 805 MB read (x, dy, S, G), 134 MB of dx,
- * 170 MB of parts written and read: 0.26 ms at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 990 products
- * m16n8k16, 1,600 clocks; 400 KB from shared memory, 3,100 clocks: 0.22 ms. Expected, one block a multiprocessor with two
- * barriers a head: 0.35 ms; in all 0.6 ms.
+ * 67 MB of parts written and read: 0.24 ms at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 990 products
+ * m16n8k16, 1,500 clocks; 450 KB in and out of shared memory, 3,600 clocks; 15,000 instructions of warps, 3,800 clocks:
+ * 0.26 ms at 1.8 GHz. Expected, one block a multiprocessor: 0.4 ms; in all 0.65 ms.
  *
  * Reproducible: every sum has its order from the shape.
  */
@@ -35,13 +37,14 @@ enum {
     WARPS = 16,
     THREADS = WARPS * WARP,
     HEADS_LEAST = 4, /* heads of a block, if the group has so many */
-    HEADS_MOST = 16,
-    BLOCKS = 132 * 8, /* that even out over a large chip */
-    IDLE = 6,         /* warps above the diagonal */
+    HEADS_MOST = 32,
+    BLOCKS = 500,    /* wanted: a little less than four in turn on each multiprocessor of a large chip */
+    IDLE = 6,        /* warps above the diagonal */
 };
 
 static int64_t heads_of_block(struct ssd_shape s) {
-    int64_t heads = at_least(at_most(s.B * ssd_chunks(s) * s.H / BLOCKS, HEADS_MOST), HEADS_LEAST);
+    int64_t heads = s.H / s.G, chunks = s.B * ssd_chunks(s) * s.G;
+    heads = at_least(at_most(heads / ceil_div(BLOCKS, chunks), HEADS_MOST), HEADS_LEAST);
     return ceil_div(s.H / s.G, ceil_div(s.H / s.G, heads));
 }
 
@@ -72,7 +75,8 @@ static size_t backward_carve(backward_memory *m, struct ssd_shape s, char *scrat
         used += ((size_t)count * size + 15) / 16 * 16;
         return at;
     };
-    int64_t chunks = s.B * ssd_chunks(s) * s.H, parts = s.B * s.T * s.G * ceil_div(s.H / s.G, heads_of_block(s)) * SSD_N;
+    int64_t chunks = s.B * ssd_chunks(s) * s.H, splits = ceil_div(s.H / s.G, heads_of_block(s));
+    int64_t parts = s.B * s.T * s.G * splits * SSD_N;
     m->factors = (ssd_factors *)take(chunks, sizeof(ssd_factors));
     m->states = (__nv_bfloat16 *)take(chunks * SSD_P * SSD_N, sizeof(__nv_bfloat16));
     m->grads = (__nv_bfloat16 *)take(chunks * SSD_P * SSD_N, sizeof(__nv_bfloat16));
@@ -91,8 +95,8 @@ size_t ssd_chunk_backward_scratch(struct ssd_shape s) {
 
 /* --- a chunk ------------------------------------------------------------------------------------------------------ */
 
-/* Sums of one head that go on as numbers for each token: over a warp's j < i of K_ij dt_j, over its i > j of K_ij, K_jj,
- * and over a warp's columns U_i . c_i and x_j . V_j; then parts of <S, G> and of the sum of D_ii. */
+/* Sums of one head that go on as numbers for each token: over a warp's j < i of K_ij dt_j, over its i > j of K_ij,
+ * K_jj, and over a warp's columns U_i . c_i and x_j . V_j; then parts of <S, G> and of the sum of D_ii. */
 struct head_sums {
     float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK], own[SSD_CHUNK], enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK];
     float through[IDLE], diagonal[4];
@@ -291,7 +295,8 @@ __device__ __forceinline__ void value_part(float (&v)[2][4], head_room &head, ss
 __device__ __forceinline__ void through_part(head_room &head, const warp_place &at) {
     float sum = 0;
     for (int i = at.idle * WARP + at.lane; i < SSD_P * SSD_N / 8; i += IDLE * WARP) {
-        uint4 s = *reinterpret_cast<const uint4 *>(head.s.v + 8 * i), g = *reinterpret_cast<const uint4 *>(head.g.v + 8 * i);
+        uint4 s = *reinterpret_cast<const uint4 *>(head.s.v + 8 * i);
+        uint4 g = *reinterpret_cast<const uint4 *>(head.g.v + 8 * i);
         sum += low_bf16(s.x) * low_bf16(g.x) + high_bf16(s.x) * high_bf16(g.x);
         sum += low_bf16(s.y) * low_bf16(g.y) + high_bf16(s.y) * high_bf16(g.y);
         sum += low_bf16(s.z) * low_bf16(g.z) + high_bf16(s.z) * high_bf16(g.z);
@@ -320,8 +325,8 @@ __device__ __forceinline__ void input_part(float (&v)[2][4], head_room &head, co
     rows_store<ALIGNED>(to, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
 }
 
-/* From each lane's two numbers: their sum with all that follow in the same run, from its first on. `on` says whether the
- * first's run goes on behind the lane. */
+/* From each lane's two numbers: their sum with all that follow in the same run, from its first on. `on` says whether
+ * the first's run goes on behind the lane. */
 __device__ __forceinline__ float sum_behind(float sum, bool on, int lane) {
 #pragma unroll
     for (int offset = 1; offset < WARP; offset *= 2) {
@@ -453,7 +458,8 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
     int64_t parts = b.p.G * b.splits;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        int64_t t = t0 + 16 * at.r + at.g + 8 * h, place = ((row * b.p.T + t) * parts + part) * SSD_N + 32 * at.s + at.q;
+        int64_t t = t0 + 16 * at.r + at.g + 8 * h;
+        int64_t place = ((row * b.p.T + t) * parts + part) * SSD_N + 32 * at.s + at.q;
         if (t >= b.p.T) continue;
 #pragma unroll
         for (int n = 0; n < 4; n++) {
@@ -550,7 +556,8 @@ void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, te
     find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
                 data_of<float>(dfinal));
     int size = (int)sizeof(backward_room);
-    bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned && problem.b.aligned && problem.c.aligned;
+    bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned;
+    aligned = aligned && problem.b.aligned && problem.c.aligned;
     auto kernel = aligned ? ssd_chunk_backward_kernel<true> : ssd_chunk_backward_kernel<false>;
     cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_backward");
     dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);

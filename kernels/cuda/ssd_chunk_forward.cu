@@ -1,12 +1,12 @@
-/* ssd_chunk_forward.cu: SSD in chunks on tensor cores, forward. ssd_chunk.cu has the equations, the factors and the walk.
+/* ssd_chunk_forward.cu: SSD in chunks on tensor cores, forward. ssd_chunk.cu has the equations, factors and walk.
  *
- * C B^T is made first, once for all heads of a group, in the layout of accumulators: fp32, 16 KB a chunk, which stays in
- * the L2 cache. Then a block walks over the chunks of one head, batch row and segment with the state S (P x N) in the
- * accumulators of its four warps, 16 rows p each. For each chunk, while x, b, c are on their way:
- *   1. a warp has 16 tokens i: C B^T on and below the diagonal, times L_ij dt_j, to shared memory as bf16: the weights M
+ * C B^T is made first, once for all heads of a group, in the layout of accumulators: fp32, 16 KB a chunk, which stays
+ * in the L2 cache. Then a block walks over the chunks of one head, batch row and segment with the state S (P x N) in
+ * the accumulators of its four warps, 16 rows p each. For each chunk, while x, b, c are on their way:
+ *   1. a warp has 16 tokens i: C B^T on and below the diagonal, times L_ij dt_j, to shared memory as bf16: weights M
  * and behind the barrier for both
- *   2. a warp has 16 columns p of y, all tokens: C S^T, where accumulators of S, rounded, are just what the product takes
- *      as its second operand; times enter_i; plus M X; plus d x
+ *   2. a warp has 16 columns p of y, all tokens: C S^T, where accumulators of S, rounded, are just what the product
+ *      takes as its second operand; times enter_i; plus M X; plus d x
  *   3. S = pass S + (leave dt X)^T B
  * Which warp has which tokens in 1. changes from chunk to chunk, because their triangle is not even.
  *
@@ -14,9 +14,10 @@
  * from there, which costs it no more than reading states would.
  *
  * Account, B 8, T 2048, H 64, P 64, N 128, bf16: bytes 134 MB of x, 134 of y, the rest from the L2 cache: 0.07 ms at
- * 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 750 products m16n8k16, 1,200 clocks; 225 KB read from shared
- * memory for them, 1,800 clocks; 3,000 instructions of a warp, 750 clocks: 0.13 ms. Expected with four blocks of a
- * multiprocessor in each other's way: 0.22 ms.
+ * 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 600 products m16n8k16, 900 clocks; 250 KB in and out of
+ * shared memory, most of it fragments of b and c, which all four warps read: 2,000 clocks, 0.14 ms at 1.8 GHz; 6,000
+ * instructions of warps, 1,500 clocks. Expected: 0.2 ms, by shared memory (products by whole warp groups of sm_90,
+ * which read operands once, would lift that).
  *
  * Reproducible: every sum has its order from the shape.
  */
@@ -24,7 +25,7 @@
 
 enum { THREADS = SSD_WALKERS * WARP };
 
-/* C B^T of a chunk as the accumulators of the warps that made it: four elements of 16 tokens and eight columns a lane. */
+/* C B^T of a chunk as the accumulators of the warps that made it: of 16 tokens and 8 columns, four elements a lane. */
 enum { PRODUCTS = 4 * 8 * WARP };
 
 struct forward_room {
@@ -52,12 +53,14 @@ size_t ssd_chunk_saved(struct ssd_shape s) {
 }
 
 size_t ssd_chunk_forward_scratch(struct ssd_shape s) {
-    return (size_t)(factors_count(s) + products_count(s) + ssd_chunk_carries(s) + s.B * ssd_chunk_segments(s) * s.H) * sizeof(float);
+    int64_t decays = s.B * ssd_chunk_segments(s) * s.H;
+    return (size_t)(factors_count(s) + products_count(s) + ssd_chunk_carries(s) + decays) * sizeof(float);
 }
 
-/* C B^T on and below the diagonal, once for all heads of a group: a warp 16 tokens. Grid: (groups, chunks, batch rows). */
+/* C B^T on and below the diagonal: a warp 16 tokens. Grid: (groups, chunks, batch rows). */
 template <bool ALIGNED>
-__global__ void __launch_bounds__(THREADS) ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
+__global__ void __launch_bounds__(THREADS)
+ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
     DYNAMIC_SHARED(char, memory);
     ssd_tile<SSD_N> *tiles = reinterpret_cast<ssd_tile<SSD_N> *>(memory);
     int64_t group = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z;
