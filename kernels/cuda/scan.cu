@@ -70,9 +70,7 @@ extern "C" size_t cuda_scan_forward_scratch(struct scan_shape s) {
 enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
 
 /* How the threads of a block share a tile: a warp takes a token's pairs, EACH elements of b and of c a thread. */
-typedef scan_place<2> forward_place;
-enum { THREADS = forward_place::THREADS, TOKENS = forward_place::WARPS };
-enum { ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / THREADS };
+enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS, EACH = TILE * GROUP / SCAN_THREADS };
 
 struct forward_room {
     float4 flow[TILE][PAIRS]; /* delta and delta x of two channels */
@@ -154,7 +152,7 @@ __device__ __forceinline__ float2 pair_sums(const float (&first)[4], const float
 
 /* Four tokens at a time: what one of them stores would keep the reads of the next waiting. */
 __device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
-                                          const forward_place &at) {
+                                          const scan_place &at) {
     static_assert(TILE % 4 == 0, "tokens are walked in fours");
 #pragma unroll 1
     for (int t0 = 0; t0 < TILE; t0 += 4) {
@@ -216,19 +214,21 @@ __device__ __forceinline__ void store_tile(const scan_line<T> &g, float *sums, c
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. `entering` (B, segments, N, D): what
  * scan_carry.cu found; NULL when time is not cut. `sums` (B, T, D): y of the groups before. */
 template <class T, bool WIDE>
-__global__ void __launch_bounds__(THREADS, 4)
+__global__ void __launch_bounds__(SCAN_THREADS, 4)
 scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, const float *entering, scan_inputs<T> in,
                     scan_problem p, int n0) {
     __shared__ forward_room room;
-    forward_place at;
+    scan_place at;
     scan_pair own(p, WIDE);
     float2 bias = pair_of_vector(p.bias, own.i, own.count), skip = pair_of_vector(p.d, own.i, own.count);
     float rate[2][STATES], h[2][STATES] = {};
     load_rates(rate, p, at, n0);
-    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
-        if (entering) h[j][k] = entering[((at.row * p.segments + at.segment) * p.N + n) * p.D + i];
-        else if (p.initial) h[j][k] = p.initial[(at.row * p.D + i) * p.N + n];
-    });
+    if (entering)
+        load_pairs_of_states<WIDE>(h, entering + (at.row * p.segments + at.segment) * p.N * p.D, p, at, n0);
+    else if (p.initial)
+        each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) {
+            h[j][k] = p.initial[(at.row * p.D + i) * p.N + n];
+        });
     int64_t first = at.segment * p.per_segment * SCAN_PIECE, end = first + p.per_segment * SCAN_PIECE;
     if (end > p.T) end = p.T;
     bool gated = in.z.data != NULL;
@@ -247,7 +247,7 @@ scan_forward_kernel(scan_rows<T> g, float *final, float *saved, float *sums, con
         if (t0 + TILE < end) tile.load(p, own, at.row, t0 + TILE, (int)at_most(end - t0 - TILE, TILE), gated, n0);
         if (saved && t0 % SCAN_PIECE == 0) {
             float *piece = saved + (at.row * p.pieces + t0 / SCAN_PIECE) * p.N * p.D;
-            each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { piece[n * p.D + i] = h[j][k]; });
+            store_pairs_of_states<WIDE>(piece, h, p, at, n0);
         }
         walk_tile(h, rate, room, at);
         __syncthreads();
@@ -277,7 +277,7 @@ extern "C" void cuda_scan_forward(struct device *dev, tensor g, tensor final, vo
         with_pairs(scan_pairs_fit(g, x, raw, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
             for (int n0 = 0; n0 < p.N; n0 += GROUP)
-                LAUNCH(dev, (scan_forward_kernel<T, WIDE>), scan_grid(p), THREADS, 0, rows_of<T>(g),
+                LAUNCH(dev, (scan_forward_kernel<T, WIDE>), scan_grid(p), SCAN_THREADS, 0, rows_of<T>(g),
                        data_of<float>(final), (float *)saved, sums, entering, in, p, n0);
         });
     });

@@ -1,8 +1,8 @@
 /* scan.cuh: what the passes of the selective scan share: the problem, how time is cut, and how a block walks it.
  *
- * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns one or two
- * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a channel is in four lanes
- * of a warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is
+ * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns two
+ * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a pair is in four lanes of
+ * a warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is
  * computed between walks by threads that take pairs of channels as they lie in memory, a warp a token, and passes
  * through shared memory.
  *
@@ -24,6 +24,8 @@ enum {
     SCAN_BLOCK = 64,                /* channels of a block: a warp for each token's pairs */
     SCAN_PAIRS = SCAN_BLOCK / 2,
     SCAN_STATES = 4,                /* of the group's, in a thread */
+    SCAN_THREADS = SCAN_PAIRS * SCAN_GROUP / SCAN_STATES,
+    SCAN_WARPS = SCAN_THREADS / WARP,
     SCAN_CHANNELS = 132 * 256,      /* channels times batch rows that fill a large chip: fewer have time cut */
 };
 
@@ -222,28 +224,26 @@ __device__ __forceinline__ scan_some<T, E> load_states(const scan_line<T> &line,
 
 /* --- the walk ----------------------------------------------------------------------------------------------------- */
 
-/* Where a thread of a walk stands that has CHANNELS neighbouring channels. */
-template <int CHANNELS> struct scan_place {
-    static constexpr int THREADS = SCAN_BLOCK / CHANNELS * (SCAN_GROUP / SCAN_STATES), WARPS = THREADS / WARP;
-    int64_t row, segment, i; /* i: the first channel */
+/* Where a thread stands in the walk. */
+struct scan_place {
+    int64_t row, segment, i; /* i: the first channel of the pair */
     int lane, local, n;      /* local: the first channel, within the block; n: first state, within the group */
 
     __device__ __forceinline__ scan_place() {
-        enum { OF_WARP = WARP / (SCAN_GROUP / SCAN_STATES) };
+        enum { PAIRS = SCAN_PAIRS / SCAN_WARPS };
         row = blockIdx.z, segment = blockIdx.y;
         lane = threadIdx.x % WARP;
-        local = ((int)(threadIdx.x / WARP) * OF_WARP + lane % OF_WARP) * CHANNELS;
-        n = lane / OF_WARP * SCAN_STATES;
+        local = 2 * ((int)(threadIdx.x / WARP) * PAIRS + lane % PAIRS);
+        n = lane / PAIRS * SCAN_STATES;
         i = (int64_t)blockIdx.x * SCAN_BLOCK + local;
     }
 };
 
 /* A log2(e) of the thread's states, 0 beyond the last. */
-template <int CHANNELS>
-__device__ __forceinline__ void load_rates(float (&rate)[CHANNELS][SCAN_STATES], const scan_problem &p,
-                                           const scan_place<CHANNELS> &at, int n0) {
+__device__ __forceinline__ void load_rates(float (&rate)[2][SCAN_STATES], const scan_problem &p, const scan_place &at,
+                                           int n0) {
 #pragma unroll
-    for (int j = 0; j < CHANNELS; j++)
+    for (int j = 0; j < 2; j++)
 #pragma unroll
         for (int k = 0; k < SCAN_STATES; k++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
@@ -253,15 +253,42 @@ __device__ __forceinline__ void load_rates(float (&rate)[CHANNELS][SCAN_STATES],
 }
 
 /* f(state, channel, j, k) for the thread's states k of channels j that exist. */
-template <int CHANNELS, class F>
-__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place<CHANNELS> &at, int n0, F f) {
+template <class F>
+__device__ __forceinline__ void each_state(const scan_problem &p, const scan_place &at, int n0, F f) {
 #pragma unroll
     for (int k = 0; k < SCAN_STATES; k++)
 #pragma unroll
-        for (int j = 0; j < CHANNELS; j++) {
+        for (int j = 0; j < 2; j++) {
             int64_t n = n0 + at.n + k, i = at.i + j;
             if (n < p.N && i < p.D) f(n, i, j, k);
         }
+}
+
+/* The thread's states from or to the (N, D) of one batch row and piece or segment; what does not exist stays. */
+template <bool WIDE>
+__device__ __forceinline__ void load_pairs_of_states(float (&h)[2][SCAN_STATES], const float *from,
+                                                     const scan_problem &p, const scan_place &at, int n0) {
+    if (WIDE && n0 + at.n + SCAN_STATES <= p.N && at.i < p.D) {
+#pragma unroll
+        for (int k = 0; k < SCAN_STATES; k++) {
+            float2 v = *reinterpret_cast<const float2 *>(from + (n0 + at.n + k) * p.D + at.i);
+            h[0][k] = v.x, h[1][k] = v.y;
+        }
+    } else {
+        each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { h[j][k] = from[n * p.D + i]; });
+    }
+}
+
+template <bool WIDE>
+__device__ __forceinline__ void store_pairs_of_states(float *to, const float (&h)[2][SCAN_STATES],
+                                                      const scan_problem &p, const scan_place &at, int n0) {
+    if (WIDE && n0 + at.n + SCAN_STATES <= p.N && at.i < p.D) {
+#pragma unroll
+        for (int k = 0; k < SCAN_STATES; k++)
+            *reinterpret_cast<float2 *>(to + (n0 + at.n + k) * p.D + at.i) = make_float2(h[0][k], h[1][k]);
+    } else {
+        each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { to[n * p.D + i] = h[j][k]; });
+    }
 }
 
 /* The thread's states of a token's b or c in shared memory. */

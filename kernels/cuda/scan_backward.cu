@@ -18,17 +18,17 @@
  * forward (scan_carry.cu finds what comes in from the right).
  *
  * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz, instructions for a token, channel and
- * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 4 for the sums, 1 to read shared memory, 6 for what
- * is one number a token and channel: 30 x 1.07e9 at 29.6e12/s, 1.1 ms of issue slots; two exponentials, 0.6 ms, and
- * 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
+ * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 4 for the sums, 1 to read shared memory, 6 for
+ * what is one number a token and channel: 30 x 1.07e9 at 29.6e12/s, 1.1 ms of issue slots; two exponentials, 0.6 ms,
+ * and 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
  * multiprocessor, which do not fill every slot: 1.5 ms expected.
  */
 #include "kernels/cuda/scan.cuh"
 
 enum {
     STATES = SCAN_STATES,
-    THREADS = scan_place<2>::THREADS,
-    WARPS = scan_place<2>::WARPS,
+    THREADS = SCAN_THREADS,
+    WARPS = SCAN_WARPS,
     PIECE = SCAN_PIECE,
     PAIRS = SCAN_PAIRS,
     GROUP = SCAN_GROUP,
@@ -44,8 +44,8 @@ struct piece_room {
     float2 flow[PIECE][SCAN_BLOCK];  /* step size for decays, delta x | dx, s */
     float2 other[PIECE][SCAN_BLOCK]; /* dy, delta | y, e */
     float b[PIECE][GROUP], c[PIECE][GROUP];
-    /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels, in
-     * the warp's own places: channels() */
+    /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels,
+     * in the warp's own places: channels() */
     float4 entering[SUBS][2][THREADS];
 
     /* Two neighbouring channels at once. */
@@ -161,7 +161,7 @@ struct walk {
 /* h of the next token from that of the one before; `decay` receives a. */
 __device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)[2][STATES],
                                         const float (&h)[2][STATES], const walk &w, piece_room &room, int t,
-                                        const scan_place<2> &at) {
+                                        const scan_place &at) {
     float b[STATES];
     float4 flow = *room.pair(room.flow, t, at.local);
     load_four(b, &room.b[t][at.n]);
@@ -224,7 +224,7 @@ struct token_sums {
 
 /* One token: from its dh on. */
 template <class T>
-__device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, const scan_place<2> &at,
+__device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, const scan_place &at,
                                                      const float (&before)[2][STATES], const float (&h)[2][STATES],
                                                      const float (&decay)[2][STATES], int t) {
     float4 flow = *room.pair(room.flow, t, at.local), other = *room.pair(room.other, t, at.local);
@@ -262,7 +262,7 @@ __device__ __forceinline__ float quarter_sum(const float (&early)[2], const floa
 
 /* Tokens t and t + 1: dx, s, y and e into their places in the room, each quarter of a warp for a channel and token. */
 __device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums &early, const token_sums &late,
-                                              const walk &w, const scan_place<2> &at, int t) {
+                                              const walk &w, const scan_place &at, int t) {
     int mine = t + (at.lane >> 3 & 1), channel = at.local + (at.lane >> 4);
     float s = quarter_sum(early.s, late.s, at.lane), e = quarter_sum(early.e, late.e, at.lane);
     float y = quarter_sum(early.y, late.y, at.lane);
@@ -291,7 +291,7 @@ __device__ __forceinline__ void store_channels(piece_room &room, const scan_prob
 
 /* The states that enter the runs of SUB tokens of a piece, from the one that enters the piece. */
 __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w,
-                                           const scan_place<2> &at) {
+                                           const scan_place &at) {
 #pragma unroll 1
     for (int sub = 0; sub < SUBS; sub++) {
 #pragma unroll
@@ -304,14 +304,14 @@ __device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATE
     }
 }
 
-template <class T>
+template <class T, bool WIDE>
 __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan_gradients<T> &d, const scan_problem &p,
-                                           const scan_place<2> &at, int64_t piece, int n0) {
+                                           const scan_place &at, int64_t piece, int n0) {
     float h[SUB + 1][2][STATES], decay[SUB][2][STATES];
     const float *saved = d.saved + (at.row * p.pieces + piece) * p.N * p.D;
 #pragma unroll
     for (int k = 0; k < STATES; k++) h[0][0][k] = h[0][1][k] = 0;
-    each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { h[0][j][k] = saved[n * p.D + i]; });
+    load_pairs_of_states<WIDE>(h[0], saved, p, at, n0);
     enter_runs(room, h[0], w, at);
 #pragma unroll 1
     for (int sub = SUBS - 1; sub >= 0; sub--) {
@@ -408,7 +408,7 @@ __global__ void __launch_bounds__(THREADS, 2)
 scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
     piece_room &room = *reinterpret_cast<piece_room *>(memory);
-    scan_place<2> at;
+    scan_place at;
     float2 dd = make_float2(0, 0), dbias = dd;
     int64_t first = at.segment * p.per_segment, last = at_most(first + p.per_segment, p.pieces);
     int64_t part = at.row * p.segments + at.segment, channel = at.i + (at.lane >> 4);
@@ -423,7 +423,7 @@ scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int
         enter_piece<T, WIDE>(room, dd, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
         if (piece > first) prefetch_piece(in, d, p, at.row, (piece - 1) * PIECE);
-        walk_piece(w, room, d, p, at, piece, n0);
+        walk_piece<T, WIDE>(w, room, d, p, at, piece, n0);
         leave_piece<T, WIDE>(room, dbias, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
     }

@@ -11,8 +11,8 @@
 #include "kernels/cuda/scan.cuh"
 
 enum { TILE = SCAN_TILE, GROUP = SCAN_GROUP, PAIRS = SCAN_PAIRS, STATES = SCAN_STATES };
-enum { THREADS = scan_place<2>::THREADS, TOKENS = scan_place<2>::WARPS, ROUNDS = TILE / TOKENS };
-enum { EACH = TILE * GROUP / THREADS }; /* elements of b or c that a thread brings */
+enum { TOKENS = SCAN_WARPS, ROUNDS = TILE / TOKENS };
+enum { EACH = TILE * GROUP / SCAN_THREADS }; /* elements of b or c that a thread brings */
 
 template <class T> struct carry_inputs {
     scan_rows<T> in, raw, gate, b; /* in: x, or dg with its gate z */
@@ -66,10 +66,10 @@ __device__ __forceinline__ void fill_room(carry_room &room, const carry_tile<T, 
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. BACK: from the right. */
 template <class T, bool WIDE, bool BACK>
-__global__ void __launch_bounds__(THREADS, 4)
+__global__ void __launch_bounds__(SCAN_THREADS, 4)
 scan_totals_kernel(float *adds, float *decays, carry_inputs<T> in, scan_problem p, int n0) {
     __shared__ carry_room room;
-    scan_place<2> at;
+    scan_place at;
     if (at.segment == (BACK ? 0 : p.segments - 1)) return; /* nothing follows */
     float rate[2][STATES], h[2][STATES] = {}, total[2] = {};
     scan_pair own(p, WIDE);
@@ -131,8 +131,8 @@ static void find_carries(struct device *dev, float *entering, float *decays, ten
         with_pairs(scan_pairs_fit(in, raw, z, z), [&](auto pairs) {
             constexpr bool WIDE = pairs.value;
             for (int n0 = 0; n0 < p.N; n0 += GROUP)
-                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), THREADS, 0, entering, decays, inputs, p,
-                       n0);
+                LAUNCH(dev, (scan_totals_kernel<T, WIDE, BACK>), scan_grid(p), SCAN_THREADS, 0, entering, decays,
+                       inputs, p, n0);
         });
     });
     LAUNCH(dev, scan_carry_kernel, dim3((unsigned)ceil_div(p.D, 128), (unsigned)p.N, (unsigned)p.B), 128, 0, entering,
