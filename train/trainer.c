@@ -10,6 +10,8 @@
 #include "common/file.h"
 #include "common/text.h"
 #include "train/signals.h"
+#include <signal.h>
+#include <stdlib.h>
 
 /* ---- one step --------------------------------------------------------------------------------------------------- */
 
@@ -137,10 +139,20 @@ static int save(struct trainer *t, error *err) {
     return report_save(t->report, t->state.step, path, clock_seconds() - begun, err);
 }
 
+/* Open MPI kills its ranks a moment after it has passed SIGTERM on, unless it was told to wait. It tells its ranks what
+ * it was told by their environment. */
+static const char *warn_of_launcher(void) {
+    bool hurried = signals_received() == SIGTERM && getenv("OMPI_COMM_WORLD_SIZE") &&
+                   !getenv("OMPI_MCA_odls_base_sigkill_timeout");
+    return hurried ? " (mpirun may end this job before it is done: scripts/launch-mpirun.sh gives it the time, or send "
+                     "SIGUSR1 instead)"
+                   : "";
+}
+
 /* A signal asked for the end: save and say how to go on. What else is due at this step is done by the next session. */
 static int save_and_stop(struct trainer *t, error *err) {
     const char *name = signals_received() ? signals_name(signals_received()) : "a signal to another rank";
-    if (t->comm->rank == 0) fprintf(stderr, "%s: saving\n", name);
+    if (t->comm->rank == 0) fprintf(stderr, "%s: saving%s\n", name, warn_of_launcher());
     TRY(save(t, err));
     TRY(report_stop(t->report, t->state.step, name, err));
     if (t->comm->rank == 0) {
