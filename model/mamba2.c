@@ -8,8 +8,8 @@
  *
  * Saved for backward: the projection, the convolution's output, dt and a = -exp(A_log) dt, what SSD saves, y, the
  * norm's statistics and its output; less what the layer's level of recomputation (mixer.h) has computed again: the
- * outputs of convolution and norm, then y and what SSD saves. State: the convolution's last W-1 inputs and S. Reached through the mixer table
- * (mixer.c); owns no memory.
+ * outputs of convolution and norm, then y and what SSD saves. State: the convolution's last W-1 inputs and S. Reached
+ * through the mixer table (mixer.c); owns no memory.
  */
 #include "model/mamba2.h"
 #include "model/mixer_parts.h"

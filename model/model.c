@@ -456,8 +456,8 @@ static void forward_again(struct model *m, int i, bool keep) {
     call.layer->mixer->forward(&call);
 }
 
-/* What backward through layer i reads, where forward left it to be computed again. The streams within a span lie in places
- * that all spans share: those of the span that ran last are there. */
+/* What backward through layer i reads, where forward left it to be computed again. The streams within a span lie in
+ * places that all spans share: those of the span that ran last are there. */
 static void restore_layer(struct model *m, int i) {
     const struct layer *layer = &m->mc->layers[i];
     int64_t R = m->B * m->T;

@@ -63,8 +63,8 @@ int model_config_bind(struct model_config **mc, config *c, int64_t tokenizer_voc
 void model_config_free(struct model_config *mc);
 double model_forward_flops(const struct model_config *mc, int64_t T); /* per token; training is three times that */
 
-/* The same by kinds of layers: those of each block, in the order of the pattern, then the head. Returns how many entries
- * of `list` there are. */
+/* The same by kinds of layers: those of each block, in the order of the pattern, then the head. Returns how many
+ * entries of `list` there are. */
 struct model_flops {
     const char *block, *layer; /* "m" and "mamba2"; "" and "head" */
     int count;                 /* layers of the kind */
@@ -79,8 +79,8 @@ struct model_memory { /* bytes on one rank */
     size_t device; /* what a GPU takes by itself: context, code, recorded steps */
     size_t total;
 };
-/* What model_open will allocate, what the device takes by itself, and the optimizer's m and v (1/ranks of them each), for micro-batches of B x T. No
- * device is opened, and nothing but a copy of the tensor table is allocated. */
+/* What model_open will allocate, what the device takes by itself, and the optimizer's m and v (1/ranks of them each),
+ * for micro-batches of B x T. No device is opened, and nothing but a copy of the tensor table is allocated. */
 int model_plan(struct model_memory *memory, const struct model_config *mc, const struct ops *ops, enum model_mode mode,
                int64_t B, int64_t T, int ranks, error *err);
 /* Refuse micro-batches so large that their bytes might not be countable in 64 bits; model_open does it too. */

@@ -29,8 +29,8 @@ const struct option model_options_table[] = {
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
-     "Of neighbouring layers with recompute = layer, the residual stream is kept before every so-manieth only, and what "
-     "lies between is computed a second time to find it.", NULL},
+     "Of neighbouring layers with recompute = layer, the residual stream is kept before every so-manieth only, and "
+     "what lies between is computed a second time to find it.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 

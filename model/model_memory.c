@@ -52,7 +52,8 @@ static void carve_activations(struct places *places, const struct model_config *
                               enum model_mode mode, int64_t B, int64_t T, arena areas[AREAS]) {
     arena *a = &areas[AREA_ACTIVATIONS];
     bool train = mode == MODEL_TRAIN;
-    size_t stream = elements(B * T, mc->options.d_model, ops->real), act = elements(B * T, mc->options.d_model, ops->act);
+    size_t stream = elements(B * T, mc->options.d_model, ops->real);
+    size_t act = elements(B * T, mc->options.d_model, ops->act);
     struct shared_need need = measure_shared(places, mc, ops, train, B, T, &areas[AREA_SCRATCH]);
     struct layer_places shared = {.saved = NULL};
     places->branch = arena_take(a, act);

@@ -1,5 +1,5 @@
 /* test_model_recompute.c: what backward computes a second time comes out as it was: gradients of every level of
- * recomputation and of every span are those of a model that keeps everything, bit for bit; and each level keeps less. */
+ * recomputation and of every span are those of a model that keeps everything, bit for bit; each level keeps less. */
 #include "test/support_model.h"
 #include "test/unit.h"
 
@@ -7,7 +7,7 @@
 
 enum { B = 3, T = 11 };
 
-/* Blocks of both mixers, with an MLP and without, in a pattern in which some layers are computed again and others not. */
+/* Blocks of both mixers, with an MLP and without, in a pattern in which some layers are computed again, others not. */
 static void write_text(char *out, size_t size, const char *level, const char *other, int span) {
     snprintf(out, size,
              "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\npattern = m s*2 k m*3 s\nrecompute_span = %d\n"
@@ -65,8 +65,8 @@ static void compare(const char *level, const char *other, int span) {
         double *want = run(&kept), *got = run(&again);
         for (int64_t i = 0; i < count; i++) {
             if (got[i] == want[i]) continue;
-            fail_msg("recompute = %s, %s, span %d: gradient %lld is %g, not %g", level, other, span, (long long)i, got[i],
-                     want[i]);
+            fail_msg("recompute = %s, %s, span %d: gradient %lld is %g, not %g", level, other, span, (long long)i,
+                     got[i], want[i]);
         }
         free(want);
         free(got);

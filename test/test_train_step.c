@@ -20,7 +20,7 @@ struct run {
 
 static void run_open(struct run *r) {
     error err = {0};
-    struct optimizer_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .clip = 1};
+    struct optimizer_options options = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1};
     *r = (struct run){.reported = 0};
     lm_open(&r->lm, lm_models[0], PRECISION_F32, MODEL_TRAIN, B, T);
     comm_open_alone(&r->comm);

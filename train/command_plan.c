@@ -329,7 +329,8 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     if (result == 0) result = config_finish(c, err);
     /* What neither the command nor the config says is chosen to go with what they do say. */
     int device = given >> GIVEN_DEVICE & 1 ? o->device : says_device ? run->train.device : DEVICE_AUTO;
-    int precision = given >> GIVEN_PRECISION & 1 ? o->precision : says_precision ? run->train.precision : PRECISION_AUTO;
+    int precision = says_precision ? run->train.precision : PRECISION_AUTO;
+    if (given >> GIVEN_PRECISION & 1) precision = o->precision;
     device_choose(&device, &precision);
     const struct ops *ops = NULL;
     if (result == 0) result = device_table(&ops, (enum device_kind)device, (enum precision)precision, err);

@@ -37,7 +37,8 @@ const struct option train_options_table[] = {
     {"device", OPTION_CHOICE, AT(train_options, device), "auto", 0, 0, "",
      "What computes: the processor, or a GPU (in builds with CUDA). auto: a GPU if there is one.", device_choices},
     {"precision", OPTION_CHOICE, AT(train_options, precision), "auto", 0, 0, "",
-     "Numbers that are computed with. auto: bf16 on a GPU, fp32 on the CPU. fp64 (CPU) is for checking: slow, and checkpoints hold fp32 all the same. bf16 "
+     "Numbers that are computed with. auto: bf16 on a GPU, fp32 on the CPU. fp64 (CPU) is for checking: slow, and "
+     "checkpoints hold fp32 all the same. bf16 "
      "(GPU): activations and the operands of products; weights, their gradients, states and sums stay fp32.",
      precision_choices},
     {"graph", OPTION_BOOL, AT(train_options, graph), "true", 0, 0, "",

@@ -31,7 +31,9 @@ int step_open(struct step **out, struct model *m, struct optimizer *o, struct co
     *out = NULL;
     struct step *s = calloc(1, sizeof *s);
     if (!s) return error_system(err, "no memory for the steps");
-    *s = (struct step){.model = m, .optimizer = o, .comm = comm, .dev = model_device(m), .scale = scale, .z_loss = z_loss};
+    *s = (struct step){.model = m, .optimizer = o, .comm = comm, .dev = model_device(m)};
+    s->scale = scale;
+    s->z_loss = z_loss;
     size_t bytes = UNDER_WAY * sizeof *s->reports;
     if (arena_open(&s->memory, "reports of steps", bytes, s->dev->host_memory, err) != 0) {
         step_close(s);

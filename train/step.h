@@ -1,9 +1,9 @@
-/* step.h: one training step as work that is queued on the device: this rank's micro-batches, the optimizer, and a report
- * that comes back late. Called by trainer.c and bench.c.
+/* step.h: one training step as work that is queued on the device: this rank's micro-batches, the optimizer, and a
+ * report that comes back late. Called by trainer.c and bench.c.
  *
  * Nothing waits for the device before step_wait. On a GPU the work of a micro-batch is recorded at its second run and
- * replayed from then on (device_run); so all that changes from step to step lies in device memory, and a step's decisions
- * are the device's (step_scalars). On the CPU the same calls compute at once.
+ * replayed from then on (device_run); so all that changes from step to step lies in device memory, and a step's
+ * decisions are the device's (step_scalars). On the CPU the same calls compute at once.
  */
 #ifndef RIVERRUN_STEP_H
 #define RIVERRUN_STEP_H
@@ -18,8 +18,8 @@ int step_open(struct step **s, struct model *m, struct optimizer *o, struct comm
               error *err);
 void step_close(struct step *s);
 
-/* Queue a step: its word (optimizer_begin), then each of this rank's micro-batches (model_set_batch), `last` for the one
- * that ends the step. The arrays are the caller's again on return. */
+/* Queue a step: its word (optimizer_begin), then each of this rank's micro-batches (model_set_batch), `last` for the
+ * one that ends the step. The arrays are the caller's again on return. */
 void step_begin(struct step *s, double lr, bool signalled);
 void step_batch(struct step *s, const int32_t *tokens, const int32_t *targets, const int32_t *doc, int64_t B, int64_t T,
                 bool last);

@@ -75,8 +75,8 @@ static int check_device(int *index, error *err) {
 size_t cuda_device_present(void) {
     int count = 0;
     cudaDeviceProp properties;
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0 && cudaGetDeviceProperties(&properties, 0) == cudaSuccess)
-        return properties.totalGlobalMem;
+    bool found = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+    if (found && cudaGetDeviceProperties(&properties, 0) == cudaSuccess) return properties.totalGlobalMem;
     cudaGetLastError();
     return 0;
 }
