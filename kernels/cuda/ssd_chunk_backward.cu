@@ -266,13 +266,19 @@ __device__ __forceinline__ void value_part(float (&v)[2][4], head_room &head, ss
                                            const warp_place &at) {
     int of_b = down_right<SSD_N>(16 * at.r, 0, at.lane), of_g = right_down<SSD_N>(16 * at.s, 0, at.lane);
     int of_pair = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
+    float odd[2][4] = {}; /* products in two chains wait less for each other */
 #pragma unroll
-    for (int k = 0; k < SSD_N; k += 16) {
-        uint32_t a[4], b[4];
-        ldmatrix_x4(a, b_tile.from(of_b, 0, k));
-        ldmatrix_x4(b, head.g.from(of_g, 0, k));
-        mma_two(v[0], v[1], a, b);
+    for (int k = 0; k < SSD_N; k += 32) {
+        uint32_t a[2][4], b[2][4];
+        ldmatrix_x4(a[0], b_tile.from(of_b, 0, k));
+        ldmatrix_x4(b[0], head.g.from(of_g, 0, k));
+        ldmatrix_x4(a[1], b_tile.from(of_b, 0, k + 16));
+        ldmatrix_x4(b[1], head.g.from(of_g, 0, k + 16));
+        mma_two(v[0], v[1], a[0], b[0]);
+        mma_two(odd[0], odd[1], a[1], b[1]);
     }
+#pragma unroll
+    for (int e = 0; e < 8; e++) v[e / 4][e % 4] += odd[e / 4][e % 4];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int j = 16 * at.r + at.g + 8 * h;
