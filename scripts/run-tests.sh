@@ -161,8 +161,10 @@ run_gpu() {
     gpu_threads=$jobs
     [ "$gpu_threads" -gt 8 ] && gpu_threads=8
     for precision in fp32 bf16; do
-        run "ops-test-cuda-$precision" program env OMP_NUM_THREADS="$gpu_threads" "$BUILD/test/ops" test --device cuda \
-            --precision $precision
+        for mode in test large; do
+            run "ops-$mode-cuda-$precision" program env OMP_NUM_THREADS="$gpu_threads" "$BUILD/test/ops" $mode \
+                --device cuda --precision $precision
+        done
         for file in test/golden/*.safetensors; do
             [ -e "$file" ] && run "golden-$(basename "$file" .safetensors)-cuda-$precision" program "$BUILD/test/golden" \
                 --device cuda --precision $precision "$file"

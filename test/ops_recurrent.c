@@ -347,7 +347,8 @@ static const struct op_row ssd = {
         {OP_TEST, "B=1 T=70 H=14 P=24 G=1,7 N=40,100 Q=64 doc=4"}, /* tiles that are not full */
         {OP_TEST, "B=1 T=255,256,257,520 H=2 P=8 N=24 Q=64 doc=1 extreme=0,1"}, /* edges of pieces and segments */
         {OP_TEST, "T=97 H=3 P=64 N=128 Q=16 doc=0,4 extreme=1 strided=2"},
-        {OP_LARGE, "B=16 T=330,520 H=36 P=4,8 N=8 Q=64 doc=0,1"}, /* heads fill a GPU: several pieces in one segment */
+        {OP_LARGE, "B=16 T=330 H=36 P=4 N=8 Q=64 doc=1"}, /* heads fill a GPU: several pieces in one segment */
+        {OP_LARGE, "B=16 T=520 H=36 P=8 N=8 Q=64"},
         {OP_GRAD, "B=1 T=1,2,3,7,17 H=2 P=2 G=1,2 N=3 Q=1,3,16 doc=0,2,4"},
         {OP_GRAD, "T=7 P=2 N=2 Q=2,3,7 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2 d=0,1"},
         {OP_GRAD, "T=97 H=4 G=2 Q=16,97 doc=0,4 strided=1"},
