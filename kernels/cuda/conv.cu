@@ -15,7 +15,7 @@
  *
  * Bytes an element with e bytes an activation: forward 2e (1 + 3/64 with the overlap of runs), backward 3e (1 + 6/128);
  * about 13 and 28 instructions. Bound by bandwidth: B 8, T 2048, C 4096 in bf16: 0.064 ms forward, 0.10 ms backward at
- * 4.2 TB/s; 0.09 and 0.14 at 3.0.
+ * 4.2 TB/s; 0.09 and 0.14 at 3.0, where an H100 takes 0.10 and 0.26.
  */
 #include "kernels/cuda/launch.cuh"
 
