@@ -45,6 +45,7 @@ template <int V, int MOST, class F> static void with_team(int64_t n, F f) {
     int64_t each = elements();
     if (each <= 16) f(constant<16 / V>(), block);
     else if (each <= 24) f(constant<24 / V>(), block);
+    else if (each <= 32) f(constant<32 / V>(), block);
     else if (each <= 48) f(constant<48 / V>(), block);
     else f(constant<ELEMENTS_MAX / V>(), block);
 }

@@ -3,7 +3,7 @@
  *
  * sum_squares: SUM_BLOCKS blocks of fixed shares, added in double (fp64 is cheap on the chips this is for), then one
  * block adds the blocks' sums in order. Bytes 4n.
- * adamw: a block takes CHUNK elements of one segment, in vectors of four. The table of segments travels with the
+ * adamw: a block takes SHARE elements of one segment, in vectors of four. The table of segments travels with the
  * launch, TABLE of them at a time, so a model is a launch or two. Bytes: p, m, v read and written, g read, and the
  * rounded copy written, 28n + 2n in bf16; bound by bandwidth: 129 M parameters in 1.3 ms at 3.0 TB/s, 0.9 ms at 4.2
  * TB/s. The step's scalars are read from device memory.
@@ -14,7 +14,7 @@
 #include "kernels/step_decide.h"
 
 /* A launch carries 32 KB from CUDA 12.1 on, 4 KB before. */
-enum { THREADS = 256, CHUNK = 16384, ROUND = 2, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
+enum { THREADS = 256, SHARE = 16384, ROUND = 2, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
 
 __device__ double block_sum_double(double v) {
     __shared__ double room[WARP];
@@ -90,7 +90,7 @@ struct run_of_weights {
     float *p, *m, *v;
     const float *g;
     void *rounded; /* or NULL */
-    int64_t count, first; /* `first`: number of its first chunk among those of the launch */
+    int64_t count, first, blocks; /* `first`: number of its first block among those of the launch */
     float decay, lr_scale, low, high;
     bool wide; /* all lie on whole vectors */
 };
@@ -156,11 +156,13 @@ __device__ __forceinline__ void update(weights<V> &w, const struct run_of_weight
     }
 }
 
-/* Elements [from, end) of a run, V at a time; all of what a thread takes in a round is on its way at once. */
+/* This block's share of the elements [from, end) of a run, V at a time: the run's blocks take rounds in turn, so that
+ * blocks that run together touch memory that lies together. All of a round is on its way at once. */
 template <class T, int V>
 __device__ __forceinline__ void update_all(const struct run_of_weights &run, const struct adamw_constants &c,
                                            int64_t from, int64_t end) {
-    for (int64_t i = from + V * threadIdx.x; i < end; i += ROUND * V * THREADS) {
+    constexpr int64_t round = ROUND * V * THREADS;
+    for (int64_t i = from + (blockIdx.x - run.first) * round + V * threadIdx.x; i < end; i += run.blocks * round) {
         weights<V> w[ROUND];
 #pragma unroll
         for (int k = 0; k < ROUND; k++)
@@ -177,7 +179,7 @@ adamw_kernel(const __grid_constant__ struct run_table table, const struct adamw_
     __shared__ struct adamw_constants shared;
     if (step->skip) return;
     int s = 0;
-    for (int beyond = table.count; s + 1 < beyond;) { /* the last run that begins at this chunk or before */
+    for (int beyond = table.count; s + 1 < beyond;) { /* the last run that begins at this block or before */
         int middle = (s + beyond) / 2;
         if (table.run[middle].first <= blockIdx.x) s = middle;
         else beyond = middle;
@@ -186,10 +188,9 @@ adamw_kernel(const __grid_constant__ struct run_table table, const struct adamw_
     if (threadIdx.x == 0) shared = constants_of(step, run);
     __syncthreads();
     const struct adamw_constants c = shared;
-    int64_t from = (blockIdx.x - run.first) * CHUNK, end = from + CHUNK < run.count ? from + CHUNK : run.count;
-    int64_t whole = run.wide ? from + (end - from) / 4 * 4 : from;
-    update_all<T, 4>(run, c, from, whole);
-    update_all<T, 1>(run, c, whole, end);
+    int64_t whole = run.wide ? run.count / 4 * 4 : 0;
+    update_all<T, 4>(run, c, 0, whole);
+    update_all<T, 1>(run, c, whole, run.count);
 }
 
 static struct run_of_weights run_of(const struct adamw_slice *slice, const struct adamw_segment *segment) {
@@ -212,11 +213,11 @@ static struct run_of_weights run_of(const struct adamw_slice *slice, const struc
     return run;
 }
 
-/* Launch for what is in the table, of `chunks` chunks, and empty it. */
-static void update_runs(struct device *dev, struct run_table *table, int64_t chunks, const struct adamw_step *step) {
+/* Launch for what is in the table, of `blocks` blocks, and empty it. */
+static void update_runs(struct device *dev, struct run_table *table, int64_t blocks, const struct adamw_step *step) {
     with_type(dev->ops->act, [&](auto of_type) {
         using T = decltype(of_type);
-        LAUNCH(dev, adamw_kernel<T>, (unsigned)chunks, THREADS, 0, *table, step);
+        LAUNCH(dev, adamw_kernel<T>, (unsigned)blocks, THREADS, 0, *table, step);
     });
     table->count = 0;
 }
@@ -224,19 +225,20 @@ static void update_runs(struct device *dev, struct run_table *table, int64_t chu
 extern "C" void cuda_adamw(struct device *dev, const struct adamw_slice *slices, int64_t count,
                            const struct adamw_step *step) {
     struct run_table table;
-    int64_t chunks = 0;
+    int64_t blocks = 0;
     table.count = 0;
     for (int64_t s = 0; s < count; s++) {
         for (int64_t i = 0; i < slices[s].count; i++) {
             struct run_of_weights run = run_of(&slices[s], &slices[s].segments[i]);
             if (run.count == 0) continue;
-            run.first = chunks;
-            chunks += ceil_div(run.count, CHUNK);
+            run.first = blocks;
+            run.blocks = ceil_div(run.count, SHARE);
+            blocks += run.blocks;
             table.run[table.count++] = run;
             if (table.count < TABLE) continue;
-            update_runs(dev, &table, chunks, step);
-            chunks = 0;
+            update_runs(dev, &table, blocks, step);
+            blocks = 0;
         }
     }
-    if (table.count > 0) update_runs(dev, &table, chunks, step);
+    if (table.count > 0) update_runs(dev, &table, blocks, step);
 }
