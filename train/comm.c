@@ -81,6 +81,14 @@ int comm_agree(struct comm *c, int result, error *err) {
         watchdog_leave((c)->watchdog);                                                                                 \
     } while (0)
 
+void comm_tell(struct comm *c, error *err) {
+    if (c->ranks > 1 && err->text[0]) {
+        fprintf(stderr, "riverrun: %s\n", err->text);
+        err->text[0] = '\0';
+    }
+    comm_barrier(c);
+}
+
 void comm_sum_f64(struct comm *c, double *values, int count) {
     WAITING_IN(c, "a sum over ranks", c->functions->sum_f64(c, values, count));
 }
@@ -159,6 +167,7 @@ static int attach(struct comm *c, struct device *dev, int slots, error *err) {
 
 int comm_attach(struct comm *c, struct device *dev, int slots, error *err) {
     ASSERT(!c->device);
+    if (c->ranks == 1) c->queued = true; /* nothing is exchanged */
     if (c->ranks == 1 || dev->kind == DEVICE_CPU) return 0;
     TRY(refuse_sharing(c, dev, err));
 #if defined(RIVERRUN_CUDA) && defined(RIVERRUN_NCCL)
@@ -181,7 +190,7 @@ void comm_detach(struct comm *c) {
 
 void comm_reduce_scatter(struct comm *c, int slot, const struct comm_piece *pieces, int count) {
     for (int i = 0; i < count; i++) ASSERT(pieces[i].dtype == DTYPE_F32 || pieces[i].dtype == DTYPE_F64);
-    if (c->silent) return;
+    if (c->silent || c->ranks == 1) return;
     if (c->device) c->device->reduce_scatter(c, slot, pieces, count);
     for (int i = 0; i < count && !c->device; i++) {
         WAITING_IN(c, "a reduce-scatter of gradients",
@@ -190,7 +199,7 @@ void comm_reduce_scatter(struct comm *c, int slot, const struct comm_piece *piec
 }
 
 void comm_all_gather(struct comm *c, int slot, const struct comm_piece *pieces, int count) {
-    if (c->silent) return;
+    if (c->silent || c->ranks == 1) return;
     if (c->device) c->device->all_gather(c, slot, pieces, count);
     for (int i = 0; i < count && !c->device; i++) {
         WAITING_IN(c, "an all-gather of weights",

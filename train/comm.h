@@ -39,6 +39,9 @@ void comm_abort(struct comm *c, int exit_code) __attribute__((noreturn));
  * the lowest failing rank keeps its *err (with "rank N: " in front if there are several). The others get its kind
  * and an empty text, so that one rank tells it and all leave with the same exit code. */
 int comm_agree(struct comm *c, int result, error *err);
+/* Tell a failure that was agreed on before comm_close: a launcher ends all ranks as soon as one of them has left with an
+ * exit code, and what this one prints after that is lost. Among several ranks the text is then empty. */
+void comm_tell(struct comm *c, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */
 void comm_sum_f64(struct comm *c, double *values, int count);

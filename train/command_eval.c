@@ -260,6 +260,7 @@ int command_eval(int argc, char **argv, error *err) {
     TRY(comm_open(&comm, err));
     int result = run_eval(&v, &comm, argc, argv, err);
     evaluator_close(&v);
+    if (result != 0) comm_tell(&comm, err);
     comm_close(&comm);
     return result;
 }

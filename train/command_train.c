@@ -71,6 +71,7 @@ int command_train(int argc, char **argv, error *err) {
     TRY(comm_open(&comm, err));
     int result = train(&c, &comm, argc, argv, err);
     config_free(c);
+    if (result != 0) comm_tell(&comm, err);
     comm_close(&comm);
     return result;
 }

@@ -36,12 +36,16 @@ static int64_t row_step(int64_t V) {
     return ceil_div(V, 8) * 8;
 }
 
-/* Rows of a tile for V columns of logits of `size` bytes, out of R: as many tiles as TILE_BYTES makes necessary, of one
- * size. */
-static int64_t tile_rows(int64_t R, int64_t V, size_t size) {
+/* The most rows that a tile has for V columns of logits of `size` bytes. */
+static int64_t tile_rows_most(int64_t V, size_t size) {
     int64_t most = TILE_BYTES / (row_step(V) * (int64_t)size) / TILE_STEP * TILE_STEP;
     if (most < TILE_STEP) most = TILE_STEP;
-    if (most > TILE_MAX) most = TILE_MAX;
+    return at_most(most, TILE_MAX);
+}
+
+/* Rows of a tile out of R: as many tiles as TILE_BYTES makes necessary, of one size. */
+static int64_t tile_rows(int64_t R, int64_t V, size_t size) {
+    int64_t most = tile_rows_most(V, size);
     if (R <= most) return R < 1 ? 1 : R;
     return ceil_div(ceil_div(R, ceil_div(R, most)), TILE_STEP) * TILE_STEP;
 }
@@ -50,9 +54,10 @@ static size_t sums_size(int64_t R) {
     return (size_t)ceil_div(R * (int64_t)sizeof(struct loss_sums), 256) * 256;
 }
 
-/* The sums of all rows, then the logits of a tile. */
+/* The sums of all rows, then the logits of a tile. Room for R rows is room for fewer, too, whose tiles may be higher. */
 static size_t scratch_size(int64_t R, int64_t V, size_t size) {
-    return sums_size(R) + (size_t)ceil_div(tile_rows(R, V, size) * row_step(V) * (int64_t)size, 256) * 256;
+    int64_t rows = at_most(R < 1 ? 1 : R, tile_rows_most(V, size));
+    return sums_size(R) + (size_t)ceil_div(rows * row_step(V) * (int64_t)size, 256) * 256;
 }
 
 extern "C" size_t cuda_head_loss_scratch_f32(int64_t R, int64_t D, int64_t V) {
