@@ -14,7 +14,9 @@ WANTED=${KILLS:-0}
 steps=84
 train() { "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps "$@"; }
 
+begun=$(date +%s%3N)
 train train.out="$WORK/whole" > /dev/null 2> "$WORK/err" || fail "the uninterrupted run failed: $(cat "$WORK/err")"
+whole=$(($(date +%s%3N) - begun)) # ms
 
 # draw N BOUND: the N-th of a keyed sequence of numbers from 1 to BOUND.
 draw() { awk -v n="$1" -v bound="$2" 'BEGIN { x = 7 + n * n * 7919; for (i = 0; i < 5; i++) x = x * 16807 % 2147483647
@@ -33,8 +35,8 @@ check_latest() {
 
 # How the N-th session is killed: by default every fourth after a time, with KILLS all but every fourth.
 by_time() { if [ "$WANTED" -gt 0 ]; then [ $(($1 % 4)) != 0 ]; else [ $(($1 % 4)) = 0 ]; fi; }
-# Times that reach from before the first step to several saves.
-longest=150
+# Times that reach from before the first step to several saves, and, by default, not to the end of the run.
+longest=$((whole / 4 < 150 ? whole / 4 : 150))
 [ "$WANTED" -gt 0 ] && longest=400
 
 kills=0 timed=0 session=0 saves=0 halfway=0
@@ -74,6 +76,7 @@ done
 [ "$kills" -ge 10 ] || fail "only $kills kills before the run was over"
 [ "$saves" -ge 4 ] || fail "only $saves sessions came as far as a save"
 steps=$((steps + 3))
+begun=$(date +%s%3N)
 train train.out="$WORK/whole" > /dev/null 2> "$WORK/err" || fail "the uninterrupted run failed: $(cat "$WORK/err")"
 train train.out="$WORK/run" > /dev/null 2> "$WORK/err" || fail "the last session failed: $(cat "$WORK/err")"
 same_weights "$WORK/whole" "$WORK/run" "after $kills kills"
