@@ -31,6 +31,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ $# -ge 1 ] || usage
+program=$(printf %.15s "${1##*/}") # as the kernel names the process
 if [ -z "$ranks" ] && [ -z "$hostfile" ]; then
     ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
     [ "$ranks" -gt 0 ] || { echo "launch-mpirun.sh: nvidia-smi lists no GPU here: say how many ranks with -n" >&2; exit 2; }
@@ -52,7 +53,13 @@ done
 
 "$mpirun" "$@" &
 child=$!
-trap 'kill -USR1 "$child" 2>/dev/null' TERM INT USR1
+# To the ranks of this machine directly (not every mpirun hands SIGUSR1 on), and by mpirun to those of others. A rank that
+# gets it twice stops once.
+pass_on() {
+    kill -USR1 "$child" 2>/dev/null
+    for rank in $(pgrep -P "$child" -x "$program" 2>/dev/null); do kill -USR1 "$rank" 2>/dev/null; done
+}
+trap pass_on TERM INT USR1
 # A signal ends `wait` early; the ranks are still saving then.
 while :; do
     wait "$child"

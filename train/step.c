@@ -35,7 +35,9 @@ int step_open(struct step **out, struct model *m, struct optimizer *o, struct co
     s->scale = scale;
     s->z_loss = z_loss;
     size_t bytes = UNDER_WAY * sizeof *s->reports;
-    if (arena_open(&s->memory, "reports of steps", bytes, s->dev->host_memory, err) != 0) {
+    arena counted = arena_measure("reports of steps");
+    arena_take(&counted, bytes);
+    if (arena_open(&s->memory, "reports of steps", counted.peak, s->dev->host_memory, err) != 0) {
         step_close(s);
         return -1;
     }
