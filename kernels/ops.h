@@ -110,6 +110,7 @@ struct ops {
     enum dtype act, real;
     size_t memory_page;     /* what is asked of the device's memory is rounded up to a multiple of it */
     size_t memory_overhead; /* what the device takes beside what is asked of it (docs/gpu.md) */
+    size_t memory_peers;    /* and what it takes to talk to the devices of other ranks */
 
     /* --- embedding: out[r] = table[tokens[r]] --------------------------------------------------------------- */
     /* out (R,D) real =; tokens (R) i32 in [0,V); table (V,D) */

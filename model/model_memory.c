@@ -161,7 +161,7 @@ int model_plan(struct model_memory *out, const struct model_config *mc, const st
         .activations = rounded_up(areas[AREA_ACTIVATIONS].peak, ops),
         .scratch = rounded_up(areas[AREA_SCRATCH].peak, ops),
         .batch = rounded_up(areas[AREA_BATCH].peak, ops),
-        .device = ops->memory_overhead,
+        .device = ops->memory_overhead + (ranks > 1 ? ops->memory_peers : 0),
     };
     memory.total = memory.parameters + memory.gradients + memory.optimizer + memory.activations + memory.scratch +
                    memory.batch + memory.device;

@@ -3,8 +3,9 @@
 #include "kernels/cuda/cuda.h"
 
 /* cudaMalloc hands out pages of 2 MiB. Beside that: the context, the code of the kernels and of cuBLASLt's, its workspace,
- * recorded steps; measured on an H100 (docs/gpu.md). */
-#define MEMORY .memory_page = (size_t)2 << 20, .memory_overhead = (size_t)560 << 20
+ * recorded steps; for several ranks, what NCCL takes. Measured on one and on two H100 (docs/gpu.md). */
+#define MEMORY                                                                                                         \
+    .memory_page = (size_t)2 << 20, .memory_overhead = (size_t)560 << 20, .memory_peers = (size_t)873 << 20
 
 #define ENTRY(name) .name = cuda_##name
 #define ENTRIES                                                                                                        \
