@@ -42,7 +42,7 @@ extern "C" {
 
 /* The library's functions under their own names. One for the process, filled by comm_nccl_load. */
 static struct {
-    void *library;
+    void *file;
 #define NCCL_MEMBER(name) decltype(&::name) name;
     NCCL_FUNCTIONS(NCCL_MEMBER)
 #undef NCCL_MEMBER
@@ -218,7 +218,7 @@ static const struct comm_device nccl_functions = {
 
 extern "C" int comm_nccl_load(error *err) {
     static const char name[] = "libnccl.so.2";
-    if (library.library) return 0;
+    if (library.file) return 0;
     void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (!handle)
         return error_system(err, "GPUs talk to each other by NVIDIA's %s, which can't be loaded here (%s): install NCCL, "
@@ -228,7 +228,7 @@ extern "C" int comm_nccl_load(error *err) {
     if (!library.function) return error_system(err, "%s lacks the function %s: it is too old", name, #function);
     NCCL_FUNCTIONS(NCCL_FIND)
 #undef NCCL_FIND
-    library.library = handle;
+    library.file = handle;
     return 0;
 }
 
