@@ -53,8 +53,8 @@ done
 
 "$mpirun" "$@" &
 child=$!
-# To the ranks of this machine directly (not every mpirun hands SIGUSR1 on), and by mpirun to those of others. A rank that
-# gets it twice stops once.
+# To the ranks of this machine directly (by Open MPI 4.1.6 alone a run was seen to go on), and by mpirun to those of
+# others. A rank that gets it twice stops once.
 pass_on() {
     kill -USR1 "$child" 2>/dev/null
     for rank in $(pgrep -P "$child" -x "$program" 2>/dev/null); do kill -USR1 "$rank" 2>/dev/null; done
