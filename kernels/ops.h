@@ -38,6 +38,37 @@ struct scan_shape {
     int64_t B, T, D, N;
 };
 
+/* Shape of an mLSTM problem, for the size functions: K = width of q and k, V = width of v, Q = chunk. */
+struct mlstm_shape {
+    int64_t B, T, H, K, V, Q;
+};
+
+/* The state of an mLSTM, or a gradient of it: see mlstm_forward. */
+struct mlstm_state {
+    tensor C, n, m;
+};
+
+/* Which mLSTM: constants of a layer. */
+struct mlstm_rule {
+    bool sigmoid_input; /* the input gate is sigmoid(i), and there is no stabiliser m (mLSTMsig) */
+    bool normalise;     /* h = num / (N + eps); else h = num, and n is neither read nor written. False: sigmoid only */
+    bool truncated;     /* backward takes N for a constant, as the published kernels do; the default is exact */
+    double eps;
+};
+
+/* Shape of an sLSTM problem, for the size functions: H heads of P units each. */
+struct slstm_shape {
+    int64_t B, T, H, P;
+};
+
+/* Elementwise functions of an MLP or a gate. */
+enum activation {
+    ACTIVATION_SILU,
+    ACTIVATION_GELU,    /* exact: x Phi(x) */
+    ACTIVATION_RELU2,   /* max(x, 0)^2 */
+    ACTIVATION_SIGMOID,
+};
+
 /* What head_loss adds up. Lives in device memory, f64 on every device; sums over the valid targets. */
 struct loss_sums {
     double nll;     /* -log p(target), nats */
@@ -213,6 +244,85 @@ struct ops {
     void (*gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
                                    tensor rstd, tensor weight, void *scratch);
     size_t (*gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
+
+    /* --- soft cap: y = cap tanh((x + bias) / cap), or x + bias where cap is 0 ---------------------------------- */
+    /* y (R,N) real strided =; x (R,N) real strided; bias (N) optional */
+    void (*softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, double cap);
+    /* dx (R,N) strided =, act or real: rounded for the products that follow; dbias (N) real +=, optional, from values that
+     * are not rounded; dy, y (R,N) real strided: y as forward put it out */
+    void (*softcap_backward)(struct device *dev, tensor dx, tensor dbias, tensor dy, tensor y, double cap, void *scratch);
+    size_t (*softcap_backward_scratch)(int64_t R, int64_t N);
+
+    /* --- mLSTM (xLSTM, arXiv 2405.04517, its section 2.3; in chunks: arXiv 2503.13427, 2503.14376) --------------------- */
+    /* Per head, with lf = log sigmoid(f[t]), s = K^-1/2 and a state C (K,V), n (K), m that starts at 0:
+     *   m[t] = max(lf + m[t-1], i[t]);  f' = exp(lf + m[t-1] - m[t]);  i' = exp(i[t] - m[t])
+     *   C[t] = f' C[t-1] + i' k[t] (outer) v[t];   n[t] = f' n[t-1] + i' k[t];   num = C[t]^T s q[t];  den = n[t] . s q[t]
+     *   h[t] = num / (max(|den|, exp(-m[t])) + eps)
+     * With rule.sigmoid_input i' = sigmoid(i), f' = sigmoid(f), there is no m (it is left 0) and the floor of |den| is 1;
+     * without rule.normalise h = num. A document starts with C = 0, n = 0, m = 0.
+     * h (B,T,H,V) strided =; C (B,H,K,V), n (B,H,K), m (B,H) real: final =, initial, each three or none; saved:
+     * mlstm_saved() bytes that backward reads, or NULL when no backward follows; q, k (B,T,H,K), v (B,T,H,V) strided;
+     * i, f (B,T,H) real strided, what enters the gates; doc optional; chunk Q >= 1: any value gives the same result up
+     * to rounding, and a device may take another. K and V from 1 to 2048. */
+    void (*mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k, tensor v,
+                          tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule, int64_t chunk,
+                          void *scratch);
+    /* dq, dk, dv strided =; di, df (B,T,H) real strided =; dinitial.C, dinitial.n optional = (m is held fixed); dh strided;
+     * dfinal.C, dfinal.n optional; h as forward put it out; the rest as in forward */
+    void (*mlstm_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, tensor di, tensor df,
+                           struct mlstm_state dinitial, tensor dh, struct mlstm_state dfinal, const void *saved, tensor h,
+                           tensor q, tensor k, tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc,
+                           struct mlstm_rule rule, int64_t chunk, void *scratch);
+    size_t (*mlstm_saved)(struct mlstm_shape shape);
+    size_t (*mlstm_forward_scratch)(struct mlstm_shape shape);
+    size_t (*mlstm_backward_scratch)(struct mlstm_shape shape);
+    /* One token: h (B,H,V) strided =; state is read and updated; q, k (B,H,K), v (B,H,V), i, f (B,H) strided */
+    void (*mlstm_step)(struct device *dev, tensor h, struct mlstm_state state, tensor q, tensor k, tensor v, tensor i,
+                       tensor f, struct mlstm_rule rule);
+
+    /* --- sLSTM (xLSTM, arXiv 2405.04517, its section 2.2) ------------------------------------------------------------- */
+    /* D = H P units; head h has units h P .. h P + P - 1 and sees only itself. For the gates g = i, f, z, o, in this order,
+     *   raw_g[t,j] = x[t,g,j] + bias[g,j] + sum_k r[h, g P + j, k] y[t-1,k]          (j, k within head h)
+     *   lfm = log sigmoid(raw_f) + m[t-1];  m[t] = raw_i where n[t-1] = 0, else max(raw_i, lfm)
+     *   ig = min(1, exp(raw_i - m[t]));  fg = min(1, exp(lfm - m[t]))
+     *   c[t] = fg c[t-1] + ig tanh(raw_z);  n[t] = fg n[t-1] + ig;  y[t] = sigmoid(raw_o) c[t] / n[t]
+     * A state is (B,4,D) real: y, c, n, m in this order; it starts as 0, as does every document.
+     * y (B,T,D) strided =; final optional =; saved: slstm_saved() bytes that backward reads, or NULL when no backward
+     * follows; x (B,T,4D) strided, columns g D + j; r (H,4P,P); bias (4,D) real; initial optional; doc optional. */
+    void (*slstm_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor r, tensor bias,
+                          tensor initial, tensor doc, void *scratch);
+    /* dx (B,T,4D) strided =; dr (H,4P,P), dbias (4,D) real +=; dinitial (B,4,D) optional = (0 for m, which carries no
+     * gradient); dy strided; dfinal optional. clip > 0: what comes to y[t-1] through r is kept within [-clip, clip],
+     * element by element; 0: as it is. y as forward put it out. */
+    void (*slstm_backward)(struct device *dev, tensor dx, tensor dr, tensor dbias, tensor dinitial, tensor dy, tensor dfinal,
+                           const void *saved, tensor y, tensor x, tensor r, tensor bias, tensor initial, tensor doc,
+                           double clip, void *scratch);
+    size_t (*slstm_saved)(struct slstm_shape shape);
+    size_t (*slstm_forward_scratch)(struct slstm_shape shape);
+    size_t (*slstm_backward_scratch)(struct slstm_shape shape);
+    /* One token: y (B,D) strided =; state (B,4,D) real is read and updated; x (B,4D) strided */
+    void (*slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor r, tensor bias, void *scratch);
+
+    /* --- head norm: LayerNorm of every head's P = I/H channels, skip and gate --------------------------------------- */
+    /* u = (y - mean) rstd weight;  rstd = 1/sqrt(variance + eps), the variance that of all P (biased);
+     * g = (u + skip x) act(z); without x there is no skip, without z no gate.
+     * g (R,I) act =; mean, rstd (R,H) real =, which also say H; y (R,I); weight (I); x (R,I) strided and skip (I), both or
+     * neither; z (R,I) strided optional; act: silu or sigmoid */
+    void (*head_norm_forward)(struct device *dev, tensor g, tensor mean, tensor rstd, tensor y, tensor weight, tensor x,
+                              tensor skip, tensor z, enum activation act, double eps);
+    /* dy (R,I) =; dx, dz (R,I) strided =, none where x, z are none; dweight, dskip (I) real += */
+    void (*head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip, tensor dg,
+                               tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip, tensor z,
+                               enum activation act, void *scratch);
+    size_t (*head_norm_backward_scratch)(int64_t R, int64_t I, int64_t H);
+
+    /* --- block-diagonal linear: y[r, g O + o] = sum_i w[g,o,i] x[r, g I + i] ----------------------------------------- */
+    /* y (R,G O) strided =; x (R,G I) strided; w (G,O,I). From many blocks of 4 x 4 to a few of hundreds. */
+    void (*block_linear_forward)(struct device *dev, tensor y, tensor x, tensor w);
+    /* dx (R,G I) strided: = or += if add_dx; dw (G,O,I) real +=; dy (R,G O) strided */
+    void (*block_linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dy, tensor x, tensor w,
+                                  void *scratch);
+    size_t (*block_linear_backward_scratch)(int64_t R, int64_t G, int64_t O, int64_t I);
 
     /* --- SwiGLU: h = silu(gate) * up, gate_up (R,2F) = [gate | up] ------------------------------------------------- */
     void (*swiglu_forward)(struct device *dev, tensor h, tensor gate_up);                  /* h (R,F) = */
