@@ -23,6 +23,15 @@ double mixer_residual_scale(const struct layer *layer) {
     return 1 / sqrt((double)layer->context.blocks);
 }
 
+struct init mixer_small_init(int64_t d_model) {
+    return (struct init){INIT_NORMAL, sqrt(2 / (5 * (double)d_model)), 0, 0};
+}
+
+struct init mixer_wang_init(const struct layer *layer) {
+    double deviation = 2 / ((double)layer->context.blocks * sqrt((double)layer->context.d_model));
+    return (struct init){INIT_NORMAL, deviation, 0, 0};
+}
+
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps) {
     double bound = 1 / sqrt((double)taps);
     struct init init = {INIT_UNIFORM, -bound, bound, 0};

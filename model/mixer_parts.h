@@ -23,6 +23,10 @@ void mixer_declare_linear(struct params *p, const char *prefix, const char *name
                           double scale);
 /* The scale of projections that end in the residual stream: the more blocks add to it, the smaller. */
 double mixer_residual_scale(const struct layer *layer);
+/* The same two as xLSTM draws them: normal, of variance 2/(5 d_model) whatever the inputs; and of deviation
+ * 2/(blocks sqrt(d_model)) where the projection ends in the residual stream. */
+struct init mixer_small_init(int64_t d_model);
+struct init mixer_wang_init(const struct layer *layer);
 /* conv1d.weight (channels, 1, taps) and conv1d.bias (channels), as PyTorch draws them. */
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps);
 /* Such a weight, or its gradient, as the operation wants it: (channels, taps). */

@@ -144,6 +144,11 @@ void params_slice(const struct params *p, int bucket, int part, int rank, int64_
 
 /* --- initial values --------------------------------------------------------------------------- */
 
+/* Evenly from a to b: number i of `count`. */
+static double between(double a, double b, uint64_t i, uint64_t count) {
+    return count > 1 ? a + (b - a) * (double)i / (double)(count - 1) : a;
+}
+
 /* The bias b for which softplus(b) = dt: b = ln(e^dt - 1) = dt + ln(1 - e^-dt). */
 static double inverse_softplus(double dt) {
     return dt + log(-expm1(-dt));
@@ -159,6 +164,10 @@ static double initial_value(struct init init, rng_key key, uint64_t element) {
     case INIT_DT_BIAS:
         return inverse_softplus(
             fmax(exp(log(init.a) + (log(init.b) - log(init.a)) * rng_uniform(key, element)), init.c));
+    case INIT_LINSPACE: return between(init.a, init.b, element % (uint64_t)init.c, (uint64_t)init.c);
+    case INIT_SLSTM_BIAS:
+        if (element / (uint64_t)init.b != 1) return 0;
+        return 5 - 12 * pow(between(0, 1, element % (uint64_t)init.c, (uint64_t)init.c), init.a);
     }
     ASSERT(!"an init_kind");
     return 0;

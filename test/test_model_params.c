@@ -163,6 +163,24 @@ static void test_distributions(void **state) {
     free(x);
 }
 
+/* Values that are laid down rather than drawn: the biases of xLSTM's gates. */
+static void test_rows(void **state) {
+    (void)state;
+    double *x = malloc(MANY * sizeof *x);
+    draw((struct init){INIT_LINSPACE, 3, 6, 4}, 0, 1, x);
+    for (int i = 0; i < MANY; i++) assert_true(x[i] == 3 + i % 4);
+    draw((struct init){INIT_LINSPACE, 3, 6, 1}, 0, 1, x);
+    assert_true(x[0] == 3 && x[1] == 3);
+    draw((struct init){INIT_SLSTM_BIAS, 2, MANY / 4, 5}, 0, 1, x);
+    for (int i = 0; i < MANY; i++) {
+        static const double forget[] = {5, 5 - 12.0 / 16, 5 - 12.0 / 4, 5 - 12 * 9.0 / 16, -7};
+        assert_true(i / (MANY / 4) == 1 ? fabs(x[i] - forget[i % 5]) < 1e-14 : x[i] == 0);
+    }
+    draw((struct init){INIT_SLSTM_BIAS, 0.3, MANY / 4, 1}, 0, 1, x);
+    assert_true(x[MANY / 4] == 5 && x[MANY / 4 - 1] == 0);
+    free(x);
+}
+
 /* softplus(bias) is log-uniform over [0.001, 0.1], raised to the floor. */
 static void test_dt_bias(void **state) {
     (void)state;
@@ -214,7 +232,8 @@ static void test_keys(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_table),         cmocka_unit_test(test_layout),  cmocka_unit_test(test_views),
-        cmocka_unit_test(test_distributions), cmocka_unit_test(test_dt_bias), cmocka_unit_test(test_keys),
+        cmocka_unit_test(test_distributions), cmocka_unit_test(test_rows),    cmocka_unit_test(test_dt_bias),
+        cmocka_unit_test(test_keys),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
