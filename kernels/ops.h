@@ -324,9 +324,11 @@ struct ops {
                                   void *scratch);
     size_t (*block_linear_backward_scratch)(int64_t R, int64_t G, int64_t O, int64_t I);
 
-    /* --- SwiGLU: h = silu(gate) * up, gate_up (R,2F) = [gate | up] ------------------------------------------------- */
-    void (*swiglu_forward)(struct device *dev, tensor h, tensor gate_up);                  /* h (R,F) = */
-    void (*swiglu_backward)(struct device *dev, tensor dgate_up, tensor dh, tensor gate_up); /* dgate_up (R,2F) = */
+    /* --- GLU: h = act(gate) * up with u (R,2F) = [gate | up]; or h = act(u) with u (R,F) ---------------------------- */
+    /* h (R,F) = */
+    void (*glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
+    /* du, shaped like u, = */
+    void (*glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 
     /* --- language-model head + cross-entropy, tile by tile: the R x V logits never exist at once -------------------- */
     /* logits = x w^T;  for each row with target >= 0: loss = lse(logits) - logits[target] + z_loss * lse^2.

@@ -69,7 +69,7 @@ static void mlp_forward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     ops->linear_forward(call->dev, v.gate_up, call->x, call->w[FC1], tensor_none());
-    ops->swiglu_forward(call->dev, v.h, v.gate_up);
+    ops->glu_forward(call->dev, v.h, v.gate_up, ACTIVATION_SILU);
     ops->linear_forward(call->dev, call->y, v.h, call->w[FC2], tensor_none());
     arena_rewind(call->scratch, mark);
 }
@@ -79,9 +79,9 @@ static void mlp_backward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch, call->scratch);
-    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->swiglu_forward(call->dev, v.h, v.gate_up);
+    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->glu_forward(call->dev, v.h, v.gate_up, ACTIVATION_SILU);
     ops->linear_backward(call->dev, d.h, false, call->dw[FC2], tensor_none(), call->dy, v.h, call->w[FC2]);
-    ops->swiglu_backward(call->dev, d.gate_up, d.h, v.gate_up);
+    ops->glu_backward(call->dev, d.gate_up, d.h, v.gate_up, ACTIVATION_SILU);
     ops->linear_backward(call->dev, call->dx, false, call->dw[FC1], tensor_none(), d.gate_up, call->x, call->w[FC1]);
     arena_rewind(call->scratch, mark);
 }

@@ -1,4 +1,4 @@
-/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, SwiGLU, head with loss, and
+/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, GLU, head with loss, and
  * the optimizer's passes. test/ops.h says what a row is. */
 #include "test/ops.h"
 
@@ -329,40 +329,52 @@ static const struct op_row gated_rmsnorm = {
                                                {NULL, NULL}},
 };
 
-/* --- SwiGLU ------------------------------------------------------------------------------------------------------- */
+/* --- GLU ---------------------------------------------------------------------------------------------------------- */
 
-static void swiglu_declare(struct run *r) {
+static enum activation activation(const struct run *r) {
+    return (enum activation)param(r, "act");
+}
+
+/* The slope of max(v, 0)^2 has a kink at 0, across which no finite difference may be taken. */
+static void fill_activated(struct run *r, struct operand *o) {
+    for (int64_t i = 0; i < o->count; i++) {
+        double v = 3 * draw_normal(r, o, i);
+        o->values[i] = fabs(v) < 0.01 ? 0.01 : v;
+    }
+}
+
+static void glu_declare(struct run *r) {
     int64_t R = param(r, "R"), F = param(r, "F");
     output(r, "h", DIMS(R, F));
-    input(r, "gate_up", DIMS(R, 2 * F))->spread = 3;
+    input(r, "u", DIMS(R, param(r, "gated") ? 2 * F : F))->fill = fill_activated;
 }
 
-static void swiglu_forward(struct run *r) {
-    r->ops->swiglu_forward(r->dev, value(r, "h"), value(r, "gate_up"));
+static void glu_forward(struct run *r) {
+    r->ops->glu_forward(r->dev, value(r, "h"), value(r, "u"), activation(r));
 }
 
-static void swiglu_backward(struct run *r) {
-    r->ops->swiglu_backward(r->dev, gradient(r, "gate_up"), gradient(r, "h"), value(r, "gate_up"));
+static void glu_backward(struct run *r) {
+    r->ops->glu_backward(r->dev, gradient(r, "u"), gradient(r, "h"), value(r, "u"), activation(r));
 }
 
-static void swiglu_flops(struct run *r, double *forward, double *backward) {
+static void glu_flops(struct run *r, double *forward, double *backward) {
     double elements = (double)param(r, "R") * (double)param(r, "F");
     *forward = 7 * elements;
     *backward = 13 * elements;
 }
 
-static const struct op_row swiglu = {
-    .name = "swiglu",
-    .parameters = "R=3 F=8",
-    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 F=1,7,16"},
+static const struct op_row glu = {
+    .name = "glu",
+    .parameters = "R=3 F=8 gated=1 act=0",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 F=1,7,16 gated=0,1 act=0,1,2,3"},
                                        {OP_TEST, "R=0 F=4"},
-                                       {OP_TEST, "R=131 F=257"},
-                                       {OP_PERF, "R=4096 F=2048"},
+                                       {OP_TEST, "R=131 F=257,264 gated=0,1 act=0,1,2,3"},
+                                       {OP_PERF, "R=4096 F=2048 act=0,1"},
                                        {0, NULL}},
-    .declare = swiglu_declare,
-    .forward = swiglu_forward,
-    .backward = swiglu_backward,
-    .flops = swiglu_flops,
+    .declare = glu_declare,
+    .forward = glu_forward,
+    .backward = glu_backward,
+    .flops = glu_flops,
 };
 
 /* --- head with loss ----------------------------------------------------------------------------------------------- */
@@ -652,5 +664,5 @@ static const struct op_row step_scalars = {
     .identities = (const struct op_identity[]){{"the decision", step_scalars_decision}, {NULL, NULL}},
 };
 
-const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &swiglu,
+const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &glu,
                                                &head_loss, &convert, &sum_squares, &step_scalars, &adamw, NULL};

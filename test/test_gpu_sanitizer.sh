@@ -27,7 +27,7 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             'conv B=2 T=67 C=40 doc=4 strided=1' 'conv_step C=33' 'ssd_dt T=67 H=5' \
             'ssd B=2 T=70 H=3 P=20 N=24 Q=16 doc=4 strided=1' 'ssd B=1 T=130 H=2 P=64 N=128 Q=64' 'ssd_step P=20 N=24' \
             'scan B=2 T=70 D=33 N=16 doc=4 strided=1' 'scan B=1 T=200 D=40 N=16' \
-            'scan_step D=33 N=16' 'gated_rmsnorm R=17 n=130 groups=2 strided=1' 'swiglu R=17 F=40' \
+            'scan_step D=33 N=16' 'gated_rmsnorm R=17 n=130 groups=2 strided=1' 'glu R=17 F=40 act=0,1' \
             'head_loss R=33 D=24 V=101' 'convert n=1001' 'sum_squares n=100001' 'adamw n=1001'
     done
 done

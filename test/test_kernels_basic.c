@@ -241,7 +241,7 @@ static void test_norm_definitions(void **state) {
     device_close(dev);
 }
 
-static void test_linear_swiglu_embedding_definitions(void **state) {
+static void test_linear_glu_embedding_definitions(void **state) {
     (void)state;
     struct device *dev = open_cpu(PRECISION_F64);
     tensor x = random_matrix(dev, ROWS, 2 * COLUMNS, 1, 3), w = random_matrix(dev, COLUMNS, 2 * COLUMNS, 2, 1);
@@ -255,7 +255,7 @@ static void test_linear_swiglu_embedding_definitions(void **state) {
             want += get(x, i / COLUMNS * 2 * COLUMNS + k) * get(w, i % COLUMNS * 2 * COLUMNS + k);
         assert_close(get(y, i), want, 1e-13, 1e-13, "y", i);
     }
-    dev->ops->swiglu_forward(dev, y, x);
+    dev->ops->glu_forward(dev, y, x, ACTIVATION_SILU);
     for (int i = 0; i < ROWS * COLUMNS; i++) {
         double gate = get(x, i / COLUMNS * 2 * COLUMNS + i % COLUMNS);
         double up = get(x, i / COLUMNS * 2 * COLUMNS + COLUMNS + i % COLUMNS);
@@ -644,7 +644,7 @@ static void test_not_finite(void **state) {
                              get(y, row * D + i));
     }
     tensor h = tensor_2d(y.data, DTYPE_F32, R, D / 2);
-    dev->ops->swiglu_forward(dev, h, x);
+    dev->ops->glu_forward(dev, h, x, ACTIVATION_SILU);
     for (int64_t i = 0; i < R * D / 2; i++) assert_true(isnan(get(h, i)) == (i == D / 2 + 7));
     free(x.data);
     free(y.data);
@@ -734,12 +734,13 @@ static void call_wrong_width(struct device *dev) {
 }
 
 static void call_wrong_dtype(struct device *dev) {
-    dev->ops->swiglu_forward(dev, tensor_2d(broken, DTYPE_F32, 2, 2), tensor_2d(broken + 8, DTYPE_F64, 2, 4));
+    dev->ops->glu_forward(dev, tensor_2d(broken, DTYPE_F32, 2, 2), tensor_2d(broken + 8, DTYPE_F64, 2, 4),
+                          ACTIVATION_SILU);
 }
 
 static void call_wrong_stride(struct device *dev) {
     tensor h = tensor_columns(tensor_2d(broken, DTYPE_F32, 2, 4), 0, 2);
-    dev->ops->swiglu_forward(dev, h, tensor_2d(broken + 8, DTYPE_F32, 2, 4));
+    dev->ops->glu_forward(dev, h, tensor_2d(broken + 8, DTYPE_F32, 2, 4), ACTIVATION_SILU);
 }
 
 static void call_wrong_token(struct device *dev) {
@@ -781,7 +782,7 @@ int main(void) {
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_tables_complete),
         cmocka_unit_test(test_norm_definitions),
-        cmocka_unit_test(test_linear_swiglu_embedding_definitions),
+        cmocka_unit_test(test_linear_glu_embedding_definitions),
         cmocka_unit_test(test_head_loss),
         cmocka_unit_test(test_head_ties),
         cmocka_unit_test(test_head_large_logits),

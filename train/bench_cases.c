@@ -29,7 +29,8 @@ const struct bench_case bench_cases[] = {
     {&bench_linear, "Mamba 129M dt_proj", "R=32768 I=48 O=1536 p=80", {0}, {0}, {0}},
     {&bench_linear, "Mamba-2 129M in_proj", "R=32768 I=768 O=3352", {0}, {0}, {0}},
     {&bench_linear, "both 129M out_proj", "R=32768 I=1536 O=768", {0}, {0}, {0}},
-    {&bench_swiglu, "width 768", "R=32768 F=2048", {0}, {0}, {0}},
+    {&bench_glu, "width 768", "R=32768 F=2048", {0}, {0}, {0}},
+    {&bench_glu, "width 768, gelu", "R=32768 F=2048 a=1", {0}, {0}, {0}},
 
     /* Mamba-2 1.34B, 8 rows of 2048 tokens. */
     {&bench_linear, "Mamba-2 1.34B in_proj", "R=16384 I=2048 O=8512", {0}, {0}, {0}},

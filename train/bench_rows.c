@@ -2,7 +2,8 @@
  * it can't avoid. bench_ops.h says what a row is; train/bench_cases.c gives rows their shapes. Called by bench_ops.c.
  *
  * Letters: those of kernels/tensor.h; also d (1: with documents), p and q (elements between rows of the views that a
- * model cuts from the output of a product; 0: rows lie together), n (elements of a flat array), S (of a small one). */
+ * model cuts from the output of a product; 0: rows lie together), n (elements of a flat array), S (of a small one), a
+ * (the activation: its number in enum activation). */
 #include "train/bench_ops.h"
 
 #include <math.h>
@@ -409,33 +410,37 @@ const struct bench_row bench_gated_rmsnorm = {.name = "gated_rmsnorm",
                                               .backward = gated_rmsnorm_backward,
                                               .work = gated_rmsnorm_work};
 
-/* ---- SwiGLU ----------------------------------------------------------------------------------------------------- */
+/* ---- GLU -------------------------------------------------------------------------------------------------------- */
 
-static void swiglu_declare(struct bench_problem *p) {
+static enum activation activation(const struct bench_problem *p) {
+    return (enum activation)SIZE(a);
+}
+
+static void glu_declare(struct bench_problem *p) {
     p->size['E'] = 2 * SIZE(F);
-    bench_input(p, "gate_up", "RE");
+    bench_input(p, "u", "RE");
     bench_output(p, "h", "RF");
 }
 
-static void swiglu_forward(struct bench_problem *p) {
-    p->ops->swiglu_forward(p->dev, VALUE("h"), VALUE("gate_up"));
+static void glu_forward(struct bench_problem *p) {
+    p->ops->glu_forward(p->dev, VALUE("h"), VALUE("u"), activation(p));
 }
 
-static void swiglu_backward(struct bench_problem *p) {
-    p->ops->swiglu_backward(p->dev, GRADIENT("gate_up"), GRADIENT("h"), VALUE("gate_up"));
+static void glu_backward(struct bench_problem *p) {
+    p->ops->glu_backward(p->dev, GRADIENT("u"), GRADIENT("h"), VALUE("u"), activation(p));
 }
 
-static void swiglu_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
+static void glu_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
     forward->special = 2 * rows(p) * (double)SIZE(F);
     both->special = 2 * forward->special;
 }
 
-const struct bench_row bench_swiglu = {.name = "swiglu",
-                                       .slice = "R=64",
-                                       .declare = swiglu_declare,
-                                       .forward = swiglu_forward,
-                                       .backward = swiglu_backward,
-                                       .work = swiglu_work};
+const struct bench_row bench_glu = {.name = "glu",
+                                    .slice = "R=64",
+                                    .declare = glu_declare,
+                                    .forward = glu_forward,
+                                    .backward = glu_backward,
+                                    .work = glu_work};
 
 /* ---- head + loss ------------------------------------------------------------------------------------------------ */
 

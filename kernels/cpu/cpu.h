@@ -168,8 +168,8 @@ void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor
                                 tensor rstd, tensor weight, void *scratch);
 size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
-void OP(swiglu_forward)(struct device *dev, tensor h, tensor gate_up);
-void OP(swiglu_backward)(struct device *dev, tensor dgate_up, tensor dh, tensor gate_up);
+void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
+void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 
 void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
                    tensor targets, double scale, double z_loss, void *scratch);

@@ -28,9 +28,6 @@ enum {
     CACHED_BYTES = 104 << 10 /* of a row in shared memory: 50,304 bf16 fit, and two blocks a multiprocessor */
 };
 
-/* Elements of 16 bytes. */
-template <class T> static constexpr int vector_of = 16 / (int)sizeof(T);
-
 /* Elements from row to row of logits. */
 static int64_t row_step(int64_t V) {
     return ceil_div(V, 8) * 8;

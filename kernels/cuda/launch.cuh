@@ -91,6 +91,15 @@ template <class F> static inline void with_width(bool wide, F f) {
     else f(constant<1>());
 }
 
+/* Elements that 16 bytes hold. */
+template <class T> static constexpr int vector_of = 16 / (int)sizeof(T);
+
+/* The same with vectors of 16 bytes of T. */
+template <class T, class F> static inline void with_vectors(bool wide, F f) {
+    if (wide) f(constant<vector_of<T>>());
+    else f(constant<1>());
+}
+
 static inline int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }

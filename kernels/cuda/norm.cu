@@ -57,9 +57,6 @@ template <int V, int MOST, class F> static void with_row_shape(bool wide, int64_
     else with_team<1, MOST>(n, [&](auto items, dim3 block) { f(constant<1>(), items, block); });
 }
 
-/* Elements that 16 bytes hold. */
-template <class T> static constexpr int vector_of = 16 / (int)sizeof(T);
-
 /* The element at which item k of this thread starts. */
 template <int V> __device__ __forceinline__ int item_at(int k) {
     return (int)(k * blockDim.x + threadIdx.x) * V;

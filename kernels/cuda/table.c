@@ -16,7 +16,7 @@
         ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
-        ENTRY(gated_rmsnorm_backward_scratch), ENTRY(swiglu_forward), ENTRY(swiglu_backward), ENTRY(head_loss),        \
+        ENTRY(gated_rmsnorm_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),        \
         ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(adamw)
 
 const struct ops ops_cuda_f32 = {
