@@ -43,6 +43,8 @@ command -v "$mpirun" >/dev/null 2>&1 || { echo "launch-mpirun.sh: there is no $m
 if [ "$(id -u)" = 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
+# Where hwloc finds an OpenCL made with LLVM, mpirun loads it, and LLVM takes SIGUSR1 for itself.
+export HWLOC_COMPONENTS="${HWLOC_COMPONENTS:+$HWLOC_COMPONENTS,}-opencl"
 # Threads of the loader and of OpenMP may use all processors; a rank bound to one would share it with them.
 set -- --bind-to none --mca odls_base_sigkill_timeout "${SAVE_SECONDS:-20}" "$@"
 [ -z "$ranks" ] || set -- -np "$ranks" "$@"
@@ -53,8 +55,8 @@ done
 
 "$mpirun" "$@" &
 child=$!
-# To the ranks of this machine directly (by Open MPI 4.1.6 alone a run was seen to go on), and by mpirun to those of
-# others. A rank that gets it twice stops once.
+# By mpirun to all ranks, and to those of this machine directly, too, should anything else in mpirun take the signal. A
+# rank that gets it twice stops once.
 pass_on() {
     kill -USR1 "$child" 2>/dev/null
     for rank in $(pgrep -P "$child" -x "$program" 2>/dev/null); do kill -USR1 "$rank" 2>/dev/null; done

@@ -146,7 +146,7 @@ have_mpi() {
 set_mpi_environment() {
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
         OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none \
-        OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1
+        OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 HWLOC_COMPONENTS=-opencl # whose LLVM takes mpirun's SIGUSR1
 }
 mpi() (
     ranks=$1

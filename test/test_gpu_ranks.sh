@@ -86,27 +86,35 @@ if [ "$emulated" = 0 ]; then
     grep -q "start at most as many ranks as there are GPUs" "$WORK/err" || fail "too many ranks: $(cat "$WORK/err")"
 fi
 
-# start_ranks RUN ARGUMENT...: two ranks in the background; $pid is mpirun.
+# start_ranks RUN ARGUMENT...: two ranks in the background; $pid is mpirun, or what $launch names.
+launch="mpirun -np 2"
 start_ranks() {
     run=$1
     shift
     set_mpi_environment
-    mpirun -np 2 "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.device=cuda train.precision=bf16 \
+    $launch "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.device=cuda train.precision=bf16 \
         train.micro_batch=3 train.out="$run" train.steps=50000 "$@" > "$WORK/out" 2> "$WORK/err" &
     pid=$!
     STARTED="$STARTED $pid"
     await_steps "$run" 5 "$pid"
 }
 
-start_ranks "$WORK/signalled" eval.every=0
-kill -USR1 "$pid"
-wait "$pid"
-code=$?
-[ "$code" = 0 ] || fail "SIGUSR1: exit code $code"
-[ "$(grep -c "the same command goes on from there" "$WORK/err")" = 1 ] || fail "SIGUSR1: $(tail -n 5 "$WORK/err")"
-stopped=$(steps_logged "$WORK/signalled")
-[ "$(readlink "$WORK/signalled/latest")" = "$(printf 'step-%08d' "$stopped")" ] ||
-    fail "SIGUSR1: latest is $(readlink "$WORK/signalled/latest") after $stopped steps"
+# SIGUSR1 to mpirun, and SIGTERM to the launch script: one save, and exit code 0.
+for signal in USR1 TERM; do
+    [ "$signal" = USR1 ] || launch="sh $(dirname "$0")/../scripts/launch-mpirun.sh -n 2"
+    rm -rf "$WORK/signalled"
+    start_ranks "$WORK/signalled" eval.every=0
+    kill -s "$signal" "$pid"
+    wait "$pid"
+    code=$?
+    [ "$code" = 0 ] || fail "SIG$signal: exit code $code"
+    [ "$(grep -c "the same command goes on from there" "$WORK/err")" = 1 ] ||
+        fail "SIG$signal: $(tail -n 5 "$WORK/err")"
+    stopped=$(steps_logged "$WORK/signalled")
+    [ "$(readlink "$WORK/signalled/latest")" = "$(printf 'step-%08d' "$stopped")" ] ||
+        fail "SIG$signal: latest is $(readlink "$WORK/signalled/latest") after $stopped steps"
+done
+launch="mpirun -np 2"
 "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.device=cuda train.precision=bf16 train.micro_batch=2 \
     train.out="$WORK/signalled" train.steps=$((stopped + 3)) eval.every=0 > "$WORK/out" 2> "$WORK/err" ||
     fail "stopped on two GPUs, going on on one: $(tail -n 3 "$WORK/err")"
