@@ -52,7 +52,8 @@ struct mlstm_state {
 struct mlstm_rule {
     bool sigmoid_input; /* the input gate is sigmoid(i), and there is no stabiliser m (mLSTMsig) */
     bool normalise;     /* h = num / (N + eps); else h = num, and n is neither read nor written. False: sigmoid only */
-    bool truncated;     /* backward takes N for a constant, as the published kernels do; the default is exact */
+    bool truncated;     /* backward takes N for a constant, as the published kernels do: dfinal.n is not read, and
+                         * dinitial.n is 0; the default is exact */
     double eps;
 };
 

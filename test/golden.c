@@ -24,6 +24,7 @@ static const struct {
     {"hf-", golden_model},
     {"op-ssd", golden_ssd},
     {"op-selective-scan", golden_scan},
+    {"op-mlstm", golden_mlstm},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

@@ -168,6 +168,23 @@ void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor
                                 tensor rstd, tensor weight, void *scratch);
 size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
+void OP(softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, double cap);
+void OP(softcap_backward)(struct device *dev, tensor dx, tensor dbias, tensor dy, tensor y, double cap, void *scratch);
+size_t OP(softcap_backward_scratch)(int64_t R, int64_t N);
+
+void OP(mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k, tensor v,
+                       tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule, int64_t chunk,
+                       void *scratch);
+void OP(mlstm_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, tensor di, tensor df,
+                        struct mlstm_state dinitial, tensor dh, struct mlstm_state dfinal, const void *saved, tensor h,
+                        tensor q, tensor k, tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc,
+                        struct mlstm_rule rule, int64_t chunk, void *scratch);
+size_t OP(mlstm_saved)(struct mlstm_shape shape);
+size_t OP(mlstm_forward_scratch)(struct mlstm_shape shape);
+size_t OP(mlstm_backward_scratch)(struct mlstm_shape shape);
+void OP(mlstm_step)(struct device *dev, tensor h, struct mlstm_state state, tensor q, tensor k, tensor v, tensor i,
+                    tensor f, struct mlstm_rule rule);
+
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 
