@@ -241,9 +241,10 @@ struct ops {
     /* --- gated RMSNorm: u = y * silu(z), normalised per group of I/groups channels, times weight ------------------ */
     /* g (R,I) act =; rstd (R,groups) real =; y (R,I); z (R,I) strided; weight (I) */
     void (*gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps);
-    /* dy (R,I) =; dz (R,I) strided =; dweight (I) real += */
-    void (*gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
-                                   tensor rstd, tensor weight, void *scratch);
+    /* dy (R,I) =; dz (R,I) strided =; dweight (I) real +=; g (R,I) act optional =: forward's again, bit for bit, for who
+     * did not keep it; it may lie in dg's memory */
+    void (*gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor g, tensor dg, tensor y,
+                                   tensor z, tensor rstd, tensor weight, void *scratch);
     size_t (*gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
     /* --- soft cap: y = cap tanh((x + bias) / cap), or x + bias where cap is 0 ---------------------------------- */

@@ -8,7 +8,8 @@
  *
  * Saved for backward: the projection, the convolution's output, dt and a = -exp(A_log) dt, what SSD saves, y, the
  * norm's statistics and its output; less what the layer's level of recomputation (mixer.h) has computed again: the
- * outputs of convolution and norm, then y and what SSD saves. State: the convolution's last W-1 inputs and S. Reached
+ * outputs of convolution and norm, then y and what SSD saves. The norm's backward gives its output with the rest, so
+ * no pass of its own is needed for it. State: the convolution's last W-1 inputs and S. Reached
  * through the mixer table (mixer.c); owns no memory.
  */
 #include "model/mamba2.h"
@@ -173,11 +174,16 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     v.a = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
     v.y = mixer_take(of_ssd, ops->act, R, s.I);
     v.rstd = mixer_take(saved, ops->real, R, s.G);
-    v.g = mixer_take(light, ops->act, R, s.I);
+    v.g = is_light(layer) ? tensor_none() : mixer_take(saved, ops->act, R, s.I);
     if (keep) v.ssd = arena_take(of_ssd, ops->ssd_saved(ssd_shape_of(&s, B, T)));
     cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
     cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
     return v;
+}
+
+/* A forward that doesn't keep the norm's output needs a place for it. */
+static void carve_normed(const struct layer *layer, const struct ops *ops, struct views *v, arena *scratch) {
+    if (is_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
 }
 
 /* Gradients on the way back, and memory for the operation at work. */
@@ -196,7 +202,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     struct gradients d;
     d.dy = mixer_take(scratch, ops->act, R, s.I);
     d.dxbc = by_token(mixer_take(scratch, ops->act, R, s.C), B, T);
-    d.dg = tensor_2d(d.dxbc.data, ops->act, R, s.I); /* the norm has read it before SSD writes there */
+    d.dg = tensor_2d(d.dxbc.data, ops->act, R, s.I); /* no longer needed when SSD writes there */
     d.ddt = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.da = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.dzxbcdt = mixer_take(scratch, ops->act, R, s.E);
@@ -221,8 +227,9 @@ static void mamba2_carve(const struct layer *layer, const struct ops *ops, int64
                          arena *saved, arena *scratch) {
     size_t mark = arena_mark(scratch);
     /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
-    carve_views(layer, ops, B, T, keep, saved, scratch);
+    struct views v = carve_views(layer, ops, B, T, keep, saved, scratch);
     size_t behind = arena_mark(scratch);
+    carve_normed(layer, ops, &v, scratch);
     carve_forward_work(layer, ops, B, T, scratch);
     arena_rewind(scratch, behind);
     if (keep) carve_gradients(layer, ops, B, T, scratch);
@@ -276,6 +283,7 @@ static void mamba2_forward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     bool keep = call->keep && !recomputes_ssd(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
+    carve_normed(call->layer, ops, &v, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
@@ -292,7 +300,18 @@ static void restore(const struct mixer_call *call, const struct views *v, const 
     if (!is_light(call->layer)) return;
     convolve(call, v, initial[STATE_CONV], tensor_none());
     if (recomputes_ssd(call->layer)) recur(call, v, initial[STATE_SSD], tensor_none(), work);
-    normalise(call, v);
+}
+
+/* Back through out_proj and the norm. Where the norm's output was not kept, its backward puts it in dg's place, so the
+ * gradient of out_proj's weights, which needs it, comes last. */
+static void project_back(const struct mixer_call *call, const struct views *v, const struct gradients *d) {
+    const struct ops *ops = call->dev->ops;
+    bool again = is_light(call->layer);
+    tensor none = tensor_none(), g = again ? d->dg : v->g;
+    ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
+    ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,
+                                call->w[NORM], d->work);
+    ops->linear_backward(call->dev, none, false, call->dw[OUT_PROJ], none, call->dy, g, call->w[OUT_PROJ]);
 }
 
 static void mamba2_backward(const struct mixer_call *call) {
@@ -307,8 +326,7 @@ static void mamba2_backward(const struct mixer_call *call) {
     tensor dy = by_head(call, &v, d.dy);
 
     restore(call, &v, initial, d.work);
-    ops->linear_backward(call->dev, d.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
-    ops->gated_rmsnorm_backward(call->dev, d.dy, d.dz, dw[NORM], d.dg, v.y, v.z, v.rstd, w[NORM], d.work);
+    project_back(call, &v, &d);
     ops->ssd_backward(call->dev, d.dx, d.ddt, d.da, d.db, d.dc, tensor_none(), dw[SKIP], dy, tensor_none(), v.ssd, v.x,
                       v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD], call->doc, o->chunk, d.work);
     ops->ssd_dt_backward(call->dev, d.ddt_raw, dw[DT_BIAS], dw[A_LOG], d.ddt, d.da, v.dt_raw, w[DT_BIAS], w[A_LOG],
@@ -329,6 +347,7 @@ static void mamba2_step(const struct mixer_call *call) {
     mixer_state_views(call, call->final, state);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_views(call->layer, ops, B, 1, false, call->saved, call->scratch);
+    carve_normed(call->layer, ops, &v, call->scratch);
     tensor dt = tensor_join_first(v.dt), a = tensor_join_first(v.a);
     tensor y = tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]);
 

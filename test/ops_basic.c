@@ -250,6 +250,11 @@ static void gated_rmsnorm_declare(struct run *r) {
     o->mean = 1;
     o->spread = 0.3;
     set_terms(o, 1, R);
+    if (param(r, "again")) { /* backward's own g, as the gradient of an input that nothing reads; 2: where dg lies */
+        o = input(r, "again", DIMS(R, I));
+        set_terms(o, 1, param(r, "n"));
+        if (param(r, "again") == 2) o->alias_gradient = "g";
+    }
     r->backward_scratch = r->ops->gated_rmsnorm_backward_scratch(R, I);
 }
 
@@ -259,8 +264,10 @@ static void gated_rmsnorm_forward(struct run *r) {
 }
 
 static void gated_rmsnorm_backward(struct run *r) {
-    r->ops->gated_rmsnorm_backward(r->dev, gradient(r, "y"), gradient(r, "z"), gradient(r, "weight"), gradient(r, "g"),
-                                   value(r, "y"), value(r, "z"), value(r, "rstd"), value(r, "weight"), r->scratch);
+    tensor again = param(r, "again") ? gradient(r, "again") : tensor_none();
+    r->ops->gated_rmsnorm_backward(r->dev, gradient(r, "y"), gradient(r, "z"), gradient(r, "weight"), again,
+                                   gradient(r, "g"), value(r, "y"), value(r, "z"), value(r, "rstd"),
+                                   value(r, "weight"), r->scratch);
 }
 
 static void gated_rmsnorm_flops(struct run *r, double *forward, double *backward) {
@@ -306,9 +313,17 @@ static void gated_rmsnorm_groups_apart(struct run *r) {
     free(want);
 }
 
+/* The g that backward writes is forward's. */
+static void gated_rmsnorm_g_again(struct run *r) {
+    struct operand *g = operand_find(r, "g");
+    if (!param(r, "again")) return;
+    op_expect(r, memcmp(g->values, operand_find(r, "again")->gradients, (size_t)g->count * sizeof(double)) == 0,
+              "backward's g is not forward's");
+}
+
 static const struct op_row gated_rmsnorm = {
     .name = "gated_rmsnorm",
-    .parameters = "R=3 n=8 groups=1 eps=10 strided=0",
+    .parameters = "R=3 n=8 groups=1 eps=10 strided=0 again=0",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 n=7,16 groups=1,2,4 eps=300000 strided=0,1"},
                                        {OP_TEST | OP_GRAD, "R=1,17 n=1,2 groups=1,2,4 eps=10000000"},
                                        {OP_TEST, "R=0 n=4"},
@@ -318,6 +333,7 @@ static const struct op_row gated_rmsnorm = {
                                        {OP_TEST, "R=37 n=1536,2568,4096"},
                                        {OP_TEST, "R=1700 n=64,67"},
                                        {OP_TEST, "R=601 n=1544"},
+                                       {OP_TEST, "R=2,37 n=7,64,1544 groups=1,2 strided=0,1 again=1,2"},
                                        {OP_PERF, "R=4096 n=1536 strided=1"},
                                        {OP_PERF, "R=4096 n=640 groups=8 strided=1"},
                                        {0, NULL}},
@@ -326,6 +342,7 @@ static const struct op_row gated_rmsnorm = {
     .backward = gated_rmsnorm_backward,
     .flops = gated_rmsnorm_flops,
     .identities = (const struct op_identity[]){{"a group = a norm of its own", gated_rmsnorm_groups_apart},
+                                               {"g again = g", gated_rmsnorm_g_again},
                                                {NULL, NULL}},
 };
 

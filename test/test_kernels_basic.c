@@ -677,7 +677,7 @@ static size_t sums_over_rows(struct device *dev, double *results) {
     dev->ops->sum_squares(dev, &results[0], tensor_1d(a.data, a.dtype, MANY_ROWS * WIDTH));
     dev->ops->add_rmsnorm_backward(dev, dx, none, sums[0], a, none, b, tensor_1d(rstd.data, rstd.dtype, MANY_ROWS),
                                    weight, scratch);
-    dev->ops->gated_rmsnorm_backward(dev, dx, dz, sums[1], a, b, a, rstd, weight, scratch);
+    dev->ops->gated_rmsnorm_backward(dev, dx, dz, sums[1], none, a, b, a, rstd, weight, scratch);
     tensor y = tensor_2d(dz.data, dz.dtype, MANY_ROWS, TABLE_ROWS);
     dev->ops->linear_backward(dev, none, false, none, tensor_1d(sums[2].data, dev->ops->real, TABLE_ROWS), y, a, w);
     dev->ops->embedding_backward(dev, table, a, tensor_1d(tokens, DTYPE_I32, MANY_ROWS), NULL);

@@ -394,8 +394,8 @@ static void gated_rmsnorm_forward(struct bench_problem *p) {
 }
 
 static void gated_rmsnorm_backward(struct bench_problem *p) {
-    p->ops->gated_rmsnorm_backward(p->dev, GRADIENT("y"), GRADIENT("z"), GRADIENT("weight"), GRADIENT("g"), VALUE("y"),
-                                   VALUE("z"), VALUE("rstd"), VALUE("weight"), p->scratch);
+    p->ops->gated_rmsnorm_backward(p->dev, GRADIENT("y"), GRADIENT("z"), GRADIENT("weight"), tensor_none(),
+                                   GRADIENT("g"), VALUE("y"), VALUE("z"), VALUE("rstd"), VALUE("weight"), p->scratch);
 }
 
 static void gated_rmsnorm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {

@@ -164,8 +164,8 @@ void OP(scan_step)(struct device *dev, tensor g, tensor state, tensor x, tensor 
 
 void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
                                double eps);
-void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
-                                tensor rstd, tensor weight, void *scratch);
+void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor g, tensor dg, tensor y,
+                                tensor z, tensor rstd, tensor weight, void *scratch);
 size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
 void OP(softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, double cap);

@@ -155,8 +155,9 @@ void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor
     }
 }
 
-/* One group of one row of the backward pass. dy and dz hold silu(z) and silu'(z) between the two loops. */
-static void gated_rmsnorm_group(real *restrict dy, real *restrict dz, real *restrict dw, const real *restrict dg,
+/* One group of one row of the backward pass. dy and dz hold silu(z) and silu'(z) between the two loops. g, which may be
+ * dg, is forward's again, unless it is NULL. */
+static void gated_rmsnorm_group(real *restrict dy, real *restrict dz, real *restrict dw, real *g, const real *dg,
                                 const real *restrict y, const real *restrict z, const real *restrict w, real rstd,
                                 int64_t n) {
     real dot = 0;
@@ -175,17 +176,19 @@ static void gated_rmsnorm_group(real *restrict dy, real *restrict dz, real *rest
         dy[i] = du * gate;
         dz[i] = du * y[i] * dz[i];
         dw[i] += dg[i] * xh;
+        if (g) g[i] = xh * w[i];
     }
 }
 
-void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor dg, tensor y, tensor z,
-                                tensor rstd, tensor weight, void *scratch) {
+void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor g, tensor dg, tensor y,
+                                tensor z, tensor rstd, tensor weight, void *scratch) {
     (void)dev;
     int64_t R = y.dim[0], I = y.dim[1], groups = rstd.dim[1], blocks = row_blocks(R);
     CHECK_DENSE(y, R, I);
     CHECK_DENSE(dy, R, I);
     CHECK_ROWS(dz, R, I);
     CHECK_DENSE(dweight, I);
+    CHECK_OPTIONAL(g, R, I);
     CHECK_DENSE(dg, R, I);
     CHECK_ROWS(z, R, I);
     CHECK_DENSE(rstd, R, groups);
@@ -199,9 +202,9 @@ void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor
         memset(dw, 0, (size_t)I * sizeof(real));
         for (int64_t r = row_block_first(R, blocks, b); r < row_block_first(R, blocks, b + 1); r++)
             for (int64_t k = 0, at = 0; k < groups; k++, at += n)
-                gated_rmsnorm_group(row_of(dy, r) + at, row_of(dz, r) + at, dw + at, row_of(dg, r) + at,
-                                    row_of(y, r) + at, row_of(z, r) + at, (const real *)weight.data + at,
-                                    row_of(rstd, r)[k], n);
+                gated_rmsnorm_group(row_of(dy, r) + at, row_of(dz, r) + at, dw + at,
+                                    tensor_given(g) ? row_of(g, r) + at : NULL, row_of(dg, r) + at, row_of(y, r) + at,
+                                    row_of(z, r) + at, (const real *)weight.data + at, row_of(rstd, r)[k], n);
     }
     add_partials(dweight.data, scratch, blocks, I);
 }

@@ -8,7 +8,8 @@ exec "$1" test --device cuda --precision "$2" \
     'add_rmsnorm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_rmsnorm R=1700 D=67' \
     'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
-    'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
+    'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
+    convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
     'head_loss R=1,17 D=7 V=1,11 mask=0,1 zloss=30' 'head_loss R=9 D=8 V=13 losses=0,1 dx=0,1 dw=0,1 mask=2' \
     'head_loss R=67 D=33 V=257 zloss=1' 'head_loss R=3 D=8 V=4104' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
