@@ -294,15 +294,16 @@ struct ops {
     void (*slstm_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor r, tensor bias,
                           tensor initial, tensor doc, void *scratch);
     /* dx (B,T,4D) strided =; dr (H,4P,P), dbias (4,D) real +=; dinitial (B,4,D) optional = (0 for m, which carries no
-     * gradient); dy strided; dfinal optional. clip > 0: what comes to y[t-1] through r is kept within [-clip, clip],
-     * element by element; 0: as it is. y as forward put it out. */
+     * gradient); dy strided; dfinal optional, of m nothing is read. clip > 0: what comes to y[t-1] through r is kept within
+     * [-clip, clip], element by element; 0: as it is. y as forward put it out. */
     void (*slstm_backward)(struct device *dev, tensor dx, tensor dr, tensor dbias, tensor dinitial, tensor dy, tensor dfinal,
                            const void *saved, tensor y, tensor x, tensor r, tensor bias, tensor initial, tensor doc,
                            double clip, void *scratch);
     size_t (*slstm_saved)(struct slstm_shape shape);
     size_t (*slstm_forward_scratch)(struct slstm_shape shape);
     size_t (*slstm_backward_scratch)(struct slstm_shape shape);
-    /* One token: y (B,D) strided =; state (B,4,D) real is read and updated; x (B,4D) strided */
+    /* One token: y (B,D) strided =; state (B,4,D) real is read and updated; x (B,4D) strided; scratch as forward's of one
+     * token, slstm_forward_scratch with T = 1 */
     void (*slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor r, tensor bias, void *scratch);
 
     /* --- head norm: LayerNorm of every head's P = I/H channels, skip and gate --------------------------------------- */

@@ -25,6 +25,7 @@ static const struct {
     {"op-ssd", golden_ssd},
     {"op-selective-scan", golden_scan},
     {"op-mlstm", golden_mlstm},
+    {"op-slstm", golden_slstm},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

@@ -213,6 +213,7 @@ static void check_gradient(struct run *r, struct operand *o) {
     for (int64_t i = 0; i < count; i++) {
         int64_t at = count == o->count ? i : (int64_t)rng_permute(key, (uint64_t)o->count, (uint64_t)i);
         want[i] = derivative(r, &o->values[at], &one);
+        if (o->held && o->held(r, o, at)) want[i] = 0;
         got[i] = o->gradients[at] - (o->accumulate ? o->gradients_before[at] : 0);
         size = fmax(size, one);
     }
@@ -357,7 +358,8 @@ static void row_run(struct session *s, const struct op_row *row, const char *lin
     fflush(stdout);
 }
 
-static const struct op_row *const *const all_rows[] = {ops_basic_rows, ops_recurrent_rows, ops_scan_rows};
+static const struct op_row *const *const all_rows[] = {ops_basic_rows, ops_recurrent_rows, ops_scan_rows,
+                                                   ops_slstm_rows};
 enum { ROW_LISTS = sizeof all_rows / sizeof *all_rows };
 
 static bool row_named(const char *name, size_t length) {

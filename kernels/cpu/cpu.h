@@ -184,6 +184,15 @@ size_t OP(mlstm_forward_scratch)(struct mlstm_shape shape);
 size_t OP(mlstm_backward_scratch)(struct mlstm_shape shape);
 void OP(mlstm_step)(struct device *dev, tensor h, struct mlstm_state state, tensor q, tensor k, tensor v, tensor i,
                     tensor f, struct mlstm_rule rule);
+void OP(slstm_forward)(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor r, tensor bias,
+                       tensor initial, tensor doc, void *scratch);
+void OP(slstm_backward)(struct device *dev, tensor dx, tensor dr, tensor dbias, tensor dinitial, tensor dy,
+                        tensor dfinal, const void *saved, tensor y, tensor x, tensor r, tensor bias, tensor initial,
+                        tensor doc, double clip, void *scratch);
+size_t OP(slstm_saved)(struct slstm_shape shape);
+size_t OP(slstm_forward_scratch)(struct slstm_shape shape);
+size_t OP(slstm_backward_scratch)(struct slstm_shape shape);
+void OP(slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor r, tensor bias, void *scratch);
 
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
