@@ -111,14 +111,6 @@ static real log_sigmoid(real v) {
 #endif
 }
 
-static real tanh_real(real v) {
-#ifdef REAL_IS_FLOAT
-    return tanhf(v);
-#else
-    return tanh(v);
-#endif
-}
-
 /* One token of P units: the state moves on. `saved`: SAVED rows of P numbers, D apart, or NULL. */
 static void units_forward(const struct slot *s, real *saved, int64_t P, int64_t D) {
     const real *raw = s->raw;
