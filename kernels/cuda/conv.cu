@@ -6,8 +6,11 @@
  *
  * A thread owns V neighbouring channels and walks a run of tokens, the last W inputs in registers, so each input is
  * read once (and W-1 tokens before the run again). V channels are 16 bytes in forward and a half of that in backward,
- * which has four times the numbers to keep; STEP tokens are on their way from memory at once. Backward walks the run
- * and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A tap of another document, or before the
+ * which has four times the numbers to keep. What comes next is on its way to shared memory meanwhile, to places that
+ * only the thread itself reads, so nothing waits for other threads: (STAGES-1) W tokens, some 50 KB a multiprocessor at
+ * any time, which take no registers. Tokens are walked in groups of W, so that the window turns by whole groups and its
+ * places are known when the kernel is compiled; most groups lie in one document and within the run, and are walked
+ * without looking. Backward walks the run and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A tap of another document, or before the
  * row where there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where
  * they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
  * in shared memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and
@@ -15,13 +18,16 @@
  *
  * Bytes an element with e bytes an activation: forward 2e (1 + 3/64 with the overlap of runs), backward 3e (1 + 6/128);
  * about 13 and 28 instructions. Bound by bandwidth: B 8, T 2048, C 4096 in bf16: 0.064 ms forward, 0.10 ms backward at
- * 4.2 TB/s; 0.09 and 0.14 at 3.0, where an H100 takes 0.10 and 0.26.
+ * 4.2 TB/s; 0.09 and 0.14 at 3.0. An H100 took 0.104 and 0.255 when a thread waited for its loads and moved its window
+ * by a token at a time (57 instructions an element in backward, 0.13 ms of issue slots, next to nothing of it under the
+ * loads); expected now: 0.095 and 0.165.
  */
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 
 /* A block: LANES threads along channels, RUNS runs of tokens. Kernels are built for windows of TAPS, the width that all
  * published models have, and of TAPS_MAX, whose first taps are left out for narrower ones. */
-enum { TAPS = 4, TAPS_MAX = 8, LANES = 32, RUNS = 4, STEP = 4, RUN_FORWARD = 32, RUN_BACKWARD = 64 };
+enum { TAPS = 4, TAPS_MAX = 8, LANES = 32, RUNS = 4, STAGES = 3, RUN_FORWARD = 32, RUN_BACKWARD = 64 };
 
 struct conv_problem {
     int64_t B, T, C, W;
@@ -51,7 +57,7 @@ __device__ __forceinline__ int32_t document_at(const conv_problem &p, int64_t b,
     return p.doc && t >= 0 ? p.doc[b * p.T + t] : 0;
 }
 
-template <class T, int V> __device__ __forceinline__ void unpack(float (&out)[V], const pack<T, V> &from) {
+template <class T, int V> __device__ __forceinline__ void unpack(float (&out)[V], pack<T, V> from) {
 #pragma unroll
     for (int j = 0; j < V; j++) out[j] = to_float(from.v[j]);
 }
@@ -79,22 +85,58 @@ template <class T, int V> struct conv_line {
     __device__ __forceinline__ pack<T, V> *at(int t) const {
         return reinterpret_cast<pack<T, V> *>(base + (int64_t)t * step);
     }
-    /* STEP tokens from t on; from `end` on, the last before it again. */
-    __device__ __forceinline__ void load(pack<T, V> (&to)[STEP], int t, int end) const {
-#pragma unroll
-        for (int s = 0; s < STEP; s++) to[s] = *at(min(t + s, end - 1));
-    }
     __device__ __forceinline__ void store(int t, const float (&v)[V]) const {
         store_floats<V>(at(t)->v, v);
     }
 };
 
-/* The documents of STEP tokens from t on; from `end` on, that of the last before it again. */
-__device__ __forceinline__ void load_documents(int32_t (&to)[STEP], const conv_problem &p, const conv_place &at, int t,
+/* Tokens on their way to shared memory: of ARRAYS lines, STAGES groups of W tokens, a thread's own vectors of each. */
+template <class T, int V, int W, int ARRAYS> struct conv_ring {
+    pack<T, V> *own;
+
+    __device__ __forceinline__ explicit conv_ring(void *shared) {
+        own = (pack<T, V> *)shared + threadIdx.y * LANES + threadIdx.x;
+    }
+    __device__ __forceinline__ pack<T, V> *at(int stage, int array, int s) const {
+        return own + ((stage * ARRAYS + array) * W + s) * (LANES * RUNS);
+    }
+    /* Send for a group of a line from t on; from `end` on, for the last before it again. */
+    __device__ __forceinline__ void send(int stage, int array, const conv_line<T, V> &line, int t, int end) const {
+#pragma unroll
+        for (int s = 0; s < W; s++) {
+            const pack<T, V> *from = line.at(min(t + s, end - 1));
+            if constexpr (sizeof *from >= 4) cp_async<(int)sizeof *from>(at(stage, array, s), from);
+            else *at(stage, array, s) = *from;
+        }
+    }
+    static constexpr size_t size = sizeof(pack<T, V>) * STAGES * ARRAYS * W * LANES * RUNS;
+};
+
+/* Walk over `length` tokens in groups of W: send(stage, t) sends for the group from t on, take(stage, t) has it. */
+template <int W, class SEND, class TAKE> __device__ __forceinline__ void walk_ahead(int length, SEND send, TAKE take) {
+#pragma unroll
+    for (int k = 0; k < STAGES - 1; k++) {
+        if (k * W < length) send(k, k * W);
+        cp_async_commit();
+    }
+    int stage = 0, free = STAGES - 1;
+    for (int t = 0; t < length; t += W) {
+        cp_async_wait<STAGES - 2>();
+        if (t + (STAGES - 1) * W < length) send(free, t + (STAGES - 1) * W);
+        cp_async_commit();
+        take(stage, t);
+        free = stage;
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
+    }
+}
+
+/* The documents of W tokens from t on; from `end` on, that of the last before it again. */
+template <int W>
+__device__ __forceinline__ void load_documents(int32_t (&to)[W], const conv_problem &p, const conv_place &at, int t,
                                                int end) {
     const int32_t *from = p.doc ? p.doc + at.b * p.T + at.first : NULL;
 #pragma unroll
-    for (int s = 0; s < STEP; s++) to[s] = from ? from[min(t + s, end - 1)] : 0;
+    for (int s = 0; s < W; s++) to[s] = from ? from[min(t + s, end - 1)] : 0;
 }
 
 /* The taps and the bias of the thread's channels. The block's lie in one stretch of memory, which its threads fetch
@@ -119,20 +161,16 @@ __device__ __forceinline__ void taps_of(float (&taps)[W][V], float (&bias)[V], c
     }
 }
 
-/* The last W inputs and their documents, oldest first. */
+/* The last W inputs and their documents, in a circle: token s of a group of W takes place s, and those before it lie in
+ * the places behind, the oldest first. */
+template <int W> __device__ __forceinline__ constexpr int place_in_circle(int newest, int w) {
+    return (newest + 1 + w) % W;
+}
+
 template <int V, int W, bool DOC> struct window {
     float x[W][V];
     int32_t doc[W];
 
-    /* Make room for the next token: x[W-1] and doc[W-1] are to be set. */
-    __device__ __forceinline__ void move() {
-#pragma unroll
-        for (int w = 0; w + 1 < W; w++) {
-            if (DOC) doc[w] = doc[w + 1];
-#pragma unroll
-            for (int j = 0; j < V; j++) x[w][j] = x[w + 1][j];
-        }
-    }
     /* As the first token of a run finds it. */
     template <class T>
     __device__ __forceinline__ void start(const conv_problem &p, const T *in, const conv_place &at) {
@@ -143,56 +181,65 @@ template <int V, int W, bool DOC> struct window {
             if (DOC) doc[w] = document_at(p, at.b, t);
         }
     }
-    /* f(w) for the tokens of the document of token `mine`. Numbers of documents do not decrease, so mostly two of them
-     * tell that there is one document only. */
-    template <class F> __device__ __forceinline__ void each_same(int mine, F f) const {
-        if (!DOC || doc[0] == doc[W - 1]) {
+    /* Does all of the window behind a group of these documents belong to one? Their numbers do not decrease. */
+    __device__ __forceinline__ bool one_document(const int32_t (&group)[W]) const {
+        return !DOC || doc[1] == group[W - 1];
+    }
+    /* f(w, place) for the tokens w, from the oldest on, of the document of token `mine`. PLAIN: that is all of them. */
+    template <bool PLAIN, class F> __device__ __forceinline__ void each_same(int newest, int mine, F f) const {
 #pragma unroll
-            for (int w = 0; w < W; w++) f(w);
-        } else {
-#pragma unroll
-            for (int w = 0; w < W; w++)
-                if (doc[w] == doc[mine]) f(w);
+        for (int w = 0; w < W; w++) {
+            int place = place_in_circle<W>(newest, w);
+            if (PLAIN || !DOC || doc[place] == doc[place_in_circle<W>(newest, mine)]) f(w, place);
         }
     }
-    __device__ __forceinline__ void convolve(float (&c)[V], const float (&taps)[W][V], const float (&bias)[V]) const {
+    /* Take token s of a group and convolve. */
+    template <bool PLAIN, class T>
+    __device__ __forceinline__ void take(float (&c)[V], int s, pack<T, V> input, int32_t document,
+                                         const float (&taps)[W][V], const float (&bias)[V]) {
+        unpack(x[s], input);
+        if (DOC) doc[s] = document;
 #pragma unroll
         for (int j = 0; j < V; j++) c[j] = bias[j];
-        each_same(W - 1, [&](int w) {
+        each_same<PLAIN>(s, W - 1, [&](int w, int place) {
 #pragma unroll
-            for (int j = 0; j < V; j++) c[j] += taps[w][j] * x[w][j];
+            for (int j = 0; j < V; j++) c[j] += taps[w][j] * x[place][j];
         });
     }
 };
 
 template <class T, int V, int W, bool DOC>
 __global__ void __launch_bounds__(LANES *RUNS, 3) conv_forward_kernel(T *y, const T *x, conv_problem p) {
+    DYNAMIC_SHARED(char, shared);
     conv_place at = place_of<V>(p);
+    conv_ring<T, V, W, 1> ring(shared);
     float taps[W][V], bias[V];
     window<V, W, DOC> in;
     taps_of<V, W>(taps, bias, p);
     if (!at.inside) return;
-    in.start(p, x, at);
     conv_line<T, V> from(x, p.x_row, p.x_step, at), to(y, p.y_row, p.y_step, at);
     int length = (int)(at.end - at.first);
-    for (int t = 0; t < length; t += STEP) {
-        pack<T, V> ahead[STEP];
-        int32_t documents[STEP];
-        from.load(ahead, t, length);
-        if (DOC) load_documents(documents, p, at, t, length);
+    int32_t documents[W], next[W]; /* of the group, and of the next one */
+    in.start(p, x, at);
+    if (DOC) load_documents(next, p, at, 0, length);
+    walk_ahead<W>(length, [&](int stage, int t) { ring.send(stage, 0, from, t, length); }, [&](int stage, int t) {
 #pragma unroll
-        for (int s = 0; s < STEP; s++) {
-            float c[V];
-            if (t + s >= length) break;
-            in.move();
-            unpack(in.x[W - 1], ahead[s]);
-            if (DOC) in.doc[W - 1] = documents[s];
-            in.convolve(c, taps, bias);
+        for (int s = 0; s < W; s++) documents[s] = next[s];
+        if (DOC) load_documents(next, p, at, t + W, length);
+        auto group = [&](auto plain) {
 #pragma unroll
-            for (int j = 0; j < V; j++) c[j] = silu_of(c[j]);
-            to.store(t + s, c);
-        }
-    }
+            for (int s = 0; s < W; s++) {
+                float c[V];
+                if (!plain.value && t + s >= length) break;
+                in.template take<plain.value>(c, s, *ring.at(stage, 0, s), documents[s], taps, bias);
+#pragma unroll
+                for (int j = 0; j < V; j++) c[j] = silu_of(c[j]);
+                to.store(t + s, c);
+            }
+        };
+        if (t + W <= length && in.one_document(documents)) group(constant<1>());
+        else group(constant<0>());
+    });
 }
 
 /* The last W-1 inputs as a token after the last would see them: one thread an element. */
@@ -208,43 +255,45 @@ template <class T> __global__ void conv_final_kernel(float *final, const T *x, c
     final[(b * before + blockIdx.z) * p.C + k] = v;
 }
 
-/* What a thread of backward carries along its run: dc of the last W tokens, oldest first, and the sums. */
+/* What a thread of backward carries along its run: dc of the last W tokens, where they lie in the window, and the sums. */
 template <int V, int W> struct conv_sums {
     float dc[W][V], dtaps[W][V], dbias[V];
 
-    /* c of the newest token, d its dy: its dc, and, where it belongs to the run, its part of the sums. */
-    template <bool DOC>
-    __device__ __forceinline__ void add(const window<V, W, DOC> &in, const float (&c)[V], const float (&d)[V],
+    /* c of token s of a group, d its dy: its dc, and, where it belongs to the run, its part of the sums. */
+    template <bool PLAIN, bool DOC>
+    __device__ __forceinline__ void add(const window<V, W, DOC> &in, int s, const float (&c)[V], const float (&d)[V],
                                         bool there, bool counts) {
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-#pragma unroll
-            for (int w = 0; w + 1 < W; w++) dc[w][j] = dc[w + 1][j];
-            dc[W - 1][j] = there ? d[j] * silu_slope(c[j]) : 0.0f;
-        }
+        for (int j = 0; j < V; j++) dc[s][j] = there ? d[j] * silu_slope(c[j]) : 0.0f;
         if (!counts) return;
 #pragma unroll
-        for (int j = 0; j < V; j++) dbias[j] += dc[W - 1][j];
-        in.each_same(W - 1, [&](int w) {
+        for (int j = 0; j < V; j++) dbias[j] += dc[s][j];
+        in.template each_same<PLAIN>(s, W - 1, [&](int w, int place) {
 #pragma unroll
-            for (int j = 0; j < V; j++) dtaps[w][j] += dc[W - 1][j] * in.x[w][j];
+            for (int j = 0; j < V; j++) dtaps[w][j] += dc[s][j] * in.x[place][j];
         });
     }
 };
 
-/* dx of the oldest token of the window, which is `tx`; before the row, of the initial state. */
-template <class T, int V, int W, bool DOC>
+/* dx of the oldest token of the window, which is `tx`; before the row, of the initial state. PLAIN: it is in the row, and
+ * no final state has a gradient. */
+template <bool PLAIN, class T, int V, int W, bool DOC>
 __device__ __forceinline__ void store_dx(const conv_line<T, V> &dx, float *dinitial, const float *dfinal,
                                          const float (&taps)[W][V], const conv_sums<V, W> &sums,
-                                         const window<V, W, DOC> &in, const conv_problem &p, const conv_place &at,
-                                         int64_t tx) {
+                                         const window<V, W, DOC> &in, int newest, const conv_problem &p,
+                                         const conv_place &at, int64_t tx) {
     float sum[V] = {};
-    in.each_same(0, [&](int s) {
+    in.template each_same<PLAIN>(newest, 0, [&](int w, int place) {
 #pragma unroll
-        for (int j = 0; j < V; j++) sum[j] += taps[W - 1 - s][j] * sums.dc[s][j];
+        for (int j = 0; j < V; j++) sum[j] += taps[W - 1 - w][j] * sums.dc[place][j];
     });
+    if (PLAIN) {
+        dx.store((int)(tx - at.first), sum);
+        return;
+    }
     int64_t kept = tx - (p.T - (p.W - 1)); /* place in the final state */
-    if (dfinal && kept >= 0 && (!DOC || in.doc[0] == document_at(p, at.b, p.T - 1))) {
+    int32_t document = in.doc[place_in_circle<W>(newest, 0)];
+    if (dfinal && kept >= 0 && (!DOC || document == document_at(p, at.b, p.T - 1))) {
         float more[V];
         load_floats<V>(more, dfinal + (at.b * (p.W - 1) + kept) * p.C + at.k);
 #pragma unroll
@@ -279,42 +328,50 @@ template <class T, int V, int W, bool DOC>
 __global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 3 : 2)
 conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, float *partial, const T *dy,
                      const float *dfinal, const T *x, conv_problem p) {
-    DYNAMIC_SHARED(float, shared);
+    DYNAMIC_SHARED(char, shared);
     conv_place at = place_of<V>(p);
+    conv_ring<T, V, W, 2> ring(shared);
     conv_sums<V, W> sums = {};
     float taps[W][V], bias[V];
     taps_of<V, W>(taps, bias, p);
     if (at.inside) {
         window<V, W, DOC> in;
-        in.start(p, x, at);
         conv_line<T, V> from(x, p.x_row, p.x_step, at), from_dy(dy, p.y_row, p.y_step, at);
         conv_line<T, V> to(dx, dx_row, dx_step, at);
         /* The walk goes W-1 tokens on behind the run: their dc reaches into it. */
         int length = (int)(at.end - at.first), there = (int)at_most(p.T - at.first, length + W - 1);
         int lead = at.first > 0 || !dinitial ? W - 1 : W - (int)p.W; /* steps before the first dx */
-        for (int t = 0; t < length + W - 1; t += STEP) {
-            pack<T, V> ahead[STEP], ahead_dy[STEP];
-            int32_t documents[STEP];
-            if (DOC) load_documents(documents, p, at, t, there);
-            from.load(ahead, t, there);
-            from_dy.load(ahead_dy, t, there);
+        int32_t documents[W], next[W]; /* of the group, and of the next one */
+        in.start(p, x, at);
+        if (DOC) load_documents(next, p, at, 0, there);
+        auto send = [&](int stage, int t) {
+            ring.send(stage, 0, from, t, there);
+            ring.send(stage, 1, from_dy, t, there);
+        };
+        walk_ahead<W>(length + W - 1, send, [&](int stage, int t) {
 #pragma unroll
-            for (int s = 0; s < STEP; s++) {
-                int now = t + s;
-                float c[V], d[V];
-                if (now >= length + W - 1) break;
-                in.move();
-                unpack(in.x[W - 1], ahead[s]);
-                unpack(d, ahead_dy[s]);
-                if (DOC) in.doc[W - 1] = documents[s];
-                in.convolve(c, taps, bias);
-                sums.add(in, c, d, now < there, now < length);
-                if (now >= lead)
-                    store_dx<T, V, W, DOC>(to, dinitial, dfinal, taps, sums, in, p, at, at.first + now - (W - 1));
-            }
-        }
+            for (int s = 0; s < W; s++) documents[s] = next[s];
+            if (DOC) load_documents(next, p, at, t + W, there);
+            auto group = [&](auto plain) {
+                constexpr bool PLAIN = plain.value;
+#pragma unroll
+                for (int s = 0; s < W; s++) {
+                    int now = t + s;
+                    float c[V], d[V];
+                    if (!PLAIN && now >= length + W - 1) break;
+                    in.template take<PLAIN>(c, s, *ring.at(stage, 0, s), documents[s], taps, bias);
+                    unpack(d, *ring.at(stage, 1, s));
+                    sums.template add<PLAIN>(in, s, c, d, PLAIN || now < there, PLAIN || now < length);
+                    if (PLAIN || now >= lead)
+                        store_dx<PLAIN>(to, dinitial, dfinal, taps, sums, in, s, p, at, at.first + now - (W - 1));
+                }
+            };
+            if (t >= W && t + W <= length && !dfinal && in.one_document(documents)) group(constant<1>());
+            else group(constant<0>());
+        });
     }
-    store_partials(partial, shared, sums, p);
+    __syncthreads(); /* the sums come where tokens were */
+    store_partials(partial, (float *)shared, sums, p);
 }
 
 /* dweight (C,W) += the transpose of the sums of the first W rows of the partials (rows, W+1, C), dbias (C) += the
@@ -372,11 +429,11 @@ extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, te
             constexpr int WINDOW = taps.value, WIDE = WINDOW == TAPS ? MOST : 4;
             constexpr bool DOC = documents.value;
             if (fit)
-                LAUNCH(dev, (conv_forward_kernel<T, WIDE, WINDOW, DOC>), grid_of(p, WIDE), dim3(LANES, RUNS), 0,
-                       data_of<T>(y), data_of<T>(x), p);
+                LAUNCH(dev, (conv_forward_kernel<T, WIDE, WINDOW, DOC>), grid_of(p, WIDE), dim3(LANES, RUNS),
+                       (conv_ring<T, WIDE, WINDOW, 1>::size), data_of<T>(y), data_of<T>(x), p);
             else
-                LAUNCH(dev, (conv_forward_kernel<T, 1, WINDOW, DOC>), grid_of(p, 1), dim3(LANES, RUNS), 0,
-                       data_of<T>(y), data_of<T>(x), p);
+                LAUNCH(dev, (conv_forward_kernel<T, 1, WINDOW, DOC>), grid_of(p, 1), dim3(LANES, RUNS),
+                       (conv_ring<T, 1, WINDOW, 1>::size), data_of<T>(y), data_of<T>(x), p);
         });
         if (!tensor_given(final)) return;
         dim3 grid((unsigned)ceil_div(p.C, 128), (unsigned)p.B, (unsigned)(p.W - 1));
@@ -403,7 +460,11 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
             with_taps(p, [&](auto taps, auto documents) {
                 constexpr int V = width.value, WINDOW = taps.value;
                 constexpr bool DOC = documents.value;
-                size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float);
+                size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float), ring = conv_ring<T, V, WINDOW, 2>::size;
+                if (room < ring) room = ring;
+                cuda_expect(dev, cudaFuncSetAttribute(conv_backward_kernel<T, V, WINDOW, DOC>,
+                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room),
+                            "conv_backward");
                 LAUNCH(dev, (conv_backward_kernel<T, V, WINDOW, DOC>), grid_of(p, V), dim3(LANES, RUNS), room,
                        data_of<T>(dx), dx.stride[0], dx.stride[1], data_of<float>(dinitial), partial, data_of<T>(dy),
                        data_of<float>(dfinal), data_of<T>(x), p);
