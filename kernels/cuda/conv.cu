@@ -10,8 +10,8 @@
  * only the thread itself reads, so nothing waits for other threads: (STAGES-1) W tokens, some 50 KB a multiprocessor at
  * any time, which take no registers. Tokens are walked in groups of W, so that the window turns by whole groups and its
  * places are known when the kernel is compiled; most groups lie in one document and within the run, and are walked
- * without looking. Backward walks the run and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A tap of another document, or before the
- * row where there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where
+ * without looking. Backward walks the run and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A
+ * tap of another document, or before the row where there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where
  * they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
  * in shared memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and
  * dbias.
@@ -255,7 +255,7 @@ template <class T> __global__ void conv_final_kernel(float *final, const T *x, c
     final[(b * before + blockIdx.z) * p.C + k] = v;
 }
 
-/* What a thread of backward carries along its run: dc of the last W tokens, where they lie in the window, and the sums. */
+/* What a thread of backward carries along its run: dc of the last W tokens, placed as in the window, and the sums. */
 template <int V, int W> struct conv_sums {
     float dc[W][V], dtaps[W][V], dbias[V];
 
@@ -275,8 +275,8 @@ template <int V, int W> struct conv_sums {
     }
 };
 
-/* dx of the oldest token of the window, which is `tx`; before the row, of the initial state. PLAIN: it is in the row, and
- * no final state has a gradient. */
+/* dx of the oldest token of the window, which is `tx`; before the row, of the initial state. PLAIN: it is in the row,
+ * and no final state has a gradient. */
 template <bool PLAIN, class T, int V, int W, bool DOC>
 __device__ __forceinline__ void store_dx(const conv_line<T, V> &dx, float *dinitial, const float *dfinal,
                                          const float (&taps)[W][V], const conv_sums<V, W> &sums,
@@ -460,7 +460,8 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
             with_taps(p, [&](auto taps, auto documents) {
                 constexpr int V = width.value, WINDOW = taps.value;
                 constexpr bool DOC = documents.value;
-                size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float), ring = conv_ring<T, V, WINDOW, 2>::size;
+                size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float);
+                size_t ring = conv_ring<T, V, WINDOW, 2>::size;
                 if (room < ring) room = ring;
                 cuda_expect(dev, cudaFuncSetAttribute(conv_backward_kernel<T, V, WINDOW, DOC>,
                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room),
