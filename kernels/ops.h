@@ -62,6 +62,25 @@ struct slstm_shape {
     int64_t B, T, H, P;
 };
 
+/* Shape of an attention problem, for the size functions: H heads and G heads of keys and values, P wide; C slots of a
+ * cache, 0 = none. */
+struct attention_shape {
+    int64_t B, T, H, G, P, C;
+};
+
+/* Which keys a token sees, and which of the G heads of keys and values a head reads. */
+struct attention_rule {
+    int64_t window; /* the last `window` tokens of its document, itself included; 0 = all */
+    bool tiled;     /* head h reads head h mod G; else floor(h / (H/G)) */
+};
+
+/* Keys and values of earlier tokens: of the document that goes on, the one at position p (counted from the document's
+ * start) lies in slot p mod C, so the newest min(count, C) are there. A cache of zeros is empty. */
+struct attention_cache {
+    tensor k, v;  /* (B,C,G,P) act */
+    tensor count; /* (B) i32: tokens of that document so far, those that are forgotten included */
+};
+
 /* Elementwise functions of an MLP or a gate. */
 enum activation {
     ACTIVATION_SILU,
@@ -305,6 +324,52 @@ struct ops {
     /* One token: y (B,D) strided =; state (B,4,D) real is read and updated; x (B,4D) strided; scratch as forward's of one
      * token, slstm_forward_scratch with T = 1 */
     void (*slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor r, tensor bias, void *scratch);
+
+    /* --- positions of tokens within their documents ------------------------------------------------------------------- */
+    /* positions (B,T) i32 =: how many tokens of its document come before each token. before (B) i32 optional: tokens of
+     * document 0 that came before the row; doc optional. Where neither is given, positions are 0 .. T-1, which the
+     * operations below take none for. */
+    void (*token_positions)(struct device *dev, tensor positions, tensor doc, tensor before);
+
+    /* --- rotary positions (arXiv 2104.09864), and a norm of each head before them ----------------------------------- */
+    /* u = x rstd weight, rstd = 1/sqrt(mean over the head's P channels of x^2 + eps); without weight u = x. With p the
+     * token's position and a_i = p base^(-2i/P), for each pair of channels i and j = i + P/2:
+     *   y_i = u_i cos a_i - u_j sin a_i;   y_j = u_j cos a_i + u_i sin a_i.     base = 0: no rotation, y = u.
+     * y (B,T,H,P) strided =, the same memory as x where there is no weight, if wanted; rstd (B,T,H) real =, with weight
+     * only; x (B,T,H,P) strided; weight (P) real, shared by all heads, optional; positions (B,T) i32 optional. P even,
+     * at most 256. */
+    void (*rope_forward)(struct device *dev, tensor y, tensor rstd, tensor x, tensor weight, tensor positions, double base,
+                         double eps);
+    /* dx strided =, the same memory as dy if wanted; with weight: dweight (P) real +=, and rstd and x as in forward, else
+     * none; dy strided */
+    void (*rope_backward)(struct device *dev, tensor dx, tensor dweight, tensor dy, tensor rstd, tensor x, tensor weight,
+                          tensor positions, double base, void *scratch);
+    size_t (*rope_backward_scratch)(int64_t R, int64_t H, int64_t P); /* 0 is what it takes without a weight */
+
+    /* --- attention: causal, within documents, with grouped heads, a window, a cache (arXiv 1706.03762, 2205.14135) ----- */
+    /* For every head h, whose keys and values are those of head g (rule), and s = P^-1/2: token t sees the tokens j of its
+     * document with max(0, p_t - window + 1) <= p_j <= p_t, p the positions; those before the row are in the cache, as far
+     * as it goes back:
+     *   z_tj = s q_t . k_j;   lse_t = log sum_j exp(z_tj);   o_t = sum_j exp(z_tj - lse_t) v_j.
+     * o (B,T,H,P) strided =; lse (B,H,T) real =, natural logarithms, optional when no backward follows; q (B,T,H,P), k, v
+     * (B,T,G,P) strided; positions (B,T) i32 optional, with a cache from token_positions with its count; cache: earlier
+     * tokens of document 0, all none where there are none. P at most 256. */
+    void (*attention_forward)(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v, tensor positions,
+                              struct attention_cache cache, struct attention_rule rule, void *scratch);
+    /* dq (B,T,H,P), dk, dv (B,T,G,P) strided =; dout strided; o, lse as forward put them out. The cache is held fixed: it
+     * gets no gradient, but dq knows of it. */
+    void (*attention_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                               tensor q, tensor k, tensor v, tensor positions, struct attention_cache cache,
+                               struct attention_rule rule, void *scratch);
+    size_t (*attention_forward_scratch)(struct attention_shape shape);
+    size_t (*attention_backward_scratch)(struct attention_shape shape);
+    /* Put a row's keys and values into the cache that its first document goes on from: those of the last document, as far
+     * as there are slots; count = its tokens. k, v (B,T,G,P) strided; positions (B,T) i32 optional. */
+    void (*attention_store)(struct device *dev, struct attention_cache cache, tensor k, tensor v, tensor positions);
+    /* One token, whose key and value are the cache's newest: o (B,H,P) strided =; q (B,H,P) strided */
+    void (*attention_step)(struct device *dev, tensor o, tensor q, struct attention_cache cache,
+                           struct attention_rule rule, void *scratch);
+    size_t (*attention_step_scratch)(struct attention_shape shape);
 
     /* --- head norm: LayerNorm of every head's P = I/H channels, skip and gate --------------------------------------- */
     /* u = (y - mean) rstd weight;  rstd = 1/sqrt(variance + eps), the variance that of all P (biased);
