@@ -54,6 +54,7 @@ enum operand_type {
     OPERAND_ACT,  /* the table's activation dtype */
     OPERAND_REAL, /* the table's real dtype */
     OPERAND_F64,  /* double on every table */
+    OPERAND_I32,  /* whole numbers that the operation writes; up to 256, which every rounding leaves */
 };
 
 struct run;
@@ -187,5 +188,6 @@ extern const struct op_row *const ops_basic_rows[];     /* test/ops_basic.c */
 extern const struct op_row *const ops_recurrent_rows[]; /* test/ops_recurrent.c */
 extern const struct op_row *const ops_scan_rows[];      /* test/ops_scan.c */
 extern const struct op_row *const ops_slstm_rows[];     /* test/ops_slstm.c */
+extern const struct op_row *const ops_attention_rows[]; /* test/ops_attention.c */
 
 #endif

@@ -203,6 +203,11 @@ static double number_load(const unsigned char *at, enum dtype dtype) {
         memcpy(&v, at, sizeof v);
         return v;
     }
+    if (dtype == DTYPE_I32) {
+        int32_t whole;
+        memcpy(&whole, at, sizeof whole);
+        return whole;
+    }
     float f;
     if (dtype == DTYPE_BF16) {
         uint16_t half;
@@ -230,6 +235,9 @@ static void number_store(unsigned char *at, enum dtype dtype, double v) {
     } else if (dtype == DTYPE_BF16) {
         uint16_t half = bf16_of(v);
         memcpy(at, &half, sizeof half);
+    } else if (dtype == DTYPE_I32) {
+        int32_t whole = (int32_t)v;
+        memcpy(at, &whole, sizeof whole);
     } else {
         ASSERT(dtype == DTYPE_F32);
         float f = (float)v;
@@ -354,6 +362,7 @@ static enum dtype operand_dtype(const struct run *r, const struct operand *o) {
     if (o->kind == OPERAND_INDEX) return DTYPE_I32;
     if (o->kind == OPERAND_BYTES) return DTYPE_U8;
     if (o->type == OPERAND_F64) return DTYPE_F64;
+    if (o->type == OPERAND_I32) return DTYPE_I32;
     return o->type == OPERAND_REAL ? r->ops->real : r->ops->act;
 }
 

@@ -47,6 +47,10 @@ void sequence_declare(struct run *r, int ndim, const int64_t *dim) {
     } else {
         absent(r, "final");
     }
+    sequence_declare_doc(r);
+}
+
+void sequence_declare_doc(struct run *r) {
     if (param(r, "doc")) indices(r, "doc", DIMS(param(r, "B"), param(r, "T")), fill_doc);
     else absent(r, "doc");
 }
@@ -61,10 +65,13 @@ struct piece {
 enum place { PLACE_TOKENS, PLACE_STATE, PLACE_SHARED };
 
 static enum place operand_place(const struct operand *o) {
-    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "doc"};
+    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "q", "k", "v", "doc"};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
         if (strcmp(o->name, tokens[i]) == 0) return PLACE_TOKENS;
-    return strcmp(o->name, "initial") == 0 || strcmp(o->name, "final") == 0 ? PLACE_STATE : PLACE_SHARED;
+    static const char *const states[] = {"initial", "final", "cache_k", "cache_v", "count"};
+    for (size_t i = 0; i < sizeof states / sizeof *states; i++)
+        if (strcmp(o->name, states[i]) == 0) return PLACE_STATE;
+    return PLACE_SHARED;
 }
 
 /* Copy between the array of a whole operand and that of a piece, elements of `size` bytes. */

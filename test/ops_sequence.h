@@ -16,6 +16,9 @@
 /* Adds initial and final, of these dimensions, and doc. */
 void sequence_declare(struct run *r, int ndim, const int64_t *dim);
 
+/* Adds doc alone. */
+void sequence_declare_doc(struct run *r);
+
 /* Values and final state = what `step` gives token by token, its state reset where a document starts. The step's row
  * has operands of the same names without the dimension T, and "state". */
 void sequence_equals_steps(struct run *r, const struct op_row *step, const char *parameters);

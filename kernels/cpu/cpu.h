@@ -196,6 +196,24 @@ void OP(slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor
 
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
+void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before);
+void OP(rope_forward)(struct device *dev, tensor y, tensor rstd, tensor x, tensor weight, tensor positions,
+                      double base, double eps);
+void OP(rope_backward)(struct device *dev, tensor dx, tensor dweight, tensor dy, tensor rstd, tensor x, tensor weight,
+                       tensor positions, double base, void *scratch);
+size_t OP(rope_backward_scratch)(int64_t R, int64_t H, int64_t P);
+void OP(attention_forward)(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v, tensor positions,
+                           struct attention_cache cache, struct attention_rule rule, void *scratch);
+void OP(attention_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                            tensor q, tensor k, tensor v, tensor positions, struct attention_cache cache,
+                            struct attention_rule rule, void *scratch);
+size_t OP(attention_forward_scratch)(struct attention_shape shape);
+size_t OP(attention_backward_scratch)(struct attention_shape shape);
+void OP(attention_store)(struct device *dev, struct attention_cache cache, tensor k, tensor v, tensor positions);
+void OP(attention_step)(struct device *dev, tensor o, tensor q, struct attention_cache cache,
+                        struct attention_rule rule, void *scratch);
+size_t OP(attention_step_scratch)(struct attention_shape shape);
+
 
 void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
                    tensor targets, double scale, double z_loss, void *scratch);
