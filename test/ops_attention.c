@@ -362,7 +362,8 @@ static const struct op_row attention = {
         /* Where all tokens see one key only, the gradients of q and k are sums that cancel to nothing: not tested. */
         {OP_TEST, "T=3,7,33,64,65 H=4 G=1,2,4 P=4 doc=0,4"},
         {OP_TEST, "T=17,70 H=4 G=2 P=2,8 window=2,16,17,64 tiled=0,1 doc=0,4 strided=0,1"},
-        {OP_TEST, "B=3 T=1,9,40 H=4 G=2 P=8 doc=0,2,4 initial=1,5,13 C=8,60 window=0,4"},
+        {OP_TEST, "B=3 T=9,40 H=4 G=2 P=8 doc=0,2,4 initial=1,5,13 C=8,60 window=0,4"},
+        {OP_TEST, "B=3 T=1 H=4 G=2 P=8 initial=5,13 C=8,60 window=0,4"},
         {OP_TEST, "B=1 T=70 H=2 P=16,40,64,80,128,256 doc=0,4 strided=1,2"},
         {OP_TEST, "B=1 T=127,128,129,257 H=2 G=1 P=64,128 window=0,100 doc=5 strided=2"}, /* edges of a GPU's tiles */
         {OP_TEST, "B=2 T=130 H=2 G=1 P=64,128 doc=0,4 initial=90 C=70,200 window=0,66 strided=2"},
