@@ -11,8 +11,8 @@
  * any time, which take no registers. Tokens are walked in groups of W, so that the window turns by whole groups and its
  * places are known when the kernel is compiled; most groups lie in one document and within the run, and are walked
  * without looking. Backward walks the run and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A
- * tap of another document, or before the row where there is no initial state, is 0; so is dc of a later document for dx. Documents are looked at only where
- * they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
+ * tap of another document, or before the row where there is no initial state, is 0; so is dc of a later document for
+ * dx. Documents are looked at only where they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
  * in shared memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and
  * dbias.
  *
