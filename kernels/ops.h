@@ -185,7 +185,8 @@ struct ops {
     size_t (*add_rmsnorm_backward_scratch)(int64_t R, int64_t D);
 
     /* --- linear: y = x w^T (+ bias) --------------------------------------------------------------------------- */
-    /* y (R,O) strided =; x (R,I) strided; w (O,I); bias (O) optional */
+    /* y (R,O) strided =, act or real: where x and w are bf16 it may be f32, not rounded on the way (gates, logits);
+     * x (R,I) strided; w (O,I); bias (O) optional */
     void (*linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
     /* dx (R,I) strided, optional: = dy w, or += if add_dx; dw (O,I) real += dy^T x, optional; dbias (O) real += sum dy,
      * optional; dy (R,O) strided; x (R,I) strided */
@@ -267,7 +268,7 @@ struct ops {
     size_t (*gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
     /* --- soft cap: y = cap tanh((x + bias) / cap), or x + bias where cap is 0 ---------------------------------- */
-    /* y (R,N) real strided =; x (R,N) real strided; bias (N) optional */
+    /* y (R,N) real strided =, may be the memory of x; x (R,N) real strided; bias (N) optional */
     void (*softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, double cap);
     /* dx (R,N) strided =, act or real: rounded for the products that follow; dbias (N) real +=, optional, from values that
      * are not rounded; dy, y (R,N) real strided: y as forward put it out */
@@ -399,12 +400,13 @@ struct ops {
     void (*glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 
     /* --- language-model head + cross-entropy, tile by tile: the R x V logits never exist at once -------------------- */
-    /* logits = x w^T;  for each row with target >= 0: loss = lse(logits) - logits[target] + z_loss * lse^2.
+    /* logits = x w^T, or cap tanh(x w^T / cap) where cap > 0;
+     * for each row with target >= 0: loss = lse(logits) - logits[target] + z_loss * lse^2.
      * sums: += (device memory). losses (R) real optional =: -log p(target) (0 for masked rows; without the z term).
      * dx (R,D) act optional =: d(scale * sum of losses)/dx; dw (V,D) real optional +=: the same for w (only with dx).
      * x (R,D); w (V,D); targets (R) i32, negative = masked. */
     void (*head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
-                      tensor targets, double scale, double z_loss, void *scratch);
+                      tensor targets, double scale, double z_loss, double cap, void *scratch);
     size_t (*head_loss_scratch)(int64_t R, int64_t D, int64_t V);
 
     /* --- conversion: to (n) = from (n), rounded to the nearest value of its type, ties to even ------------------------ */

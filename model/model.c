@@ -498,7 +498,7 @@ void model_loss(struct model *m, void *losses, bool backward, double scale, doub
     need(m, m->mc->head);
     device_range_push(m->dev, "head");
     m->ops->head_loss(m->dev, m->at.sums, each, dx, dw, final_normed(m, 0, R), m->w[m->mc->head],
-                      tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, work);
+                      tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, 0, work);
     device_range_pop(m->dev);
     if (losses) device_read(m->dev, losses, each.data, (size_t)R * dtype_size(m->ops->real));
     arena_rewind(scratch, mark);

@@ -434,14 +434,14 @@ static void head_loss_declare(struct run *r) {
 
 static void head_loss_forward(struct run *r) {
     r->ops->head_loss(r->dev, value(r, "sums").data, value(r, "losses"), tensor_none(), tensor_none(), value(r, "x"),
-                      value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r), r->scratch);
+                      value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r), (double)param(r, "cap"), r->scratch);
 }
 
 static void head_loss_backward(struct run *r) {
     char *scratch = r->scratch;
     r->ops->head_loss(r->dev, (struct loss_sums *)(scratch + r->forward_scratch), tensor_none(), gradient(r, "x"),
                       gradient(r, "w"), value(r, "x"), value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r),
-                      scratch);
+                      (double)param(r, "cap"), scratch);
 }
 
 static double head_loss_scalar(struct run *r) {
@@ -484,10 +484,12 @@ static void head_loss_masked_rows(struct run *r) {
 
 static const struct op_row head_loss = {
     .name = "head_loss",
-    .parameters = "R=3 D=8 V=11 mask=1 zloss=0 losses=1 dx=1 dw=1",
+    .parameters = "R=3 D=8 V=11 mask=1 zloss=0 cap=0 losses=1 dx=1 dw=1",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=1,7 V=1,11 mask=0,1 zloss=0,30"},
                                        {OP_TEST | OP_GRAD, "R=5 D=7 V=11 zloss=30 losses=0,1 dx=0,1 dw=0,1"},
                                        {OP_TEST | OP_GRAD, "R=9 D=8 V=13 mask=2 zloss=30"},
+                                       {OP_TEST | OP_GRAD, "R=5 D=7 V=1,13 zloss=0,30 cap=1,4,30"}, /* logits of 3 */
+                                       {OP_TEST, "R=67 D=33 V=257,4104 zloss=1 cap=1,30"},
                                        {OP_TEST, "R=0 D=4 V=3"},
                                        {OP_TEST, "R=67,1500 D=33 V=257 mask=0,1 zloss=1"},
                                        {OP_TEST, "R=131 D=13 V=50021 zloss=1"},

@@ -456,7 +456,7 @@ static void head_loss_declare(struct bench_problem *p) {
 static void head_loss(struct bench_problem *p, tensor dx, tensor dw) {
     /* As if of a thousand targets: gradients near 1, whatever the slice. */
     p->ops->head_loss(p->dev, VALUE("sums").data, tensor_none(), dx, dw, VALUE("x"), VALUE("w"), VALUE("targets"),
-                      1e-3, 1e-4, p->scratch);
+                      1e-3, 1e-4, 0, p->scratch);
 }
 
 static void head_loss_forward(struct bench_problem *p) {

@@ -172,9 +172,9 @@ void OP(softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, do
 void OP(softcap_backward)(struct device *dev, tensor dx, tensor dbias, tensor dy, tensor y, double cap, void *scratch);
 size_t OP(softcap_backward_scratch)(int64_t R, int64_t N);
 
-void OP(mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k, tensor v,
-                       tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule, int64_t chunk,
-                       void *scratch);
+void OP(mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k,
+                       tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule,
+                       int64_t chunk, void *scratch);
 void OP(mlstm_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, tensor di, tensor df,
                         struct mlstm_state dinitial, tensor dh, struct mlstm_state dfinal, const void *saved, tensor h,
                         tensor q, tensor k, tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc,
@@ -216,7 +216,7 @@ size_t OP(attention_step_scratch)(struct attention_shape shape);
 
 
 void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
-                   tensor targets, double scale, double z_loss, void *scratch);
+                   tensor targets, double scale, double z_loss, double cap, void *scratch);
 size_t OP(head_loss_scratch)(int64_t R, int64_t D, int64_t V);
 
 void OP(convert)(struct device *dev, tensor to, tensor from);

@@ -1,9 +1,10 @@
 /* head_loss.c: the language-model head and its cross-entropy, a tile of rows at a time.
  *
- *   logits = x w^T                                             x (R,D), w (V,D)
+ *   logits = x w^T                                             x (R,D), w (V,D); with a cap: cap tanh(x w^T / cap)
  *   lse    = log sum exp(logits)                               with the largest logit subtracted first
  *   loss   = lse - logits[target] + z_loss lse^2               for rows with target >= 0; others contribute nothing
  *   dlogits = scale (p (1 + 2 z_loss lse) - [v == target])     p = exp(logits - lse)
+ *   with a cap dlogits is multiplied by 1 - (logits / cap)^2
  *   dx = dlogits w;   dw += dlogits^T x
  *
  * Only rows with a target are worked on: they are gathered into a tile of head_tile() rows, so that a task with a few
@@ -14,7 +15,8 @@
  * float, 64 MiB are 333 rows, which run at 90 GFLOP/s a core where 16 MiB ran at 45 to 60 and a product of large
  * squares at 105.
  *
- * 6 R V D FLOPs (2 without gradients), R V exps; bytes about 16 V D R/tile + 20 R V. Bound by arithmetic.
+ * 6 R V D FLOPs (2 without gradients), R V exps (with a cap 2 R V, and R V tanhs); bytes about 16 V D R/tile + 20 R V.
+ * Bound by arithmetic.
  * Deterministic for a fixed number of threads: rows are independent, their losses are added in row order, the tiles in
  * order; the products are gemm's. */
 #include "kernels/cpu/cpu.h"
@@ -111,6 +113,22 @@ static void scale_row(real *v, real factor, int64_t n) {
     }
 }
 
+static void cap_row(real *v, real cap, int64_t n) {
+    real inverse = 1 / cap;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) v[i] = cap * tanh_real(v[i] * inverse);
+}
+
+/* What exponentials() and scale_row() do together, times the derivative of the cap, for which v must last until here. */
+static void scale_capped_row(real *v, real most, real factor, real cap, int64_t n) {
+    real inverse = 1 / cap;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        real part = v[i] * inverse, e = exp_below(v[i], most), scaled = e * (factor * (1 - part * part));
+        v[i] = e < 2 * REAL_MIN || fabs_real(scaled) < REAL_MIN ? 0 : scaled;
+    }
+}
+
 static bool first_largest(const real *v, int64_t target, real most) {
     if (!(v[target] == most)) return false;
     for (int64_t i = 0; i < target; i++)
@@ -119,15 +137,20 @@ static bool first_largest(const real *v, int64_t target, real most) {
 }
 
 /* One row: its sums, and with `gradient` its logits become dlogits. */
-static struct loss_sums loss_row(real *logits, int64_t V, int64_t target, double z_loss, bool gradient, double scale) {
+static struct loss_sums loss_row(real *logits, int64_t V, int64_t target, double z_loss, double cap, bool gradient,
+                                 double scale) {
+    if (cap > 0) cap_row(logits, (real)cap, V);
     real most = largest(logits, V), at_target = logits[target];
     bool correct = first_largest(logits, target, most);
-    double sum = exponentials(logits, most, gradient, V), log_sum = log(sum), lse = (double)most + log_sum;
+    double sum = exponentials(logits, most, gradient && cap == 0, V), log_sum = log(sum), lse = (double)most + log_sum;
     if (gradient) {
         /* p (1 + z') - 1 at the target, in a form that keeps z' where p is 1. */
-        double z_term = 2 * z_loss * lse, p = (double)logits[target] / sum;
-        scale_row(logits, (real)(scale * (1 + z_term) / sum), V);
-        logits[target] = (real)(scale * (p - 1 + z_term * p));
+        double z_term = 2 * z_loss * lse, p = (double)exp_below(at_target, most) / sum;
+        double part = cap > 0 ? (double)at_target / cap : 0;
+        real factor = (real)(scale * (1 + z_term) / sum);
+        if (cap > 0) scale_capped_row(logits, most, factor, (real)cap, V);
+        else scale_row(logits, factor, V);
+        logits[target] = (real)(scale * (p - 1 + z_term * p) * (1 - part * part));
     }
     return (struct loss_sums){
         .nll = log_sum + ((double)most - (double)at_target),
@@ -149,16 +172,16 @@ static int64_t gather(struct tile *t, int64_t capacity, int64_t *next, tensor x,
 
 /* Losses and dlogits of all rows of a tile. */
 static void loss_tile(struct tile *t, int64_t rows, int64_t V, const int32_t *target, tensor losses, double scale,
-                      double z_loss, bool gradient) {
+                      double z_loss, double cap, bool gradient) {
 #pragma omp parallel for schedule(static) if (rows * V > 4096)
     for (int64_t i = 0; i < rows; i++) {
-        t->sums[i] = loss_row(t->logits + i * V, V, target[t->row[i]], z_loss, gradient, scale);
+        t->sums[i] = loss_row(t->logits + i * V, V, target[t->row[i]], z_loss, cap, gradient, scale);
         if (tensor_given(losses)) ((real *)losses.data)[t->row[i]] = (real)t->sums[i].nll;
     }
 }
 
 void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
-                   tensor targets, double scale, double z_loss, void *scratch) {
+                   tensor targets, double scale, double z_loss, double cap, void *scratch) {
     (void)dev;
     int64_t R = x.dim[0], D = x.dim[1], V = w.dim[0];
     bool gradient = tensor_given(dx);
@@ -168,7 +191,7 @@ void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, te
     CHECK_OPTIONAL(losses, R);
     CHECK_OPTIONAL(dx, R, D);
     CHECK_OPTIONAL(dw, V, D);
-    ASSERT(gradient || !tensor_given(dw));
+    ASSERT((gradient || !tensor_given(dw)) && cap >= 0);
     const int32_t *target = targets.data;
     for (int64_t r = 0; r < R; r++) ASSERT(target[r] < V);
 
@@ -181,7 +204,7 @@ void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, te
     struct loss_sums total = {0};
     for (int64_t next = 0, rows; (rows = gather(&t, capacity, &next, x, target)) > 0;) {
         gemm(false, true, rows, V, D, 1, t.x, D, w.data, D, 0, t.logits, V);
-        loss_tile(&t, rows, V, target, losses, scale, z_loss, gradient);
+        loss_tile(&t, rows, V, target, losses, scale, z_loss, cap, gradient);
         for (int64_t i = 0; i < rows; i++) {
             total.nll += t.sums[i].nll;
             total.z += t.sums[i].z;

@@ -15,7 +15,8 @@
  *   dden = -sign(den) (dh . h) / (N + eps) where |den| is the larger in N, else 0 (truncated: always 0)
  * ssd_backward takes s [E dden] for dy and gives dv, dk, dq at once, and
  *   di_t = ddt_t dt_t (sigmoid: times sigmoid(-i_t));   df_t = da_t sigmoid(-f_t)
- * N is infinite where exp(-m) overflows: then 1 / (N + eps), which all products use, is 0, and so are h and its gradients.
+ * N is infinite where exp(-m) overflows: then 1 / (N + eps), which all products use, is 0, and so are h and its
+ * gradients.
  *
  * saved: the states of ssd_saved(), then two numbers a token and head: 1 / (N + eps), and what makes dden of dh . h.
  * FLOPs per token and head: 4 K (V+1) + (K + V) Q forward; about twice that backward. Extra memory: v, num and their
@@ -244,9 +245,9 @@ static void normalise(const struct problem *p, real *h, real *inverse, real *slo
     for (int64_t j = 0; j < p->V; j++) h[j] = factor * y[j];
 }
 
-void OP(mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k, tensor v,
-                       tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule, int64_t chunk,
-                       void *scratch) {
+void OP(mlstm_forward)(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k,
+                       tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule,
+                       int64_t chunk, void *scratch) {
     struct problem p = describe(q, k, v, i, f, initial, doc, rule, chunk);
     struct layout l = lay_out(shape_of(&p), false, scratch);
     struct saved s = lay_out_saved(shape_of(&p), saved);

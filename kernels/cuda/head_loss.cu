@@ -1,20 +1,23 @@
 /* head_loss.cu: the language-model head and its cross-entropy, a tile of rows at a time.
  *
- *   logits = x w^T;  lse = log sum exp(logits);  loss = lse - logits[target] + z_loss lse^2    (rows with target >= 0)
+ *   logits = x w^T, with a cap: cap tanh(x w^T / cap)
+ *   lse = log sum exp(logits);  loss = lse - logits[target] + z_loss lse^2    (rows with target >= 0)
  *   dlogits = scale (p (1 + 2 z_loss lse) - [v == target]), p = exp(logits - lse);  dx = dlogits w;  dw += dlogits^T x
+ *   with a cap dlogits is multiplied by 1 - (logits / cap)^2
  *
  * A tile's logits are the only ones in memory, in the activation type, their rows padded to whole vectors of 16 bytes:
  * TILE_BYTES of them. One block turns a row of logits into dlogits in place. A first pass keeps the row in shared
  * memory as it comes (what doesn't fit is read again) and finds the largest logit and the sum of exponentials: each
  * thread takes a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined once.
- * A second pass writes. Whether the target is the first of the largest is looked up only where its logit is as large.
- * Losses of single rows go to scratch and one block adds them up in double, in order. Rows without a target get dlogits
- * 0.
+ * A second pass writes. A cap is put on wherever a logit is looked at, in a kernel of its own. Whether the target is
+ * the first of the largest is looked up only where its logit is as large. Losses of single rows go to scratch and one
+ * block adds them up in double, in order. Rows without a target get dlogits 0.
  *
  * FLOPs 6 R V D (2 without gradients), 32,768 x 768 x 50,304: 7.6 TFLOP, 9.6 ms at 790 TFLOP/s. Bytes 5 e R V (the row
  * is written by one product, read and written here, read by two products; e = 2), of which the passes over rows have
  * 2 e R V: 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which another
- * block's loads and stores hide. dw in fp32 is read and written once a tile: 0.1 ms each, so tiles are large.
+ * block's loads and stores hide; a cap adds four a logit, 1.9 ms. dw in fp32 is read and written once a tile: 0.1 ms
+ * each, so tiles are large.
  */
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -116,17 +119,38 @@ __device__ __forceinline__ share block_join(share s) {
     return warp_join(s);
 }
 
+/* The cap of logits; without one nothing is left of it in the code. */
+template <bool CAPPED> struct soft_cap {
+    float cap, inverse;
+
+    /* tanh(v / cap). In bf16 within 1e-7, far below the rounding of the product that v is. */
+    template <class T> __device__ __forceinline__ float part(float v) const {
+        return sizeof(T) == sizeof(float) ? tanhf(v * inverse) : 2.0f * sigmoid_of(2.0f * inverse * v) - 1.0f;
+    }
+
+    /* Rounded here, so that comparisons see the same value everywhere. */
+    template <class T> __device__ __forceinline__ float of(float v) const {
+        return CAPPED ? __fmul_rn(cap, part<T>(v)) : v;
+    }
+
+    /* d of(v) / dv where of(v) is `value`. */
+    __device__ __forceinline__ float slope(float value) const {
+        return CAPPED ? 1.0f - value * inverse * (value * inverse) : 1.0f;
+    }
+};
+
 /* A row: its vectors, of which the first `cached` are also in shared memory once they have been read, by the thread
  * that read them. What lies behind the last column reads as LOWEST. */
-template <class T> struct logit_row {
+template <class T, bool CAPPED> struct logit_row {
     static constexpr int V = vector_of<T>;
     T *global;
     pack<T, V> *shared;
     int columns, vectors, cached;
+    soft_cap<CAPPED> cap;
 
     __device__ __forceinline__ void floats(float (&v)[V], const pack<T, V> &from, int i) const {
 #pragma unroll
-        for (int j = 0; j < V; j++) v[j] = to_float(from.v[j]);
+        for (int j = 0; j < V; j++) v[j] = cap.template of<T>(to_float(from.v[j]));
         if ((i + 1) * V <= columns) return;
 #pragma unroll
         for (int j = 0; j < V; j++) v[j] = i * V + j < columns ? v[j] : LOWEST;
@@ -142,7 +166,7 @@ template <class T> struct logit_row {
 };
 
 /* The thread's share of a row it sees for the first time. */
-template <class T> __device__ __forceinline__ share first_pass(const logit_row<T> &row) {
+template <class T, bool CAPPED> __device__ __forceinline__ share first_pass(const logit_row<T, CAPPED> &row) {
     share s = {LOWEST, 0.0f};
     for (int first = threadIdx.x; first < row.vectors; first += AHEAD * blockDim.x) {
         pack<T, row.V> p[AHEAD];
@@ -163,7 +187,8 @@ template <class T> __device__ __forceinline__ share first_pass(const logit_row<T
 }
 
 /* Is `most`, which the target's logit equals, in no earlier column? The same in every thread. */
-template <class T> __device__ bool first_of_largest(const logit_row<T> &row, float most, int target) {
+template <class T, bool CAPPED>
+__device__ bool first_of_largest(const logit_row<T, CAPPED> &row, float most, int target) {
     int earlier = 0;
     for (int i = threadIdx.x; i * row.V < target; i += blockDim.x) {
         float v[row.V];
@@ -175,23 +200,23 @@ template <class T> __device__ bool first_of_largest(const logit_row<T> &row, flo
 }
 
 /* exp(logit - most) factor in the place of every logit, but at_target in that of the target's. */
-template <class T>
-__device__ __forceinline__ void second_pass(const logit_row<T> &row, float most, float factor, int target,
+template <class T, bool CAPPED>
+__device__ __forceinline__ void second_pass(const logit_row<T, CAPPED> &row, float most, float factor, int target,
                                             float at_target) {
     float shift = -most * LOG2_E; /* its rounding scales all of a row alike, by less than 1e-7 |most| */
     for (int i = threadIdx.x; i < row.vectors; i += blockDim.x) {
         float v[row.V];
         row.again(v, i);
 #pragma unroll
-        for (int j = 0; j < row.V; j++) v[j] = power_of_two(v[j] * LOG2_E + shift) * factor;
+        for (int j = 0; j < row.V; j++) v[j] = power_of_two(v[j] * LOG2_E + shift) * factor * row.cap.slope(v[j]);
         store_floats<row.V>(row.global + (int64_t)i * row.V, v);
         if (target / row.V == i) row.global[target] = from_float<T>(at_target);
     }
 }
 
 /* A row without a target. */
-template <class T>
-__device__ void pass_over(const logit_row<T> &row, struct loss_sums *sums, float *loss, bool gradient) {
+template <class T, bool CAPPED>
+__device__ void pass_over(const logit_row<T, CAPPED> &row, struct loss_sums *sums, float *loss, bool gradient) {
     if (threadIdx.x == 0) {
         *sums = {0, 0, 0, 0};
         if (loss) *loss = 0;
@@ -201,22 +226,22 @@ __device__ void pass_over(const logit_row<T> &row, struct loss_sums *sums, float
         store_floats<row.V>(row.global + (int64_t)i * row.V, zeros);
 }
 
-template <class T>
+template <class T, bool CAPPED>
 __global__ void __launch_bounds__(THREADS_MAX, 2)
 loss_row_kernel(T *logits, struct loss_sums *sums, float *losses, const int32_t *targets, int columns, int64_t step,
-                int cached, double scale, double z_loss, bool gradient) {
+                int cached, double scale, double z_loss, soft_cap<CAPPED> cap, bool gradient) {
     DYNAMIC_SHARED(char, memory);
     __shared__ float factor, at_target;
     constexpr int V = vector_of<T>;
-    logit_row<T> row = {logits + blockIdx.x * step, reinterpret_cast<pack<T, V> *>(memory), columns,
-                        (columns + V - 1) / V, cached};
+    logit_row<T, CAPPED> row = {logits + blockIdx.x * step, reinterpret_cast<pack<T, V> *>(memory), columns,
+                                (columns + V - 1) / V, cached, cap};
     int target = targets[blockIdx.x];
     float *loss = losses ? losses + blockIdx.x : NULL;
     if (target < 0) {
         pass_over(row, sums + blockIdx.x, loss, gradient);
         return;
     }
-    float logit = to_float(row.global[target]);
+    float logit = cap.template of<T>(to_float(row.global[target]));
     share s = block_join(first_pass(row)); /* behind its barrier everyone has read the target's logit */
     bool correct = logit == s.most && first_of_largest(row, s.most, target);
     if (threadIdx.x == 0) {
@@ -225,7 +250,8 @@ loss_row_kernel(T *logits, struct loss_sums *sums, float *losses, const int32_t 
         sums[blockIdx.x] = {nll, z_loss * lse * lse, 1, correct ? 1.0 : 0.0};
         if (loss) *loss = (float)nll;
         factor = (float)(scale * (1 + z_term) / sum);
-        at_target = (float)(scale * (p - 1 + z_term * p)); /* in a form that keeps what is left of p - 1 */
+        /* In a form that keeps what is left of p - 1. */
+        at_target = (float)(scale * (p - 1 + z_term * p) * (double)cap.slope(logit));
     }
     if (!gradient) return;
     __syncthreads();
@@ -233,18 +259,20 @@ loss_row_kernel(T *logits, struct loss_sums *sums, float *losses, const int32_t 
 }
 
 /* Run over the rows of a tile. */
+template <bool CAPPED>
 static void loss_rows(struct device *dev, tensor logits, struct loss_sums *sums, tensor losses, tensor targets,
-                      double scale, double z_loss, bool gradient) {
+                      double scale, double z_loss, double cap, bool gradient) {
     int64_t columns = logits.dim[1];
+    soft_cap<CAPPED> soft = {(float)cap, (float)(1 / cap)};
     with_type(logits.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         int64_t vectors = ceil_div(columns, vector_of<T>), cached = gradient ? at_most(vectors, CACHED_BYTES / 16) : 0;
         int threads = vectors > THREADS_MIN * AHEAD * 2 ? THREADS_MAX : THREADS_MIN;
-        cuda_expect(dev, cudaFuncSetAttribute(loss_row_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        cuda_expect(dev, cudaFuncSetAttribute(loss_row_kernel<T, CAPPED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               CACHED_BYTES), "head_loss");
-        LAUNCH(dev, (loss_row_kernel<T>), (unsigned)logits.dim[0], threads, (size_t)cached * 16, data_of<T>(logits),
-               sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns, logits.stride[0], (int)cached,
-               scale, z_loss, gradient);
+        LAUNCH(dev, (loss_row_kernel<T, CAPPED>), (unsigned)logits.dim[0], threads, (size_t)cached * 16,
+               data_of<T>(logits), sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns, logits.stride[0], (int)cached,
+               scale, z_loss, soft, gradient);
     });
 }
 
@@ -282,10 +310,12 @@ static tensor rows_of(tensor t, int64_t from, int64_t count) {
 }
 
 extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw,
-                               tensor x, tensor w, tensor targets, double scale, double z_loss, void *scratch) {
+                               tensor x, tensor w, tensor targets, double scale, double z_loss, double cap,
+                               void *scratch) {
     int64_t R = x.dim[0], D = x.dim[1], V = w.dim[0], tile = tile_rows(R, V, dtype_size(x.dtype));
     bool gradient = tensor_given(dx);
     ASSERT(w.dim[1] == D && tensor_is(targets, 1, R) && (gradient || !tensor_given(dw)) && V < INT32_MAX / 2);
+    ASSERT(cap >= 0);
     struct loss_sums *each = (struct loss_sums *)scratch;
     void *place = (char *)scratch + sums_size(R);
     for (int64_t from = 0; from < R; from += tile) {
@@ -293,8 +323,8 @@ extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tenso
         tensor logits = tensor_2d(place, x.dtype, rows, V), in = rows_of(x, from, rows);
         logits.stride[0] = row_step(V);
         cuda_gemm(dev, gemm_rows(in), gemm_transposed(w), gemm_rows(logits), rows, V, D, 1, 0);
-        loss_rows(dev, logits, each + from, rows_of(losses, from, rows), rows_of(targets, from, rows), scale, z_loss,
-                  gradient);
+        (cap > 0 ? loss_rows<true> : loss_rows<false>)(dev, logits, each + from, rows_of(losses, from, rows),
+                                                       rows_of(targets, from, rows), scale, z_loss, cap, gradient);
         if (!gradient) continue;
         cuda_gemm(dev, gemm_rows(logits), gemm_rows(w), gemm_rows(rows_of(dx, from, rows)), rows, D, V, 1, 0);
         if (tensor_given(dw)) cuda_gemm(dev, gemm_transposed(logits), gemm_rows(in), gemm_rows(dw), V, D, rows, 1, 1);

@@ -11,7 +11,7 @@ exec "$1" test --device cuda --precision "$2" \
     'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
     convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
     'head_loss R=1,17 D=7 V=1,11 mask=0,1 zloss=30' 'head_loss R=9 D=8 V=13 losses=0,1 dx=0,1 dw=0,1 mask=2' \
-    'head_loss R=67 D=33 V=257 zloss=1' 'head_loss R=3 D=8 V=4104' \
+    'head_loss R=67 D=33 V=257 zloss=1' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
     'conv T=7,300 C=64,65,200 doc=4' 'conv_step C=1,7,130 W=2,4,8' \
     'ssd_dt T=1,7,97 H=1,8 min=100 max=900 spread=1,30 strided=0,1' \
