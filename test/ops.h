@@ -65,6 +65,7 @@ struct operand {
     enum operand_kind kind;
     enum operand_type type;  /* OPERAND_ACT unless set */
     bool real_gradient;      /* the gradient is REAL whatever the value's type */
+    bool act_gradient;       /* or ACT */
     int lead;                /* > 0: "strided": dimensions before `lead` are rows, those from `lead` on lie together */
     bool accumulate;         /* the gradient is added to what is there ("+=") */
     bool no_gradient;        /* backward neither gives nor takes a gradient (states never have one) */

@@ -167,6 +167,8 @@ static void linear_declare(struct run *r) {
     int64_t R = param(r, "R"), I = param(r, "I"), O = param(r, "O");
     struct operand *o = output(r, "y", DIMS(R, O));
     o->lead = 1;
+    o->type = param(r, "real") ? OPERAND_REAL : OPERAND_ACT;
+    o->act_gradient = true;
     set_terms(o, I, 1);
     o = input(r, "x", DIMS(R, I));
     o->lead = 1;
@@ -216,8 +218,9 @@ static void linear_rows_apart(struct run *r) {
 
 static const struct op_row linear = {
     .name = "linear",
-    .parameters = "R=3 I=8 O=5 bias=1 add=0 dx=1 dw=1 strided=0",
+    .parameters = "R=3 I=8 O=5 bias=1 add=0 dx=1 dw=1 real=0 strided=0",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 I=1,7,16 O=1,5 bias=0,1 strided=0,1"},
+                                       {OP_TEST, "R=1,17,131 I=7,64 O=1,8,67 bias=0,1 real=1 strided=0,1"},
                                        {OP_TEST | OP_GRAD, "R=5 I=7 O=3 add=0,1 dx=0,1 dw=0,1 strided=0,1"},
                                        {OP_TEST, "R=0 I=4 O=3"},
                                        {OP_TEST, "R=131 I=257 O=67 bias=0,1 strided=0,1"},

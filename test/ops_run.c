@@ -388,7 +388,7 @@ static void run_lay_out(struct run *r) {
         struct block values = block_of_operand(r, "", o, operand_dtype(r, o), &o->value);
         o->value_block = o->alias ? operand_find(r, o->alias)->value_block : block_push(r, values);
         if (!has_gradient(o)) continue;
-        enum dtype dtype = o->real_gradient ? r->ops->real : operand_dtype(r, o);
+        enum dtype dtype = o->real_gradient ? r->ops->real : o->act_gradient ? r->ops->act : operand_dtype(r, o);
         struct block gradients = block_of_operand(r, "the gradient of ", o, dtype, &o->gradient);
         if (o->alias_gradient == NULL) o->gradient_block = block_push(r, gradients);
     }
