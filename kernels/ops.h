@@ -170,19 +170,21 @@ struct ops {
     void (*embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens, void *scratch);
     size_t (*embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
-    /* --- residual add + RMSNorm ------------------------------------------------------------------------------ */
-    /* r = residual + branch;  rstd = 1/sqrt(mean(r^2) + eps);  y = r * rstd * weight.
-     * out_residual (R,D) real = r, may be the same memory as residual; y (R,D) act =; rstd (R) real =;
-     * residual (R,D) real; branch (R,D) act optional (absent: r = residual); weight (D) */
-    void (*add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
-                                tensor branch, tensor weight, double eps);
-    /* With xh = r*rstd, wdy = weight*dy, c = mean(xh*wdy):  dr = (wdy - xh*c)*rstd + dnext;  dweight += sum dy*xh.
+    /* --- residual add + norm: LayerNorm where there is a mean, else RMSNorm --------------------------------------- */
+    /* r = residual + branch;  y = (r - m) * rstd * weight;  rstd = 1/sqrt(mean((r - m)^2) + eps).
+     * m = mean(r) with `mean` (LayerNorm without a bias: the variance is that of all D), else 0 (RMSNorm).
+     * out_residual (R,D) real = r, may be the same memory as residual; y (R,D) act =; mean (R) real optional =;
+     * rstd (R) real =; residual (R,D) real; branch (R,D) act optional (absent: r = residual); weight (D) */
+    void (*add_norm_forward)(struct device *dev, tensor out_residual, tensor y, tensor mean, tensor rstd, tensor residual,
+                             tensor branch, tensor weight, double eps);
+    /* With xh = (r - m)*rstd, wdy = weight*dy, c = mean(xh*wdy), b = mean(wdy) with `mean`, else 0:
+     *   dr = (wdy - b - xh*c)*rstd + dnext;  dweight += sum dy*xh.
      * dresidual (R,D) real = dr (may be the memory of dnext); dbranch (R,D) act = dr rounded, optional (where act is real
      * the caller reads dresidual instead); dnext (R,D) real, the gradient arriving on r from above, optional;
      * residual = the r that forward put out. */
-    void (*add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
-                                 tensor dnext, tensor residual, tensor rstd, tensor weight, void *scratch);
-    size_t (*add_rmsnorm_backward_scratch)(int64_t R, int64_t D);
+    void (*add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy, tensor dnext,
+                              tensor residual, tensor mean, tensor rstd, tensor weight, void *scratch);
+    size_t (*add_norm_backward_scratch)(int64_t R, int64_t D);
 
     /* --- linear: y = x w^T (+ bias) --------------------------------------------------------------------------- */
     /* y (R,O) strided =, act or real: where x and w are bf16 it may be f32, not rounded on the way (gates, logits);

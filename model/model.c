@@ -394,9 +394,9 @@ static void enter_layer(struct model *m, int i, int64_t R) {
     need(m, norm);
     tensor residual = matrix(before->residual, m->ops->real, R, m);
     tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
-    m->ops->add_rmsnorm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
-                                tensor_1d(l->rstd, m->ops->real, R), residual, branch, m->w[norm],
-                                m->mc->options.norm_eps);
+    m->ops->add_norm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
+                             tensor_none(), tensor_1d(l->rstd, m->ops->real, R), residual, branch, m->w[norm],
+                             m->mc->options.norm_eps);
 }
 
 static void embed(struct model *m, int64_t R) {
@@ -441,9 +441,9 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
 static void enter_again(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
     tensor residual = matrix(l->residual, m->ops->real, R, m);
-    m->ops->add_rmsnorm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m),
-                                tensor_1d(l->rstd, m->ops->real, R), residual, tensor_none(),
-                                m->w[m->mc->layers[i].norm], m->mc->options.norm_eps);
+    m->ops->add_norm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m), tensor_none(),
+                             tensor_1d(l->rstd, m->ops->real, R), residual, tensor_none(),
+                             m->w[m->mc->layers[i].norm], m->mc->options.norm_eps);
 }
 
 /* Layer i once more, from its normed input. */
@@ -532,10 +532,10 @@ static void leave_layer(struct model *m, int i, int64_t R) {
     int norm = top ? m->mc->final_norm : m->mc->layers[i].norm;
     tensor dresidual = matrix(m->at.dresidual, m->ops->real, R, m);
     tensor dbranch = m->at.dbranch && i > 0 ? matrix(m->at.dbranch, m->ops->act, R, m) : tensor_none();
-    void *work = arena_take(scratch, m->ops->add_rmsnorm_backward_scratch(R, m->mc->options.d_model));
-    m->ops->add_rmsnorm_backward(m->dev, dresidual, dbranch, m->dw[norm], matrix(m->at.dnormed, m->ops->act, R, m),
-                                 top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m),
-                                 tensor_1d(l->rstd, m->ops->real, R), m->w[norm], work);
+    void *work = arena_take(scratch, m->ops->add_norm_backward_scratch(R, m->mc->options.d_model));
+    m->ops->add_norm_backward(m->dev, dresidual, dbranch, m->dw[norm], matrix(m->at.dnormed, m->ops->act, R, m),
+                              top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m), tensor_none(),
+                              tensor_1d(l->rstd, m->ops->real, R), m->w[norm], work);
     arena_rewind(scratch, mark);
 }
 

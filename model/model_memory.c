@@ -107,7 +107,7 @@ static void measure_calls(const struct model_config *mc, const struct ops *ops, 
     arena_take(scratch, elements(logits_tile(R, mc->rows), mc->rows, ops->real));
     arena_rewind(scratch, mark);
     if (mode != MODEL_TRAIN) return;
-    arena_take(scratch, ops->add_rmsnorm_backward_scratch(R, D));
+    arena_take(scratch, ops->add_norm_backward_scratch(R, D));
     arena_rewind(scratch, mark);
     arena_take(scratch, ops->embedding_backward_scratch(R, D, mc->rows));
     arena_rewind(scratch, mark);

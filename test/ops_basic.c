@@ -75,7 +75,7 @@ static const struct op_row embedding = {
                                                {NULL, NULL}},
 };
 
-/* --- residual add + RMSNorm --------------------------------------------------------------------------------------- */
+/* --- residual add + norm ------------------------------------------------------------------------------------------ */
 
 /* In millionths. With a row of one element or two and the usual 1e-5, the gradient of a norm is almost nothing, the
  * difference of two equal numbers; and where the gates of a narrow group are all nearly closed, finite differences are
@@ -84,7 +84,7 @@ static double norm_eps(const struct run *r) {
     return (double)param(r, "eps") * 1e-6;
 }
 
-static void add_rmsnorm_declare(struct run *r) {
+static void add_norm_declare(struct run *r) {
     int64_t R = param(r, "R"), D = param(r, "D");
     bool in_place = param(r, "inplace") != 0, next = param(r, "dnext") != 0;
     struct operand *o = input(r, "residual", DIMS(R, D));
@@ -96,6 +96,8 @@ static void add_rmsnorm_declare(struct run *r) {
     o->no_gradient = !next;
     if (in_place) o->alias = "residual";
     set_terms(output(r, "y", DIMS(R, D)), D, 1);
+    if (param(r, "layer")) set_terms(statistic(r, "mean", DIMS(R)), D, 1);
+    else absent(r, "mean");
     set_terms(statistic(r, "rstd", DIMS(R)), D, 1);
     if (param(r, "branch")) {
         o = input(r, "branch", DIMS(R, D));
@@ -108,28 +110,28 @@ static void add_rmsnorm_declare(struct run *r) {
     o->mean = 1;
     o->spread = 0.3;
     set_terms(o, 1, R);
-    r->backward_scratch = r->ops->add_rmsnorm_backward_scratch(R, D);
+    r->backward_scratch = r->ops->add_norm_backward_scratch(R, D);
 }
 
-static void add_rmsnorm_forward(struct run *r) {
-    r->ops->add_rmsnorm_forward(r->dev, value(r, "r"), value(r, "y"), value(r, "rstd"), value(r, "residual"),
-                                value(r, "branch"), value(r, "weight"), norm_eps(r));
+static void add_norm_forward(struct run *r) {
+    r->ops->add_norm_forward(r->dev, value(r, "r"), value(r, "y"), value(r, "mean"), value(r, "rstd"),
+                             value(r, "residual"), value(r, "branch"), value(r, "weight"), norm_eps(r));
 }
 
-static void add_rmsnorm_backward(struct run *r) {
-    r->ops->add_rmsnorm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
-                                 gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "rstd"),
-                                 value(r, "weight"), r->scratch);
+static void add_norm_backward(struct run *r) {
+    r->ops->add_norm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
+                              gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "mean"), value(r, "rstd"),
+                              value(r, "weight"), r->scratch);
 }
 
-static void add_rmsnorm_flops(struct run *r, double *forward, double *backward) {
+static void add_norm_flops(struct run *r, double *forward, double *backward) {
     double elements = (double)param(r, "R") * (double)param(r, "D");
     *forward = 5 * elements;
     *backward = 11 * elements;
 }
 
 /* Adding the branch first and calling without one gives the same bits. */
-static void add_rmsnorm_sum_first(struct run *r) {
+static void add_norm_sum_first(struct run *r) {
     struct operand *sum = operand_find(r, "r"), *y = operand_find(r, "y");
     struct run summed;
     run_open_like(&summed, r, "branch=0 inplace=0");
@@ -140,24 +142,40 @@ static void add_rmsnorm_sum_first(struct run *r) {
     run_close(&summed);
 }
 
-static const struct op_row add_rmsnorm = {
-    .name = "add_rmsnorm",
-    .parameters = "R=3 D=8 branch=1 dbranch=1 dnext=1 inplace=0 eps=10",
-    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=7,16 branch=0,1 dnext=0,1"},
+/* A LayerNorm doesn't see what is added to all elements of a row. */
+static void add_norm_shift(struct run *r) {
+    if (!param(r, "layer") || param(r, "D") < 7) return;
+    struct operand *in = operand_find(r, "residual"), *y = operand_find(r, "y");
+    struct run shifted;
+    run_open_like(&shifted, r, "inplace=0");
+    double *to = operand_find(&shifted, "residual")->values;
+    for (int64_t i = 0; i < in->count; i++) to[i] = in->values[i] + 2;
+    run_forward(&shifted);
+    op_compare(r, "y of shifted rows", operand_find(&shifted, "y")->values, y->values, y->count, 64 * y->terms);
+    run_close(&shifted);
+}
+
+static const struct op_row add_norm = {
+    .name = "add_norm",
+    .parameters = "R=3 D=8 layer=0 branch=1 dbranch=1 dnext=1 inplace=0 eps=10",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1"},
                                        {OP_TEST | OP_GRAD, "R=1,17 D=1,2 branch=0,1 dnext=0,1 eps=1000000"},
-                                       {OP_TEST, "R=0 D=4"},
+                                       {OP_TEST | OP_GRAD, "R=1,17 D=2,3 layer=1 branch=0,1 dnext=0,1 eps=1000000"},
+                                       {OP_TEST, "R=0 D=4 layer=0,1"},
                                        {OP_TEST, "R=5,67 D=13,257 branch=0,1 dbranch=0,1 dnext=0,1 inplace=0,1"},
-                                       {OP_TEST, "R=1,37 D=64,768 branch=0,1 dbranch=0,1"},
-                                       {OP_TEST, "R=37 D=1028,2560,4096 dnext=0,1"},
-                                       {OP_TEST, "R=1700 D=64,67"},
-                                       {OP_TEST, "R=601 D=1540"},
-                                       {OP_PERF, "R=4096 D=768,2560 inplace=1 dbranch=0"},
+                                       {OP_TEST, "R=5,67 D=257 layer=1 dbranch=0,1 dnext=0,1 inplace=0,1"},
+                                       {OP_TEST, "R=1,37 D=64,768 layer=0,1 branch=0,1 dbranch=0,1"},
+                                       {OP_TEST, "R=37 D=1028,2560,4096 layer=0,1 dnext=0,1"},
+                                       {OP_TEST, "R=1700 D=64,67 layer=0,1"},
+                                       {OP_TEST, "R=601 D=1540 layer=0,1"},
+                                       {OP_PERF, "R=4096 D=768,2560 layer=0,1 inplace=1 dbranch=0"},
                                        {0, NULL}},
-    .declare = add_rmsnorm_declare,
-    .forward = add_rmsnorm_forward,
-    .backward = add_rmsnorm_backward,
-    .flops = add_rmsnorm_flops,
-    .identities = (const struct op_identity[]){{"branch added before = added inside", add_rmsnorm_sum_first},
+    .declare = add_norm_declare,
+    .forward = add_norm_forward,
+    .backward = add_norm_backward,
+    .flops = add_norm_flops,
+    .identities = (const struct op_identity[]){{"branch added before = added inside", add_norm_sum_first},
+                                               {"LayerNorm: a shift of a row changes nothing", add_norm_shift},
                                                {NULL, NULL}},
 };
 
@@ -686,5 +704,5 @@ static const struct op_row step_scalars = {
     .identities = (const struct op_identity[]){{"the decision", step_scalars_decision}, {NULL, NULL}},
 };
 
-const struct op_row *const ops_basic_rows[] = {&embedding, &add_rmsnorm, &linear,      &gated_rmsnorm, &glu,
+const struct op_row *const ops_basic_rows[] = {&embedding, &add_norm, &linear,      &gated_rmsnorm, &glu,
                                                &head_loss, &convert, &sum_squares, &step_scalars, &adamw, NULL};

@@ -26,7 +26,7 @@ large() {
 large 19000 conv/width "B=17 T=32768 C=4096"
 large 20000 glu "R=1100000 F=1024"
 large 26000 gated_rmsnorm/1.34B "R=1100000 I=2048"
-large 56000 add_rmsnorm/1.34B "R=1100000 D=2048"
+large 56000 add_norm/1.34B "R=1100000 D=2048"
 large 22000 embedding "R=1500000 D=1536 V=1000"
 large 14000 convert "n=2200000000"
 large 40000 adamw "n=2200000000" fp32

@@ -23,7 +23,7 @@ check() {
 
 for tool in ${SANITIZE:-memcheck racecheck}; do
     for precision in fp32 bf16; do
-        check $tool $precision 'embedding R=33 D=40' 'add_rmsnorm R=17 D=130' 'linear R=33 I=40 O=24' \
+        check $tool $precision 'embedding R=33 D=40' 'add_norm R=17 D=130' 'linear R=33 I=40 O=24' \
             'conv B=2 T=67 C=40 doc=4 strided=1' 'conv_step C=33' 'ssd_dt T=67 H=5' \
             'ssd B=2 T=70 H=3 P=20 N=24 Q=16 doc=4 strided=1' 'ssd B=1 T=130 H=2 P=64 N=128 Q=64' 'ssd_step P=20 N=24' \
             'scan B=2 T=70 D=33 N=16 doc=4 strided=1' 'scan B=1 T=200 D=40 N=16' \

@@ -19,7 +19,8 @@ const struct bench_case bench_cases[] = {
     {&bench_ssd, "Mamba-2 129M", "B=16 T=2048 H=24 P=64 N=128 d=1 p=1792", {0}, {0}, {0}},
     {&bench_ssd_dt, "Mamba-2 129M", "B=16 T=2048 H=24 p=3352", {0}, {0}, {0}},
     {&bench_gated_rmsnorm, "Mamba-2 129M", "R=32768 I=1536 p=3352", {0}, {0}, {0}},
-    {&bench_add_rmsnorm, "both 129M", "R=32768 D=768", {0}, {0}, {0}},
+    {&bench_add_norm, "both 129M", "R=32768 D=768", {0}, {0}, {0}},
+    {&bench_add_norm, "LayerNorm, width 768", "R=32768 D=768 l=1", {0}, {0}, {0}},
     {&bench_embedding, "both 129M", "R=32768 D=768 V=50304", {0}, {0}, {0}},
     {&bench_head_loss, "both 129M", "R=32768 D=768 V=50304", {0}, {0}, {0}},
     {&bench_adamw, "both 129M", "n=129135360", {0}, {0}, {0}},
@@ -36,7 +37,7 @@ const struct bench_case bench_cases[] = {
     {&bench_linear, "Mamba-2 1.34B in_proj", "R=16384 I=2048 O=8512", {0}, {0}, {0}},
     {&bench_linear, "Mamba-2 1.34B out_proj", "R=16384 I=4096 O=2048", {0}, {0}, {0}},
     {&bench_gated_rmsnorm, "Mamba-2 1.34B", "R=16384 I=4096 p=8512", {0}, {0}, {0}},
-    {&bench_add_rmsnorm, "Mamba-2 1.34B", "R=16384 D=2048", {0}, {0}, {0}},
+    {&bench_add_norm, "Mamba-2 1.34B", "R=16384 D=2048", {0}, {0}, {0}},
 
     /* One token of 16 sequences. */
     {&bench_conv_step, "Mamba 129M", "B=16 C=1536 p=3072", {0}, {0}, {0}},

@@ -3,7 +3,7 @@
  *
  * Letters: those of kernels/tensor.h; also d (1: with documents), p and q (elements between rows of the views that a
  * model cuts from the output of a product; 0: rows lie together), n (elements of a flat array), S (of a small one), a
- * (the activation: its number in enum activation). */
+ * (the activation: its number in enum activation), l (1: LayerNorm). */
 #include "train/bench_ops.h"
 
 #include <math.h>
@@ -81,43 +81,44 @@ const struct bench_row bench_embedding = {.name = "embedding",
                                           .backward = embedding_backward,
                                           .work = embedding_work};
 
-/* ---- residual add + RMSNorm ------------------------------------------------------------------------------------- */
+/* ---- residual add + norm ---------------------------------------------------------------------------------------- */
 
 static const double norm_eps = 1e-5;
 
-static void add_rmsnorm_declare(struct bench_problem *p) {
+static void add_norm_declare(struct bench_problem *p) {
     real(bench_input(p, "residual", "RD"));
     bench_input(p, "branch", "RD");
     spread(bench_parameter(p, "weight", "D"), 1, 0.1);
     real(bench_output(p, "out_residual", "RD"));
     bench_output(p, "y", "RD");
+    if (SIZE(l)) bench_statistic(p, "mean", "R");
     bench_statistic(p, "rstd", "R");
-    p->scratch_bytes = p->ops->add_rmsnorm_backward_scratch(SIZE(R), SIZE(D));
+    p->scratch_bytes = p->ops->add_norm_backward_scratch(SIZE(R), SIZE(D));
 }
 
-static void add_rmsnorm_forward(struct bench_problem *p) {
-    p->ops->add_rmsnorm_forward(p->dev, VALUE("out_residual"), VALUE("y"), VALUE("rstd"), VALUE("residual"),
-                                VALUE("branch"), VALUE("weight"), norm_eps);
+static void add_norm_forward(struct bench_problem *p) {
+    p->ops->add_norm_forward(p->dev, VALUE("out_residual"), VALUE("y"), VALUE("mean"), VALUE("rstd"), VALUE("residual"),
+                             VALUE("branch"), VALUE("weight"), norm_eps);
 }
 
-static void add_rmsnorm_backward(struct bench_problem *p) {
-    p->ops->add_rmsnorm_backward(p->dev, GRADIENT("residual"), GRADIENT("branch"), GRADIENT("weight"), GRADIENT("y"),
-                                 GRADIENT("out_residual"), VALUE("out_residual"), VALUE("rstd"), VALUE("weight"),
-                                 p->scratch);
+static void add_norm_backward(struct bench_problem *p) {
+    p->ops->add_norm_backward(p->dev, GRADIENT("residual"), GRADIENT("branch"), GRADIENT("weight"), GRADIENT("y"),
+                              GRADIENT("out_residual"), VALUE("out_residual"), VALUE("mean"), VALUE("rstd"),
+                              VALUE("weight"), p->scratch);
 }
 
 /* Backward reads the sum in place of the two that were added. */
-static void add_rmsnorm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
+static void add_norm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
     (void)forward;
     both->bytes -= rows(p) * (double)SIZE(D) * (double)dtype_size(p->ops->act);
 }
 
-const struct bench_row bench_add_rmsnorm = {.name = "add_rmsnorm",
-                                            .slice = "R=64",
-                                            .declare = add_rmsnorm_declare,
-                                            .forward = add_rmsnorm_forward,
-                                            .backward = add_rmsnorm_backward,
-                                            .work = add_rmsnorm_work};
+const struct bench_row bench_add_norm = {.name = "add_norm",
+                                         .slice = "R=64",
+                                         .declare = add_norm_declare,
+                                         .forward = add_norm_forward,
+                                         .backward = add_norm_backward,
+                                         .work = add_norm_work};
 
 /* ---- linear ----------------------------------------------------------------------------------------------------- */
 

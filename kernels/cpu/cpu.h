@@ -115,11 +115,11 @@ void OP(embedding_forward)(struct device *dev, tensor out, tensor tokens, tensor
 void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tensor tokens, void *scratch);
 size_t OP(embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
-void OP(add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
-                             tensor branch, tensor weight, double eps);
-void OP(add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
-                              tensor dnext, tensor residual, tensor rstd, tensor weight, void *scratch);
-size_t OP(add_rmsnorm_backward_scratch)(int64_t R, int64_t D);
+void OP(add_norm_forward)(struct device *dev, tensor out_residual, tensor y, tensor mean, tensor rstd, tensor residual,
+                          tensor branch, tensor weight, double eps);
+void OP(add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
+                           tensor dnext, tensor residual, tensor mean, tensor rstd, tensor weight, void *scratch);
+size_t OP(add_norm_backward_scratch)(int64_t R, int64_t D);
 
 void OP(linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
 void OP(linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy, tensor x,

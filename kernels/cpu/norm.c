@@ -1,8 +1,9 @@
-/* norm.c: residual add + RMSNorm, and the gated RMSNorm of Mamba-2; forward and backward of both.
+/* norm.c: residual add + norm (RMSNorm or LayerNorm), and the gated RMSNorm of Mamba-2; forward and backward of both.
  *
- * Residual add + RMSNorm, one row of D elements, r the residual stream:
- *   forward    r = residual + branch;  rstd = 1/sqrt(mean(r^2) + eps);  y = r rstd weight
- *   backward   xh = r rstd;  wdy = weight dy;  c = mean(xh wdy);  dr = (wdy - xh c) rstd + dnext;  dweight += sum dy xh
+ * Residual add + norm, one row of D elements, r the residual stream; m = mean(r) for LayerNorm, 0 for RMSNorm:
+ *   forward    r = residual + branch;  rstd = 1/sqrt(mean((r - m)^2) + eps);  y = (r - m) rstd weight
+ *   backward   xh = (r - m) rstd;  wdy = weight dy;  c = mean(xh wdy);  b = mean(wdy) for LayerNorm, 0 for RMSNorm;
+ *              dr = (wdy - b - xh c) rstd + dnext;  dweight += sum dy xh
  *   elements of memory traffic: forward 4RD (read residual, branch; write r, y), backward 4RD (read dy, dnext, r; write
  *   dr); about 5 and 11 FLOPs an element.
  *
@@ -41,17 +42,30 @@ static real add_and_square(real *sum, const real *a, const real *b, int64_t n) {
     return squares;
 }
 
+/* The mean of a row, and in *squares the sum of the squares of what is left without it. */
+static real mean_and_squares(const real *row, int64_t n, real *squares) {
+    real sum = 0, left = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += row[i];
+    real mean = sum / (real)n;
+#pragma omp simd reduction(+ : left)
+    for (int64_t i = 0; i < n; i++) left += (row[i] - mean) * (row[i] - mean);
+    *squares = left;
+    return mean;
+}
+
 static real reciprocal_rms(real squares, int64_t n, double eps) {
     return (real)1 / sqrt_real(squares / (real)n + (real)eps);
 }
 
-void OP(add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, tensor rstd, tensor residual,
-                             tensor branch, tensor weight, double eps) {
+void OP(add_norm_forward)(struct device *dev, tensor out_residual, tensor y, tensor mean, tensor rstd, tensor residual,
+                          tensor branch, tensor weight, double eps) {
     (void)dev;
     int64_t R = residual.dim[0], D = residual.dim[1];
     CHECK_DENSE(residual, R, D);
     CHECK_DENSE(out_residual, R, D);
     CHECK_DENSE(y, R, D);
+    CHECK_OPTIONAL(mean, R);
     CHECK_DENSE(rstd, R);
     CHECK_DENSE(weight, D);
     CHECK_OPTIONAL(branch, R, D);
@@ -59,42 +73,47 @@ void OP(add_rmsnorm_forward)(struct device *dev, tensor out_residual, tensor y, 
 
 #pragma omp parallel for schedule(static) if (R * D > 8192)
     for (int64_t r = 0; r < R; r++) {
-        real *sum = row_of(out_residual, r), *normed = row_of(y, r);
+        real *sum = row_of(out_residual, r), *normed = row_of(y, r), m = 0;
         const real *add = tensor_given(branch) ? row_of(branch, r) : NULL;
-        real s = reciprocal_rms(add_and_square(sum, row_of(residual, r), add, D), D, eps);
+        real squares = add_and_square(sum, row_of(residual, r), add, D);
+        if (tensor_given(mean)) ((real *)mean.data)[r] = m = mean_and_squares(sum, D, &squares);
+        real s = reciprocal_rms(squares, D, eps);
         ((real *)rstd.data)[r] = s;
 #pragma omp simd
-        for (int64_t i = 0; i < D; i++) normed[i] = sum[i] * s * w[i];
+        for (int64_t i = 0; i < D; i++) normed[i] = (sum[i] - m) * s * w[i];
     }
 }
 
-/* One row of the backward pass. dr may be dnext. The order of reading and writing inside the second loop allows it. */
-static void add_rmsnorm_row(real *dr, real *dbranch, real *dw, const real *dy, const real *dnext, const real *res,
-                            const real *w, real rstd, int64_t n) {
-    real dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t i = 0; i < n; i++) dot += res[i] * (w[i] * dy[i]);
-    real c = dot * rstd / (real)n;
+/* One row of the backward pass; mean is NULL for RMSNorm. dr may be dnext: each element is read before it is written. */
+static void add_norm_row(real *dr, real *dbranch, real *dw, const real *dy, const real *dnext, const real *res,
+                         const real *w, const real *mean, real rstd, int64_t n) {
+    real m = mean ? *mean : 0, dot = 0, total = 0;
+#pragma omp simd reduction(+ : dot, total)
+    for (int64_t i = 0; i < n; i++) {
+        dot += (res[i] - m) * (w[i] * dy[i]);
+        total += w[i] * dy[i];
+    }
+    real c = dot * rstd / (real)n, b = mean ? total / (real)n : 0;
     if (dnext) {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            real xh = res[i] * rstd;
-            dr[i] = (w[i] * dy[i] - xh * c) * rstd + dnext[i];
+            real xh = (res[i] - m) * rstd;
+            dr[i] = (w[i] * dy[i] - b - xh * c) * rstd + dnext[i];
             dw[i] += dy[i] * xh;
         }
     } else {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            real xh = res[i] * rstd;
-            dr[i] = (w[i] * dy[i] - xh * c) * rstd;
+            real xh = (res[i] - m) * rstd;
+            dr[i] = (w[i] * dy[i] - b - xh * c) * rstd;
             dw[i] += dy[i] * xh;
         }
     }
     if (dbranch) memcpy(dbranch, dr, (size_t)n * sizeof(real));
 }
 
-void OP(add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
-                              tensor dnext, tensor residual, tensor rstd, tensor weight, void *scratch) {
+void OP(add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
+                           tensor dnext, tensor residual, tensor mean, tensor rstd, tensor weight, void *scratch) {
     (void)dev;
     int64_t R = residual.dim[0], D = residual.dim[1], blocks = row_blocks(R);
     CHECK_DENSE(residual, R, D);
@@ -103,6 +122,7 @@ void OP(add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbran
     CHECK_DENSE(dweight, D);
     CHECK_DENSE(dy, R, D);
     CHECK_OPTIONAL(dnext, R, D);
+    CHECK_OPTIONAL(mean, R);
     CHECK_DENSE(rstd, R);
     CHECK_DENSE(weight, D);
 
@@ -111,14 +131,14 @@ void OP(add_rmsnorm_backward)(struct device *dev, tensor dresidual, tensor dbran
         real *dw = (real *)scratch + b * D;
         memset(dw, 0, (size_t)D * sizeof(real));
         for (int64_t r = row_block_first(R, blocks, b); r < row_block_first(R, blocks, b + 1); r++)
-            add_rmsnorm_row(row_of(dresidual, r), tensor_given(dbranch) ? row_of(dbranch, r) : NULL, dw, row_of(dy, r),
-                            tensor_given(dnext) ? row_of(dnext, r) : NULL, row_of(residual, r), weight.data,
-                            ((const real *)rstd.data)[r], D);
+            add_norm_row(row_of(dresidual, r), tensor_given(dbranch) ? row_of(dbranch, r) : NULL, dw, row_of(dy, r),
+                         tensor_given(dnext) ? row_of(dnext, r) : NULL, row_of(residual, r), weight.data,
+                         tensor_given(mean) ? row_of(mean, r) : NULL, *row_of(rstd, r), D);
     }
     add_partials(dweight.data, scratch, blocks, D);
 }
 
-size_t OP(add_rmsnorm_backward_scratch)(int64_t R, int64_t D) {
+size_t OP(add_norm_backward_scratch)(int64_t R, int64_t D) {
     return (size_t)row_blocks(R) * (size_t)D * sizeof(real);
 }
 

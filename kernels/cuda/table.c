@@ -10,7 +10,7 @@
 #define ENTRY(name) .name = cuda_##name
 #define ENTRIES                                                                                                        \
     ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(embedding_backward_scratch),                            \
-        ENTRY(add_rmsnorm_forward), ENTRY(add_rmsnorm_backward), ENTRY(add_rmsnorm_backward_scratch),                  \
+        ENTRY(add_norm_forward), ENTRY(add_norm_backward), ENTRY(add_norm_backward_scratch),                  \
         ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward), ENTRY(conv_backward),                      \
         ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward), ENTRY(ssd_dt_backward),                 \
         ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \

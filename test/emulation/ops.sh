@@ -3,10 +3,11 @@
 # through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
 exec "$1" test --device cuda --precision "$2" \
     'embedding R=1,17 D=7,16 V=1,5' 'embedding R=311 D=257 V=13,257' 'embedding R=4500 D=4 V=513 hot=2' \
-    'add_rmsnorm R=2,17 D=7,16 branch=0,1 dnext=0,1' 'add_rmsnorm R=37 D=257,768,2560 branch=1' \
-    'add_rmsnorm R=5 D=1,2 eps=1000000' \
-    'add_rmsnorm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_rmsnorm R=1700 D=67' \
-    'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1' 'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
+    'add_norm R=2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1' 'add_norm R=37 D=257,768,2560 layer=0,1 branch=1' \
+    'add_norm R=5 D=1,2 eps=1000000' 'add_norm R=5 D=2 layer=1 eps=1000000' \
+    'add_norm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_norm R=1700 D=67 layer=0,1' \
+    'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1' \
+    'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
     'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
     convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
