@@ -151,6 +151,8 @@ struct operand *indices(struct run *r, const char *name, int ndim, const int64_t
                         void (*fill)(struct run *r, struct operand *o)); /* fill writes o->index */
 struct operand *bytes(struct run *r, const char *name, const void *content, size_t size); /* copied */
 const void *host_bytes(struct run *r, const char *name); /* the copy that stays on the host */
+/* Lengths of the sums behind an element of the value and of the gradient. */
+void set_terms(struct operand *o, int64_t value_terms, int64_t gradient_terms);
 void absent(struct run *r, const char *name); /* value() and gradient() of this name are tensor_none() */
 
 /* For fill functions: keyed draws, different for every operand, case seed and position. */
@@ -186,6 +188,7 @@ void op_expect(struct run *r, bool good, const char *format, ...) __attribute__(
 
 /* Each list ends with NULL. */
 extern const struct op_row *const ops_basic_rows[];     /* test/ops_basic.c */
+extern const struct op_row *const ops_norm_rows[];      /* test/ops_norm.c */
 extern const struct op_row *const ops_recurrent_rows[]; /* test/ops_recurrent.c */
 extern const struct op_row *const ops_scan_rows[];      /* test/ops_scan.c */
 extern const struct op_row *const ops_slstm_rows[];     /* test/ops_slstm.c */

@@ -1,20 +1,11 @@
-/* test/ops_basic.c: rows of the operations without recurrence: embedding, norms, linear, GLU, head with loss, and
- * the optimizer's passes. test/ops.h says what a row is. */
+/* test/ops_basic.c: rows of the operations without recurrence: embedding, linear, GLU, head with loss, and the
+ * optimizer's passes. test/ops.h says what a row is. */
 #include "test/ops.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Lengths of the sums behind an element of the value and of the gradient. The tolerance measures an element's rounding
- * by its own size and by the rms of its array. An element that is alone, or nearly, has no such company, and if its sum
- * happens to cancel, only a wider allowance is left: eight times. */
-static void set_terms(struct operand *o, int64_t value_terms, int64_t gradient_terms) {
-    double wider = o->count <= 2 ? 64 : 1;
-    o->terms = wider * (double)value_terms;
-    o->gradient_terms = wider * (double)gradient_terms;
-}
 
 /* --- embedding ---------------------------------------------------------------------------------------------------- */
 
@@ -72,110 +63,6 @@ static const struct op_row embedding = {
     .forward = embedding_forward,
     .backward = embedding_backward,
     .identities = (const struct op_identity[]){{"unused rows keep their gradient", embedding_unused_rows},
-                                               {NULL, NULL}},
-};
-
-/* --- residual add + norm ------------------------------------------------------------------------------------------ */
-
-/* In millionths. With a row of one element or two and the usual 1e-5, the gradient of a norm is almost nothing, the
- * difference of two equal numbers; and where the gates of a narrow group are all nearly closed, finite differences are
- * taken across a kink. So narrow rows are tested with an eps of 0.3 to 10, wide ones with the usual. */
-static double norm_eps(const struct run *r) {
-    return (double)param(r, "eps") * 1e-6;
-}
-
-static void add_norm_declare(struct run *r) {
-    int64_t R = param(r, "R"), D = param(r, "D");
-    bool in_place = param(r, "inplace") != 0, next = param(r, "dnext") != 0;
-    struct operand *o = input(r, "residual", DIMS(R, D));
-    o->type = OPERAND_REAL;
-    set_terms(o, 1, D);
-    if (in_place && next) o->alias_gradient = "r";
-    o = output(r, "r", DIMS(R, D));
-    o->type = OPERAND_REAL;
-    o->no_gradient = !next;
-    if (in_place) o->alias = "residual";
-    set_terms(output(r, "y", DIMS(R, D)), D, 1);
-    if (param(r, "layer")) set_terms(statistic(r, "mean", DIMS(R)), D, 1);
-    else absent(r, "mean");
-    set_terms(statistic(r, "rstd", DIMS(R)), D, 1);
-    if (param(r, "branch")) {
-        o = input(r, "branch", DIMS(R, D));
-        set_terms(o, 1, D);
-        o->no_gradient = !param(r, "dbranch");
-    } else {
-        absent(r, "branch");
-    }
-    o = parameter(r, "weight", DIMS(D));
-    o->mean = 1;
-    o->spread = 0.3;
-    set_terms(o, 1, R);
-    r->backward_scratch = r->ops->add_norm_backward_scratch(R, D);
-}
-
-static void add_norm_forward(struct run *r) {
-    r->ops->add_norm_forward(r->dev, value(r, "r"), value(r, "y"), value(r, "mean"), value(r, "rstd"),
-                             value(r, "residual"), value(r, "branch"), value(r, "weight"), norm_eps(r));
-}
-
-static void add_norm_backward(struct run *r) {
-    r->ops->add_norm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
-                              gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "mean"), value(r, "rstd"),
-                              value(r, "weight"), r->scratch);
-}
-
-static void add_norm_flops(struct run *r, double *forward, double *backward) {
-    double elements = (double)param(r, "R") * (double)param(r, "D");
-    *forward = 5 * elements;
-    *backward = 11 * elements;
-}
-
-/* Adding the branch first and calling without one gives the same bits. */
-static void add_norm_sum_first(struct run *r) {
-    struct operand *sum = operand_find(r, "r"), *y = operand_find(r, "y");
-    struct run summed;
-    run_open_like(&summed, r, "branch=0 inplace=0");
-    memcpy(operand_find(&summed, "residual")->values, sum->values, (size_t)sum->count * sizeof(double));
-    run_forward(&summed);
-    op_expect(r, memcmp(operand_find(&summed, "y")->values, y->values, (size_t)y->count * sizeof(double)) == 0,
-              "y differs when the branch is added before");
-    run_close(&summed);
-}
-
-/* A LayerNorm doesn't see what is added to all elements of a row. */
-static void add_norm_shift(struct run *r) {
-    if (!param(r, "layer") || param(r, "D") < 7) return;
-    struct operand *in = operand_find(r, "residual"), *y = operand_find(r, "y");
-    struct run shifted;
-    run_open_like(&shifted, r, "inplace=0");
-    double *to = operand_find(&shifted, "residual")->values;
-    for (int64_t i = 0; i < in->count; i++) to[i] = in->values[i] + 2;
-    run_forward(&shifted);
-    op_compare(r, "y of shifted rows", operand_find(&shifted, "y")->values, y->values, y->count, 64 * y->terms);
-    run_close(&shifted);
-}
-
-static const struct op_row add_norm = {
-    .name = "add_norm",
-    .parameters = "R=3 D=8 layer=0 branch=1 dbranch=1 dnext=1 inplace=0 eps=10",
-    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1"},
-                                       {OP_TEST | OP_GRAD, "R=1,17 D=1,2 branch=0,1 dnext=0,1 eps=1000000"},
-                                       {OP_TEST | OP_GRAD, "R=1,17 D=2,3 layer=1 branch=0,1 dnext=0,1 eps=1000000"},
-                                       {OP_TEST, "R=0 D=4 layer=0,1"},
-                                       {OP_TEST, "R=5,67 D=13,257 branch=0,1 dbranch=0,1 dnext=0,1 inplace=0,1"},
-                                       {OP_TEST, "R=5,67 D=257 layer=1 dbranch=0,1 dnext=0,1 inplace=0,1"},
-                                       {OP_TEST, "R=1,37 D=64,768 layer=0,1 branch=0,1 dbranch=0,1"},
-                                       {OP_TEST, "R=37 D=1028,2560,4096 layer=0,1 dnext=0,1"},
-                                       {OP_TEST, "R=1700 D=64,67 layer=0,1"},
-                                       {OP_TEST, "R=601 D=1540 layer=0,1"},
-                                       {OP_PERF, "R=4096 D=768,2560 layer=0,1 inplace=1 dbranch=0"},
-                                       {0, NULL}},
-    .declare = add_norm_declare,
-    .forward = add_norm_forward,
-    .backward = add_norm_backward,
-    .flops = add_norm_flops,
-    .identities = (const struct op_identity[]){{"branch added before = added inside", add_norm_sum_first},
-                                               {"LayerNorm: a shift of a row changes nothing", add_norm_shift},
                                                {NULL, NULL}},
 };
 
@@ -254,117 +141,82 @@ static const struct op_row linear = {
     .identities = (const struct op_identity[]){{"rows are independent", linear_rows_apart}, {NULL, NULL}},
 };
 
-/* --- gated RMSNorm ------------------------------------------------------------------------------------------------ */
+/* --- block-diagonal linear ---------------------------------------------------------------------------------------- */
 
-static void gated_rmsnorm_declare(struct run *r) {
-    int64_t R = param(r, "R"), groups = param(r, "groups"), I = groups * param(r, "n");
-    set_terms(output(r, "g", DIMS(R, I)), param(r, "n"), 1);
-    set_terms(statistic(r, "rstd", DIMS(R, groups)), param(r, "n"), 1);
-    /* An element that dominates its group cancels in wdg - xh c, where xh may be sqrt(n) times the rest. */
-    set_terms(input(r, "y", DIMS(R, I)), 1, 4 * param(r, "n"));
-    struct operand *o = input(r, "z", DIMS(R, I));
+static void block_linear_declare(struct run *r) {
+    int64_t R = param(r, "R"), G = param(r, "G"), I = param(r, "I"), O = param(r, "O");
+    struct operand *o = output(r, "y", DIMS(R, G * O));
     o->lead = 1;
+    set_terms(o, I, 1);
+    o = input(r, "x", DIMS(R, G * I));
+    o->lead = 1;
+    o->mean = 1; /* x and w: as for linear */
+    o->accumulate = param(r, "add") != 0;
+    set_terms(o, 1, O);
+    o = weight(r, "w", DIMS(G, O, I));
     o->mean = 1;
-    o->spread = 2; /* so that the gate is also seen nearly closed */
-    set_terms(o, 1, 4 * param(r, "n"));
-    o = parameter(r, "weight", DIMS(I));
-    o->mean = 1;
-    o->spread = 0.3;
+    o->spread = 0.5;
     set_terms(o, 1, R);
-    if (param(r, "again")) { /* backward's own g, as the gradient of an input that nothing reads; 2: where dg lies */
-        o = input(r, "again", DIMS(R, I));
-        set_terms(o, 1, param(r, "n"));
-        if (param(r, "again") == 2) o->alias_gradient = "g";
-    }
-    r->backward_scratch = r->ops->gated_rmsnorm_backward_scratch(R, I);
+    r->backward_scratch = r->ops->block_linear_backward_scratch(R, G, O, I);
 }
 
-static void gated_rmsnorm_forward(struct run *r) {
-    r->ops->gated_rmsnorm_forward(r->dev, value(r, "g"), value(r, "rstd"), value(r, "y"), value(r, "z"),
-                                  value(r, "weight"), norm_eps(r));
+static void block_linear_forward(struct run *r) {
+    r->ops->block_linear_forward(r->dev, value(r, "y"), value(r, "x"), value(r, "w"));
 }
 
-static void gated_rmsnorm_backward(struct run *r) {
-    tensor again = param(r, "again") ? gradient(r, "again") : tensor_none();
-    r->ops->gated_rmsnorm_backward(r->dev, gradient(r, "y"), gradient(r, "z"), gradient(r, "weight"), again,
-                                   gradient(r, "g"), value(r, "y"), value(r, "z"), value(r, "rstd"),
-                                   value(r, "weight"), r->scratch);
+static void block_linear_backward(struct run *r) {
+    r->ops->block_linear_backward(r->dev, gradient(r, "x"), param(r, "add") != 0, gradient(r, "w"), gradient(r, "y"),
+                                  value(r, "x"), value(r, "w"), r->scratch);
 }
 
-static void gated_rmsnorm_flops(struct run *r, double *forward, double *backward) {
-    double elements = (double)param(r, "R") * (double)param(r, "groups") * (double)param(r, "n");
-    *forward = 10 * elements;
-    *backward = 25 * elements;
+static void block_linear_flops(struct run *r, double *forward, double *backward) {
+    *forward = 2 * (double)param(r, "R") * (double)param(r, "G") * (double)param(r, "I") * (double)param(r, "O");
+    *backward = 2 * *forward;
 }
 
-/* Copy the columns of group k: from (R, groups*n) to (R, n), or a part of a vector. */
-static void group_columns(double *to, const struct operand *from, const double *numbers, int64_t k, int64_t n) {
-    int64_t width = from->dim[from->ndim - 1], rows = from->count / width;
-    for (int64_t i = 0; i < rows; i++) memcpy(to + i * n, numbers + i * width + k * n, (size_t)n * sizeof(double));
+/* The block-diagonal matrix, written out, in a linear gives the same y and dx. */
+static void block_linear_written_out(struct run *r) {
+    int64_t G = param(r, "G"), I = param(r, "I"), O = param(r, "O");
+    if (G * O * G * I > 1 << 20 || param(r, "add")) return;
+    struct operand *w = operand_find(r, "w"), *x = operand_find(r, "x"), *y = operand_find(r, "y"), *to;
+    struct run whole;
+    char changes[96];
+    snprintf(changes, sizeof changes, "R=%lld I=%lld O=%lld bias=0", (long long)param(r, "R"), (long long)(G * I),
+             (long long)(G * O));
+    run_open_row(&whole, r, &linear, changes);
+    to = operand_find(&whole, "w");
+    memset(to->values, 0, (size_t)to->count * sizeof(double));
+    for (int64_t g = 0; g < G; g++)
+        for (int64_t o = 0; o < O; o++)
+            memcpy(to->values + (g * O + o) * G * I + g * I, w->values + (g * O + o) * I, (size_t)I * sizeof(double));
+    memcpy(operand_find(&whole, "x")->values, x->values, (size_t)x->count * sizeof(double));
+    memcpy(operand_find(&whole, "y")->gradients, y->gradients, (size_t)y->count * sizeof(double));
+    run_forward(&whole);
+    run_backward(&whole);
+    op_compare(r, "y of the matrix written out", operand_find(&whole, "y")->values, y->values, y->count, y->terms);
+    op_compare(r, "dx of the matrix written out", operand_find(&whole, "x")->gradients, x->gradients, x->count,
+               x->gradient_terms);
+    run_close(&whole);
 }
 
-/* Each group is a norm of its own. */
-static void gated_rmsnorm_groups_apart(struct run *r) {
-    int64_t groups = param(r, "groups"), n = param(r, "n"), R = param(r, "R");
-    if (groups == 1 || R == 0) return;
-    double *want = malloc((size_t)(R * n) * sizeof(double));
-    ASSERT(want != NULL);
-    for (int64_t k = 0; k < groups; k++) {
-        struct run one;
-        run_open_like(&one, r, "groups=1");
-        static const char *const names[] = {"y", "z", "weight"};
-        for (int i = 0; i < 3; i++) {
-            struct operand *whole = operand_find(r, names[i]), *part = operand_find(&one, names[i]);
-            group_columns(part->values, whole, whole->values, k, n);
-            if (part->accumulate) group_columns(part->gradients_before, whole, whole->gradients_before, k, n);
-        }
-        struct operand *g = operand_find(r, "g"), *g_part = operand_find(&one, "g");
-        group_columns(g_part->gradients, g, g->gradients, k, n);
-        run_forward(&one);
-        run_backward(&one);
-        group_columns(want, g, g->values, k, n);
-        op_compare(r, "g of one group alone", g_part->values, want, R * n, (double)n);
-        for (int i = 0; i < 3; i++) {
-            struct operand *whole = operand_find(r, names[i]), *part = operand_find(&one, names[i]);
-            group_columns(want, whole, whole->gradients, k, n);
-            op_compare(r, names[i], part->gradients, want, part->count, part->gradient_terms);
-        }
-        run_close(&one);
-    }
-    free(want);
-}
-
-/* The g that backward writes is forward's. */
-static void gated_rmsnorm_g_again(struct run *r) {
-    struct operand *g = operand_find(r, "g");
-    if (!param(r, "again")) return;
-    op_expect(r, memcmp(g->values, operand_find(r, "again")->gradients, (size_t)g->count * sizeof(double)) == 0,
-              "backward's g is not forward's");
-}
-
-static const struct op_row gated_rmsnorm = {
-    .name = "gated_rmsnorm",
-    .parameters = "R=3 n=8 groups=1 eps=10 strided=0 again=0",
-    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 n=7,16 groups=1,2,4 eps=300000 strided=0,1"},
-                                       {OP_TEST | OP_GRAD, "R=1,17 n=1,2 groups=1,2,4 eps=10000000"},
-                                       {OP_TEST, "R=0 n=4"},
-                                       {OP_TEST | OP_GRAD, "R=3 n=67 groups=2"},
-                                       {OP_TEST, "R=131 n=67 groups=1,2,4 strided=0,1"},
-                                       {OP_TEST, "R=1,37 n=64,768 groups=1,2"},
-                                       {OP_TEST, "R=37 n=1536,2568,4096"},
-                                       {OP_TEST, "R=1700 n=64,67"},
-                                       {OP_TEST, "R=601 n=1544"},
-                                       {OP_TEST, "R=2,37 n=7,64,1544 groups=1,2 strided=0,1 again=1,2"},
-                                       {OP_PERF, "R=4096 n=1536 strided=1"},
-                                       {OP_PERF, "R=4096 n=640 groups=8 strided=1"},
+static const struct op_row block_linear = {
+    .name = "block_linear",
+    .parameters = "R=3 G=2 I=4 O=4 add=0 strided=0",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 G=1,3 I=1,4,5 O=1,4,3 strided=0,1"},
+                                       {OP_TEST | OP_GRAD, "R=5 G=2 I=4,12 O=4,9 add=0,1 strided=0,1,2"},
+                                       {OP_TEST, "R=0 G=2"},
+                                       {OP_TEST, "R=67,1700 G=33 I=4 O=4 add=0,1 strided=0,1"},
+                                       {OP_TEST, "R=5 G=384 I=4 O=4"},
+                                       {OP_TEST, "R=131 G=4 I=67,64 O=33,64 add=0,1 strided=0,1,2"},
+                                       {OP_TEST, "R=300 G=2 I=192 O=192"},
+                                       {OP_PERF, "R=4096 G=384 I=4 O=4"},
+                                       {OP_PERF, "R=4096 G=4 I=192 O=192"},
                                        {0, NULL}},
-    .declare = gated_rmsnorm_declare,
-    .forward = gated_rmsnorm_forward,
-    .backward = gated_rmsnorm_backward,
-    .flops = gated_rmsnorm_flops,
-    .identities = (const struct op_identity[]){{"a group = a norm of its own", gated_rmsnorm_groups_apart},
-                                               {"g again = g", gated_rmsnorm_g_again},
-                                               {NULL, NULL}},
+    .declare = block_linear_declare,
+    .forward = block_linear_forward,
+    .backward = block_linear_backward,
+    .flops = block_linear_flops,
+    .identities = (const struct op_identity[]){{"= linear of the whole matrix", block_linear_written_out}, {NULL, NULL}},
 };
 
 /* --- GLU ---------------------------------------------------------------------------------------------------------- */
@@ -704,5 +556,5 @@ static const struct op_row step_scalars = {
     .identities = (const struct op_identity[]){{"the decision", step_scalars_decision}, {NULL, NULL}},
 };
 
-const struct op_row *const ops_basic_rows[] = {&embedding, &add_norm, &linear,      &gated_rmsnorm, &glu,
-                                               &head_loss, &convert, &sum_squares, &step_scalars, &adamw, NULL};
+const struct op_row *const ops_basic_rows[] = {&embedding, &linear,      &block_linear, &glu,   &head_loss,
+                                                &convert, &sum_squares, &step_scalars, &adamw, NULL};

@@ -144,6 +144,15 @@ const void *host_bytes(struct run *r, const char *name) {
     return operand_find(r, name)->bytes;
 }
 
+/* Lengths of the sums behind an element of the value and of the gradient. The tolerance measures an element's rounding
+ * by its own size and by the rms of its array. An element that is alone, or nearly, has no such company, and if its sum
+ * happens to cancel, only a wider allowance is left: eight times. */
+void set_terms(struct operand *o, int64_t value_terms, int64_t gradient_terms) {
+    double wider = o->count <= 2 ? 64 : 1;
+    o->terms = wider * (double)value_terms;
+    o->gradient_terms = wider * (double)gradient_terms;
+}
+
 void absent(struct run *r, const char *name) {
     ASSERT(r->absents < OP_OPERANDS);
     r->absent[r->absents++] = name;

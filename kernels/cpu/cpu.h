@@ -194,6 +194,18 @@ size_t OP(slstm_forward_scratch)(struct slstm_shape shape);
 size_t OP(slstm_backward_scratch)(struct slstm_shape shape);
 void OP(slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor r, tensor bias, void *scratch);
 
+void OP(head_norm_forward)(struct device *dev, tensor g, tensor mean, tensor rstd, tensor y, tensor weight, tensor x,
+                           tensor skip, tensor z, enum activation act, double eps);
+void OP(head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip, tensor dg,
+                            tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip, tensor z,
+                            enum activation act, void *scratch);
+size_t OP(head_norm_backward_scratch)(int64_t R, int64_t I, int64_t H);
+
+void OP(block_linear_forward)(struct device *dev, tensor y, tensor x, tensor w);
+void OP(block_linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dy, tensor x, tensor w,
+                               void *scratch);
+size_t OP(block_linear_backward_scratch)(int64_t R, int64_t G, int64_t O, int64_t I);
+
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before);
