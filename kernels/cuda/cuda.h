@@ -66,6 +66,12 @@ CUDA_OP(ssd_backward);
 __typeof__(*((struct ops *)0)->ssd_saved) cuda_ssd_saved_f32, cuda_ssd_saved_bf16, cuda_ssd_forward_scratch_f32,
     cuda_ssd_forward_scratch_bf16, cuda_ssd_backward_scratch_f32, cuda_ssd_backward_scratch_bf16;
 CUDA_OP(ssd_step);
+CUDA_OP(mlstm_forward);
+CUDA_OP(mlstm_backward);
+CUDA_OP(mlstm_saved);
+__typeof__(*((struct ops *)0)->mlstm_saved) cuda_mlstm_forward_scratch_f32, cuda_mlstm_forward_scratch_bf16,
+    cuda_mlstm_backward_scratch_f32, cuda_mlstm_backward_scratch_bf16;
+CUDA_OP(mlstm_step);
 CUDA_OP(scan_forward);
 CUDA_OP(scan_backward);
 CUDA_OP(scan_saved);

@@ -101,8 +101,8 @@ void ssd_find_factors(struct device *dev, ssd_factors *factors, tensor dt, tenso
 /* --- the walk ----------------------------------------------------------------------------------------------------- */
 
 struct walk_stage {
-    ssd_tile<SSD_P> rows;
-    ssd_tile<SSD_N> columns;
+    shared_tile<SSD_P> rows;
+    shared_tile<SSD_N> columns;
     ssd_factors factors;
 };
 

@@ -7,8 +7,8 @@
 #ifndef RIVERRUN_CUDA_SSD_CHUNK_CUH
 #define RIVERRUN_CUDA_SSD_CHUNK_CUH
 
-#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ssd.cuh"
+#include "kernels/cuda/tile.cuh"
 
 enum {
     SSD_CHUNK = 64,         /* tokens */
@@ -102,74 +102,16 @@ __typeof__(*((struct ops *)0)->ssd_backward) ssd_chunk_backward;
 
 /* --- tiles -------------------------------------------------------------------------------------------------------- */
 
-/* 64 rows of W columns. Eight columns, 16 bytes, stay together; in row r they are exchanged by r % 8, so that the eight
- * rows of a matrix that ldmatrix takes lie in different banks. */
-template <int W> struct alignas(128) ssd_tile {
-    __nv_bfloat16 v[64 * W];
-
-    __device__ __forceinline__ static int offset(int row, int column) {
-        return row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
-    }
-    __device__ __forceinline__ __nv_bfloat16 *at(int row, int column) {
-        return v + offset(row, column);
-    }
-    /* Columns c and c + 1, c even. */
-    __device__ __forceinline__ uint32_t &pair(int row, int column) {
-        return *reinterpret_cast<uint32_t *>(at(row, column));
-    }
-    /* From an offset on: so many rows, a multiple of 8, and columns, a multiple of 8 whose bits the offset's column
-     * does not have: an addition that folds into the instruction, and one exclusive or for all rows. */
-    __device__ __forceinline__ __nv_bfloat16 *from(int offset, int rows, int columns) {
-        return v + (offset ^ columns) + rows * W;
-    }
-};
-
-/* Offsets of what a lane names to ldmatrix, for the four 8 x 8 matrices of 16 rows and 16 columns from a place on, in
- * the two orders that fragments need (mma.cuh):
- *   down, then right: a of a tile that is m x k (ldmatrix), two b of one that is k x n (transposed)
- *   right, then down: a of a tile that is k x m (transposed), two b of one that is n x k (ldmatrix) */
-template <int W> __device__ __forceinline__ int down_right(int row, int column, int lane) {
-    return ssd_tile<W>::offset(row + lane % 16, column + 8 * (lane / 16));
-}
-
-template <int W> __device__ __forceinline__ int right_down(int row, int column, int lane) {
-    return ssd_tile<W>::offset(row + lane % 8 + 8 * (lane / 16), column + 8 * (lane / 8 % 2));
-}
-
-/* Sixteen columns: d, d_next += a b, with b two fragments next to each other. */
-__device__ __forceinline__ void mma_two(float (&d)[4], float (&d_next)[4], const uint32_t (&a)[4],
-                                        const uint32_t (&b)[4]) {
-    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-    mma_bf16_m16n8k16(d, a, first);
-    mma_bf16_m16n8k16(d_next, a, second);
-}
-
-/* Tokens t0 .. of one part into a tile, zeros beyond the row and the part's width. To be waited for with cp_async_wait,
- * and behind a barrier. */
+/* Tokens t0 .. of one part into a tile, zeros beyond the row and the part's width. */
 template <int THREADS, bool ALIGNED, int W>
-__device__ __forceinline__ void tile_load(ssd_tile<W> &tile, const ssd_rows &view, int64_t row, int64_t part,
+__device__ __forceinline__ void tile_load(shared_tile<W> &tile, const ssd_rows &view, int64_t row, int64_t part,
                                           int64_t t0, int64_t T) {
-    enum { ACROSS = W / 8, DOWN = THREADS / ACROSS };
-    static_assert(DOWN % 8 == 0 && 64 % DOWN == 0, "all of a thread's rows have their columns exchanged alike");
-    int r = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * 8, rows = (int)at_most(T - t0, 64);
-    const __nv_bfloat16 *source = view.data + row * view.row + part * view.width + (t0 + r) * view.step + c;
-    __nv_bfloat16 *place = tile.at(r, c);
-    rows = c < view.width ? rows - r : 0;
-#pragma unroll
-    for (int k = 0; k < 64; k += DOWN, source += DOWN * view.step) {
-        if (ALIGNED) {
-            cp_async_16_or_zeros(place + k * W, source, k < rows);
-        } else {
-            pack<__nv_bfloat16, 8> eight;
-            for (int i = 0; i < 8; i++)
-                eight.v[i] = k < rows && c + i < view.width ? source[i] : __float2bfloat16_rn(0.0f);
-            *reinterpret_cast<pack<__nv_bfloat16, 8> *>(place + k * W) = eight;
-        }
-    }
+    const __nv_bfloat16 *source = view.data + row * view.row + part * view.width + t0 * view.step;
+    tile_fill<THREADS>(tile, source, view.step, (int)at_most(T - t0, 64), view.width, ALIGNED);
 }
 
 /* A chunk's state of a head, likewise. */
-template <int THREADS> __device__ __forceinline__ void state_load(ssd_tile<SSD_N> &tile, const __nv_bfloat16 *from) {
+template <int THREADS> __device__ __forceinline__ void state_load(shared_tile<SSD_N> &tile, const __nv_bfloat16 *from) {
     enum { ACROSS = SSD_N / 8, DOWN = THREADS / ACROSS };
     __nv_bfloat16 *place = tile.at(threadIdx.x / ACROSS, threadIdx.x % ACROSS * 8);
     from += threadIdx.x * 8;
@@ -185,51 +127,11 @@ template <int THREADS> __device__ __forceinline__ void factors_load(ssd_factors 
         cp_async_16((char *)&to + 16 * threadIdx.x, (const char *)from + 16 * threadIdx.x);
 }
 
-/* Two accumulators of a warp, rows g and g + 8, as one row of 16 bf16: lanes in pairs exchange halves, so that each has
- * four neighbours of one row, which start at this column. */
-__device__ __forceinline__ int row_of_16_column(int lane) {
-    return 8 * (lane & 1) + 4 * (lane >> 1 & 1);
-}
-
-__device__ __forceinline__ uint2 row_of_16(uint32_t left, uint32_t right, int lane) {
-    bool odd = lane & 1;
-    uint32_t get = __shfl_xor_sync(FULL, odd ? left : right, 1);
-    return odd ? make_uint2(get, right) : make_uint2(left, get);
-}
-
-/* 16 tokens and 16 columns of a part, from two accumulators. `at` is the lane's place, token lane / 4, column
- * row_of_16_column(lane), and goes on by 16 tokens; `tokens` and `columns` exist from there on. */
-template <bool ALIGNED>
-__device__ __forceinline__ void rows_store(__nv_bfloat16 *&at, int64_t step, int tokens, int columns,
-                                           const float (&left)[4], const float (&right)[4], int lane) {
-#pragma unroll
-    for (int h = 0; h < 2; h++, at += 8 * step) {
-        uint32_t pair = pack_bf16(left[2 * h], left[2 * h + 1]), next = pack_bf16(right[2 * h], right[2 * h + 1]);
-        uint2 four = row_of_16(pair, next, lane);
-        if (8 * h >= tokens || columns <= 0) continue;
-        if (ALIGNED) {
-            *reinterpret_cast<uint2 *>(at) = four;
-        } else {
-            const float v[4] = {low_bf16(four.x), high_bf16(four.x), low_bf16(four.y), high_bf16(four.y)};
-            for (int k = 0; k < 4 && k < columns; k++) at[k] = __float2bfloat16_rn(v[k]);
-        }
-    }
-}
-
-/* The warp of a block, so that the compiler knows all its lanes to agree. */
-__device__ __forceinline__ int warp_of_block() {
-    return __shfl_sync(FULL, (int)threadIdx.x / WARP, 0);
-}
-
 /* --- decays ------------------------------------------------------------------------------------------------------- */
 
 /* exp of the decays after token j up to token i: 0 where the state does not come from j to i. */
 __device__ __forceinline__ float decay_between(int i, float log_i, float run_i, int j, float log_j, float run_j) {
     return i >= j && run_i == run_j ? power_of_two(fminf(log_i - log_j, 0.0f)) : 0.0f;
-}
-
-__device__ __forceinline__ float2 two_at(const float *from, int i) {
-    return *reinterpret_cast<const float2 *>(from + i);
 }
 
 /* --- states ------------------------------------------------------------------------------------------------------- */
@@ -261,7 +163,7 @@ struct ssd_state {
     }
     /* s = pass s + sum_j factor_j rows_j columns_j^T, the factors being one array, or the product of TWO. */
     template <bool TWO>
-    __device__ __forceinline__ void update(ssd_tile<SSD_P> &rows, ssd_tile<SSD_N> &columns, float pass,
+    __device__ __forceinline__ void update(shared_tile<SSD_P> &rows, shared_tile<SSD_N> &columns, float pass,
                                            const float *factor, const float *second) {
         int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
         int of_rows = right_down<SSD_P>(0, row, lane), of_columns = down_right<SSD_N>(0, 0, lane);

@@ -104,17 +104,17 @@ struct head_sums {
 
 /* A head has a place of two, or three, in turn: what is still read when the head after the next is on its way. */
 struct backward_room {
-    ssd_tile<SSD_N> b, c, s[2], g[2];
-    ssd_tile<SSD_P> x[2], dy[3];
-    ssd_tile<SSD_P> weights[2]; /* CB L dt, i x j; in the end the sum over heads of L dt D */
+    shared_tile<SSD_N> b, c, s[2], g[2];
+    shared_tile<SSD_P> x[2], dy[3];
+    shared_tile<SSD_P> weights[2]; /* CB L dt, i x j; in the end the sum over heads of L dt D */
     ssd_factors f[3];
     head_sums sums[2];
 };
 
 /* One head's places. */
 struct head_room {
-    ssd_tile<SSD_N> &s, &g;
-    ssd_tile<SSD_P> &x, &dy, &weights;
+    shared_tile<SSD_N> &s, &g;
+    shared_tile<SSD_P> &x, &dy, &weights;
     ssd_factors &f;
     head_sums &sums;
 
@@ -142,20 +142,8 @@ struct chunk_sums {
     float cb[2][4], dcb[2][4], db[4][4], dc[4][4];
 };
 
-__device__ __forceinline__ float quad_sum(float v) {
-    v += __shfl_xor_sync(FULL, v, 1);
-    return v + __shfl_xor_sync(FULL, v, 2);
-}
-
-/* Over the lanes of the same column of an accumulator. */
-__device__ __forceinline__ float column_sum(float v) {
-    v += __shfl_xor_sync(FULL, v, 4);
-    v += __shfl_xor_sync(FULL, v, 8);
-    return v + __shfl_xor_sync(FULL, v, 16);
-}
-
 /* All columns of the warp's rows. */
-__device__ __forceinline__ void rows_fragment(uint32_t (&a)[4][4], ssd_tile<SSD_P> &tile, const warp_place &at) {
+__device__ __forceinline__ void rows_fragment(uint32_t (&a)[4][4], shared_tile<SSD_P> &tile, const warp_place &at) {
     int of_rows = down_right<SSD_P>(16 * at.r, 0, at.lane);
 #pragma unroll
     for (int k = 0; k < 4; k++) ldmatrix_x4(a[k], tile.from(of_rows, 0, 16 * k));
@@ -208,7 +196,7 @@ __device__ __forceinline__ void inner_part(chunk_sums &sums, head_room &head, co
 }
 
 /* d (16 tokens x 32 states) = rows (16 tokens x P) times a state. */
-__device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (&rows)[4][4], ssd_tile<SSD_N> &state,
+__device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (&rows)[4][4], shared_tile<SSD_N> &state,
                                               const warp_place &at) {
     int of_state = down_right<SSD_N>(0, 32 * at.s, at.lane);
 #pragma unroll
@@ -222,11 +210,11 @@ __device__ __forceinline__ void state_product(float (&d)[4][4], const uint32_t (
 }
 
 /* U, its product with c, and its part of dc. */
-__device__ __forceinline__ void enter_part(chunk_sums &sums, head_room &head, ssd_tile<SSD_N> &c_tile,
+__device__ __forceinline__ void enter_part(chunk_sums &sums, head_room &head, shared_tile<SSD_N> &c_tile,
                                            const uint32_t (&dy)[4][4], const warp_place &at) {
     float u[4][4] = {};
     state_product(u, dy, head.s, at);
-    int of_c = ssd_tile<SSD_N>::offset(16 * at.r + at.g, 32 * at.s + at.q);
+    int of_c = shared_tile<SSD_N>::offset(16 * at.r + at.g, 32 * at.s + at.q);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int i = 16 * at.r + at.g + 8 * h;
@@ -262,10 +250,10 @@ __device__ __forceinline__ void leave_part(chunk_sums &sums, head_room &head, co
 }
 
 /* V and its product with x; then dx without the weights' part, in its place. */
-__device__ __forceinline__ void value_part(float (&v)[2][4], head_room &head, ssd_tile<SSD_N> &b_tile, float skip,
+__device__ __forceinline__ void value_part(float (&v)[2][4], head_room &head, shared_tile<SSD_N> &b_tile, float skip,
                                            const warp_place &at) {
     int of_b = down_right<SSD_N>(16 * at.r, 0, at.lane), of_g = right_down<SSD_N>(16 * at.s, 0, at.lane);
-    int of_pair = ssd_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
+    int of_pair = shared_tile<SSD_P>::offset(16 * at.r + at.g, 16 * at.s + at.q);
     float odd[2][4] = {}; /* products in two chains wait less for each other */
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 32) {
@@ -329,28 +317,6 @@ __device__ __forceinline__ void input_part(float (&v)[2][4], head_room &head, co
     int64_t t = t0 + 16 * at.r + at.g;
     __nv_bfloat16 *to = b.dx.data + row * b.dx.row + t * b.dx.step + of_head * b.dx.width + column;
     rows_store<ALIGNED>(to, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
-}
-
-/* From each lane's two numbers: their sum with all that follow in the same run, from its first on. `on` says whether
- * the first's run goes on behind the lane. */
-__device__ __forceinline__ float sum_behind(float sum, bool on, int lane) {
-#pragma unroll
-    for (int offset = 1; offset < WARP; offset *= 2) {
-        float more = __shfl_down_sync(FULL, sum, offset);
-        bool further = __shfl_down_sync(FULL, (int)on, offset);
-        if (on && lane + offset < WARP) sum += more;
-        on = on && further && lane + offset < WARP;
-    }
-    return sum;
-}
-
-__device__ __forceinline__ float sum_before(float sum, int lane) {
-#pragma unroll
-    for (int offset = 1; offset < WARP; offset *= 2) {
-        float more = __shfl_up_sync(FULL, sum, offset);
-        if (lane >= offset) sum += more;
-    }
-    return sum;
 }
 
 /* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. A pair of
@@ -428,7 +394,7 @@ __device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &roo
 /* After all heads: what L dt D brings to dc and db, and both to memory. */
 __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room, const backward_problem &b, int64_t row,
                                           int64_t t0, int64_t part, const warp_place &at) {
-    ssd_tile<SSD_P> &weights = room.weights[0];
+    shared_tile<SSD_P> &weights = room.weights[0];
     __syncthreads();
     if (at.idle < 0) {
 #pragma unroll

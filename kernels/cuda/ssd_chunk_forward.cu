@@ -29,8 +29,8 @@ enum { THREADS = SSD_WALKERS * WARP };
 enum { PRODUCTS = 4 * 8 * WARP };
 
 struct forward_room {
-    ssd_tile<SSD_P> x, weights;
-    ssd_tile<SSD_N> b, c;
+    shared_tile<SSD_P> x, weights;
+    shared_tile<SSD_N> b, c;
     ssd_factors factors[2];
 };
 
@@ -62,7 +62,7 @@ template <bool ALIGNED>
 __global__ void __launch_bounds__(THREADS)
 ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
     DYNAMIC_SHARED(char, memory);
-    ssd_tile<SSD_N> *tiles = reinterpret_cast<ssd_tile<SSD_N> *>(memory);
+    shared_tile<SSD_N> *tiles = reinterpret_cast<shared_tile<SSD_N> *>(memory);
     int64_t group = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z;
     int lane = threadIdx.x % WARP, warp = warp_of_block();
     tile_load<THREADS, ALIGNED>(tiles[0], c, row, group, chunk * SSD_CHUNK, p.T);
@@ -90,7 +90,7 @@ ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
 }
 
 /* Step 1 for one of the four times 16 tokens. */
-__device__ __forceinline__ void weights_store(ssd_tile<SSD_P> &weights, const ssd_factors &f, const float4 *products,
+__device__ __forceinline__ void weights_store(shared_tile<SSD_P> &weights, const ssd_factors &f, const float4 *products,
                                               int tile, int lane) {
     products += tile * 8 * WARP + lane;
     int i[2] = {16 * tile + lane / 4, 16 * tile + lane / 4 + 8};
@@ -151,7 +151,7 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const float *e
             mma_two(y[i][0], y[i][1], a, b);
         }
     }
-    int column = p0 + row_of_16_column(lane), of_pair = ssd_tile<SSD_P>::offset(lane / 4, p0 + lane % 4 * 2);
+    int column = p0 + row_of_16_column(lane), of_pair = shared_tile<SSD_P>::offset(lane / 4, p0 + lane % 4 * 2);
     tokens -= lane / 4, to += lane / 4 * step + column;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -221,7 +221,7 @@ void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, 
         entering = carries;
     }
     forward_views v = {ssd_rows_of(y), ssd_rows_of(x), ssd_rows_of(b), ssd_rows_of(c), data_of<float>(d)};
-    int size = (int)sizeof(forward_room), two = 2 * (int)sizeof(ssd_tile<SSD_N>);
+    int size = (int)sizeof(forward_room), two = 2 * (int)sizeof(shared_tile<SSD_N>);
     bool aligned = v.y.aligned && v.x.aligned && v.b.aligned && v.c.aligned;
     LAUNCH(dev, (aligned ? ssd_products_kernel<true> : ssd_products_kernel<false>),
            dim3((unsigned)p.G, (unsigned)p.chunks, (unsigned)p.B), THREADS, two, products, v.b, v.c, p);

@@ -14,6 +14,7 @@
         ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward), ENTRY(conv_backward),                      \
         ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward), ENTRY(ssd_dt_backward),                 \
         ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \
+        ENTRY(mlstm_forward), ENTRY(mlstm_backward), ENTRY(mlstm_saved), ENTRY(mlstm_step),                            \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),        \
@@ -29,6 +30,8 @@ const struct ops ops_cuda_f32 = {
     .ssd_saved = cuda_ssd_saved_f32,
     .ssd_forward_scratch = cuda_ssd_forward_scratch_f32,
     .ssd_backward_scratch = cuda_ssd_backward_scratch_f32,
+    .mlstm_forward_scratch = cuda_mlstm_forward_scratch_f32,
+    .mlstm_backward_scratch = cuda_mlstm_backward_scratch_f32,
 };
 
 const struct ops ops_cuda_bf16 = {
@@ -41,4 +44,6 @@ const struct ops ops_cuda_bf16 = {
     .ssd_saved = cuda_ssd_saved_bf16,
     .ssd_forward_scratch = cuda_ssd_forward_scratch_bf16,
     .ssd_backward_scratch = cuda_ssd_backward_scratch_bf16,
+    .mlstm_forward_scratch = cuda_mlstm_forward_scratch_bf16,
+    .mlstm_backward_scratch = cuda_mlstm_backward_scratch_bf16,
 };
