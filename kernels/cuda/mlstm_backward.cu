@@ -267,7 +267,8 @@ void mlstm_backward_pass(struct device *dev, tensor dq, tensor dk, tensor dv, te
     left.states = (T *)m.grads, left.normals = m.slopes;
     left.end = data_of<float>(dinitial.C), left.end_n = data_of<float>(dinitial.n);
     left.met = right.states, left.met_n = right.normals, left.through = m.through;
-    mlstm_walk_chunks(dev, left, data_of<float>(dfinal.C), rule.truncated ? NULL : data_of<float>(dfinal.n), m.carries, p, true);
+    mlstm_walk_chunks(dev, left, data_of<float>(dfinal.C), rule.truncated ? NULL : data_of<float>(dfinal.n), m.carries, p,
+                      true);
     mlstm_output<T> o = {mlstm_rows_of<T>(dv), mlstm_rows_of<T>(q), mlstm_rows_of<T>(k), of_dh, left.states, NULL,
                          (mlstm_factors *)saved, tensor_given(dfinal.C)};
     mlstm_outputs(dev, o, p, true);
