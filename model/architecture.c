@@ -11,7 +11,8 @@
 #define OWN_TYPE "riverrun"
 #define SETTINGS "settings" /* the member of such a config.json that holds [model] and [block.*] as strings */
 
-static const struct architecture *const architectures[] = {&architecture_mamba, &architecture_mamba2};
+static const struct architecture *const architectures[] = {&architecture_mamba, &architecture_mamba2,
+                                                           &architecture_xlstm};
 #define ARCHITECTURES (sizeof architectures / sizeof *architectures)
 
 static const struct architecture *architecture_of(const struct model_config *mc) {
@@ -24,6 +25,36 @@ static const struct architecture *architecture_of(const struct model_config *mc)
 const char *architecture_class(const struct model_config *mc) {
     const struct architecture *a = architecture_of(mc);
     return a ? a->class_name : NULL;
+}
+
+/* What follows the prefix in a name, and the block's number as text; NULL if the name does not start so. */
+static const char *behind_prefix(const char *name, const char *prefix, char number[16]) {
+    for (; *prefix; prefix++) {
+        size_t length = *prefix == '#' ? strspn(name, "0123456789") : *name == *prefix;
+        if (length == 0 || length >= 16) return NULL;
+        if (*prefix == '#') snprintf(number, 16, "%.*s", (int)length, name);
+        name += length;
+    }
+    return name;
+}
+
+static void name_tensor(struct param *t, const struct architecture_name *names) {
+    char number[16] = "", renamed[LIMIT_NAME];
+    const char *rest = NULL;
+    for (; names->ours && !rest; names++) rest = behind_prefix(t->name, names->ours, number);
+    if (!rest) return;
+    const char *theirs = names[-1].theirs, *hash = strchr(theirs, '#');
+    int until = hash ? (int)(hash - theirs) : (int)strlen(theirs);
+    const char *after = hash ? hash + 1 : "";
+    int length = snprintf(renamed, sizeof renamed, "%.*s%s%s%s", until, theirs, hash ? number : "", after, rest);
+    ASSERT(length > 0 && (size_t)length < sizeof renamed);
+    memcpy(t->name, renamed, (size_t)length + 1);
+}
+
+void architecture_name_tensors(struct model_config *mc) {
+    const struct architecture *a = architecture_of(mc);
+    if (!a || !a->names) return;
+    for (int i = 0; i < mc->params.count; i++) name_tensor(&mc->params.list[i], a->names);
 }
 
 int architecture_set_int(config *c, const char *section, const char *key, int64_t value, error *err) {
@@ -63,6 +94,27 @@ const char *architecture_shown(const char *text, char out[65]) {
     for (size_t i = 0; i < length; i++) out[i] = (unsigned char)text[i] < ' ' || text[i] == 127 ? '?' : text[i];
     out[length] = 0;
     return out;
+}
+
+int architecture_read_ints(const json_t *object, const char *name, const struct architecture_int *ints, int count,
+                           int64_t *values, config *c, error *err) {
+    for (int i = 0; i < count; i++) {
+        TRY(json_get_int_or(object, ints[i].key, name, ints[i].fallback, &values[i], err));
+        if (values[i] < ints[i].least || values[i] > ints[i].most)
+            return error_input(err, "%s: '%s' is %" PRId64 "; it must be from %" PRId64 " to %" PRId64, name,
+                               ints[i].key, values[i], ints[i].least, ints[i].most);
+        if (ints[i].section) TRY(architecture_set_int(c, ints[i].section, ints[i].option, values[i], err));
+    }
+    return 0;
+}
+
+int architecture_check_flag(const json_t *object, const char *name, const char *key, bool fallback, bool wanted,
+                            const char *layer, error *err) {
+    bool value;
+    TRY(json_get_bool_or(object, key, name, fallback, &value, err));
+    if (value == wanted) return 0;
+    return error_input(err, "%s: '%s' is %s; riverrun's %s needs %s", name, key, value ? "true" : "false", layer,
+                       wanted ? "true" : "false");
 }
 
 /* ---- models that transformers does not have ---------------------------------------------------------------------- */

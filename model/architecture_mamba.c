@@ -36,7 +36,7 @@ static json_t *write_config(const struct model_config *mc, int64_t eod) {
 }
 
 enum { HIDDEN, LAYERS, VOCAB, STATE, EXPAND, CONV, INTS };
-static const struct ssm_int ints[INTS] = {
+static const struct architecture_int ints[INTS] = {
     [HIDDEN] = {"hidden_size", 768, 1, 65536, "model", "d_model"},
     [LAYERS] = {"num_hidden_layers", 32, 1, LIMIT_LAYERS, NULL, NULL},
     [VOCAB] = {"vocab_size", 50280, 1, LIMIT_VOCAB, "model", "vocab_size"},
@@ -50,13 +50,13 @@ static int read_rank(const json_t *object, const char *name, int64_t hidden, con
     const json_t *value = json_object_get(object, "time_step_rank");
     if (json_is_string(value) && strcmp(json_string_value(value), "auto") == 0) value = NULL;
     if (!value) return architecture_set_int(c, SSM_BLOCK, "dt_rank", mamba_dt_rank(hidden), err);
-    const struct ssm_int rank = {"time_step_rank", 0, 1, 65536, SSM_BLOCK, "dt_rank"};
-    return ssm_read_ints(object, name, &rank, 1, &hidden, c, err);
+    const struct architecture_int rank = {"time_step_rank", 0, 1, 65536, SSM_BLOCK, "dt_rank"};
+    return architecture_read_ints(object, name, &rank, 1, &hidden, c, err);
 }
 
 static int read_config(const json_t *object, const char *name, config *c, error *err) {
     int64_t v[INTS], inner;
-    TRY(ssm_read_ints(object, name, ints, INTS, v, c, err));
+    TRY(architecture_read_ints(object, name, ints, INTS, v, c, err));
     TRY(json_get_int_or(object, "intermediate_size", name, v[EXPAND] * v[HIDDEN], &inner, err));
     if (inner != v[EXPAND] * v[HIDDEN])
         return error_input(err,

@@ -83,7 +83,7 @@ static int read_limits(const json_t *object, const char *name, config *c, error 
 }
 
 enum { HIDDEN, LAYERS, VOCAB, HEADS, HEAD_DIM, STATE, GROUPS, EXPAND, CONV, INTS };
-static const struct ssm_int ints[INTS] = {
+static const struct architecture_int ints[INTS] = {
     [HIDDEN] = {"hidden_size", 4096, 1, 65536, "model", "d_model"},
     [LAYERS] = {"num_hidden_layers", 64, 1, LIMIT_LAYERS, NULL, NULL},
     [VOCAB] = {"vocab_size", 32768, 1, LIMIT_VOCAB, "model", "vocab_size"},
@@ -97,7 +97,7 @@ static const struct ssm_int ints[INTS] = {
 
 static int read_config(const json_t *object, const char *name, config *c, error *err) {
     int64_t v[INTS];
-    TRY(ssm_read_ints(object, name, ints, INTS, v, c, err));
+    TRY(architecture_read_ints(object, name, ints, INTS, v, c, err));
     if (v[GROUPS] != 1)
         return error_input(err,
                            "%s: 'n_groups' is %" PRId64
@@ -108,7 +108,7 @@ static int read_config(const json_t *object, const char *name, config *c, error 
         return error_input(
             err, "%s: 'num_heads' * 'head_dim' is %" PRId64 "; it must equal 'expand' * 'hidden_size', %" PRId64, name,
             v[HEADS] * v[HEAD_DIM], v[EXPAND] * v[HIDDEN]);
-    TRY(ssm_check_flag(object, name, "rms_norm", true, true, "Mamba-2", err));
+    TRY(architecture_check_flag(object, name, "rms_norm", true, true, "Mamba-2", err));
     TRY(ssm_read(object, name, &mixer_mamba2, "Mamba-2", v[LAYERS], false, c, err));
     return read_limits(object, name, c, err);
 }

@@ -45,32 +45,11 @@ json_t *ssm_write(const struct architecture *a, const struct model_config *mc, i
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
-int ssm_read_ints(const json_t *object, const char *name, const struct ssm_int *ints, int count, int64_t *values,
-                  config *c, error *err) {
-    for (int i = 0; i < count; i++) {
-        TRY(json_get_int_or(object, ints[i].key, name, ints[i].fallback, &values[i], err));
-        if (values[i] < ints[i].least || values[i] > ints[i].most)
-            return error_input(err, "%s: '%s' is %" PRId64 "; it must be from %" PRId64 " to %" PRId64, name,
-                               ints[i].key, values[i], ints[i].least, ints[i].most);
-        if (ints[i].section) TRY(architecture_set_int(c, ints[i].section, ints[i].option, values[i], err));
-    }
-    return 0;
-}
-
 int ssm_read_real(const json_t *object, const char *name, const char *key, const char *option, config *c, error *err) {
     double value;
     if (!json_object_get(object, key)) return 0;
     TRY(json_get_real(object, key, name, &value, err));
     return architecture_set_real(c, SSM_BLOCK, option, value, err);
-}
-
-int ssm_check_flag(const json_t *object, const char *name, const char *key, bool fallback, bool wanted,
-                   const char *layer, error *err) {
-    bool value;
-    TRY(json_get_bool_or(object, key, name, fallback, &value, err));
-    if (value == wanted) return 0;
-    return error_input(err, "%s: '%s' is %s; riverrun's %s needs %s", name, key, value ? "true" : "false", layer,
-                       wanted ? "true" : "false");
 }
 
 static int check_activation(const json_t *object, const char *name, const char *layer, error *err) {
@@ -86,8 +65,8 @@ int ssm_read(const json_t *object, const char *name, const struct mixer *mixer, 
              bool tied, config *c, error *err) {
     double eps;
     char pattern[32];
-    TRY(ssm_check_flag(object, name, "use_bias", false, false, layer, err));
-    TRY(ssm_check_flag(object, name, "use_conv_bias", true, true, layer, err));
+    TRY(architecture_check_flag(object, name, "use_bias", false, false, layer, err));
+    TRY(architecture_check_flag(object, name, "use_conv_bias", true, true, layer, err));
     TRY(check_activation(object, name, layer, err));
     TRY(json_get_real_or(object, "layer_norm_epsilon", name, 1e-5, &eps, err));
     TRY(json_get_bool_or(object, "tie_word_embeddings", name, tied, &tied, err));

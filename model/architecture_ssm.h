@@ -26,23 +26,11 @@ struct ssm_options {
 json_t *ssm_write(const struct architecture *a, const struct model_config *mc, int64_t eod,
                   const struct ssm_options *o);
 
-/* An integer of config.json, and the option it is set to (section NULL: none). */
-struct ssm_int {
-    const char *key;
-    int64_t fallback;    /* what transformers takes where the key is missing */
-    int64_t least, most; /* what riverrun can have */
-    const char *section, *option;
-};
-int ssm_read_ints(const json_t *object, const char *name, const struct ssm_int *ints, int count, int64_t *values,
-                  config *c, error *err);
 /* A real that is set to an option of the block if it is there. */
 int ssm_read_real(const json_t *object, const char *name, const char *key, const char *option, config *c, error *err);
 
 /* The rest of what both have: `layer` is what messages call it, `tied` what a missing tie_word_embeddings means. */
 int ssm_read(const json_t *object, const char *name, const struct mixer *mixer, const char *layer, int64_t blocks,
              bool tied, config *c, error *err);
-/* A flag that changes what is computed and that the layer has in one way only. */
-int ssm_check_flag(const json_t *object, const char *name, const char *key, bool fallback, bool wanted,
-                   const char *layer, error *err);
 
 #endif

@@ -2,7 +2,7 @@
  *
  * A mixer mixes along time (mamba, mamba2, ...); the MLP is one that does not. Each is a struct of functions in one
  * file of model/, and one line in the table of mixer.c; the rest of riverrun knows mixers by this interface only. The
- * model does r += previous output, a = RMSNorm(r), and calls the mixer with x = a; see model.h.
+ * model does r += previous output, a = norm(r), and calls the mixer with x = a; see model.h.
  *
  * Memory: forward and backward are given two arenas. `saved` is positioned at the start of this layer's own region;
  * the mixer carves from it what forward leaves for backward, always by the same function, so that backward finds the
@@ -23,6 +23,7 @@ struct layer_context {
     int64_t d_model;
     int64_t blocks; /* number of blocks: scales the initialisation of output projections */
     double norm_eps;
+    bool small_init; /* model.init = small, for layers that leave their initialisation to the model */
 };
 
 struct mixer;
@@ -111,6 +112,7 @@ void mixer_state_view(tensor *views, int index, void *memory, enum dtype dtype, 
 
 extern const struct mixer mixer_mamba;
 extern const struct mixer mixer_mamba2;
-extern const struct mixer mixer_mlp; /* SwiGLU */
+extern const struct mixer mixer_mlstm;
+extern const struct mixer mixer_mlp; /* every `mlp =` but none */
 
 #endif

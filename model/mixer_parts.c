@@ -43,6 +43,49 @@ tensor mixer_conv_weight(tensor w) {
     return tensor_reshape(w, 2, (int64_t[]){w.dim[0], w.dim[2]});
 }
 
+/* --- several projections of one input ------------------------------------------------------------- */
+
+static bool follows(tensor before, tensor w) {
+    return (char *)before.data + (size_t)tensor_count(before) * dtype_size(before.dtype) == (char *)w.data &&
+           before.dtype == w.dtype && before.dim[1] == w.dim[1];
+}
+
+/* How many of the first weights are one matrix in memory, and their gradients, too. */
+static int together(const tensor *w, const tensor *dw, int count) {
+    int n = 1;
+    while (n < count && follows(w[n - 1], w[n]) && (!dw || follows(dw[n - 1], dw[n]))) n++;
+    return n;
+}
+
+static tensor joined(const tensor *w, int count) {
+    int64_t outputs = 0;
+    for (int i = 0; i < count; i++) outputs += w[i].dim[0];
+    return tensor_2d(w[0].data, w[0].dtype, outputs, w[0].dim[1]);
+}
+
+void mixer_linears_forward(const struct mixer_call *call, tensor y, const tensor *w, int count) {
+    int64_t column = 0;
+    for (int i = 0, n; i < count; i += n) {
+        n = together(&w[i], NULL, count - i);
+        tensor all = joined(&w[i], n);
+        call->dev->ops->linear_forward(call->dev, tensor_columns(y, column, all.dim[0]), call->x, all, tensor_none());
+        column += all.dim[0];
+    }
+    ASSERT(column == y.dim[1]);
+}
+
+void mixer_linears_backward(const struct mixer_call *call, tensor dy, const tensor *w, const tensor *dw, int count) {
+    int64_t column = 0;
+    for (int i = 0, n; i < count; i += n) {
+        n = together(&w[i], &dw[i], count - i);
+        tensor all = joined(&w[i], n);
+        call->dev->ops->linear_backward(call->dev, call->dx, i > 0, joined(&dw[i], n), tensor_none(),
+                                        tensor_columns(dy, column, all.dim[0]), call->x, all);
+        column += all.dim[0];
+    }
+    ASSERT(column == dy.dim[1]);
+}
+
 int mixer_check_dt(double dt_min, double dt_max, const char *section, error *err) {
     if (dt_min <= dt_max) return 0;
     return error_input(err, "%s.dt_min = %g must not be above dt_max = %g; it may be at most that", section, dt_min,

@@ -1,5 +1,5 @@
 /* mixer_parts.h: what mixers are put together from: memory in rows, projections, the short convolution and the initial
- * step sizes of Mamba and Mamba-2. Included by the mixers of model/ only. */
+ * step sizes of Mamba and Mamba-2. Included by the mixers of model/, and by model_config.c for the initial values. */
 #ifndef RIVERRUN_MIXER_PARTS_H
 #define RIVERRUN_MIXER_PARTS_H
 
@@ -31,6 +31,13 @@ struct init mixer_wang_init(const struct layer *layer);
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps);
 /* Such a weight, or its gradient, as the operation wants it: (channels, taps). */
 tensor mixer_conv_weight(tensor w);
+
+/* Several projections (outputs, I) of call->x, whose results are columns of y side by side. Neighbours in the tensor
+ * table lie one behind the other in memory where their sizes are multiples of PARAM_ALIGN; then they make one product.
+ */
+void mixer_linears_forward(const struct mixer_call *call, tensor y, const tensor *w, int count);
+/* call->dx =; dw +=; dy has the columns of y. */
+void mixer_linears_backward(const struct mixer_call *call, tensor dy, const tensor *w, const tensor *dw, int count);
 
 /* The options of Mamba's frame; `type` has them as fields of the same names. */
 #define MIXER_EXPAND_OPTION(type)                                                                                      \

@@ -1,20 +1,39 @@
-/* mlp.c: the SwiGLU MLP (arXiv 2002.05202) as a layer: h = silu(gate) * up, [gate | up] = fc1(input); output = fc2(h).
- * The second layer of a block whose config says mlp = swiglu. It mixes nothing along time, so it has no state, and a
- * step is a forward over one token. Called through struct mixer by model.c; owns no memory. */
+/* mlp.c: the MLP as a layer, the second one of a block whose config says mlp = ...:
+ *
+ *   gated (swiglu, geglu: arXiv 2002.05202)    output = down(act(gate(input)) * up(input)),  act silu or gelu
+ *   plain (gelu, relu2)                        output = down(act(up(input))),                act gelu or max(., 0)^2
+ *
+ * It mixes nothing along time, so it has no state, and a step is a forward over one token. Called through struct mixer
+ * by model.c; owns no memory. */
 #include "model/mlp.h"
 #include "model/mixer_parts.h"
 
 #include <stddef.h>
 
+const char *const mlp_names[] = {"none", "swiglu", "geglu", "gelu", "relu2", NULL};
+
 static const struct option mlp_options_table[] = {
     {"mlp_width", OPTION_INT, offsetof(struct mlp_options, width), "0", 0, 1 << 20, "",
-     "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128.", NULL},
+     "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128, or 4 d_model where it has no gate.",
+     NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 _Static_assert(MLP_WIDTH_UNIT == 128, "the help above says what the unit is");
 
-static int64_t width_of(const struct layer *layer) {
-    return ((const struct mlp_options *)layer->options)->width;
+static const struct mlp_options *options_of(const struct layer *layer) {
+    return layer->options;
+}
+
+static enum activation activation_of(const struct layer *layer) {
+    switch (options_of(layer)->kind) {
+    case MLP_SWIGLU: return ACTIVATION_SILU;
+    case MLP_GEGLU:
+    case MLP_GELU: return ACTIVATION_GELU;
+    case MLP_RELU2: return ACTIVATION_RELU2;
+    case MLP_NONE: break;
+    }
+    ASSERT(!"a kind of MLP");
+    return ACTIVATION_SILU;
 }
 
 static int mlp_check(void *options, const struct layer_context *context, const char *section, error *err) {
@@ -23,30 +42,43 @@ static int mlp_check(void *options, const struct layer_context *context, const c
     struct mlp_options *o = options;
     if (o->width == 0) {
         int64_t units = (8 * context->d_model + 3 * MLP_WIDTH_UNIT - 1) / (3 * MLP_WIDTH_UNIT);
-        o->width = units * MLP_WIDTH_UNIT;
+        o->width = mlp_gated(o) ? units * MLP_WIDTH_UNIT : 4 * context->d_model;
     }
     return 0;
 }
 
-enum { FC1, FC2 };
-
+/* Gate and up are neighbours, so that they can be one product. */
 static void mlp_declare(const struct layer *layer, struct params *p, const char *prefix) {
-    int64_t D = layer->context.d_model, F = width_of(layer);
-    mixer_declare_linear(p, prefix, "fc1.weight", 2 * F, D, 1);
-    mixer_declare_linear(p, prefix, "fc2.weight", D, F, mixer_residual_scale(layer));
+    const struct mlp_options *o = options_of(layer);
+    int64_t D = layer->context.d_model, F = o->width;
+    if (!layer->context.small_init) {
+        if (mlp_gated(o)) mixer_declare_linear(p, prefix, "gate.weight", F, D, 1);
+        mixer_declare_linear(p, prefix, "up.weight", F, D, 1);
+        mixer_declare_linear(p, prefix, "down.weight", D, F, mixer_residual_scale(layer));
+        return;
+    }
+    struct init small = mixer_small_init(D);
+    if (mlp_gated(o)) params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sgate.weight", prefix);
+    params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sup.weight", prefix);
+    params_add(p, 2, (int64_t[]){D, F}, mixer_wang_init(layer), true, false, "%sdown.weight", prefix);
+}
+
+/* How many projections read the input. They come first in declare order, and `down` behind them. */
+static int inputs_of(const struct layer *layer) {
+    return mlp_gated(options_of(layer)) ? 2 : 1;
 }
 
 struct views {
-    tensor gate_up; /* (R, 2F) act */
-    tensor h;       /* (R, F) act */
+    tensor u; /* (R, 2F) act: [gate | up]; (R, F) without a gate */
+    tensor h; /* (R, F) act */
 };
 
 /* The product lies in `products`: the same arena, or scratch where it is computed again. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t R, arena *a,
                                 arena *products) {
-    int64_t F = width_of(layer);
+    int64_t F = options_of(layer)->width;
     struct views v;
-    v.gate_up = mixer_take(a, ops->act, R, 2 * F);
+    v.u = mixer_take(a, ops->act, R, inputs_of(layer) * F);
     v.h = mixer_take(products, ops->act, R, F);
     return v;
 }
@@ -66,23 +98,26 @@ static void mlp_carve(const struct layer *layer, const struct ops *ops, int64_t 
 
 static void mlp_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
+    int inputs = inputs_of(call->layer);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
-    ops->linear_forward(call->dev, v.gate_up, call->x, call->w[FC1], tensor_none());
-    ops->glu_forward(call->dev, v.h, v.gate_up, ACTIVATION_SILU);
-    ops->linear_forward(call->dev, call->y, v.h, call->w[FC2], tensor_none());
+    mixer_linears_forward(call, v.u, call->w, inputs);
+    ops->glu_forward(call->dev, v.h, v.u, activation_of(call->layer));
+    ops->linear_forward(call->dev, call->y, v.h, call->w[inputs], tensor_none());
     arena_rewind(call->scratch, mark);
 }
 
 static void mlp_backward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
+    enum activation act = activation_of(call->layer);
+    int down = inputs_of(call->layer);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch, call->scratch);
-    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->glu_forward(call->dev, v.h, v.gate_up, ACTIVATION_SILU);
-    ops->linear_backward(call->dev, d.h, false, call->dw[FC2], tensor_none(), call->dy, v.h, call->w[FC2]);
-    ops->glu_backward(call->dev, d.gate_up, d.h, v.gate_up, ACTIVATION_SILU);
-    ops->linear_backward(call->dev, call->dx, false, call->dw[FC1], tensor_none(), d.gate_up, call->x, call->w[FC1]);
+    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->glu_forward(call->dev, v.h, v.u, act);
+    ops->linear_backward(call->dev, d.h, false, call->dw[down], tensor_none(), call->dy, v.h, call->w[down]);
+    ops->glu_backward(call->dev, d.u, d.h, v.u, act);
+    mixer_linears_backward(call, d.u, call->w, call->dw, down);
     arena_rewind(call->scratch, mark);
 }
 
@@ -98,12 +133,12 @@ static int mlp_state(const struct layer *layer, const struct ops *ops, int64_t B
 
 static double mlp_flops(const struct layer *layer, int64_t T) {
     (void)T;
-    return 6 * (double)layer->context.d_model * (double)width_of(layer);
+    return 2 * (inputs_of(layer) + 1) * (double)layer->context.d_model * (double)options_of(layer)->width;
 }
 
 const struct mixer mixer_mlp = {
-    .name = "swiglu",
-    .help = "SwiGLU MLP (arXiv 2002.05202).",
+    .name = "mlp",
+    .help = "An MLP, with a gate (SwiGLU, GEGLU: arXiv 2002.05202) or without.",
     .options = mlp_options_table,
     .options_size = sizeof(struct mlp_options),
     .check = mlp_check,

@@ -386,6 +386,11 @@ static void need(struct model *m, int index) {
     if (m->needed) m->needed(m->needed_self, m->params.list[index].bucket);
 }
 
+/* Of the rows of a norm's input; none where the norm has none. */
+static tensor statistic(const struct model *m, void *place, int64_t R) {
+    return tensor_1d(place, m->ops->real, R);
+}
+
 /* The norm before layer i: adds what the layer before put out, and leaves the stream and its norm in layer i's places.
  */
 static void enter_layer(struct model *m, int i, int64_t R) {
@@ -395,7 +400,7 @@ static void enter_layer(struct model *m, int i, int64_t R) {
     tensor residual = matrix(before->residual, m->ops->real, R, m);
     tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
     m->ops->add_norm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
-                             tensor_none(), tensor_1d(l->rstd, m->ops->real, R), residual, branch, m->w[norm],
+                             statistic(m, l->mean, R), statistic(m, l->rstd, R), residual, branch, m->w[norm],
                              m->mc->options.norm_eps);
 }
 
@@ -441,9 +446,9 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
 static void enter_again(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
     tensor residual = matrix(l->residual, m->ops->real, R, m);
-    m->ops->add_norm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m), tensor_none(),
-                             tensor_1d(l->rstd, m->ops->real, R), residual, tensor_none(),
-                             m->w[m->mc->layers[i].norm], m->mc->options.norm_eps);
+    m->ops->add_norm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m), statistic(m, l->mean, R),
+                             statistic(m, l->rstd, R), residual, tensor_none(), m->w[m->mc->layers[i].norm],
+                             m->mc->options.norm_eps);
 }
 
 /* Layer i once more, from its normed input. */
@@ -498,7 +503,8 @@ void model_loss(struct model *m, void *losses, bool backward, double scale, doub
     need(m, m->mc->head);
     device_range_push(m->dev, "head");
     m->ops->head_loss(m->dev, m->at.sums, each, dx, dw, final_normed(m, 0, R), m->w[m->mc->head],
-                      tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, 0, work);
+                      tensor_1d(m->at.targets, DTYPE_I32, R), scale, z_loss, m->mc->options.logit_cap,
+                      work);
     device_range_pop(m->dev);
     if (losses) device_read(m->dev, losses, each.data, (size_t)R * dtype_size(m->ops->real));
     arena_rewind(scratch, mark);
@@ -534,8 +540,8 @@ static void leave_layer(struct model *m, int i, int64_t R) {
     tensor dbranch = m->at.dbranch && i > 0 ? matrix(m->at.dbranch, m->ops->act, R, m) : tensor_none();
     void *work = arena_take(scratch, m->ops->add_norm_backward_scratch(R, m->mc->options.d_model));
     m->ops->add_norm_backward(m->dev, dresidual, dbranch, m->dw[norm], matrix(m->at.dnormed, m->ops->act, R, m),
-                              top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m), tensor_none(),
-                              tensor_1d(l->rstd, m->ops->real, R), m->w[norm], work);
+                              top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m),
+                              statistic(m, l->mean, R), statistic(m, l->rstd, R), m->w[norm], work);
     arena_rewind(scratch, mark);
 }
 
@@ -583,8 +589,10 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
 
 /* Logits of rows [from, from+count) of the final norm's output into `piece`, in device memory. */
 static void compute_logits(struct model *m, int64_t from, int64_t count, void *piece) {
-    m->ops->linear_forward(m->dev, tensor_2d(piece, m->ops->real, count, m->mc->rows), final_normed(m, from, count),
-                           m->w[m->mc->head], tensor_none());
+    tensor logits = tensor_2d(piece, m->ops->real, count, m->mc->rows);
+    m->ops->linear_forward(m->dev, logits, final_normed(m, from, count), m->w[m->mc->head], tensor_none());
+    double cap = m->mc->options.logit_cap;
+    if (cap > 0) m->ops->softcap_forward(m->dev, logits, logits, tensor_none(), cap);
 }
 
 static void read_logits(struct model *m, int64_t from, int64_t count, void *logits) {

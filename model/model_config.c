@@ -1,6 +1,9 @@
 /* model_config.c: from a config to the list of layers and the tensor table. Owns the option tables of [model] and of
  * what all [block.NAME] share, the structs they fill, and the order of tensors and buckets. Called wherever a model is
  * opened or planned; allocates a few kilobytes. */
+#include "model/architecture.h"
+#include "model/mixer_parts.h"
+#include "model/mlp.h"
 #include "model/model.h"
 #include "model/pattern.h"
 
@@ -16,6 +19,9 @@ _Static_assert(sizeof(((struct block_kind *)0)->name) == PATTERN_NAME, "a block'
 
 #define FIELD(type, name) offsetof(struct type, name)
 
+static const char *const norm_names[] = {"rms", "layer", NULL};
+static const char *const init_names[] = {"default", "small", NULL};
+
 const struct option model_options_table[] = {
     {"d_model", OPTION_INT, FIELD(model_options, d_model), NULL, 1, 65536, "", "Width D of the residual stream.", NULL},
     {"vocab_size", OPTION_INT, FIELD(model_options, vocab_size), "0", 0, LIMIT_VOCAB, "tokens",
@@ -24,8 +30,17 @@ const struct option model_options_table[] = {
      "The embedding's rows are rounded up to a multiple of it; the rows added are trained like all others.", NULL},
     {"tie_embeddings", OPTION_BOOL, FIELD(model_options, tie_embeddings), "true", 0, 0, "",
      "Whether the head uses the embedding's weights.", NULL},
+    {"norm", OPTION_CHOICE, FIELD(model_options, norm), "rms", 0, 0, "",
+     "The norm before every layer and before the head. rms: divided by the root of the mean square; layer: by the "
+     "standard deviation, with the mean taken off first. Both have a gain and no bias.", norm_names},
     {"norm_eps", OPTION_FLOAT, FIELD(model_options, norm_eps), "1e-5", 1e-12, 1, "",
-     "Added to the mean square in every norm.", NULL},
+     "Added to the mean square, or the variance, in every norm.", NULL},
+    {"logit_cap", OPTION_FLOAT, FIELD(model_options, logit_cap), "0", 0, 1e6, "",
+     "Logits u become cap tanh(u / cap), in training and everywhere else; 0 = they stay as they are.", NULL},
+    {"init", OPTION_CHOICE, FIELD(model_options, init), "default", 0, 0, "",
+     "Initial values of embedding, head and MLPs. default: as Mamba's code draws them; small: as xLSTM's, normal with "
+     "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections. Mixers "
+     "have rules of their own.", init_names},
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
@@ -34,7 +49,6 @@ const struct option model_options_table[] = {
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
-static const char *const mlp_names[] = {"none", "swiglu", NULL};
 static const char *const recompute_names[] = {"none", "light", "scan", "layer", NULL};
 
 const struct option block_options_table[] = {
@@ -68,7 +82,7 @@ static int bind_kind(struct block_kind *kind, config *c, const char *name, const
     if (!kind->mixer_options) return -1;
     TRY(config_bind(c, section, kind->mixer->options, kind->mixer_options, err));
     TRY(kind->mixer->check(kind->mixer_options, context, section, err));
-    if (kind->options.mlp == BLOCK_MLP_NONE) {
+    if (kind->options.mlp == MLP_NONE) {
         /* Without the MLP its keys would be called unknown, which is true but no help. */
         for (const struct option *o = mixer_mlp.options; o->key; o++)
             if (config_has(c, section, o->key))
@@ -79,6 +93,7 @@ static int bind_kind(struct block_kind *kind, config *c, const char *name, const
     kind->mlp_options = allocate(1, mixer_mlp.options_size, err);
     if (!kind->mlp_options) return -1;
     TRY(config_bind(c, section, mixer_mlp.options, kind->mlp_options, err));
+    ((struct mlp_options *)kind->mlp_options)->kind = (enum mlp_kind)kind->options.mlp;
     return mixer_mlp.check(kind->mlp_options, context, section, err);
 }
 
@@ -163,8 +178,10 @@ static void mark_spans(struct model_config *mc) {
 static void declare_model(struct model_config *mc) {
     struct params *p = &mc->params;
     int64_t shape[2] = {mc->rows, mc->options.d_model};
-    mc->embedding =
-        params_add(p, 2, shape, (struct init){INIT_NORMAL, 0.02, 0, 0}, false, false, "backbone.embeddings.weight");
+    double bound = 1 / sqrt((double)shape[1]);
+    struct init embedding = {INIT_NORMAL, 0.02, 0, 0}, head = {INIT_UNIFORM, -bound, bound, 0};
+    if (mc->options.init == MODEL_INIT_SMALL) embedding = head = mixer_small_init(shape[1]);
+    mc->embedding = params_add(p, 2, shape, embedding, false, false, "backbone.embeddings.weight");
     for (int i = 0; i < mc->layer_count; i++) {
         if (!mc->layers[i].is_mlp) params_next_bucket(p);
         declare_layer(mc, &mc->layers[i]);
@@ -174,9 +191,9 @@ static void declare_model(struct model_config *mc) {
         params_add(p, 1, &shape[1], (struct init){INIT_CONSTANT, 1, 0, 0}, false, true, "backbone.norm_f.weight");
     mc->head = mc->embedding;
     if (mc->options.tie_embeddings) return;
-    double bound = 1 / sqrt((double)shape[1]);
     params_next_bucket(p);
-    mc->head = params_add(p, 2, shape, (struct init){INIT_UNIFORM, -bound, bound, 0}, false, false, "lm_head.weight");
+    mc->head = params_add(p, 2, shape, head, false, false, "lm_head.weight");
+    if (mc->head < p->count) p->list[mc->head].head = true;
 }
 
 static int list_layers(struct model_config *mc, const struct pattern *p, const struct layer_context *context,
@@ -215,7 +232,8 @@ static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab,
     mc->blocks = p.block_count;
     struct layer_context context = {.d_model = mc->options.d_model,
                                     .blocks = mc->blocks,
-                                    .norm_eps = mc->options.norm_eps};
+                                    .norm_eps = mc->options.norm_eps,
+                                    .small_init = mc->options.init == MODEL_INIT_SMALL};
     mc->kinds = allocate((size_t)p.name_count, sizeof *mc->kinds, err);
     if (!mc->kinds) return -1;
     for (int k = 0; k < p.name_count; k++) {
@@ -225,7 +243,9 @@ static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab,
     TRY(list_layers(mc, &p, &context, err));
     mark_spans(mc);
     declare_model(mc);
-    return params_check(&mc->params, err);
+    TRY(params_check(&mc->params, err));
+    architecture_name_tensors(mc);
+    return 0;
 }
 
 int model_config_bind(struct model_config **out, config *c, int64_t tokenizer_vocab, error *err) {

@@ -48,6 +48,12 @@ static struct shared_need measure_shared(struct places *places, const struct mod
     return need;
 }
 
+static void carve_statistics(struct layer_places *l, const struct model_config *mc, const struct ops *ops, int64_t R,
+                             arena *a) {
+    if (mc->options.norm == MODEL_NORM_LAYER) l->mean = arena_take(a, elements(R, 1, ops->real));
+    l->rstd = arena_take(a, elements(R, 1, ops->real));
+}
+
 static void carve_activations(struct places *places, const struct model_config *mc, const struct ops *ops,
                               enum model_mode mode, int64_t B, int64_t T, arena areas[AREAS]) {
     arena *a = &areas[AREA_ACTIVATIONS];
@@ -62,7 +68,7 @@ static void carve_activations(struct places *places, const struct model_config *
     if (need.normed) shared.normed = arena_take(a, act);
     if (need.saved) shared.saved = arena_take(a, need.saved);
     if (!train) shared.residual = arena_take(a, stream);
-    if (!train) shared.rstd = arena_take(a, elements(B * T, 1, ops->real));
+    if (!train) carve_statistics(&shared, mc, ops, B * T, a);
     /* The first stream is the embedding's rows: backward looks them up again, where the last stream has served. */
     void *ends = train ? arena_take(a, stream) : NULL;
     char *span = need.span ? arena_take(a, stream * (size_t)need.span) : NULL;
@@ -74,7 +80,7 @@ static void carve_activations(struct places *places, const struct model_config *
         shared.saved_size = l->saved_size;
         *l = shared;
         if (!train) continue;
-        l->rstd = arena_take(a, elements(B * T, 1, ops->real));
+        carve_statistics(l, mc, ops, B * T, a);
         if (i == 0 || top) l->residual = ends;
         else l->residual = behind ? (span ? span + stream * (size_t)(behind - 1) : NULL) : arena_take(a, stream);
         if (level == RECOMPUTE_NONE) l->normed = arena_take(a, act);

@@ -14,6 +14,7 @@ extern const char *const area_names[AREAS];
 struct layer_places {
     void *residual; /* (R,D) real: the stream after the layer's input was added */
     void *normed;   /* (R,D) act: the norm's output, what the mixer reads */
+    void *mean;     /* (R) real: of the norm's input; NULL where it takes none off */
     void *rstd;     /* (R) real */
     void *saved;    /* the mixer's own region ... */
     size_t saved_size;

@@ -47,6 +47,7 @@ struct param {
     int64_t dim[PARAM_DIMS];
     struct init init;
     bool decay;     /* weight decay applies under the table's policy: 2-D projections and conv weights only */
+    bool head;      /* the head's matrix, where it is not the embedding's; `decay` is false for it */
     bool keep_real; /* stays f32 where compute weights are bf16: A_log, D, dt_bias, norms, conv */
     int bucket;
     int64_t count;  /* elements */

@@ -206,7 +206,7 @@ static void what_the_layer_can_not_be_is_refused(void **state) {
     static const struct refusal cases[] = {
         {"model_type", NULL, "c.json: 'model_type' is missing, it must be a string"},
         {"model_type", "\"llama\"",
-         "c.json: model_type is 'llama'; riverrun reads mamba, mamba2, and its own, riverrun"},
+         "c.json: model_type is 'llama'; riverrun reads mamba, mamba2, xlstm, and its own, riverrun"},
         {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's Mamba-2 needs false"},
         {"use_conv_bias", "false", "c.json: 'use_conv_bias' is false; riverrun's Mamba-2 needs true"},
         {"rms_norm", "false", "c.json: 'rms_norm' is false; riverrun's Mamba-2 needs true"},

@@ -40,11 +40,12 @@ static void test_published(void **state) {
         struct model_config *mc = load(&c, models[i].path);
         assert_int_equal(mc->params.total, models[i].params);
         assert_int_equal(mc->blocks, models[i].blocks);
-        assert_int_equal(mc->layer_count, models[i].blocks);
+        bool mlp = mc->kinds[0].mlp_options != NULL, untied = mc->head != mc->embedding;
+        assert_int_equal(mc->layer_count, (mlp ? 2 : 1) * models[i].blocks);
         assert_int_equal(mc->options.d_model, models[i].d_model);
-        assert_int_equal(mc->vocab, 50277);
+        assert_true(mc->vocab == 50277 || mc->vocab == 50257 || mc->vocab == 50304);
         assert_int_equal(mc->rows, models[i].rows);
-        assert_int_equal(mc->params.bucket_count, models[i].blocks + 2);
+        assert_int_equal(mc->params.bucket_count, models[i].blocks + 2 + untied);
         model_config_free(mc);
         config_free(c);
     }
@@ -108,17 +109,19 @@ static void test_tensors(void **state) {
     expect_tensor(p, 9, "backbone.layers.0.mixer.out_proj.weight", 24, 48, 0, true, false);
     expect_tensor(p, 10, "backbone.layers.1.norm.weight", 24, 0, 0, false, true);
     expect_tensor(p, 19, "backbone.layers.1.norm2.weight", 24, 0, 0, false, true);
-    expect_tensor(p, 20, "backbone.layers.1.mlp.fc1.weight", 80, 24, 0, true, false);
-    expect_tensor(p, 21, "backbone.layers.1.mlp.fc2.weight", 24, 40, 0, true, false);
-    expect_tensor(p, 22, "backbone.norm_f.weight", 24, 0, 0, false, true);
-    expect_tensor(p, 23, "lm_head.weight", 64, 24, 0, false, false);
-    assert_int_equal(p->count, 24);
+    expect_tensor(p, 20, "backbone.layers.1.mlp.gate.weight", 40, 24, 0, true, false);
+    expect_tensor(p, 21, "backbone.layers.1.mlp.up.weight", 40, 24, 0, true, false);
+    expect_tensor(p, 22, "backbone.layers.1.mlp.down.weight", 24, 40, 0, true, false);
+    expect_tensor(p, 23, "backbone.norm_f.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 24, "lm_head.weight", 64, 24, 0, false, false);
+    assert_int_equal(p->count, 25);
     assert_int_equal(p->bucket_count, 5); /* embedding, two blocks, final norm, head */
-    assert_int_equal(p->list[21].bucket, p->list[10].bucket);
+    assert_int_equal(p->list[22].bucket, p->list[10].bucket);
     assert_true(mc->layers[2].is_mlp && mc->layers[2].block == 1 && mc->layers[2].norm == 19 &&
-                mc->layers[2].first == 20 && mc->layers[2].params == 2);
+                mc->layers[2].first == 20 && mc->layers[2].params == 3);
     assert_string_equal(mc->layers[2].block_name, "b");
-    assert_int_equal(mc->head, 23);
+    assert_int_equal(mc->head, 24);
+    for (int i = 0; i < p->count; i++) assert_int_equal(p->list[i].head, i == 24);
     model_config_free(mc);
     config_free(c);
 }
@@ -147,20 +150,67 @@ static void test_mamba_tensors(void **state) {
     config_free(c);
 }
 
+/* The xLSTM 7B architecture has transformers' names; as a part of another model, its layers have riverrun's. */
+static void test_mlstm_tensors(void **state) {
+    (void)state;
+    config *c = NULL;
+    struct model_config *mc =
+        lm_config(&c, "[model]\nd_model = 24\nvocab_size = 61\ntie_embeddings = false\npattern = x k\n"
+                      "[block.x]\nmixer = mlstm\nheads = 3\nmlp = swiglu\nmlp_width = 40\n"
+                      "[block.k]\nmixer = mlstm\nheads = 3\nchunk = 16\nbackward = truncated\n"
+                      "mlp = swiglu\nmlp_width = 40\n");
+    const struct params *p = &mc->params;
+    expect_tensor(p, 0, "backbone.embeddings.weight", 64, 24, 0, false, false);
+    expect_tensor(p, 1, "backbone.blocks.0.norm_mlstm.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 2, "backbone.blocks.0.mlstm_layer.q.weight", 12, 24, 0, true, false);
+    expect_tensor(p, 3, "backbone.blocks.0.mlstm_layer.k.weight", 12, 24, 0, true, false);
+    expect_tensor(p, 4, "backbone.blocks.0.mlstm_layer.v.weight", 24, 24, 0, true, false);
+    expect_tensor(p, 5, "backbone.blocks.0.mlstm_layer.ogate_preact.weight", 24, 24, 0, true, false);
+    expect_tensor(p, 6, "backbone.blocks.0.mlstm_layer.igate_preact.weight", 3, 24, 0, true, false);
+    expect_tensor(p, 7, "backbone.blocks.0.mlstm_layer.fgate_preact.weight", 3, 24, 0, true, false);
+    expect_tensor(p, 8, "backbone.blocks.0.mlstm_layer.igate_preact.bias", 3, 0, 0, false, true);
+    expect_tensor(p, 9, "backbone.blocks.0.mlstm_layer.fgate_preact.bias", 3, 0, 0, false, true);
+    expect_tensor(p, 10, "backbone.blocks.0.mlstm_layer.multihead_norm.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 11, "backbone.blocks.0.mlstm_layer.out_proj.weight", 24, 24, 0, true, false);
+    expect_tensor(p, 12, "backbone.blocks.0.norm_ffn.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 13, "backbone.blocks.0.ffn.proj_up_gate.weight", 40, 24, 0, true, false);
+    expect_tensor(p, 14, "backbone.blocks.0.ffn.proj_up.weight", 40, 24, 0, true, false);
+    expect_tensor(p, 15, "backbone.blocks.0.ffn.proj_down.weight", 24, 40, 0, true, false);
+    expect_tensor(p, 31, "backbone.out_norm.weight", 24, 0, 0, false, true);
+    expect_tensor(p, 32, "lm_head.weight", 64, 24, 0, false, false);
+    assert_int_equal(p->count, 33);
+    model_config_free(mc);
+    config_free(c);
+    mc = lm_config(&c, "[model]\nd_model = 20\nvocab_size = 61\npattern = x\n"
+                       "[block.x]\nmixer = mlstm\nheads = 2\nqk_factor = 0.33\nv_factor = 1.5\n"
+                       "mlp = relu2\nmlp_width = 40\n");
+    p = &mc->params;
+    expect_tensor(p, 2, "backbone.layers.0.mixer.q.weight", 6, 20, 0, true, false);
+    expect_tensor(p, 4, "backbone.layers.0.mixer.v.weight", 30, 20, 0, true, false);
+    expect_tensor(p, 11, "backbone.layers.0.mixer.out_proj.weight", 20, 30, 0, true, false);
+    expect_tensor(p, 13, "backbone.layers.0.mlp.up.weight", 40, 20, 0, true, false);
+    expect_tensor(p, 14, "backbone.layers.0.mlp.down.weight", 20, 40, 0, true, false);
+    expect_tensor(p, 15, "backbone.norm_f.weight", 20, 0, 0, false, true);
+    assert_int_equal(p->count, 16);
+    model_config_free(mc);
+    config_free(c);
+}
+
 static void test_mlp_width(void **state) {
     (void)state;
     static const struct {
-        const char *d_model;
+        const char *d_model, *mlp;
         int64_t width;
-    } cases[] = {{"48", 128}, {"49", 256}, {"768", 2048}, {"2560", 6912}};
+    } cases[] = {{"48", "swiglu", 128}, {"49", "geglu", 256}, {"768", "swiglu", 2048}, {"2560", "swiglu", 6912},
+                 {"49", "gelu", 196},   {"768", "relu2", 3072}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         error err = {0};
         config *c = NULL;
         struct model_config *mc = NULL;
         char text[200];
         snprintf(text, sizeof text,
-                 "[model]\nd_model=%s\nvocab_size=9\npattern=m\n[block.m]\nmixer=mamba2\nhead_dim=1\nmlp=swiglu\n",
-                 cases[i].d_model);
+                 "[model]\nd_model=%s\nvocab_size=9\npattern=m\n[block.m]\nmixer=mamba2\nhead_dim=1\nmlp=%s\n",
+                 cases[i].d_model, cases[i].mlp);
         assert_int_equal(config_parse(&c, text, strlen(text), "test", &err), 0);
         assert_int_equal(model_config_bind(&mc, c, 0, &err), 0);
         assert_int_equal(((const struct mlp_options *)mc->kinds[0].mlp_options)->width, cases[i].width);
@@ -237,8 +287,9 @@ static void test_init(void **state) {
     expect_range(m[0], "backbone.layers.1.mixer.norm.weight", 1, 1, 1);
     expect_range(m[0], "backbone.layers.1.mixer.out_proj.weight", -out, out, 0.99);
     expect_range(m[0], "backbone.layers.1.norm2.weight", 1, 1, 1);
-    expect_range(m[0], "backbone.layers.1.mlp.fc1.weight", -in, in, 0.99);
-    expect_range(m[0], "backbone.layers.1.mlp.fc2.weight", -out2, out2, 0.99);
+    expect_range(m[0], "backbone.layers.1.mlp.gate.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.layers.1.mlp.up.weight", -in, in, 0.99);
+    expect_range(m[0], "backbone.layers.1.mlp.down.weight", -out2, out2, 0.99);
     expect_range(m[0], "backbone.layers.2.mixer.in_proj.weight", -in, in, 0.99);
     expect_range(m[0], "backbone.layers.2.mixer.conv1d.weight", -0.5, 0.5, 0.98);
     expect_range(m[0], "backbone.layers.2.mixer.conv1d.bias", -0.5, 0.5, 0.9);
@@ -268,6 +319,60 @@ static void test_init(void **state) {
     model_read_param(m[0], params_find(&mc->params, "backbone.layers.1.mixer.A_log"), second, DTYPE_F32);
     for (int i = 0; i < 64; i++) assert_true(first[i] != second[i]);
     for (int i = 0; i < 2; i++) model_close(m[i]);
+    device_close(dev);
+    model_config_free(mc);
+    config_free(c);
+}
+
+/* The standard deviation of a tensor's values, which are drawn from a normal distribution around 0. */
+static void expect_normal(const struct model *m, const char *name, double deviation) {
+    int index = params_find(model_params(m), name);
+    assert_true(index >= 0);
+    int64_t count = model_params(m)->list[index].count;
+    double *x = malloc((size_t)count * sizeof *x), sum = 0, squares = 0;
+    model_read_param(m, index, x, DTYPE_F64);
+    for (int64_t i = 0; i < count; i++) sum += x[i];
+    for (int64_t i = 0; i < count; i++) squares += x[i] * x[i];
+    double slack = 4 / sqrt((double)count), got = sqrt(squares / (double)count);
+    if (fabs(got / deviation - 1) > slack || fabs(sum / (double)count) > slack * deviation)
+        fail_msg("%s has the deviation %g and the mean %g, not %g and 0", name, got, sum / (double)count, deviation);
+    free(x);
+}
+
+/* With model.init = small, and the mLSTM in any case: the initialisation of the xLSTM 7B run. */
+static void test_small_init(void **state) {
+    (void)state;
+    error err = {0};
+    config *c = NULL;
+    struct model_config *mc =
+        lm_config(&c, "[model]\nd_model=64\nvocab_size=100\ntie_embeddings=false\ninit=small\npattern=x*3\n"
+                      "[block.x]\nmixer=mlstm\nheads=4\nmlp=swiglu\nmlp_width=192\n");
+    struct device *dev;
+    struct model *m;
+    assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_INFER, 1, 1, 0, 1, &err), 0);
+    model_init(m, 11);
+    double small = sqrt(2 / (5 * 64.0)), wang = 2 / (3 * sqrt(64));
+    static const char *const smalls[] = {"embeddings",     "blocks.1.mlstm_layer.q",      "blocks.1.mlstm_layer.k",
+                                         "blocks.1.mlstm_layer.v", "blocks.1.ffn.proj_up_gate", "blocks.1.ffn.proj_up"};
+    char name[LIMIT_NAME];
+    for (size_t i = 0; i < sizeof smalls / sizeof *smalls; i++) {
+        snprintf(name, sizeof name, "backbone.%s.weight", smalls[i]);
+        expect_normal(m, name, small);
+    }
+    expect_normal(m, "lm_head.weight", small);
+    expect_normal(m, "backbone.blocks.2.mlstm_layer.out_proj.weight", wang);
+    expect_normal(m, "backbone.blocks.2.ffn.proj_down.weight", wang);
+    for (const char *const *gate = (const char *const[]){"i", "f", "o", NULL}; *gate; gate++) {
+        snprintf(name, sizeof name, "backbone.blocks.0.mlstm_layer.%sgate_preact.weight", *gate);
+        expect_range(m, name, 0, 0, 1);
+    }
+    expect_range(m, "backbone.blocks.0.mlstm_layer.igate_preact.bias", -10, -10, 1);
+    expect_range(m, "backbone.blocks.0.mlstm_layer.multihead_norm.weight", 1, 1, 1);
+    float bias[4];
+    model_read_param(m, params_find(&mc->params, "backbone.blocks.2.mlstm_layer.fgate_preact.bias"), bias, DTYPE_F32);
+    for (int h = 0; h < 4; h++) assert_true(bias[h] == 3 + (float)h);
+    model_close(m);
     device_close(dev);
     model_config_free(mc);
     config_free(c);
@@ -356,10 +461,23 @@ static void test_config_errors(void **state) {
         {"block.m.chunk=0",
          "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
         {"block.m.mixer=mamba3",
-         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2; did you mean mamba?"},
+         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm; did you mean mamba?"},
+        {"block.m.mixer=mlstm;block.m.heads=3;model.d_model=20",
+         "block.m.heads = 3 must divide qk_factor * d_model = 10 and v_factor * d_model = 20; the nearest that does is "
+         "2"},
+        {"block.m.mixer=mlstm;block.m.qk_factor=0.01",
+         "block.m.qk_factor = 0.01 leaves no width; it must be at least 1 / d_model"},
+        {"block.m.mixer=mlstm;model.d_model=8192;block.m.heads=3",
+         "block.m.v_factor = 1 makes heads 2730 wide; they may be 2048 wide, with heads = 4 or more"},
+        {"block.m.mixer=mlstm;block.m.normalise=false",
+         "block.m.normalise = false needs input_gate = sigmoid: what input_gate = exp gathers has no scale without the "
+         "normaliser"},
         {"block.m.mixer=mamba;block.m.head_dim=4;block.m.dt_max=1e-4",
          "block.m.dt_min = 0.001 must not be above dt_max = 0.0001; it may be at most that"},
-        {"block.m.mlp=gelu", "command line: block.m.mlp=gelu: must be one of none, swiglu"},
+        {"block.m.mlp=silu", "command line: block.m.mlp=silu: must be one of none, swiglu, geglu, gelu, relu2"},
+        {"model.norm=rmsnorm", "command line: model.norm=rmsnorm: must be one of rms, layer"},
+        {"model.logit_cap=-1",
+         "command line: model.logit_cap=-1: must be a number from 0 to 1000000; the nearest is 0"},
         {"block.m.mlp_width=64", "block.m.mlp_width means nothing with mlp = none; set mlp = swiglu or leave it out"},
         {"block.q.mixer=mamba2",
          "[block.q] is not used: model.pattern = 'm*2' does not name q; name it there or remove the section"},
@@ -415,6 +533,7 @@ int main(void) {
         cmocka_unit_test(test_mamba_tensors),  cmocka_unit_test(test_mlp_width), cmocka_unit_test(test_vocabulary),
         cmocka_unit_test(test_init),           cmocka_unit_test(test_patterns),  cmocka_unit_test(test_pattern_errors),
         cmocka_unit_test(test_config_errors),  cmocka_unit_test(test_unknown_key),
+        cmocka_unit_test(test_mlstm_tensors),  cmocka_unit_test(test_small_init),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,25 +1,38 @@
 /* test_model_equations.c: the language model against a second one, written here from the equations alone: one token
  * after the other, one head or channel after the other, no chunks, no shared code. It says what the parallel forward
  * has to compute: the order of in_proj's and x_proj's columns, of the convolution's taps and of B and C's groups, the
- * step size, the skip, the gate, the norms, documents, the MLP and the head. */
+ * step size, the skip, the gates and their caps, the norms, documents, the MLPs and the head. */
 #include "test/support_model.h"
 #include "test/unit.h"
 
 #include "model/mamba.h"
 #include "model/mamba2.h"
 #include "model/mlp.h"
+#include "model/mlstm.h"
 #include <math.h>
 
 /* --- the second implementation ------------------------------------------------------------------ */
+
+static double *weights_at(const struct lm *lm, int index) {
+    double *values = malloc((size_t)model_params(lm->m)->list[index].count * sizeof *values);
+    model_read_param(lm->m, index, values, DTYPE_F64);
+    return values;
+}
 
 static double *weights(const struct lm *lm, const char *format, int block) {
     char name[LIMIT_NAME];
     snprintf(name, sizeof name, format, block);
     int index = params_find(model_params(lm->m), name);
     assert_true(index >= 0);
-    double *values = malloc((size_t)model_params(lm->m)->list[index].count * sizeof *values);
-    model_read_param(lm->m, index, values, DTYPE_F64);
-    return values;
+    return weights_at(lm, index);
+}
+
+static double sigmoid(double v) {
+    return 1 / (1 + exp(-v));
+}
+
+static double soft_cap(double v, double cap) {
+    return cap > 0 ? cap * tanh(v / cap) : v;
 }
 
 static double silu(double v) {
@@ -31,6 +44,13 @@ static void multiply(double *y, const double *w, const double *x, int64_t rows, 
         y[i] = 0;
         for (int64_t j = 0; j < columns; j++) y[i] += w[i * columns + j] * x[j];
     }
+}
+
+static void layer_norm(double *y, const double *x, const double *w, int64_t n, double eps) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; i++) mean += x[i] / (double)n;
+    for (int64_t i = 0; i < n; i++) variance += (x[i] - mean) * (x[i] - mean) / (double)n;
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) / sqrt(variance + eps) * w[i];
 }
 
 static void rms_norm(double *y, const double *x, const double *w, int64_t n, double eps) {
@@ -169,48 +189,115 @@ static void mamba2_row(double *y, const double *x, const int32_t *doc, int64_t T
     mamba2_weights_free(&w);
 }
 
+/* --- mLSTM */
+
+enum { W_Q, W_K, W_V, W_O, W_I, W_F, BIAS_I, BIAS_F, HEAD_NORM, W_OUT, MLSTM_WEIGHTS };
+
+/* One head's memory after one more token, and what it reads there: the state without the scale exp(m) that keeps the
+ * layer's in range, so that 1 is the normaliser's floor, and eps, which is given in the layer's units, is 0. */
+static void mlstm_head(double *h, double *C, double *n, const double *q, const double *k, const double *v, double i,
+                       double f, int64_t K, int64_t V, const struct mlstm_options *o) {
+    double in = o->input_gate == MLSTM_GATE_SIGMOID ? sigmoid(i) : exp(i), keep = sigmoid(f), norm = 0;
+    for (int64_t a = 0; a < K; a++) {
+        n[a] = keep * n[a] + in * k[a];
+        norm += n[a] * q[a] / sqrt((double)K);
+        for (int64_t b = 0; b < V; b++) C[a * V + b] = keep * C[a * V + b] + in * k[a] * v[b];
+    }
+    for (int64_t b = 0; b < V; b++) {
+        h[b] = 0;
+        for (int64_t a = 0; a < K; a++) h[b] += C[a * V + b] * q[a] / sqrt((double)K);
+        if (o->normalise) h[b] /= fmax(fabs(norm), 1);
+    }
+}
+
+/* One token of one row: C and n are the states of all heads, behind each other. */
+static void mlstm_token(double *y, double *C, double *n, const double *input, const struct layer *layer,
+                        double *const w[MLSTM_WEIGHTS]) {
+    const struct mlstm_options *o = layer->options;
+    struct mlstm_sizes s = mlstm_sizes(o, layer->context.d_model);
+    double *q = calloc((size_t)(s.E + 2 * s.H + s.HV), sizeof *q), *k = q + s.HK, *v = k + s.HK, *gate = v + s.HV;
+    double *i = gate + s.HV, *f = i + s.H, *h = f + s.H;
+    multiply(q, w[W_Q], input, s.HK, s.D);
+    multiply(k, w[W_K], input, s.HK, s.D);
+    multiply(v, w[W_V], input, s.HV, s.D);
+    multiply(gate, w[W_O], input, s.HV, s.D);
+    multiply(i, w[W_I], input, s.H, s.D);
+    multiply(f, w[W_F], input, s.H, s.D);
+    for (int64_t a = 0; a < s.H; a++) {
+        i[a] = soft_cap(i[a] + w[BIAS_I][a], o->gate_soft_cap);
+        f[a] = soft_cap(f[a] + w[BIAS_F][a], o->gate_soft_cap);
+        mlstm_head(h + a * s.V, C + a * s.K * s.V, n + a * s.K, q + a * s.K, k + a * s.K, v + a * s.V, i[a], f[a], s.K,
+                   s.V, o);
+        layer_norm(h + a * s.V, h + a * s.V, w[HEAD_NORM] + a * s.V, s.V, layer->context.norm_eps);
+    }
+    for (int64_t b = 0; b < s.HV; b++) h[b] *= sigmoid(gate[b]);
+    multiply(y, w[W_OUT], h, s.D, s.HV);
+    free(q);
+}
+
+static void mlstm_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                      const struct lm *lm) {
+    struct mlstm_sizes s = mlstm_sizes(layer->options, layer->context.d_model);
+    double *w[MLSTM_WEIGHTS], *C = calloc((size_t)(s.HK * (s.V + 1)), sizeof *C), *n = C + s.HK * s.V;
+    for (int i = 0; i < MLSTM_WEIGHTS; i++) w[i] = weights_at(lm, layer->first + i);
+    for (int64_t t = 0; t < T; t++) {
+        if (starts_document(doc, t)) memset(C, 0, (size_t)(s.HK * (s.V + 1)) * sizeof *C);
+        mlstm_token(y + t * s.D, C, n, x + t * s.D, layer, w);
+    }
+    free(C);
+    for (int i = 0; i < MLSTM_WEIGHTS; i++) free(w[i]);
+}
+
 /* --- the rest of the model */
 
+static double activated(double v, enum mlp_kind kind) {
+    if (kind == MLP_RELU2) return fmax(v, 0) * fmax(v, 0);
+    return kind == MLP_SWIGLU ? silu(v) : v * erfc(-v / sqrt(2)) / 2;
+}
 
 static void mlp_row(double *y, const double *x, int64_t T, const struct layer *layer, const struct lm *lm) {
-    int64_t F = ((const struct mlp_options *)layer->options)->width, D = layer->context.d_model;
-    double *fc1 = weights(lm, "backbone.layers.%d.mlp.fc1.weight", layer->block);
-    double *fc2 = weights(lm, "backbone.layers.%d.mlp.fc2.weight", layer->block);
-    double *h = calloc((size_t)(2 * F), sizeof *h);
+    const struct mlp_options *o = layer->options;
+    int64_t F = o->width, D = layer->context.d_model;
+    bool gated = mlp_gated(o);
+    double *gate = gated ? weights_at(lm, layer->first) : NULL, *up = weights_at(lm, layer->first + gated);
+    double *down = weights_at(lm, layer->first + gated + 1), *h = calloc((size_t)(2 * F), sizeof *h), *g = h + F;
     for (int64_t t = 0; t < T; t++) {
-        multiply(h, fc1, x + t * D, 2 * F, D);
-        for (int64_t i = 0; i < F; i++) h[i] = silu(h[i]) * h[F + i];
-        multiply(y + t * D, fc2, h, D, F);
+        multiply(h, up, x + t * D, F, D);
+        if (gated) multiply(g, gate, x + t * D, F, D);
+        for (int64_t i = 0; i < F; i++) h[i] = gated ? activated(g[i], o->kind) * h[i] : activated(h[i], o->kind);
+        multiply(y + t * D, down, h, D, F);
     }
-    free(fc1);
-    free(fc2);
-    free(h);
+    double *all[] = {gate, up, down, h};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
 /* Logits (T, rows) of one row of tokens. */
 static void second_model(double *logits, const struct lm *lm, const int32_t *ids, const int32_t *doc, int64_t T) {
     const struct model_config *mc = lm->mc;
     int64_t D = mc->options.d_model;
-    double *E = weights(lm, "backbone.embeddings.weight", 0);
-    double *head = weights(lm, mc->options.tie_embeddings ? "backbone.embeddings.weight" : "lm_head.weight", 0);
-    double *final = weights(lm, "backbone.norm_f.weight", 0);
+    void (*normalise)(double *, const double *, const double *, int64_t, double) =
+        mc->options.norm == MODEL_NORM_LAYER ? layer_norm : rms_norm;
+    double *E = weights_at(lm, mc->embedding), *head = weights_at(lm, mc->head);
+    double *final = weights_at(lm, mc->final_norm);
     double *r = calloc((size_t)(T * D), sizeof *r), *x = calloc((size_t)(T * D), sizeof *x);
     double *y = calloc((size_t)(T * D), sizeof *y);
     for (int64_t t = 0; t < T; t++) memcpy(r + t * D, E + ids[t] * D, (size_t)D * sizeof *r);
     for (int i = 0; i < mc->layer_count; i++) {
         const struct layer *layer = &mc->layers[i];
-        double *norm = weights(lm, layer->is_mlp ? "backbone.layers.%d.norm2.weight" : "backbone.layers.%d.norm.weight",
-                               layer->block);
-        for (int64_t t = 0; t < T; t++) rms_norm(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
+        double *norm = weights_at(lm, layer->norm);
+        for (int64_t t = 0; t < T; t++) normalise(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
         if (layer->is_mlp) mlp_row(y, x, T, layer, lm);
         else if (layer->mixer == &mixer_mamba) mamba_row(y, x, doc, T, layer, lm);
+        else if (layer->mixer == &mixer_mlstm) mlstm_row(y, x, doc, T, layer, lm);
         else mamba2_row(y, x, doc, T, layer, lm);
         for (int64_t k = 0; k < T * D; k++) r[k] += y[k];
         free(norm);
     }
     for (int64_t t = 0; t < T; t++) {
-        rms_norm(x + t * D, r + t * D, final, D, mc->options.norm_eps);
-        multiply(logits + t * mc->rows, head, x + t * D, mc->rows, D);
+        double *row = logits + t * mc->rows;
+        normalise(x + t * D, r + t * D, final, D, mc->options.norm_eps);
+        multiply(row, head, x + t * D, mc->rows, D);
+        for (int64_t v = 0; v < mc->rows; v++) row[v] = soft_cap(row[v], mc->options.logit_cap);
     }
     double *all[] = {E, head, final, r, x, y};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
@@ -221,6 +308,7 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
 #define MODEL "[model]\nd_model = 12\nvocab_size = 19\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 4\nchunk = 5\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
+#define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 5\n"
 
 static void compare(const char *text, enum precision precision, int64_t T, double limit) {
     struct lm lm;
@@ -283,6 +371,19 @@ static void test_mamba(void **state) {
                           "expand = 3\nd_conv = 2\ndt_rank = 7\nmlp = swiglu\nmlp_width = 10\n");
 }
 
+static void test_norm_and_cap(void **state) {
+    (void)state;
+    compare_lengths(MODEL "norm = layer\nlogit_cap = 0.5\npattern = s m\n" MAMBA BLOCK);
+    compare_lengths(MODEL "norm = layer\nnorm_eps = 0.1\ntie_embeddings = false\npattern = m\n" BLOCK);
+}
+
+static void test_mlps(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = m k s\n" BLOCK "mlp = geglu\nmlp_width = 10\n"
+                          "[block.k]\nmixer = mamba2\nhead_dim = 24\nd_state = 1\nmlp = gelu\nmlp_width = 7\n" MAMBA
+                          "mlp = relu2\nmlp_width = 16\n");
+}
+
 static void test_hybrid(void **state) {
     (void)state;
     compare_lengths(MODEL "pattern = (s m)*2 s\n" BLOCK "mlp = swiglu\nmlp_width = 6\n" MAMBA);
@@ -295,6 +396,8 @@ int main(void) {
         cmocka_unit_test(test_mlp_and_untied),
         cmocka_unit_test(test_limits_and_eps),
         cmocka_unit_test(test_mamba),
+        cmocka_unit_test(test_norm_and_cap),
+        cmocka_unit_test(test_mlps),
         cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,6 +64,6 @@ int command_help_config(void) {
         snprintf(line, sizeof line, "[block.NAME] with mixer = %s", *name);
         mixer_section(mixer_find(*name), line);
     }
-    mixer_section(&mixer_mlp, "[block.NAME] with mlp = swiglu");
+    mixer_section(&mixer_mlp, "[block.NAME] with an MLP");
     return 0;
 }

@@ -83,7 +83,7 @@ enum { NUMBERS = sizeof numbers / sizeof *numbers };
 
 static int treat(struct treatment *out, const struct param *param, const struct optimizer_options *o, error *err) {
     const struct group_options *givers[NUMBERS] = {NULL};
-    bool decays = o->decay == DECAY_ALL || param->decay;
+    bool decays = o->decay == DECAY_ALL || (o->decay == DECAY_HEAD && param->head) || param->decay;
     *out = (struct treatment){
         .lr_scale = 1, .weight_decay = decays ? o->weight_decay : 0, .clamp_min = -INFINITY, .clamp_max = INFINITY};
     for (size_t i = 0; i < o->group_count; i++) {

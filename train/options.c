@@ -14,7 +14,7 @@
     { NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL }
 
 static const char *const schedule_choices[] = {"constant", "cosine", "linear", "wsd", "exponential", NULL};
-static const char *const decay_choices[] = {"table", "all", NULL};
+static const char *const decay_choices[] = {"table", "head", "all", NULL};
 static const char *const decay_mode_choices[] = {"lr", "detached", NULL};
 const char *const eval_mode_choices[] = {"window", "carry", NULL};
 const char *const precision_choices[] = {"fp32", "fp64", "bf16", "auto", NULL};
@@ -83,8 +83,8 @@ const struct option optimizer_options_table[] = {
     {"z_loss", OPTION_FLOAT, AT(optimizer_options, z_loss), "0", 0, 1, "",
      "Weight of the squared log of the softmax's denominator, which keeps logits near zero.", NULL},
     {"decay", OPTION_CHOICE, AT(optimizer_options, decay), "table", 0, 0, "",
-     "What weight decay applies to. table: matrices and convolutions, as the tensor table marks them; "
-     "all: every parameter.",
+     "What weight decay applies to. table: the layers' matrices and convolutions, as the tensor table marks them; head: "
+     "these and the head's matrix, unless it is the embedding's; all: every parameter.",
      decay_choices},
     {"decay_mode", OPTION_CHOICE, AT(optimizer_options, decay_mode), "lr", 0, 0, "",
      "What weight decay is multiplied by. lr: the learning rate, the group's lr_scale included, as AdamW of PyTorch "

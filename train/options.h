@@ -14,7 +14,7 @@
 #include "train/ramp.h"
 
 enum schedule_kind { SCHEDULE_CONSTANT, SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_WSD, SCHEDULE_EXPONENTIAL };
-enum decay_policy { DECAY_TABLE, DECAY_ALL };
+enum decay_policy { DECAY_TABLE, DECAY_HEAD, DECAY_ALL };
 enum decay_mode { DECAY_WITH_LR, DECAY_DETACHED };
 enum eval_mode { EVAL_WINDOW, EVAL_CARRY };
 
