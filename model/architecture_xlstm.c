@@ -16,6 +16,7 @@
 #define BLOCK "block.m"
 #define NO_CAP 1e30 /* stands for "no cap": no value comes near it */
 #define CAP_MAX 1e6 /* the largest that riverrun's options take; one above it caps nothing */
+#define WIDTH_MAX (1 << 20) /* of the MLP */
 #define FACTOR 2.667
 #define UNIT 64 /* transformers' defaults for the MLP's width: FACTOR times d_model, rounded up to a multiple of UNIT */
 
@@ -161,22 +162,23 @@ static int read_cap(const json_t *object, const char *name, const char *key, dou
     return architecture_set_real(c, section, option, value > CAP_MAX ? 0 : value, err);
 }
 
-static int read_eps(const json_t *object, const char *name, const char *key, const char *section, const char *option,
-                    config *c, error *err) {
+static int read_eps(const json_t *object, const char *name, const char *key, double least, const char *section,
+                    const char *option, config *c, error *err) {
     double value;
     TRY(json_get_real_or(object, key, name, 1e-6, &value, err));
-    if (!(value >= 1e-12 && value <= 1))
-        return error_input(err, "%s: '%s' is %g; it must be from 1e-12 to 1", name, key, value);
+    if (!(value >= least && value <= 1))
+        return error_input(err, "%s: '%s' is %g; it must be from %g to 1", name, key, value, least);
     return architecture_set_real(c, section, option, value, err);
 }
 
 static int read_width(const json_t *object, const char *name, int64_t d_model, int64_t unit, config *c, error *err) {
     double factor;
     TRY(json_get_real_or(object, "ffn_proj_factor", name, FACTOR, &factor, err));
-    if (!(factor > 0 && factor <= 1024 && width_of(d_model, factor, unit) >= 1))
-        return error_input(err, "%s: 'ffn_proj_factor' is %g; it must be above 0, at most 1024, and leave a width",
-                           name, factor);
-    return architecture_set_int(c, BLOCK, "mlp_width", width_of(d_model, factor, unit), err);
+    int64_t width = factor > 0 && factor <= WIDTH_MAX ? width_of(d_model, factor, unit) : 0;
+    if (width < 1 || width > WIDTH_MAX)
+        return error_input(err, "%s: 'ffn_proj_factor' is %g; times 'hidden_size' it must be from 1 to %d", name,
+                           factor, WIDTH_MAX);
+    return architecture_set_int(c, BLOCK, "mlp_width", width, err);
 }
 
 static int check_weights(const json_t *object, const char *name, error *err) {
@@ -212,8 +214,8 @@ static int read_config(const json_t *object, const char *name, config *c, error 
     TRY(config_set(c, "model", "tie_embeddings", "false", err));
     TRY(config_set(c, "model", "init", "small", err));
     TRY(architecture_set_int(c, "model", "pad_vocab_to", 1, err));
-    TRY(read_eps(object, name, "norm_eps", "model", "norm_eps", c, err));
-    TRY(read_eps(object, name, "eps", BLOCK, "eps", c, err));
+    TRY(read_eps(object, name, "norm_eps", 1e-12, "model", "norm_eps", c, err));
+    TRY(read_eps(object, name, "eps", 0, BLOCK, "eps", c, err));
     TRY(read_factor(object, name, "qk_dim_factor", 0.5, "qk_factor", c, err));
     TRY(read_factor(object, name, "v_dim_factor", 1, "v_factor", c, err));
     TRY(read_cap(object, name, "gate_soft_cap", 15, BLOCK, "gate_soft_cap", c, err));

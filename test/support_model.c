@@ -13,6 +13,11 @@
 #define MODEL "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
+/* What the small heads put out is small beside what the usual eps of the norm behind them leaves room for, and then all
+ * derivatives are large. The mLSTM's own eps keeps its gradient from being exact: what it is measured by is held fixed.
+ */
+#define STEADY "norm_eps = 0.1\n"
+#define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
     MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "n_groups = 2\nmlp = swiglu\nmlp_width = 24\n"
@@ -20,6 +25,11 @@ const char *const lm_models[] = {
     MODEL "pattern = s*2\n" MAMBA,
     MODEL "tie_embeddings = false\npattern = s m\n" MAMBA "dt_rank = 3\nd_conv = 2\nmlp = swiglu\nmlp_width = 24\n"
           BLOCK,
+    MODEL STEADY "tie_embeddings = false\nlogit_cap = 3\npattern = x*2\n" MLSTM "mlp = swiglu\nmlp_width = 24\n",
+    MODEL STEADY "norm = layer\npattern = x s k\n" MLSTM "input_gate = sigmoid\nnormalise = false\nqk_factor = 1\n"
+          "mlp = gelu\nmlp_width = 20\n" MAMBA "mlp = relu2\nmlp_width = 24\n"
+          "[block.k]\nmixer = mlstm\nheads = 4\neps = 0\nv_factor = 0.5\ninput_gate = sigmoid\ngate_soft_cap = 0\n"
+          "mlp = geglu\nmlp_width = 24\n",
 };
 const int lm_model_count = sizeof lm_models / sizeof *lm_models;
 
@@ -76,8 +86,10 @@ void lm_jitter(struct lm *lm, uint64_t seed) {
         double *values = malloc((size_t)p->list[i].count * sizeof *values);
         rng_key key = {.seed = seed, .purpose = RNG_TEST, .stream = (uint32_t)i};
         model_read_param(lm->m, i, values, DTYPE_F64);
+        /* Input gates that start closed would hide what is behind them. */
+        double scale = strstr(p->list[i].name, "igate") ? 0.1 : 1;
         for (int64_t k = 0; k < p->list[i].count; k++)
-            values[k] = (float)(values[k] + 0.1 * rng_normal(key, (uint64_t)k));
+            values[k] = (float)(scale * values[k] + 0.1 * rng_normal(key, (uint64_t)k));
         model_write_param(lm->m, i, values, DTYPE_F64);
         free(values);
     }

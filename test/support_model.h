@@ -31,8 +31,8 @@ bool lm_on_gpu(void);
 /* What two results of the device under test may differ by where those of f64 may differ by `of_f64`. */
 double lm_limit(double of_f64);
 
-/* The papers' initialisation, then noise on every tensor: no gain is 1, no skip is 1, no two heads are alike. The same
- * for every precision up to rounding. */
+/* The papers' initialisation, then noise on every tensor: no gain is 1, no skip is 1, no two heads are alike, no gate
+ * is closed. The same for every precision up to rounding. */
 void lm_jitter(struct lm *lm, uint64_t seed);
 void lm_copy_params(struct lm *to, const struct lm *from);
 void lm_round(struct lm *lm); /* all weights to bf16 */

@@ -5,6 +5,8 @@
 #include "model/architecture.h"
 #include "model/mamba.h"
 #include "model/mamba2.h"
+#include "model/mlp.h"
+#include "model/mlstm.h"
 #include <math.h>
 
 static const char mamba2_text[] =
@@ -354,6 +356,168 @@ static void mamba_that_transformers_lacks(void **state) {
     unbind(&b);
 }
 
+/* ---- xLSTM ------------------------------------------------------------------------------------------------------- */
+
+static const char xlstm_text[] =
+    "[model]\nd_model = 48\nvocab_size = 257\npad_vocab_to = 8\nnorm_eps = 1e-5\ntie_embeddings = false\n"
+    "logit_cap = 20\ninit = small\npattern = a*2 b\n"
+    "[block.a]\nmixer = mlstm\nheads = 3\nqk_factor = 0.75\nv_factor = 2\ngate_soft_cap = 9\neps = 1e-4\n"
+    "mlp = swiglu\nmlp_width = 128\n"
+    "[block.b]\nmixer = mlstm\nheads = 3\nqk_factor = 0.75\nv_factor = 2\ngate_soft_cap = 9\neps = 1e-4\n"
+    "mlp = swiglu\nmlp_width = 128\nchunk = 128\nbackward = truncated\nrecompute = scan\n";
+
+static void every_key_of_xlstm_is_written(void **state) {
+    (void)state;
+    struct bound b = bind(xlstm_text, NULL);
+    assert_string_equal(architecture_class(b.mc), "xLSTMForCausalLM");
+    static const char text[] =
+        "{\"architectures\": [\"xLSTMForCausalLM\"], \"model_type\": \"xlstm\", \"vocab_size\": 264,"
+        " \"hidden_size\": 48, \"embedding_dim\": 48, \"num_hidden_layers\": 3, \"num_blocks\": 3, \"num_heads\": 3,"
+        " \"use_bias\": false, \"norm_reduction_force_float32\": true, \"tie_word_embeddings\": false,"
+        " \"add_out_norm\": true, \"norm_eps\": 1e-5, \"qk_dim_factor\": 0.75, \"v_dim_factor\": 2.0,"
+        " \"chunkwise_kernel\": \"chunkwise--native_autograd\", \"sequence_kernel\": \"native_sequence__native\","
+        " \"step_kernel\": \"native\", \"mode\": \"inference\", \"chunk_size\": 64, \"return_last_states\": true,"
+        " \"autocast_kernel_dtype\": \"bfloat16\", \"eps\": 1e-4, \"inference_state_dtype\": \"float32\","
+        " \"ffn_proj_factor\": 2.667, \"ffn_round_up_to_multiple_of\": 64, \"gate_soft_cap\": 9.0,"
+        " \"output_logit_soft_cap\": 20.0, \"weight_mode\": \"single\", \"use_cache\": true, \"pad_token_id\": 256,"
+        " \"bos_token_id\": 256, \"eos_token_id\": 256, \"max_inference_chunksize\": 16384,"
+        " \"torch_dtype\": \"float32\"}";
+    expect_written(&b, 256, text);
+    unbind(&b);
+}
+
+static void xlstm_comes_back(void **state) {
+    (void)state;
+    static const char *const changes[] = {NULL, "model.d_model=36", "model.vocab_size=16", "model.norm_eps=1e-7"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(xlstm_text, changes[i]);
+        json_t *object = architecture_write(b.mc, b.c, 0);
+        struct bound r = read_back(object);
+        const struct mlstm_options *o = r.mc->kinds[0].mixer_options;
+        expect_same_tensors(b.mc, r.mc);
+        assert_int_equal(r.mc->rows, b.mc->rows);
+        assert_true(r.mc->options.norm_eps == b.mc->options.norm_eps && r.mc->options.logit_cap == 20);
+        assert_true(o->heads == 3 && o->qk_factor == 0.75 && o->v_factor == 2 && o->eps == 1e-4);
+        assert_true(o->gate_soft_cap == 9);
+        assert_int_equal(r.mc->options.init, MODEL_INIT_SMALL);
+        assert_null(json_object_get(object, "settings"));
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+/* Any width of the MLP can be said by a factor and a unit; no cap is a huge one. */
+static void widths_and_caps_come_back(void **state) {
+    (void)state;
+    static const char format[] = "[model]\nd_model = %d\nvocab_size = 9\ntie_embeddings = false\npattern = m\n"
+                                 "[block.m]\nmixer = mlstm\nheads = 1\nv_factor = 0.5\neps = 0\ngate_soft_cap = 0\n"
+                                 "mlp = swiglu\nmlp_width = %d\n";
+    static const int sizes[][2] = {{768, 2048}, {768, 2112}, {4096, 10944}, {2, 1},  {3, 64},
+                                   {7, 96},     {49, 1000},  {127, 333},    {64, 2}, {1000, 4097}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        char text[300];
+        snprintf(text, sizeof text, format, sizes[i][0], sizes[i][1]);
+        struct bound b = bind(text, NULL);
+        json_t *object = architecture_write(b.mc, b.c, -1);
+        struct bound r = read_back(object);
+        expect_same_tensors(b.mc, r.mc);
+        assert_int_equal(((const struct mlp_options *)r.mc->kinds[0].mlp_options)->width, sizes[i][1]);
+        assert_true(((const struct mlstm_options *)r.mc->kinds[0].mixer_options)->gate_soft_cap == 0);
+        assert_true(r.mc->options.logit_cap == 0 && json_real_value(json_object_get(object, "gate_soft_cap")) == 1e30);
+        bool usual = json_real_value(json_object_get(object, "ffn_proj_factor")) == 2.667;
+        assert_true(usual == (i == 0 || i == 2 || i == 4));
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+static const char xlstm_json[] = "{\"model_type\": \"xlstm\", \"vocab_size\": 50, \"hidden_size\": 16,"
+                                 " \"num_heads\": 2, \"num_hidden_layers\": 2}";
+
+static void what_xlstm_leaves_out_has_the_default_of_transformers(void **state) {
+    (void)state;
+    error err = {0};
+    json_t *object;
+    assert_int_equal(json_read_text(&object, "{\"model_type\": \"xlstm\"}", 23, "c.json", &err), 0);
+    struct bound r = read_back(object);
+    const struct mlstm_options *o = r.mc->kinds[0].mixer_options;
+    assert_int_equal(r.mc->params.total, 6865424896);
+    assert_true(o->heads == 8 && o->gate_soft_cap == 15 && o->eps == 1e-6 && r.mc->options.norm_eps == 1e-6);
+    assert_true(r.mc->options.logit_cap == 30);
+    unbind(&r);
+    json_decref(object);
+    static const char *const harmless[][2] = {
+        {"embedding_dim", "16"}, {"num_blocks", "2"},     {"num_blocks", "null"},
+        {"chunk_size", "99"},    {"mode", "\"train\""},   {"weight_mode", "\"single\""},
+        {"use_cache", "false"},  {"unknown", "[1]"},      {"norm_reduction_force_float32", "false"},
+        {"hidden_size", NULL}, /* embedding_dim would stand for it */
+    };
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
+        object = altered(xlstm_json, harmless[i][0], harmless[i][1]);
+        if (!harmless[i][1]) json_object_set_new(object, "embedding_dim", json_integer(16));
+        r = read_back(object);
+        assert_true(r.mc->options.d_model == 16 && r.mc->blocks == 2);
+        unbind(&r);
+        json_decref(object);
+    }
+    object = altered(xlstm_json, "gate_soft_cap", "null");
+    r = read_back(object);
+    assert_true(((const struct mlstm_options *)r.mc->kinds[0].mixer_options)->gate_soft_cap == 0);
+    unbind(&r);
+    json_decref(object);
+}
+
+static void what_xlstm_can_not_be_is_refused(void **state) {
+    (void)state;
+    static const struct refusal cases[] = {
+        {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's xLSTM needs false"},
+        {"add_out_norm", "false", "c.json: 'add_out_norm' is false; riverrun's xLSTM needs true"},
+        {"tie_word_embeddings", "true", "c.json: 'tie_word_embeddings' is true; riverrun's xLSTM needs false"},
+        {"weight_mode", "\"fused\"",
+         "c.json: 'weight_mode' is 'fused'; riverrun reads single, one tensor for each projection: cut qkv_opreact, "
+         "ifgate_preact and proj_up_gate_z along their rows first"},
+        {"embedding_dim", "17", "c.json: 'embedding_dim' is 17 and 'hidden_size' is 16; they must be equal"},
+        {"num_blocks", "3", "c.json: 'num_blocks' is 3 and 'num_hidden_layers' is 2; they must be equal"},
+        {"num_heads", "0", "c.json: 'num_heads' is 0; it must be from 1 to 4096"},
+        {"qk_dim_factor", "0", "c.json: 'qk_dim_factor' is 0; it must be from 1e-6 to 16"},
+        {"v_dim_factor", "17", "c.json: 'v_dim_factor' is 17; it must be from 1e-6 to 16"},
+        {"ffn_proj_factor", "0", "c.json: 'ffn_proj_factor' is 0; times 'hidden_size' it must be from 1 to 1048576"},
+        {"ffn_proj_factor", "1e99",
+         "c.json: 'ffn_proj_factor' is 1e+99; times 'hidden_size' it must be from 1 to 1048576"},
+        {"ffn_round_up_to_multiple_of", "0",
+         "c.json: 'ffn_round_up_to_multiple_of' is 0; it must be from 1 to 1048576"},
+        {"gate_soft_cap", "0", "c.json: 'gate_soft_cap' is 0; it must be above 0, or null for none"},
+        {"output_logit_soft_cap", "-1", "c.json: 'output_logit_soft_cap' is -1; it must be above 0, or null for none"},
+        {"norm_eps", "0", "c.json: 'norm_eps' is 0; it must be from 1e-12 to 1"},
+        {"eps", "-1", "c.json: 'eps' is -1; it must be from 0 to 1"},
+        {"eps", "[]", "c.json: 'eps' is an array, it must be a number"},
+    };
+    expect_refused(xlstm_json, cases, sizeof cases / sizeof *cases);
+}
+
+/* What keeps a model from being xLSTMForCausalLM; its tensors then have riverrun's names. */
+static void xlstm_that_transformers_lacks(void **state) {
+    (void)state;
+    static const char *const changes[] = {
+        "block.b.heads=6",     "block.b.qk_factor=0.5",         "block.b.v_factor=1", "block.b.gate_soft_cap=8",
+        "block.b.eps=1e-5",    "block.b.input_gate=sigmoid",    "block.b.mlp=geglu",  "block.b.mlp_width=64",
+        "model.norm=layer",    "model.tie_embeddings=true",     "block.a.mlp=relu2",  "block.a.input_gate=sigmoid",
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(xlstm_text, changes[i]);
+        assert_null(architecture_class(b.mc));
+        assert_true(params_find(&b.mc->params, "backbone.layers.2.mixer.igate_preact.bias") > 0);
+        json_t *object = architecture_write(b.mc, b.c, -1);
+        struct bound r = read_back(object);
+        expect_same_tensors(b.mc, r.mc);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
 /* ---- models of riverrun's own ------------------------------------------------------------------------------------ */
 
 static const char own_text[] = "[model]\nd_model = 16\nvocab_size = 30\npattern = (m a)*2 m\n"
@@ -449,6 +613,12 @@ int main(void) {
         cmocka_unit_test(what_mamba_leaves_out_has_the_default_of_transformers),
         cmocka_unit_test(what_mamba_can_not_be_is_refused),
         cmocka_unit_test(mamba_that_transformers_lacks),
+        cmocka_unit_test(every_key_of_xlstm_is_written),
+        cmocka_unit_test(xlstm_comes_back),
+        cmocka_unit_test(widths_and_caps_come_back),
+        cmocka_unit_test(what_xlstm_leaves_out_has_the_default_of_transformers),
+        cmocka_unit_test(what_xlstm_can_not_be_is_refused),
+        cmocka_unit_test(xlstm_that_transformers_lacks),
         cmocka_unit_test(what_transformers_lacks_comes_back_too),
         cmocka_unit_test(what_transformers_would_compute_otherwise),
         cmocka_unit_test(strange_settings_are_refused),

@@ -34,6 +34,11 @@ static void test_published(void **state) {
         {"configs/mamba2/780m.ini", 780161280, 50288, 1536, 48},
         {"configs/mamba2/1.3b.ini", 1343757312, 50288, 2048, 48},
         {"configs/mamba2/2.7b.ini", 2702599680, 50288, 2560, 64},
+        {"configs/xlstm/165m.ini", 164073312, 50304, 768, 12},
+        {"configs/xlstm/1.4b.ini", 1420839104, 50304, 2048, 24},
+        {"configs/xlstm/2.8b.ini", 2780449600, 50304, 2560, 32},
+        {"configs/xlstm/7b.ini", 6865424896, 50304, 4096, 32},
+        {"configs/bench/xlstm.ini", 254940256, 50304, 1024, 12},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         config *c = NULL;
@@ -67,6 +72,13 @@ static void test_flops(void **state) {
     per_layer = 2 * 768.0 * 3072 + 2 * 1536.0 * (48 + 32) + 2 * 48.0 * 1536 + 2 * 1536.0 * 768 + 2 * 4 * 1536.0;
     scan = 6 * 1536 * 16.0;
     want = 24 * (per_layer + scan) + 2 * 768.0 * 50280;
+    assert_true(fabs(model_forward_flops(mc, 2048) / want - 1) < 1e-12);
+    model_config_free(mc);
+    config_free(c);
+    mc = load(&c, "configs/xlstm/165m.ini");
+    per_layer = 2 * 768.0 * (2 * 384 + 2 * 768 + 8 + 768) + 6 * 768.0 * 2112;
+    scan = 4 * (4 * 96 * 192.0 + 2 * 64 * (96 + 192.0) + 2 * 96 * 192 / 64.0);
+    want = 12 * (per_layer + scan) + 2 * 768.0 * 50304;
     assert_true(fabs(model_forward_flops(mc, 2048) / want - 1) < 1e-12);
     model_config_free(mc);
     config_free(c);

@@ -371,6 +371,16 @@ static void test_mamba(void **state) {
                           "expand = 3\nd_conv = 2\ndt_rank = 7\nmlp = swiglu\nmlp_width = 10\n");
 }
 
+static void test_mlstm(void **state) {
+    (void)state;
+    compare_lengths(MODEL "tie_embeddings = false\nlogit_cap = 3\npattern = x*3\n" MLSTM
+                          "mlp = swiglu\nmlp_width = 10\n");
+    compare_lengths(MODEL "pattern = x k\n" MLSTM "input_gate = sigmoid\nnormalise = false\nqk_factor = 1.5\n"
+                          "[block.k]\nmixer = mlstm\nheads = 3\neps = 0\nv_factor = 0.5\ninput_gate = sigmoid\n"
+                          "gate_soft_cap = 0.5\nchunk = 64\n");
+    compare_lengths(MODEL "pattern = x\n" MLSTM "gate_soft_cap = 0\n");
+}
+
 static void test_norm_and_cap(void **state) {
     (void)state;
     compare_lengths(MODEL "norm = layer\nlogit_cap = 0.5\npattern = s m\n" MAMBA BLOCK);
@@ -386,7 +396,7 @@ static void test_mlps(void **state) {
 
 static void test_hybrid(void **state) {
     (void)state;
-    compare_lengths(MODEL "pattern = (s m)*2 s\n" BLOCK "mlp = swiglu\nmlp_width = 6\n" MAMBA);
+    compare_lengths(MODEL "pattern = (s m x)*2 s\n" BLOCK "mlp = swiglu\nmlp_width = 6\n" MAMBA MLSTM);
 }
 
 int main(void) {
@@ -396,6 +406,7 @@ int main(void) {
         cmocka_unit_test(test_mlp_and_untied),
         cmocka_unit_test(test_limits_and_eps),
         cmocka_unit_test(test_mamba),
+        cmocka_unit_test(test_mlstm),
         cmocka_unit_test(test_norm_and_cap),
         cmocka_unit_test(test_mlps),
         cmocka_unit_test(test_hybrid),

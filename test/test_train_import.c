@@ -255,9 +255,8 @@ static void several_files_behind_an_index(void **state) {
     foreign_free(&f);
 }
 
-/* The authors' own name of the embedding, and a head that repeats it. */
-static void other_spellings_are_known(void **state) {
-    (void)state;
+/* An author's own name of the embedding, and a head that repeats it. */
+static void check_spelling(const char *spelling, const char *to) {
     struct foreign f;
     foreign_take(&f, &model, ST_BF16);
     struct piece *embedding = foreign_find(&f, "backbone.embeddings.weight");
@@ -266,14 +265,20 @@ static void other_spellings_are_known(void **state) {
     snprintf(head->name, sizeof head->name, "lm_head.weight");
     head->values = malloc((size_t)head->count * sizeof(float));
     memcpy(head->values, embedding->values, (size_t)head->count * sizeof(float));
-    snprintf(embedding->name, sizeof embedding->name, "backbone.embedding.weight");
-    make_foreign("spelling", &model, true);
-    write_foreign("spelling", &f);
-    must_import(at("spelling"), at("imported-spelling"));
+    snprintf(embedding->name, sizeof embedding->name, "%s", spelling);
+    make_foreign(spelling, &model, true);
+    write_foreign(spelling, &f);
+    must_import(at(spelling), at(to));
     snprintf(embedding->name, sizeof embedding->name, "backbone.embeddings.weight");
-    expect_weights(at("spelling"), &f);
-    expect_weights(at("imported-spelling"), &f);
+    expect_weights(at(spelling), &f);
+    expect_weights(at(to), &f);
     foreign_free(&f);
+}
+
+static void other_spellings_are_known(void **state) {
+    (void)state;
+    check_spelling("backbone.embedding.weight", "imported-spelling");
+    check_spelling("embedding.weight", "imported-other-spelling");
 }
 
 /* ---- what is refused --------------------------------------------------------------------------------------------- */

@@ -50,21 +50,33 @@ static void test_published(void **state) {
     static const struct {
         const char *path;
         int64_t params, rows;
+        int matrices; /* embedding and head: 1 where they are one */
+        int64_t seq;
     } models[] = {
-        {"configs/mamba/130m.ini", 129135360, 50280},  {"configs/mamba/370m.ini", 371516416, 50280},
-        {"configs/mamba/790m.ini", 793204224, 50280},  {"configs/mamba/1.4b.ini", 1372178432, 50280},
-        {"configs/mamba/2.8b.ini", 2768345600, 50280}, {"configs/mamba2/130m.ini", 128989632, 50288},
-        {"configs/mamba2/370m.ini", 368346624, 50288}, {"configs/mamba2/780m.ini", 780161280, 50288},
-        {"configs/mamba2/1.3b.ini", 1343757312, 50288}, {"configs/mamba2/2.7b.ini", 2702599680, 50288},
+        {"configs/mamba/130m.ini", 129135360, 50280, 1, 2048},
+        {"configs/mamba/370m.ini", 371516416, 50280, 1, 2048},
+        {"configs/mamba/790m.ini", 793204224, 50280, 1, 2048},
+        {"configs/mamba/1.4b.ini", 1372178432, 50280, 1, 2048},
+        {"configs/mamba/2.8b.ini", 2768345600, 50280, 1, 2048},
+        {"configs/mamba2/130m.ini", 128989632, 50288, 1, 2048},
+        {"configs/mamba2/370m.ini", 368346624, 50288, 1, 2048},
+        {"configs/mamba2/780m.ini", 780161280, 50288, 1, 2048},
+        {"configs/mamba2/1.3b.ini", 1343757312, 50288, 1, 2048},
+        {"configs/mamba2/2.7b.ini", 2702599680, 50288, 1, 2048},
+        {"configs/xlstm/165m.ini", 164073312, 50304, 2, 2048},
+        {"configs/xlstm/1.4b.ini", 1420839104, 50304, 2, 2048},
+        {"configs/xlstm/2.8b.ini", 2780449600, 50304, 2, 2048},
+        {"configs/xlstm/7b.ini", 6865424896, 50304, 2, 8192},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         json_t *o = plan_json((char *[]){"plan", (char *)models[i].path, "--json", NULL});
         assert_int_equal(number(o, NULL, "parameters"), models[i].params);
-        assert_int_equal(number(o, NULL, "embedding_parameters"), models[i].rows * number(o, NULL, "d_model"));
+        assert_int_equal(number(o, NULL, "embedding_parameters"),
+                         models[i].matrices * models[i].rows * number(o, NULL, "d_model"));
         /* Tensors are padded to 64 bytes, no more. */
         int64_t bytes = number(o, "memory", "parameters");
         assert_true(bytes >= 4 * models[i].params && (double)bytes < 4.0001 * (double)models[i].params);
-        assert_int_equal(number(o, NULL, "seq"), 2048);
+        assert_int_equal(number(o, NULL, "seq"), models[i].seq);
         json_decref(o);
     }
 }

@@ -11,8 +11,10 @@
 #define INDEX "model.safetensors.index.json"
 #define PICKLE "pytorch_model.bin"
 #define EMBEDDING "backbone.embeddings.weight"
-#define EMBEDDING_BEFORE "backbone.embedding.weight" /* the name in the authors' own checkpoints */
 #define HEAD "lm_head.weight"
+
+/* The embedding's name in the authors' own checkpoints: state-spaces/mamba's, NX-AI/xlstm's. */
+static const char *const embedding_elsewhere[] = {"backbone.embedding.weight", "embedding.weight", NULL};
 
 /* ---- opening ----------------------------------------------------------------------------------------------------- */
 
@@ -127,7 +129,8 @@ static const struct safetensors_entry *find_exactly(const struct weights *w, con
 
 const struct safetensors_entry *weights_find(const struct weights *w, const char *name) {
     const struct safetensors_entry *e = find_exactly(w, name);
-    if (!e && strcmp(name, EMBEDDING) == 0) e = find_exactly(w, EMBEDDING_BEFORE);
+    if (strcmp(name, EMBEDDING) != 0) return e;
+    for (const char *const *other = embedding_elsewhere; *other && !e; other++) e = find_exactly(w, *other);
     return e;
 }
 
@@ -198,7 +201,7 @@ static int check_extra(const struct weights *w, const struct params *params, err
                 if (e == find_exactly(w, e->name)) continue;
                 return error_input(err, "%s: tensor %s is in two of its files", w->directory, e->name);
             }
-            const struct safetensors_entry *embedding = weights_find(w, EMBEDDING);
+            const struct safetensors_entry *embedding = weights_find(w, params->list[0].name); /* the table's first */
             if (e == embedding) continue; /* under its other name */
             if (strcmp(e->name, HEAD) == 0) { /* the table has no head: it is the embedding */
                 if (embedding && equal_values(e, embedding)) continue;
