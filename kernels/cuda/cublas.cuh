@@ -22,7 +22,8 @@ extern "C" {
     F(cublasLtMatmulPreferenceDestroy)                                                                                 \
     F(cublasLtMatmulPreferenceSetAttribute)                                                                            \
     F(cublasLtMatrixLayoutCreate)                                                                                      \
-    F(cublasLtMatrixLayoutDestroy)
+    F(cublasLtMatrixLayoutDestroy)                                                                                     \
+    F(cublasLtMatrixLayoutSetAttribute)
 
 /* The library's functions under their own names. */
 struct cublas {

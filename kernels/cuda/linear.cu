@@ -7,8 +7,8 @@
  *
  * cuBLASLt counts columns first, so a row-major matrix is its transpose. A plan (descriptor, layouts, algorithm) is made
  * once for a shape, with its types, row steps and the alignment of its pointers, and kept for the life of the device;
- * the algorithm is the library's first proposal for that shape, which depends on nothing measured. 2 R I O FLOPs for
- * each product.
+ * the algorithm is the library's first proposal for that shape, which depends on nothing measured. Several products of
+ * one shape whose matrices follow each other (block_linear.cu) are one call. 2 R I O FLOPs for each product.
  */
 #include "kernels/cuda/gemm.cuh"
 
@@ -40,6 +40,7 @@ int cublas_load(struct cublas *blas, error *err) {
 struct gemm_key {
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
+    int64_t count, next_a, next_b, next_c;
     int32_t trans_a, trans_b, type_ab, type_c;
     int32_t align_a, align_b, align_c;
 };
@@ -65,9 +66,10 @@ void cuda_linear_close(struct cuda_device *c) {
     c->plans = NULL;
 }
 
-/* The largest power of two up to 256 that divides the address. */
-static int32_t alignment(const void *at) {
-    uintptr_t address = (uintptr_t)at | 256;
+/* The largest power of two up to 256 that divides the addresses of all `count` matrices. */
+static int32_t alignment(struct gemm_operand o, int64_t count) {
+    uintptr_t address = (uintptr_t)o.data | 256;
+    if (count > 1) address |= (uintptr_t)o.next * dtype_size(o.dtype);
     return (int32_t)(address & (~address + 1));
 }
 
@@ -82,6 +84,15 @@ static cudaDataType type_of(enum dtype dtype) {
         if (status != CUBLAS_STATUS_SUCCESS) return status;                                                            \
     } while (0)
 
+static cublasStatus_t layout_create(cublasLtMatrixLayout_t *to, const struct cublas *lt, cudaDataType type,
+                                    int64_t rows, int64_t columns, int64_t step, int64_t count, int64_t next) {
+    int32_t batch = (int32_t)count;
+    TRY_BLAS(lt->cublasLtMatrixLayoutCreate(to, type, (uint64_t)rows, (uint64_t)columns, step));
+    if (count == 1) return CUBLAS_STATUS_SUCCESS;
+    TRY_BLAS(lt->cublasLtMatrixLayoutSetAttribute(*to, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
+    return lt->cublasLtMatrixLayoutSetAttribute(*to, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &next, sizeof next);
+}
+
 /* cuBLASLt's view: C^T (n x m) = op(B)^T op(A)^T, all column-major, so its first operand is our b. */
 static cublasStatus_t plan_describe(struct gemm_plan *p, const struct cublas *lt) {
     const struct gemm_key *k = &p->key;
@@ -90,11 +101,11 @@ static cublasStatus_t plan_describe(struct gemm_plan *p, const struct cublas *lt
     TRY_BLAS(lt->cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-    uint64_t a_rows = (uint64_t)(k->trans_a ? k->m : k->k), a_columns = (uint64_t)(k->trans_a ? k->k : k->m);
-    uint64_t b_rows = (uint64_t)(k->trans_b ? k->k : k->n), b_columns = (uint64_t)(k->trans_b ? k->n : k->k);
-    TRY_BLAS(lt->cublasLtMatrixLayoutCreate(&p->a, ab, a_rows, a_columns, k->lda));
-    TRY_BLAS(lt->cublasLtMatrixLayoutCreate(&p->b, ab, b_rows, b_columns, k->ldb));
-    return lt->cublasLtMatrixLayoutCreate(&p->c, c, (uint64_t)k->n, (uint64_t)k->m, k->ldc);
+    int64_t a_rows = k->trans_a ? k->m : k->k, a_columns = k->trans_a ? k->k : k->m;
+    int64_t b_rows = k->trans_b ? k->k : k->n, b_columns = k->trans_b ? k->n : k->k;
+    TRY_BLAS(layout_create(&p->a, lt, ab, a_rows, a_columns, k->lda, k->count, k->next_a));
+    TRY_BLAS(layout_create(&p->b, lt, ab, b_rows, b_columns, k->ldb, k->count, k->next_b));
+    return layout_create(&p->c, lt, c, k->n, k->m, k->ldc, k->count, k->next_c);
 }
 
 static cublasStatus_t plan_choose(struct gemm_plan *p, struct cuda_device *c) {
@@ -140,24 +151,26 @@ static struct gemm_plan *plan_for(struct device *dev, const struct gemm_key *key
 }
 
 void cuda_gemm(struct device *dev, struct gemm_operand a, struct gemm_operand b, struct gemm_operand to, int64_t m,
-               int64_t n, int64_t k, float alpha, float beta) {
+               int64_t n, int64_t k, float alpha, float beta, int64_t count) {
     struct cuda_device *c = cuda_impl(dev);
-    if (m == 0 || n == 0) return;
+    if (m == 0 || n == 0 || count == 0) return;
     ASSERT(a.dtype == b.dtype);
     if (k == 0) { /* an empty sum, which the library doesn't know */
         size_t size = dtype_size(to.dtype);
-        if (beta == 0)
-            cuda_expect(dev, cudaMemset2DAsync(to.data, (size_t)to.step * size, 0, (size_t)n * size, (size_t)m,
-                                               c->stream), "a matrix product");
+        for (int64_t i = 0; beta == 0 && i < count; i++)
+            cuda_expect(dev, cudaMemset2DAsync((char *)to.data + (size_t)(i * to.next) * size, (size_t)to.step * size, 0,
+                                               (size_t)n * size, (size_t)m, c->stream), "a matrix product");
         return;
     }
     struct gemm_key key;
     memset(&key, 0, sizeof key);
     key.m = m, key.n = n, key.k = k;
     key.lda = a.step, key.ldb = b.step, key.ldc = to.step;
+    key.count = count;
+    if (count > 1) key.next_a = a.next, key.next_b = b.next, key.next_c = to.next;
     key.trans_a = a.transposed, key.trans_b = b.transposed;
     key.type_ab = type_of(a.dtype), key.type_c = type_of(to.dtype);
-    key.align_a = alignment(a.data), key.align_b = alignment(b.data), key.align_c = alignment(to.data);
+    key.align_a = alignment(a, count), key.align_b = alignment(b, count), key.align_c = alignment(to, count);
     struct gemm_plan *p = plan_for(dev, &key);
     if (!p) return;
     cublasStatus_t status = c->library.cublasLtMatmul(c->blas, p->operation, &alpha, b.data, p->b, a.data, p->a, &beta, to.data, p->c,

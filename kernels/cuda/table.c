@@ -10,14 +10,16 @@
 #define ENTRY(name) .name = cuda_##name
 #define ENTRIES                                                                                                        \
     ENTRY(embedding_forward), ENTRY(embedding_backward), ENTRY(embedding_backward_scratch),                            \
-        ENTRY(add_norm_forward), ENTRY(add_norm_backward), ENTRY(add_norm_backward_scratch),                  \
+        ENTRY(add_norm_forward), ENTRY(add_norm_backward), ENTRY(add_norm_backward_scratch),                           \
         ENTRY(linear_forward), ENTRY(linear_backward), ENTRY(conv_forward), ENTRY(conv_backward),                      \
         ENTRY(conv_backward_scratch), ENTRY(conv_step), ENTRY(ssd_dt_forward), ENTRY(ssd_dt_backward),                 \
         ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \
         ENTRY(mlstm_forward), ENTRY(mlstm_backward), ENTRY(mlstm_saved), ENTRY(mlstm_step),                            \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
         ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
-        ENTRY(gated_rmsnorm_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),        \
+        ENTRY(gated_rmsnorm_backward_scratch), ENTRY(head_norm_forward), ENTRY(head_norm_backward),                    \
+        ENTRY(head_norm_backward_scratch), ENTRY(block_linear_forward), ENTRY(block_linear_backward),                  \
+        ENTRY(block_linear_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),               \
         ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(adamw)
 
 const struct ops ops_cuda_f32 = {
