@@ -39,6 +39,14 @@ const struct bench_case bench_cases[] = {
     {&bench_gated_rmsnorm, "Mamba-2 1.34B", "R=16384 I=4096 p=8512", {0}, {0}, {0}},
     {&bench_add_norm, "Mamba-2 1.34B", "R=16384 D=2048", {0}, {0}, {0}},
 
+    /* The smaller operations of the xLSTM: 255M of the 7B architecture; 125M of arXiv 2405.04517 (the norm behind an mLSTM
+     * and behind an sLSTM, q of an mLSTM, a gate of an sLSTM). */
+    {&bench_head_norm, "xLSTM 255M", "R=32768 I=1024 H=4 z=1 a=3", {0}, {0}, {0}},
+    {&bench_head_norm, "xLSTM 125M, mLSTM", "R=32768 I=1536 H=4 s=1 z=1 p=3072", {0}, {0}, {0}},
+    {&bench_head_norm, "xLSTM 125M, sLSTM", "R=32768 I=768 H=4", {0}, {0}, {0}},
+    {&bench_block_linear, "xLSTM 125M, mLSTM", "R=32768 G=384 O=4 I=4", {0}, {0}, {0}},
+    {&bench_block_linear, "xLSTM 125M, sLSTM", "R=32768 G=4 O=192 I=192", {0}, {0}, {0}},
+
     /* One token of 16 sequences. */
     {&bench_conv_step, "Mamba 129M", "B=16 C=1536 p=3072", {0}, {0}, {0}},
     {&bench_scan_step, "Mamba 129M", "B=16 D=1536 N=16 p=3072 q=80", {0}, {0}, {0}},

@@ -3,7 +3,7 @@
  *
  * Letters: those of kernels/tensor.h; also d (1: with documents), p and q (elements between rows of the views that a
  * model cuts from the output of a product; 0: rows lie together), n (elements of a flat array), S (of a small one), a
- * (the activation: its number in enum activation), l (1: LayerNorm). */
+ * (the activation: its number in enum activation), l (1: LayerNorm), s and z (1: with skip, with gate). */
 #include "train/bench_ops.h"
 
 #include <math.h>
@@ -155,6 +155,38 @@ const struct bench_row bench_linear = {.name = "linear",
                                        .forward = linear_forward,
                                        .backward = linear_backward,
                                        .work = linear_work};
+
+/* ---- block-diagonal linear -------------------------------------------------------------------------------------- */
+
+static void block_linear_declare(struct bench_problem *p) {
+    p->size['M'] = SIZE(G) * SIZE(I);
+    p->size['N'] = SIZE(G) * SIZE(O);
+    bench_input(p, "x", "RM");
+    weight(p, "w", "GOI", (double)SIZE(I));
+    bench_output(p, "y", "RN");
+    p->scratch_bytes = p->ops->block_linear_backward_scratch(SIZE(R), SIZE(G), SIZE(O), SIZE(I));
+}
+
+static void block_linear_forward(struct bench_problem *p) {
+    p->ops->block_linear_forward(p->dev, VALUE("y"), VALUE("x"), VALUE("w"));
+}
+
+static void block_linear_backward(struct bench_problem *p) {
+    p->ops->block_linear_backward(p->dev, GRADIENT("x"), false, GRADIENT("w"), GRADIENT("y"), VALUE("x"), VALUE("w"),
+                                  p->scratch);
+}
+
+static void block_linear_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
+    forward->products = 2 * rows(p) * (double)(SIZE(G) * SIZE(O) * SIZE(I));
+    both->products = 3 * forward->products;
+}
+
+const struct bench_row bench_block_linear = {.name = "block_linear",
+                                             .slice = "R=64",
+                                             .declare = block_linear_declare,
+                                             .forward = block_linear_forward,
+                                             .backward = block_linear_backward,
+                                             .work = block_linear_work};
 
 /* ---- convolution + SiLU ----------------------------------------------------------------------------------------- */
 
@@ -411,11 +443,50 @@ const struct bench_row bench_gated_rmsnorm = {.name = "gated_rmsnorm",
                                               .backward = gated_rmsnorm_backward,
                                               .work = gated_rmsnorm_work};
 
-/* ---- GLU -------------------------------------------------------------------------------------------------------- */
+/* ---- head norm -------------------------------------------------------------------------------------------------- */
 
 static enum activation activation(const struct bench_problem *p) {
     return (enum activation)SIZE(a);
 }
+
+static void head_norm_declare(struct bench_problem *p) {
+    bench_input(p, "y", "RI");
+    spread(bench_parameter(p, "weight", "I"), 1, 0.1);
+    if (SIZE(s)) {
+        bench_input(p, "x", "RI");
+        spread(bench_parameter(p, "skip", "I"), 1, 0.1);
+    }
+    if (SIZE(z)) strided(bench_input(p, "z", "RI"), 1, SIZE(p));
+    bench_output(p, "g", "RI");
+    bench_statistic(p, "mean", "RH");
+    bench_statistic(p, "rstd", "RH");
+    p->scratch_bytes = p->ops->head_norm_backward_scratch(SIZE(R), SIZE(I), SIZE(H));
+}
+
+static void head_norm_forward(struct bench_problem *p) {
+    p->ops->head_norm_forward(p->dev, VALUE("g"), VALUE("mean"), VALUE("rstd"), VALUE("y"), VALUE("weight"), VALUE("x"),
+                              VALUE("skip"), VALUE("z"), activation(p), norm_eps);
+}
+
+static void head_norm_backward(struct bench_problem *p) {
+    p->ops->head_norm_backward(p->dev, GRADIENT("y"), GRADIENT("x"), GRADIENT("z"), GRADIENT("weight"),
+                               GRADIENT("skip"), GRADIENT("g"), VALUE("y"), VALUE("mean"), VALUE("rstd"),
+                               VALUE("weight"), VALUE("x"), VALUE("skip"), VALUE("z"), activation(p), p->scratch);
+}
+
+static void head_norm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
+    forward->special = SIZE(z) ? 2 * rows(p) * (double)SIZE(I) : 0;
+    both->special = 2 * forward->special;
+}
+
+const struct bench_row bench_head_norm = {.name = "head_norm",
+                                          .slice = "R=64",
+                                          .declare = head_norm_declare,
+                                          .forward = head_norm_forward,
+                                          .backward = head_norm_backward,
+                                          .work = head_norm_work};
+
+/* ---- GLU -------------------------------------------------------------------------------------------------------- */
 
 static void glu_declare(struct bench_problem *p) {
     p->size['E'] = 2 * SIZE(F);
