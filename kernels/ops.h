@@ -190,7 +190,7 @@ struct ops {
     /* y (R,O) strided =, act or real: where x and w are bf16 it may be f32, not rounded on the way (gates, logits);
      * x (R,I) strided; w (O,I); bias (O) optional */
     void (*linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
-    /* dx (R,I) strided, optional: = dy w, or += if add_dx; dw (O,I) real += dy^T x, optional; dbias (O) real += sum dy,
+    /* dx (R,I) strided, optional: = dy w, or += if add_dx; dw (O,I) real += dy^T x (= if empty), optional; dbias (O) real += sum dy,
      * optional; dy (R,O) strided; x (R,I) strided */
     void (*linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy, tensor x,
                             tensor w);
@@ -405,7 +405,7 @@ struct ops {
     /* logits = x w^T, or cap tanh(x w^T / cap) where cap > 0;
      * for each row with target >= 0: loss = lse(logits) - logits[target] + z_loss * lse^2.
      * sums: += (device memory). losses (R) real optional =: -log p(target) (0 for masked rows; without the z term).
-     * dx (R,D) act optional =: d(scale * sum of losses)/dx; dw (V,D) real optional +=: the same for w (only with dx).
+     * dx (R,D) act optional =: d(scale * sum of losses)/dx; dw (V,D) real optional += (= if empty): the same for w (only with dx).
      * x (R,D); w (V,D); targets (R) i32, negative = masked. */
     void (*head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, tensor dx, tensor dw, tensor x, tensor w,
                       tensor targets, double scale, double z_loss, double cap, void *scratch);

@@ -29,6 +29,8 @@ typedef struct tensor {
     int ndim;
     int64_t dim[TENSOR_DIMS];
     int64_t stride[TENSOR_DIMS]; /* in elements */
+    bool empty; /* of a sum that an operation adds to: nothing is there yet, so that it may write instead of adding. Only
+                 * operations whose contract says so look at it */
 } tensor;
 
 tensor tensor_none(void);

@@ -59,15 +59,19 @@ static void mamba_declare(const struct layer *layer, struct params *p, const cha
     const struct mamba_options *o = layer->options;
     struct mamba_sizes s = sizes_of(layer);
     mixer_declare_linear(p, prefix, "in_proj.weight", 2 * s.I, s.D, 1);
+    params_filled(p, 1);
     mixer_declare_conv(p, prefix, s.I, s.W);
     mixer_declare_linear(p, prefix, "x_proj.weight", s.X, s.I, 1);
+    params_filled(p, 1);
     mixer_declare_linear(p, prefix, "dt_proj.weight", s.I, s.rank, o->dt_scale);
+    params_filled(p, 1);
     params_add(p, 1, &s.I, (struct init){INIT_DT_BIAS, o->dt_min, o->dt_max, o->dt_init_floor}, false, true,
                "%sdt_proj.bias", prefix);
     params_add(p, 2, (int64_t[]){s.I, s.N}, (struct init){INIT_LOG_COUNT, (double)s.N, 0, 0}, false, true, "%sA_log",
                prefix);
     params_add(p, 1, &s.I, (struct init){INIT_CONSTANT, 1, 0, 0}, false, true, "%sD", prefix);
     mixer_declare_linear(p, prefix, "out_proj.weight", s.D, s.I, mixer_residual_scale(layer));
+    params_filled(p, 1);
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */

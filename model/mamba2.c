@@ -104,6 +104,7 @@ static void mamba2_declare(const struct layer *layer, struct params *p, const ch
     struct mamba2_sizes s = sizes_of(layer);
     struct init one = {INIT_CONSTANT, 1, 0, 0};
     mixer_declare_linear(p, prefix, "in_proj.weight", s.E, s.D, 1);
+    params_filled(p, 1);
     mixer_declare_conv(p, prefix, s.C, s.W);
     params_add(p, 1, &s.H, (struct init){INIT_DT_BIAS, o->dt_min, o->dt_max, o->dt_init_floor}, false, true,
                "%sdt_bias", prefix);
@@ -112,6 +113,7 @@ static void mamba2_declare(const struct layer *layer, struct params *p, const ch
     params_add(p, 1, &s.H, one, false, true, "%sD", prefix);
     params_add(p, 1, &s.I, one, false, true, "%snorm.weight", prefix);
     mixer_declare_linear(p, prefix, "out_proj.weight", s.D, s.I, mixer_residual_scale(layer));
+    params_filled(p, 1);
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */

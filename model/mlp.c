@@ -55,12 +55,13 @@ static void mlp_declare(const struct layer *layer, struct params *p, const char 
         if (mlp_gated(o)) mixer_declare_linear(p, prefix, "gate.weight", F, D, 1);
         mixer_declare_linear(p, prefix, "up.weight", F, D, 1);
         mixer_declare_linear(p, prefix, "down.weight", D, F, mixer_residual_scale(layer));
-        return;
+    } else {
+        struct init small = mixer_small_init(D);
+        if (mlp_gated(o)) params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sgate.weight", prefix);
+        params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sup.weight", prefix);
+        params_add(p, 2, (int64_t[]){D, F}, mixer_wang_init(layer), true, false, "%sdown.weight", prefix);
     }
-    struct init small = mixer_small_init(D);
-    if (mlp_gated(o)) params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sgate.weight", prefix);
-    params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sup.weight", prefix);
-    params_add(p, 2, (int64_t[]){D, F}, mixer_wang_init(layer), true, false, "%sdown.weight", prefix);
+    params_filled(p, mlp_gated(o) ? 3 : 2);
 }
 
 /* How many projections read the input. They come first in declare order, and `down` behind them. */

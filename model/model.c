@@ -528,6 +528,17 @@ void model_zero_grads(struct model *m) {
     device_zero(m->dev, m->at.grads, (size_t)m->params.elements * dtype_size(m->ops->real));
 }
 
+void model_begin_grads(struct model *m) {
+    ASSERT(m->mode == MODEL_TRAIN);
+    size_t size = dtype_size(m->ops->real);
+    for (int64_t from = 0, count;; from += count) {
+        from = params_unfilled(&m->params, from, &count);
+        if (count == 0) break;
+        device_zero(m->dev, (char *)m->at.grads + (size_t)from * size, (size_t)count * size);
+    }
+    for (int i = 0; i < m->params.count; i++) m->dw[i].empty = m->params.list[i].filled;
+}
+
 /* Back through the norm before layer i: dnormed is the gradient at its output; dresidual, the stream's gradient from
  * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. */
 static void leave_layer(struct model *m, int i, int64_t R) {
@@ -581,6 +592,7 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
                                tensor_1d(m->at.tokens, DTYPE_I32, R), work);
     arena_rewind(scratch, mark);
     if (ready) ready(self, list[m->mc->embedding].bucket);
+    for (int i = 0; i < m->params.count; i++) m->dw[i].empty = false;
     device_range_pop(m->dev);
     m->stage = STAGE_FORWARD;
 }

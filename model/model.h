@@ -149,6 +149,9 @@ void model_read_sums(struct model *m, struct loss_sums *sums);
 void model_zero_sums(struct model *m);
 struct loss_sums *model_sums(const struct model *m); /* in device memory */
 void model_zero_grads(struct model *m);
+/* The same, for who runs model_loss(backward) and model_backward next: gradients that a product fills are not zeroed but
+ * written by it. */
+void model_begin_grads(struct model *m);
 
 /* After model_loss(backward = true). ready (may be NULL) is called when a bucket's gradients are complete for this
  * micro-batch, last bucket first; a tied embedding's bucket comes last. */

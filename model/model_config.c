@@ -182,6 +182,7 @@ static void declare_model(struct model_config *mc) {
     struct init embedding = {INIT_NORMAL, 0.02, 0, 0}, head = {INIT_UNIFORM, -bound, bound, 0};
     if (mc->options.init == MODEL_INIT_SMALL) embedding = head = mixer_small_init(shape[1]);
     mc->embedding = params_add(p, 2, shape, embedding, false, false, "backbone.embeddings.weight");
+    if (mc->options.tie_embeddings) params_filled(p, 1); /* by the head; the lookup's gradient is added to that */
     for (int i = 0; i < mc->layer_count; i++) {
         if (!mc->layers[i].is_mlp) params_next_bucket(p);
         declare_layer(mc, &mc->layers[i]);
@@ -193,6 +194,7 @@ static void declare_model(struct model_config *mc) {
     if (mc->options.tie_embeddings) return;
     params_next_bucket(p);
     mc->head = params_add(p, 2, shape, head, false, false, "lm_head.weight");
+    params_filled(p, 1);
     if (mc->head < p->count) p->list[mc->head].head = true;
 }
 

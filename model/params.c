@@ -76,6 +76,10 @@ int params_add(struct params *p, int ndim, const int64_t *dim, struct init init,
     return p->count++;
 }
 
+void params_filled(struct params *p, int count) {
+    for (int i = p->count - 1; i >= 0 && i >= p->count - count; i--) p->list[i].filled = true;
+}
+
 void params_next_bucket(struct params *p) {
     if (p->bucket_count > 0 && p->buckets[p->bucket_count - 1].params == 0)
         return; /* an empty one is started already */
@@ -120,6 +124,21 @@ void params_layout(struct params *p, int ranks, bool rounds) {
         bucket->count = end - bucket->offset;
     }
     p->elements = end;
+}
+
+int64_t params_unfilled(const struct params *p, int64_t from, int64_t *count) {
+    for (;;) {
+        int64_t end = p->elements, behind = end; /* of the run, and of the filled tensor there */
+        for (int i = 0; i < p->count; i++) {
+            const struct param *t = &p->list[i];
+            if (!t->filled || t->offset < from || t->offset >= end) continue;
+            end = t->offset;
+            behind = end + t->count;
+        }
+        *count = end - from;
+        if (end > from || end == p->elements) return from;
+        from = behind;
+    }
 }
 
 int params_find(const struct params *p, const char *name) {

@@ -49,6 +49,7 @@ struct param {
     bool decay;     /* weight decay applies under the table's policy: 2-D projections and conv weights only */
     bool head;      /* the head's matrix, where it is not the embedding's; `decay` is false for it */
     bool keep_real; /* stays f32 where compute weights are bf16: A_log, D, dt_bias, norms, conv */
+    bool filled;    /* one product gives its gradient, in every backward pass: params_filled */
     int bucket;
     int64_t count;  /* elements */
     int part;       /* enum part_kind; this and the next after params_layout */
@@ -90,11 +91,18 @@ int params_check(const struct params *p, error *err);
  * nothing is added, and params_check tells. */
 int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
                const char *name_format, ...) __attribute__((format(printf, 7, 8)));
+/* The `count` tensors added last have gradients that a single linear_backward or head_loss adds to, before anything else
+ * does and to all of it: the first micro-batch of a step need not find zeros there. */
+void params_filled(struct params *p, int count);
 /* Start a new bucket: the tensors added from now on belong to it. */
 void params_next_bucket(struct params *p);
 /* Fix offsets for this many ranks; `rounds`: products read weights rounded, so that there are two kinds of part. Called
  * once, after the last params_add. */
 void params_layout(struct params *p, int ranks, bool rounds);
+
+/* The next run at or behind element `from` of the flat array that no product fills: where it starts, and *count, 0 at
+ * the end. */
+int64_t params_unfilled(const struct params *p, int64_t from, int64_t *count);
 
 int params_find(const struct params *p, const char *name); /* index, or -1 */
 

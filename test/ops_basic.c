@@ -85,6 +85,7 @@ static void linear_declare(struct run *r) {
     o->mean = 1;
     o->spread = 0.5;
     o->no_gradient = !param(r, "dw");
+    o->accumulate = param(r, "dw") == 1; /* 2: nothing is there yet */
     set_terms(o, 1, R);
     if (param(r, "bias")) set_terms(parameter(r, "bias", DIMS(O)), 1, R);
     else absent(r, "bias");
@@ -95,8 +96,10 @@ static void linear_forward(struct run *r) {
 }
 
 static void linear_backward(struct run *r) {
-    r->ops->linear_backward(r->dev, gradient(r, "x"), param(r, "add") != 0, gradient(r, "w"), gradient(r, "bias"),
-                            gradient(r, "y"), value(r, "x"), value(r, "w"));
+    tensor dw = gradient(r, "w");
+    dw.empty = param(r, "dw") == 2;
+    r->ops->linear_backward(r->dev, gradient(r, "x"), param(r, "add") != 0, dw, gradient(r, "bias"), gradient(r, "y"),
+                            value(r, "x"), value(r, "w"));
 }
 
 static void linear_flops(struct run *r, double *forward, double *backward) {
@@ -126,8 +129,8 @@ static const struct op_row linear = {
     .parameters = "R=3 I=8 O=5 bias=1 add=0 dx=1 dw=1 real=0 strided=0",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 I=1,7,16 O=1,5 bias=0,1 strided=0,1"},
                                        {OP_TEST, "R=1,17,131 I=7,64 O=1,8,67 bias=0,1 real=1 strided=0,1"},
-                                       {OP_TEST | OP_GRAD, "R=5 I=7 O=3 add=0,1 dx=0,1 dw=0,1 strided=0,1"},
-                                       {OP_TEST, "R=0 I=4 O=3"},
+                                       {OP_TEST | OP_GRAD, "R=5 I=7 O=3 add=0,1 dx=0,1 dw=0,1,2 strided=0,1"},
+                                       {OP_TEST, "R=0 I=4 O=3 dw=1,2"},
                                        {OP_TEST, "R=131 I=257 O=67 bias=0,1 strided=0,1"},
                                        {OP_TEST, "R=1,300 I=513 O=129 bias=0,1"},
                                        {OP_PERF, "R=2048 I=768 O=3352 bias=0"},
@@ -298,6 +301,7 @@ static void head_loss_declare(struct run *r) {
     set_terms(o, 1, D + V);
     o = weight(r, "w", DIMS(V, D));
     o->no_gradient = !param(r, "dx") || !param(r, "dw");
+    o->accumulate = param(r, "dw") == 1; /* 2: nothing is there yet */
     set_terms(o, 1, R + D + V);
     o->spread = 3 / sqrt((double)D); /* logits of about 3, so that some probabilities are large */
     indices(r, "targets", DIMS(R), fill_targets);
@@ -312,8 +316,10 @@ static void head_loss_forward(struct run *r) {
 
 static void head_loss_backward(struct run *r) {
     char *scratch = r->scratch;
+    tensor dw = gradient(r, "w");
+    dw.empty = param(r, "dw") == 2;
     r->ops->head_loss(r->dev, (struct loss_sums *)(scratch + r->forward_scratch), tensor_none(), gradient(r, "x"),
-                      gradient(r, "w"), value(r, "x"), value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r),
+                      dw, value(r, "x"), value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r),
                       (double)param(r, "cap"), scratch);
 }
 

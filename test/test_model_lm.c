@@ -266,6 +266,34 @@ static void test_rows(void **state) {
     }
 }
 
+/* Two micro-batches from gradients that a step begins, whatever lay there before, are those from zeros. */
+static void test_begin_grads(void **state) {
+    (void)state;
+    for (int i = 0; i < lm_model_count; i++) {
+        struct lm lm;
+        lm_open(&lm, lm_models[i], PRECISION_F32, MODEL_TRAIN, 2, 7);
+        struct tokens t = tokens_draw(2, 7, VOCAB, 14);
+        size_t count = (size_t)model_params(lm.m)->elements, size = count * lm.real;
+        double *grads[2];
+        void *rubbish = malloc(size);
+        memset(rubbish, 0xff, size); /* not a number */
+        for (int begun = 0; begun < 2; begun++) {
+            device_write(lm.dev, model_flat_grads(lm.m).data, rubbish, size);
+            (begun ? model_begin_grads : model_zero_grads)(lm.m);
+            lm_grads(&lm, &t, true, 0.5, 0.01);
+            lm_grads(&lm, &t, false, 0.25, 0);
+            grads[begun] = lm_read_grads(&lm);
+        }
+        for (size_t k = 0; k < count; k++)
+            if (grads[0][k] != grads[1][k]) fail_msg("gradient %zu: %g from zeros, %g", k, grads[0][k], grads[1][k]);
+        free(rubbish);
+        free(grads[0]);
+        free(grads[1]);
+        tokens_free(&t);
+        lm_close(&lm);
+    }
+}
+
 /* A masked target has no loss, no count and no gradient: the gradients of a set of targets and of the others add up to
  * those of all. */
 static void test_masks(void **state) {
@@ -565,6 +593,7 @@ int main(void) {
         cmocka_unit_test(test_packed),     cmocka_unit_test(test_split),   cmocka_unit_test(test_step),
         cmocka_unit_test(test_state_reset), cmocka_unit_test(test_causal),  cmocka_unit_test(test_rows),
         cmocka_unit_test(test_masks),      cmocka_unit_test(test_accumulate), cmocka_unit_test(test_buckets),
+        cmocka_unit_test(test_begin_grads),
         cmocka_unit_test(test_float),      cmocka_unit_test(test_bf16),   cmocka_unit_test(test_repeats),
         cmocka_unit_test(test_plan),
         cmocka_unit_test(test_absurd_batch), cmocka_unit_test(test_sums), cmocka_unit_test(test_wide_head),

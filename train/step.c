@@ -75,7 +75,7 @@ static void compute(void *self) {
     struct step *s = self;
     if (s->first) {
         optimizer_spread(s->optimizer);
-        model_zero_grads(s->model);
+        model_begin_grads(s->model);
         model_zero_sums(s->model);
     }
     model_forward(s->model, NULL, NULL, true);

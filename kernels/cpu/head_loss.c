@@ -199,6 +199,7 @@ void OP(head_loss)(struct device *dev, struct loss_sums *sums, tensor losses, te
     int64_t capacity = head_tile(R, V);
     carve(&t, scratch, capacity, D, V);
     if (gradient) memset(dx.data, 0, (size_t)(R * D) * sizeof(real));
+    if (tensor_given(dw) && dw.empty) memset(dw.data, 0, (size_t)(V * D) * sizeof(real));
     if (tensor_given(losses)) memset(losses.data, 0, (size_t)R * sizeof(real));
 
     struct loss_sums total = {0};

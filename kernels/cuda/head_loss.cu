@@ -315,7 +315,7 @@ extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tenso
     int64_t R = x.dim[0], D = x.dim[1], V = w.dim[0], tile = tile_rows(R, V, dtype_size(x.dtype));
     bool gradient = tensor_given(dx);
     ASSERT(w.dim[1] == D && tensor_is(targets, 1, R) && (gradient || !tensor_given(dw)) && V < INT32_MAX / 2);
-    ASSERT(cap >= 0);
+    ASSERT(cap >= 0 && (R > 0 || !dw.empty));
     struct loss_sums *each = (struct loss_sums *)scratch;
     void *place = (char *)scratch + sums_size(R);
     for (int64_t from = 0; from < R; from += tile) {
@@ -327,7 +327,9 @@ extern "C" void cuda_head_loss(struct device *dev, struct loss_sums *sums, tenso
                                                        rows_of(targets, from, rows), scale, z_loss, cap, gradient);
         if (!gradient) continue;
         cuda_gemm(dev, gemm_rows(logits), gemm_rows(w), gemm_rows(rows_of(dx, from, rows)), rows, D, V, 1, 0);
-        if (tensor_given(dw)) cuda_gemm(dev, gemm_transposed(logits), gemm_rows(in), gemm_rows(dw), V, D, rows, 1, 1);
+        float before = dw.empty && from == 0 ? 0.0f : 1.0f;
+        if (tensor_given(dw))
+            cuda_gemm(dev, gemm_transposed(logits), gemm_rows(in), gemm_rows(dw), V, D, rows, 1, before);
     }
     if (R > 0) LAUNCH(dev, add_losses_kernel, 1, ADDERS, 0, sums, each, R);
 }

@@ -202,6 +202,7 @@ extern "C" void cuda_linear_backward(struct device *dev, tensor dx, bool add_dx,
     int64_t R = x.dim[0], I = x.dim[1], O = w.dim[0];
     ASSERT(tensor_is(dy, 2, R, O) && w.dim[1] == I);
     if (tensor_given(dx)) cuda_gemm(dev, gemm_rows(dy), gemm_rows(w), gemm_rows(dx), R, I, O, 1, add_dx ? 1 : 0);
-    if (tensor_given(dw)) cuda_gemm(dev, gemm_transposed(dy), gemm_rows(x), gemm_rows(dw), O, I, R, 1, 1);
+    if (tensor_given(dw))
+        cuda_gemm(dev, gemm_transposed(dy), gemm_rows(x), gemm_rows(dw), O, I, R, 1, dw.empty ? 0 : 1);
     if (tensor_given(dbias)) cuda_add_column_sums(dev, data_of<float>(dbias), dy);
 }

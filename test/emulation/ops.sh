@@ -6,7 +6,7 @@ exec "$1" test --device cuda --precision "$2" \
     'add_norm R=2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1' 'add_norm R=37 D=257,768,2560 layer=0,1 branch=1' \
     'add_norm R=5 D=1,2 eps=1000000' 'add_norm R=5 D=2 layer=1 eps=1000000' \
     'add_norm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_norm R=1700 D=67 layer=0,1' \
-    'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1' \
+    'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1 dw=1,2' \
     'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
     'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
@@ -16,7 +16,7 @@ exec "$1" test --device cuda --precision "$2" \
     'block_linear R=700 G=33 add=1' 'block_linear R=0 G=2 I=4,12' \
     convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
     'head_loss R=1,17 D=7 V=1,11 mask=0,1 zloss=30' 'head_loss R=9 D=8 V=13 losses=0,1 dx=0,1 dw=0,1 mask=2' \
-    'head_loss R=67 D=33 V=257 zloss=1' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
+    'head_loss R=67 D=33 V=257 zloss=1 dw=1,2' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
     'conv T=7,300 C=64,65,200 doc=4' 'conv_step C=1,7,130 W=2,4,8' \
     'ssd_dt T=1,7,97 H=1,8 min=100 max=900 spread=1,30 strided=0,1' \
