@@ -47,7 +47,7 @@ tensor mixer_conv_weight(tensor w) {
 
 static bool follows(tensor before, tensor w) {
     return (char *)before.data + (size_t)tensor_count(before) * dtype_size(before.dtype) == (char *)w.data &&
-           before.dtype == w.dtype && before.dim[1] == w.dim[1];
+           before.dtype == w.dtype && before.dim[1] == w.dim[1] && before.empty == w.empty;
 }
 
 /* How many of the first weights are one matrix in memory, and their gradients, too. */
@@ -60,7 +60,9 @@ static int together(const tensor *w, const tensor *dw, int count) {
 static tensor joined(const tensor *w, int count) {
     int64_t outputs = 0;
     for (int i = 0; i < count; i++) outputs += w[i].dim[0];
-    return tensor_2d(w[0].data, w[0].dtype, outputs, w[0].dim[1]);
+    tensor all = tensor_2d(w[0].data, w[0].dtype, outputs, w[0].dim[1]);
+    all.empty = w[0].empty;
+    return all;
 }
 
 void mixer_linears_forward(const struct mixer_call *call, tensor y, const tensor *w, int count) {
