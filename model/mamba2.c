@@ -15,7 +15,6 @@
 #include "model/mamba2.h"
 #include "model/mixer_parts.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
 
@@ -56,29 +55,12 @@ struct mamba2_sizes mamba2_sizes(const struct mamba2_options *o, int64_t d_model
     return s;
 }
 
-/* The divisor of `whole` that is nearest to `wanted`; the smaller one of two. */
-static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
-    for (int64_t away = 0;; away++) {
-        if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
-        if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
-    }
-}
-
 static int mamba2_check(void *options, const struct layer_context *context, const char *section, error *err) {
     const struct mamba2_options *o = options;
     int64_t inner = o->expand * context->d_model;
-    if (inner % o->head_dim != 0)
-        return error_input(err,
-                           "%s.head_dim = %" PRId64 " must divide expand * d_model = %" PRId64
-                           "; the nearest that does is %" PRId64,
-                           section, o->head_dim, inner, nearest_divisor(inner, o->head_dim));
-    int64_t heads = inner / o->head_dim;
-    if (heads % o->n_groups != 0)
-        return error_input(err,
-                           "%s.n_groups = %" PRId64
-                           " must divide the number of heads, expand * d_model / head_dim = %" PRId64
-                           "; the nearest that does is %" PRId64,
-                           section, o->n_groups, heads, nearest_divisor(heads, o->n_groups));
+    TRY(mixer_check_divides(section, "head_dim", o->head_dim, "expand * d_model", inner, err));
+    TRY(mixer_check_divides(section, "n_groups", o->n_groups, "the number of heads, expand * d_model / head_dim",
+                            inner / o->head_dim, err));
     TRY(mixer_check_dt(o->dt_min, o->dt_max, section, err));
     if (o->A_init_min > o->A_init_max)
         return error_input(err, "%s.A_init_min = %g must not be above A_init_max = %g; it may be at most that", section,

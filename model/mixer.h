@@ -113,6 +113,8 @@ void mixer_state_view(tensor *views, int index, void *memory, enum dtype dtype, 
 extern const struct mixer mixer_mamba;
 extern const struct mixer mixer_mamba2;
 extern const struct mixer mixer_mlstm;
+extern const struct mixer mixer_mlstm_preup;
+extern const struct mixer mixer_slstm;
 extern const struct mixer mixer_mlp; /* every `mlp =` but none */
 
 #endif

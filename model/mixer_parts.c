@@ -1,6 +1,7 @@
 /* mixer_parts.c: what mixers are put together from. See mixer_parts.h. Owns no state. */
 #include "model/mixer_parts.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
@@ -65,27 +66,45 @@ static tensor joined(const tensor *w, int count) {
     return all;
 }
 
-void mixer_linears_forward(const struct mixer_call *call, tensor y, const tensor *w, int count) {
+void mixer_linears_forward(const struct mixer_call *call, tensor y, tensor x, const tensor *w, int count) {
     int64_t column = 0;
     for (int i = 0, n; i < count; i += n) {
         n = together(&w[i], NULL, count - i);
         tensor all = joined(&w[i], n);
-        call->dev->ops->linear_forward(call->dev, tensor_columns(y, column, all.dim[0]), call->x, all, tensor_none());
+        call->dev->ops->linear_forward(call->dev, tensor_columns(y, column, all.dim[0]), x, all, tensor_none());
         column += all.dim[0];
     }
     ASSERT(column == y.dim[1]);
 }
 
-void mixer_linears_backward(const struct mixer_call *call, tensor dy, const tensor *w, const tensor *dw, int count) {
+void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
+                            tensor x, const tensor *w, int count) {
     int64_t column = 0;
     for (int i = 0, n; i < count; i += n) {
         n = together(&w[i], &dw[i], count - i);
         tensor all = joined(&w[i], n);
-        call->dev->ops->linear_backward(call->dev, call->dx, i > 0, joined(&dw[i], n), tensor_none(),
-                                        tensor_columns(dy, column, all.dim[0]), call->x, all);
+        call->dev->ops->linear_backward(call->dev, dx, add_dx || i > 0, joined(&dw[i], n), tensor_none(),
+                                        tensor_columns(dy, column, all.dim[0]), x, all);
         column += all.dim[0];
     }
     ASSERT(column == dy.dim[1]);
+}
+
+/* --- checks of options ---------------------------------------------------------------------------- */
+
+/* The divisor of `whole` that is nearest to `wanted`; the smaller one of two. */
+static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
+    for (int64_t away = 0;; away++) {
+        if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
+        if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
+    }
+}
+
+int mixer_check_divides(const char *section, const char *key, int64_t value, const char *what, int64_t whole,
+                        error *err) {
+    if (whole % value == 0) return 0;
+    return error_input(err, "%s.%s = %" PRId64 " must divide %s = %" PRId64 "; the nearest that does is %" PRId64,
+                       section, key, value, what, whole, nearest_divisor(whole, value));
 }
 
 int mixer_check_dt(double dt_min, double dt_max, const char *section, error *err) {

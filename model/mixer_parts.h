@@ -32,12 +32,13 @@ void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, 
 /* Such a weight, or its gradient, as the operation wants it: (channels, taps). */
 tensor mixer_conv_weight(tensor w);
 
-/* Several projections (outputs, I) of call->x, whose results are columns of y side by side. Neighbours in the tensor
- * table lie one behind the other in memory where their sizes are multiples of PARAM_ALIGN; then they make one product.
- */
-void mixer_linears_forward(const struct mixer_call *call, tensor y, const tensor *w, int count);
-/* call->dx =; dw +=; dy has the columns of y. */
-void mixer_linears_backward(const struct mixer_call *call, tensor dy, const tensor *w, const tensor *dw, int count);
+/* Several projections (outputs, I) of the same x (R, I), whose results are columns of y side by side. Neighbours in the
+ * tensor table lie one behind the other in memory where their sizes are multiples of PARAM_ALIGN; then they make one
+ * product. */
+void mixer_linears_forward(const struct mixer_call *call, tensor y, tensor x, const tensor *w, int count);
+/* dx = or += if add_dx; dw +=; dy has the columns of y. */
+void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
+                            tensor x, const tensor *w, int count);
 
 /* The options of Mamba's frame; `type` has them as fields of the same names. */
 #define MIXER_EXPAND_OPTION(type)                                                                                      \
@@ -51,6 +52,10 @@ void mixer_linears_backward(const struct mixer_call *call, tensor dy, const tens
     {"dt_max", OPTION_FLOAT, offsetof(type, dt_max), "0.1", 1e-10, 1e3, "", "Largest initial step size.", NULL},       \
     {"dt_init_floor", OPTION_FLOAT, offsetof(type, dt_init_floor), "1e-4", 1e-10, 1e3, "",                             \
      "Initial step sizes below it are raised to it.", NULL}
+
+/* The option `key`, with this value, must divide `whole`, which messages call `what`. */
+int mixer_check_divides(const char *section, const char *key, int64_t value, const char *what, int64_t whole,
+                        error *err);
 /* dt_min must not be above dt_max. */
 int mixer_check_dt(double dt_min, double dt_max, const char *section, error *err);
 

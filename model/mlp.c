@@ -102,7 +102,7 @@ static void mlp_forward(const struct mixer_call *call) {
     int inputs = inputs_of(call->layer);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
-    mixer_linears_forward(call, v.u, call->w, inputs);
+    mixer_linears_forward(call, v.u, call->x, call->w, inputs);
     ops->glu_forward(call->dev, v.h, v.u, activation_of(call->layer));
     ops->linear_forward(call->dev, call->y, v.h, call->w[inputs], tensor_none());
     arena_rewind(call->scratch, mark);
@@ -118,7 +118,7 @@ static void mlp_backward(const struct mixer_call *call) {
     if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->glu_forward(call->dev, v.h, v.u, act);
     ops->linear_backward(call->dev, d.h, false, call->dw[down], tensor_none(), call->dy, v.h, call->w[down]);
     ops->glu_backward(call->dev, d.u, d.h, v.u, act);
-    mixer_linears_backward(call, d.u, call->w, call->dw, down);
+    mixer_linears_backward(call, call->dx, false, call->dw, d.u, call->x, call->w, down);
     arena_rewind(call->scratch, mark);
 }
 

@@ -282,8 +282,8 @@ static void project(const struct mixer_call *call, const struct views *v, tensor
     const struct ops *ops = call->dev->ops;
     int64_t H = v->i.dim[1];
     double cap = cap_of(call->layer);
-    mixer_linears_forward(call, v->qkvo, &call->w[W_Q], PROJECTIONS);
-    mixer_linears_forward(call, raw, &call->w[W_I], GATES);
+    mixer_linears_forward(call, v->qkvo, call->x, &call->w[W_Q], PROJECTIONS);
+    mixer_linears_forward(call, raw, call->x, &call->w[W_I], GATES);
     ops->softcap_forward(call->dev, v->i, tensor_columns(raw, 0, H), call->w[BIAS_I], cap);
     ops->softcap_forward(call->dev, v->f, tensor_columns(raw, H, H), call->w[BIAS_F], cap);
 }
@@ -344,7 +344,7 @@ static void mlstm_backward(const struct mixer_call *call) {
                         rule_of(call->layer), o->chunk, d.work);
     ops->softcap_backward(call->dev, d.raw_i, dw[BIAS_I], d.di, v.i, cap, d.work);
     ops->softcap_backward(call->dev, d.raw_f, dw[BIAS_F], d.df, v.f, cap, d.work);
-    mixer_linears_backward(call, d.all, &w[W_Q], &dw[W_Q], PROJECTIONS + GATES);
+    mixer_linears_backward(call, call->dx, false, &dw[W_Q], d.all, call->x, &w[W_Q], PROJECTIONS + GATES);
     arena_rewind(call->scratch, mark);
 }
 

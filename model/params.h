@@ -34,7 +34,7 @@ enum init_kind {
     INIT_LOG_COUNT,   /* ln of 1, 2, ..., a, over and over: Mamba's A_log, each row */
     INIT_DT_BIAS,     /* inverse softplus of max(exp(Uniform[ln a, ln b)), c) */
     INIT_LINSPACE,    /* c values evenly from a to b, both included; c = 1: a */
-    INIT_SLSTM_BIAS,  /* sLSTM's (4, b): of f, the second row, 5 - 12 (j / (c-1))^a for j = 0 .. c-1, over and over */
+    INIT_SLSTM_BIAS,  /* sLSTM's (4, b): in row f, the second, 5 - 12 (j / (c-1))^a for j = 0 .. c-1, over and over */
 };
 struct init {
     enum init_kind kind;

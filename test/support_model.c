@@ -17,6 +17,8 @@
  * derivatives are large. The mLSTM's own eps keeps its gradient from being exact: what it is measured by is held fixed.
  */
 #define STEADY "norm_eps = 0.1\n"
+#define PREUP "[block.u]\nmixer = mlstm_preup\nheads = 2\nchunk = 4\neps = 0\n"
+#define SLSTM "[block.y]\nmixer = slstm\nheads = 2\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
@@ -30,6 +32,11 @@ const char *const lm_models[] = {
           "mlp = gelu\nmlp_width = 20\n" MAMBA "mlp = relu2\nmlp_width = 24\n"
           "[block.k]\nmixer = mlstm\nheads = 4\neps = 0\nv_factor = 0.5\ninput_gate = sigmoid\ngate_soft_cap = 0\n"
           "mlp = geglu\nmlp_width = 24\n",
+    MODEL STEADY "pattern = u*2\n" PREUP,
+    MODEL STEADY "norm = layer\ntie_embeddings = false\npattern = u y m\n"
+          "[block.u]\nmixer = mlstm_preup\nheads = 4\nd_conv = 2\nqkv_block = 8\neps = 0\n"
+          SLSTM "mlp = geglu\nmlp_width = 24\n" BLOCK,
+    MODEL "pattern = y*2\n[block.y]\nmixer = slstm\nheads = 4\nd_conv = 0\nrecurrent_init = uniform\n",
 };
 const int lm_model_count = sizeof lm_models / sizeof *lm_models;
 
@@ -243,4 +250,53 @@ double largest_difference(const double *a, const double *b, int64_t count) {
         if (!(difference <= largest)) largest = isfinite(difference) ? difference : INFINITY;
     }
     return largest;
+}
+
+/* --- the tensor table and initial values ---------------------------------------------------------- */
+
+void expect_tensor(const struct params *p, int index, const char *name, int64_t a, int64_t b, int64_t c,
+                          bool decay, bool keep_real) {
+    const struct param *t = &p->list[index];
+    int64_t dims[3] = {a, b, c};
+    assert_string_equal(t->name, name);
+    assert_int_equal(t->ndim, c ? 3 : b ? 2 : 1);
+    for (int i = 0; i < t->ndim; i++) assert_int_equal(t->dim[i], dims[i]);
+    assert_int_equal(t->decay, decay);
+    assert_int_equal(t->keep_real, keep_real);
+}
+
+static void range(const double *x, int64_t count, double *low, double *high) {
+    *low = *high = x[0];
+    for (int64_t i = 1; i < count; i++) {
+        *low = fmin(*low, x[i]);
+        *high = fmax(*high, x[i]);
+    }
+}
+
+void expect_range(const struct model *m, const char *name, double low, double high, double reach) {
+    int index = params_find(model_params(m), name);
+    assert_true(index >= 0);
+    int64_t count = model_params(m)->list[index].count;
+    double *x = malloc((size_t)count * sizeof *x), least, most;
+    model_read_param(m, index, x, DTYPE_F64);
+    range(x, count, &least, &most);
+    double slack = 1e-6 * (fabs(low) + fabs(high));
+    if (least < low - slack || most > high + slack || least > low + (1 - reach) * (high - low) ||
+        most < high - (1 - reach) * (high - low))
+        fail_msg("%s lies in [%g, %g], not in and nearly filling [%g, %g]", name, least, most, low, high);
+    free(x);
+}
+
+void expect_normal(const struct model *m, const char *name, double deviation) {
+    int index = params_find(model_params(m), name);
+    assert_true(index >= 0);
+    int64_t count = model_params(m)->list[index].count;
+    double *x = malloc((size_t)count * sizeof *x), sum = 0, squares = 0;
+    model_read_param(m, index, x, DTYPE_F64);
+    for (int64_t i = 0; i < count; i++) sum += x[i];
+    for (int64_t i = 0; i < count; i++) squares += x[i] * x[i];
+    double slack = 4 / sqrt((double)count), got = sqrt(squares / (double)count);
+    if (fabs(got / deviation - 1) > slack || fabs(sum / (double)count) > slack * deviation)
+        fail_msg("%s has the deviation %g and the mean %g, not %g and 0", name, got, sum / (double)count, deviation);
+    free(x);
 }

@@ -66,4 +66,12 @@ void lm_step(struct lm *lm, struct model_state *s, const int32_t *ids, int64_t B
 double relative_error(const double *a, const double *b, int64_t count);
 double largest_difference(const double *a, const double *b, int64_t count);
 
+/* Tensor `index` of the table has this name and these dimensions (b, c = 0: there are fewer) and flags. */
+void expect_tensor(const struct params *p, int index, const char *name, int64_t a, int64_t b, int64_t c, bool decay,
+                   bool keep_real);
+/* A tensor's values lie within the bounds, and reach out to this share of the way between them. */
+void expect_range(const struct model *m, const char *name, double low, double high, double reach);
+/* They have this standard deviation, and the mean 0. */
+void expect_normal(const struct model *m, const char *name, double deviation);
+
 #endif

@@ -86,17 +86,6 @@ static void test_flops(void **state) {
 
 /* --- tensors ------------------------------------------------------------------------------------ */
 
-static void expect_tensor(const struct params *p, int index, const char *name, int64_t a, int64_t b, int64_t c,
-                          bool decay, bool keep_real) {
-    const struct param *t = &p->list[index];
-    int64_t dims[3] = {a, b, c};
-    assert_string_equal(t->name, name);
-    assert_int_equal(t->ndim, c ? 3 : b ? 2 : 1);
-    for (int i = 0; i < t->ndim; i++) assert_int_equal(t->dim[i], dims[i]);
-    assert_int_equal(t->decay, decay);
-    assert_int_equal(t->keep_real, keep_real);
-}
-
 #define HYBRID                                                                                                         \
     "[model]\nd_model = 24\nvocab_size = 61\npad_vocab_to = 8\ntie_embeddings = false\npattern = a b\n"                \
     "[block.a]\nmixer = mamba2\nd_state = 5\nhead_dim = 12\nn_groups = 2\nd_conv = 3\n"                                \
@@ -251,29 +240,6 @@ static void test_vocabulary(void **state) {
 
 /* --- initialisation of a model -------------------------------------------------------------------- */
 
-static void range(const double *x, int64_t count, double *low, double *high) {
-    *low = *high = x[0];
-    for (int64_t i = 1; i < count; i++) {
-        *low = fmin(*low, x[i]);
-        *high = fmax(*high, x[i]);
-    }
-}
-
-/* Within the bounds, and reaching out to nearly all of them. */
-static void expect_range(const struct model *m, const char *name, double low, double high, double reach) {
-    int index = params_find(model_params(m), name);
-    assert_true(index >= 0);
-    int64_t count = model_params(m)->list[index].count;
-    double *x = malloc((size_t)count * sizeof *x), least, most;
-    model_read_param(m, index, x, DTYPE_F64);
-    range(x, count, &least, &most);
-    double slack = 1e-6 * (fabs(low) + fabs(high));
-    if (least < low - slack || most > high + slack || least > low + (1 - reach) * (high - low) ||
-        most < high - (1 - reach) * (high - low))
-        fail_msg("%s lies in [%g, %g], not in and nearly filling [%g, %g]", name, least, most, low, high);
-    free(x);
-}
-
 static void test_init(void **state) {
     (void)state;
     error err = {0};
@@ -334,21 +300,6 @@ static void test_init(void **state) {
     device_close(dev);
     model_config_free(mc);
     config_free(c);
-}
-
-/* The standard deviation of a tensor's values, which are drawn from a normal distribution around 0. */
-static void expect_normal(const struct model *m, const char *name, double deviation) {
-    int index = params_find(model_params(m), name);
-    assert_true(index >= 0);
-    int64_t count = model_params(m)->list[index].count;
-    double *x = malloc((size_t)count * sizeof *x), sum = 0, squares = 0;
-    model_read_param(m, index, x, DTYPE_F64);
-    for (int64_t i = 0; i < count; i++) sum += x[i];
-    for (int64_t i = 0; i < count; i++) squares += x[i] * x[i];
-    double slack = 4 / sqrt((double)count), got = sqrt(squares / (double)count);
-    if (fabs(got / deviation - 1) > slack || fabs(sum / (double)count) > slack * deviation)
-        fail_msg("%s has the deviation %g and the mean %g, not %g and 0", name, got, sum / (double)count, deviation);
-    free(x);
 }
 
 /* With model.init = small, and the mLSTM in any case: the initialisation of the xLSTM 7B run. */
@@ -473,7 +424,7 @@ static void test_config_errors(void **state) {
         {"block.m.chunk=0",
          "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
         {"block.m.mixer=mamba3",
-         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm; did you mean mamba?"},
+         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm, mlstm_preup, slstm; did you mean mamba?"},
         {"block.m.mixer=mlstm;block.m.heads=3;model.d_model=20",
          "block.m.heads = 3 must divide qk_factor * d_model = 10 and v_factor * d_model = 20; the nearest that does is "
          "2"},

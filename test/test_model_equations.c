@@ -9,6 +9,8 @@
 #include "model/mamba2.h"
 #include "model/mlp.h"
 #include "model/mlstm.h"
+#include "model/mlstm_preup.h"
+#include "model/slstm.h"
 #include <math.h>
 
 /* --- the second implementation ------------------------------------------------------------------ */
@@ -248,7 +250,128 @@ static void mlstm_row(double *y, const double *x, const int32_t *doc, int64_t T,
     for (int i = 0; i < MLSTM_WEIGHTS; i++) free(w[i]);
 }
 
+/* --- the blocks of the xLSTM paper */
+
+/* Block-diagonal: output j is made of the inputs of its own block alone. */
+static void multiply_blocks(double *y, const double *w, const double *x, int64_t n, int64_t block) {
+    for (int64_t b = 0; b < n / block; b++)
+        multiply(y + b * block, w + b * block * block, x + b * block, block, block);
+}
+
+/* All tensors of a layer's mixer, in the table's order. */
+enum { WEIGHTS_MAX = 16 };
+static void layer_weights(double *w[WEIGHTS_MAX], const struct layer *layer, const struct lm *lm) {
+    assert_true(layer->params <= WEIGHTS_MAX);
+    for (int i = 0; i < WEIGHTS_MAX; i++) w[i] = NULL;
+    for (int i = 0; i < layer->params; i++) w[i] = weights_at(lm, layer->first + i);
+}
+
+static void free_weights(double *w[WEIGHTS_MAX]) {
+    for (int i = 0; i < WEIGHTS_MAX; i++) free(w[i]);
+}
+
+/* One token of the paper's mLSTM block: C and n are the states of all heads, n behind C; `past` holds what the
+ * up-projection made of the tokens before, t is the token's time. */
+static void mlstm_preup_token(double *y, double *C, double *n, double *past, const int32_t *doc, int64_t t,
+                              const double *input, const struct mlstm_preup_sizes *s, double *const w[WEIGHTS_MAX],
+                              double eps) {
+    static const struct mlstm_options cell = {.normalise = true, .input_gate = MLSTM_GATE_EXP};
+    enum { UP, CONV_W, CONV_B, Q, K, V, I_W, F_W, I_B, F_B, NORM, SKIP, DOWN };
+    int64_t I = s->I, P = s->P;
+    if (starts_document(doc, t)) memset(C, 0, (size_t)(I * (P + 1)) * sizeof *C);
+    double *p = past + t * 2 * I, *xc = calloc((size_t)(5 * I), sizeof *xc), *qkv = xc + I, *g = qkv + 3 * I;
+    multiply(p, w[UP], input, 2 * I, s->D);
+    for (int64_t c = 0; c < I; c++)
+        xc[c] = convolved(past + c, 2 * I, w[CONV_W] + c * s->W, s->W, w[CONV_B][c], doc, t);
+    multiply_blocks(qkv, w[Q], xc, I, s->block);
+    multiply_blocks(qkv + I, w[K], xc, I, s->block);
+    multiply_blocks(qkv + 2 * I, w[V], p, I, s->block);
+    for (int64_t h = 0; h < s->H; h++) {
+        double i, f;
+        multiply(&i, w[I_W] + h * 3 * I, qkv, 1, 3 * I);
+        multiply(&f, w[F_W] + h * 3 * I, qkv, 1, 3 * I);
+        mlstm_head(g + h * P, C + h * P * P, n + h * P, qkv + h * P, qkv + I + h * P, qkv + 2 * I + h * P,
+                   i + w[I_B][h], f + w[F_B][h], P, P, &cell);
+        layer_norm(g + h * P, g + h * P, w[NORM] + h * P, P, eps);
+    }
+    for (int64_t c = 0; c < I; c++) g[c] = (g[c] + w[SKIP][c] * xc[c]) * silu(p[I + c]);
+    multiply(y, w[DOWN], g, s->D, I);
+    free(xc);
+}
+
+static void mlstm_preup_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                            const struct lm *lm) {
+    struct mlstm_preup_sizes s = mlstm_preup_sizes(layer->options, layer->context.d_model);
+    double *w[WEIGHTS_MAX], *C = calloc((size_t)(s.I * (s.P + 1)), sizeof *C), *n = C + s.I * s.P;
+    double *past = calloc((size_t)(2 * T * s.I), sizeof *past);
+    layer_weights(w, layer, lm);
+    for (int64_t t = 0; t < T; t++)
+        mlstm_preup_token(y + t * s.D, C, n, past, doc, t, x + t * s.D, &s, w, layer->context.norm_eps);
+    free_weights(w);
+    free(C);
+    free(past);
+}
+
+/* One token of the sLSTM: x is the layer's whole row, t the token's time, `memory` y, c, n, m of all units. */
+static void slstm_token(double *y, double *memory, const double *x, const int32_t *doc, int64_t t,
+                        const struct slstm_sizes *s, double *const w[WEIGHTS_MAX], double eps) {
+    enum { GATES, R = 4, BIAS, NORM, CONV_W, CONV_B };
+    int64_t D = s->D, P = s->P;
+    double *raw = calloc((size_t)(6 * D), sizeof *raw), *u = raw + 4 * D, *last = u + D;
+    if (starts_document(doc, t)) memset(memory, 0, (size_t)(4 * D) * sizeof *memory);
+    memcpy(last, memory, (size_t)D * sizeof *last);
+    for (int64_t c = 0; c < D; c++)
+        u[c] = s->W ? convolved(x + c, D, w[CONV_W] + c * s->W, s->W, w[CONV_B][c], doc, t) : x[t * D + c];
+    for (int g = 0; g < 4; g++) multiply_blocks(raw + g * D, w[GATES + g], g < 2 ? u : x + t * D, D, P);
+    for (int64_t j = 0; j < D; j++) {
+        double *c = memory + D + j, *n = c + D, *m = n + D, v[4];
+        for (int g = 0; g < 4; g++) {
+            const double *row = w[R] + ((j / P * 4 + g) * P + j % P) * P;
+            v[g] = raw[g * D + j] + w[BIAS][g * D + j];
+            for (int64_t k = 0; k < P; k++) v[g] += row[k] * last[j / P * P + k];
+        }
+        double decayed = *m - log1p(exp(-v[1])), most = *n == 0 ? v[0] : fmax(v[0], decayed);
+        double add = exp(v[0] - most), keep = *n == 0 ? 0 : exp(decayed - most);
+        *c = keep * *c + add * tanh(v[2]);
+        *n = keep * *n + add;
+        *m = most;
+        memory[j] = y[j] = sigmoid(v[3]) * *c / *n;
+    }
+    for (int64_t h = 0; h < s->H; h++) layer_norm(y + h * P, y + h * P, w[NORM] + h * P, P, eps);
+    free(raw);
+}
+
+static void slstm_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                      const struct lm *lm) {
+    struct slstm_sizes s = slstm_sizes(layer->options, layer->context.d_model);
+    double *w[WEIGHTS_MAX], *memory = calloc((size_t)(4 * s.D), sizeof *memory);
+    layer_weights(w, layer, lm);
+    for (int64_t t = 0; t < T; t++) slstm_token(y + t * s.D, memory, x, doc, t, &s, w, layer->context.norm_eps);
+    free_weights(w);
+    free(memory);
+}
+
 /* --- the rest of the model */
+
+typedef void row_function(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                          const struct lm *lm);
+static const struct {
+    const struct mixer *mixer;
+    row_function *row;
+} mixer_rows[] = {
+    {&mixer_mamba, mamba_row},
+    {&mixer_mamba2, mamba2_row},
+    {&mixer_mlstm, mlstm_row},
+    {&mixer_mlstm_preup, mlstm_preup_row},
+    {&mixer_slstm, slstm_row},
+};
+
+static row_function *row_of(const struct mixer *mixer) {
+    for (size_t i = 0; i < sizeof mixer_rows / sizeof *mixer_rows; i++)
+        if (mixer_rows[i].mixer == mixer) return mixer_rows[i].row;
+    fail_msg("%s has no second implementation", mixer->name);
+    return NULL;
+}
 
 static double activated(double v, enum mlp_kind kind) {
     if (kind == MLP_RELU2) return fmax(v, 0) * fmax(v, 0);
@@ -287,9 +410,7 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
         double *norm = weights_at(lm, layer->norm);
         for (int64_t t = 0; t < T; t++) normalise(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
         if (layer->is_mlp) mlp_row(y, x, T, layer, lm);
-        else if (layer->mixer == &mixer_mamba) mamba_row(y, x, doc, T, layer, lm);
-        else if (layer->mixer == &mixer_mlstm) mlstm_row(y, x, doc, T, layer, lm);
-        else mamba2_row(y, x, doc, T, layer, lm);
+        else row_of(layer->mixer)(y, x, doc, T, layer, lm);
         for (int64_t k = 0; k < T * D; k++) r[k] += y[k];
         free(norm);
     }
@@ -308,6 +429,8 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
 #define MODEL "[model]\nd_model = 12\nvocab_size = 19\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 4\nchunk = 5\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
+#define PREUP "[block.u]\nmixer = mlstm_preup\nheads = 2\neps = 0\nchunk = 5\n"
+#define SLSTM "[block.y]\nmixer = slstm\nheads = 3\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 5\n"
 
 static void compare(const char *text, enum precision precision, int64_t T, double limit) {
@@ -381,6 +504,20 @@ static void test_mlstm(void **state) {
     compare_lengths(MODEL "pattern = x\n" MLSTM "gate_soft_cap = 0\n");
 }
 
+static void test_mlstm_preup(void **state) {
+    (void)state;
+    compare_lengths(MODEL "norm = layer\npattern = u*3\n" PREUP);
+    compare_lengths(MODEL "norm_eps = 0.1\ntie_embeddings = false\npattern = u\n" PREUP
+                          "expand = 6\nd_conv = 2\nqkv_block = 8\n");
+}
+
+static void test_slstm(void **state) {
+    (void)state;
+    compare_lengths(MODEL "norm = layer\npattern = y*3\n" SLSTM "mlp = geglu\nmlp_width = 10\n");
+    compare_lengths(MODEL "norm_eps = 0.1\npattern = y*2\n" SLSTM "d_conv = 0\n");
+    compare_lengths(MODEL "pattern = y\n[block.y]\nmixer = slstm\nheads = 1\nd_conv = 3\nrecurrent_init = uniform\n");
+}
+
 static void test_norm_and_cap(void **state) {
     (void)state;
     compare_lengths(MODEL "norm = layer\nlogit_cap = 0.5\npattern = s m\n" MAMBA BLOCK);
@@ -396,6 +533,7 @@ static void test_mlps(void **state) {
 
 static void test_hybrid(void **state) {
     (void)state;
+    compare_lengths(MODEL "pattern = (u y)*2 m\n" PREUP SLSTM "mlp = geglu\nmlp_width = 6\n" BLOCK);
     compare_lengths(MODEL "pattern = (s m x)*2 s\n" BLOCK "mlp = swiglu\nmlp_width = 6\n" MAMBA MLSTM);
 }
 
@@ -409,6 +547,8 @@ int main(void) {
         cmocka_unit_test(test_mlstm),
         cmocka_unit_test(test_norm_and_cap),
         cmocka_unit_test(test_mlps),
+        cmocka_unit_test(test_mlstm_preup),
+        cmocka_unit_test(test_slstm),
         cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
