@@ -89,16 +89,19 @@ static void mlstm_preup_declare(const struct layer *layer, struct params *p, con
     struct mlstm_preup_sizes s = sizes_of(layer);
     struct init draw = mixer_small_init(s.D), one = {INIT_CONSTANT, 1, 0, 0}, zero = {INIT_CONSTANT, 0, 0, 0};
     params_add(p, 2, (int64_t[]){2 * s.I, s.D}, draw, true, false, "%sproj_up.weight", prefix);
+    params_filled(p, 1);
     mixer_declare_conv(p, prefix, s.I, s.W);
     for (int i = 0; i < 3; i++)
         params_add(p, 3, (int64_t[]){s.blocks, s.block, s.block}, draw, true, false, "%s%s.weight", prefix, small[i]);
     for (int i = 0; i < 2; i++)
         params_add(p, 2, (int64_t[]){s.H, 3 * s.I}, zero, true, false, "%s%s.weight", prefix, gates[i]);
+    params_filled(p, 2);
     params_add(p, 1, &s.H, (struct init){INIT_NORMAL, 0.1, 0, 0}, false, true, "%sigate.bias", prefix);
     params_add(p, 1, &s.H, (struct init){INIT_LINSPACE, 3, 6, (double)s.H}, false, true, "%sfgate.bias", prefix);
     params_add(p, 1, &s.I, one, false, true, "%soutnorm.weight", prefix);
     params_add(p, 1, &s.I, one, false, true, "%slearnable_skip", prefix);
     params_add(p, 2, (int64_t[]){s.D, s.I}, mixer_wang_init(layer), true, false, "%sproj_down.weight", prefix);
+    params_filled(p, 1);
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */
