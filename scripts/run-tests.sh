@@ -180,7 +180,8 @@ run_gpu() {
 run_emulated() {
     run emulated-misuse program "$1/test/emulation/misuse"
     for order in forward reverse 1; do
-        run "instructions-emulated-$order" program env RIVERRUN_EMULATE_ORDER=$order "$1/test/instructions"
+        run "instructions-emulated-$order" program env RIVERRUN_EMULATE_ORDER=$order RIVERRUN_EMULATE_CHIP=90 \
+            "$1/test/instructions"
     done
     for precision in fp32 bf16; do
         order=forward

@@ -1,9 +1,10 @@
-/* instructions.cu: does every function of kernels/cuda/mma.cuh, and every exchange between lanes, do what its comment
- * says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the GPU, in the
+/* instructions.cu: does every function of kernels/cuda/mma.cuh and cluster.cuh, and every exchange between lanes, do what
+ * its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the GPU, in the
  * emulated build the emulation: what passes both is the same in both, which is what the emulated tests rest on.
  *
  *   instructions            exit code 0: all as said; 1: something differs; 77: there is no GPU
  */
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -284,6 +285,83 @@ static void check_block() {
     }
 }
 
+/* --- clusters ----------------------------------------------------------------------------------------------------- */
+
+enum { CLUSTER_ROUNDS = 5, CLUSTER_MOST = 8 };
+
+/* Shared memory of a block: what comes from each block in two turns, and the flags. */
+struct cluster_room {
+    uint4 wide[2][CLUSTER_MOST][WARP];
+    float2 narrow[2][CLUSTER_MOST][WARP];
+    uint64_t flags[2];
+};
+
+/* Round after round each lane's number becomes the sum of that lane's numbers in all blocks, modulo 97; warp 0 sends pairs,
+ * warp 1 the same in sixteen bytes. to: the numbers of both warps; odd: how much that came was not what was sent. */
+__global__ void cluster_kernel(float *to, int *odd) {
+#ifndef WITHOUT_CLUSTERS
+    DYNAMIC_SHARED(char, memory);
+    cluster_room *room = reinterpret_cast<cluster_room *>(memory);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, rank = (int)cluster_rank(), blocks = (int)cluster_blocks();
+    unsigned bytes = (unsigned)(blocks * WARP * (sizeof(uint4) + sizeof(float2)));
+    float v = (float)(blockIdx.x * WARP + lane);
+    int wrong = 0;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) flag_open(&room->flags[i]);
+        flags_opened();
+        for (int i = 0; i < 2; i++) flag_expect(&room->flags[i], bytes);
+    }
+    cluster_arrive();
+    cluster_wait();
+    for (int round = 0; round < CLUSTER_ROUNDS; round++) {
+        int turn = round % 2;
+        for (int b = 0; b < blocks; b++) {
+            cluster_place flag = place_in(&room->flags[turn], (unsigned)b);
+            if (warp == 0)
+                send_8(place_in(&room->narrow[turn][rank][lane], (unsigned)b), make_float2(v, (float)round), flag);
+            else
+                send_16(place_in(&room->wide[turn][rank][lane], (unsigned)b),
+                        make_uint4((unsigned)rank, (unsigned)lane, (unsigned)round, __float_as_uint(v)), flag);
+        }
+        flag_wait(&room->flags[turn], (unsigned)(round / 2 % 2));
+        if (threadIdx.x == 0 && round + 2 < CLUSTER_ROUNDS) flag_expect(&room->flags[turn], bytes);
+        v = 0;
+        for (int b = 0; b < blocks; b++) {
+            float2 narrow = room->narrow[turn][b][lane];
+            uint4 wide = room->wide[turn][b][lane];
+            wrong += narrow.y != (float)round || wide.x != (unsigned)b || wide.y != (unsigned)lane ||
+                     wide.z != (unsigned)round || __uint_as_float(wide.w) != narrow.x;
+            v += narrow.x;
+        }
+        v = fmodf(v, 97.0f);
+    }
+    to[(blockIdx.x * 2 + warp) * WARP + lane] = v;
+    odd[blockIdx.x * 2 * WARP + threadIdx.x] = wrong;
+    cluster_arrive();
+    cluster_wait();
+#endif
+}
+
+static void check_clusters(unsigned blocks) {
+    enum { CLUSTERS = 3 };
+    unsigned grid = CLUSTERS * blocks;
+    both<float> to(grid * 2 * WARP);
+    both<int> odd(grid * 2 * WARP);
+    if (!clusters_fit(cluster_kernel, 2 * WARP, blocks, sizeof(cluster_room))) return; /* a chip without */
+    START_CLUSTERS(cluster_kernel, grid, 2 * WARP, blocks, sizeof(cluster_room), (cudaStream_t)0, to.device, odd.device);
+    to.fetch();
+    odd.fetch();
+    for (unsigned i = 0; i < grid * 2 * WARP; i++) {
+        unsigned first = i / (2 * WARP) / blocks * blocks, lane = i % WARP;
+        float want = 0;
+        for (unsigned b = 0; b < blocks; b++) want += (float)((first + b) * WARP + lane);
+        want = fmodf(want, 97.0f);
+        for (int round = 1; round < CLUSTER_ROUNDS; round++) want = fmodf(want * (float)blocks, 97.0f);
+        expect(to.host[i] == want, "a sum over a cluster", (int)i, to.host[i], want);
+        expect(odd.host[i] == 0, "what came to a cluster's block", (int)i, odd.host[i], 0);
+    }
+}
+
 int main() {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
@@ -298,6 +376,7 @@ int main() {
     check_numbers();
     check_lanes();
     check_block();
+    for (unsigned blocks = 1; blocks <= CLUSTER_MOST; blocks++) check_clusters(blocks);
     cudaError_t error = cudaDeviceSynchronize();
     if (error != cudaSuccess) fprintf(stderr, "instructions: %s\n", cudaGetErrorString(error));
     if (differences > 0) fprintf(stderr, "instructions: %d differences\n", differences);

@@ -16,7 +16,8 @@
         ENTRY(ssd_dt_backward_scratch), ENTRY(ssd_forward), ENTRY(ssd_backward), ENTRY(ssd_step),                      \
         ENTRY(mlstm_forward), ENTRY(mlstm_backward), ENTRY(mlstm_saved), ENTRY(mlstm_step),                            \
         ENTRY(scan_forward), ENTRY(scan_backward), ENTRY(scan_saved), ENTRY(scan_forward_scratch),                     \
-        ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),   \
+        ENTRY(scan_backward_scratch), ENTRY(scan_step), ENTRY(slstm_forward), ENTRY(slstm_backward),                   \
+        ENTRY(slstm_forward_scratch), ENTRY(slstm_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),  \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(head_norm_forward), ENTRY(head_norm_backward),                    \
         ENTRY(head_norm_backward_scratch), ENTRY(block_linear_forward), ENTRY(block_linear_backward),                  \
         ENTRY(block_linear_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),               \
@@ -34,6 +35,8 @@ const struct ops ops_cuda_f32 = {
     .ssd_backward_scratch = cuda_ssd_backward_scratch_f32,
     .mlstm_forward_scratch = cuda_mlstm_forward_scratch_f32,
     .mlstm_backward_scratch = cuda_mlstm_backward_scratch_f32,
+    .slstm_saved = cuda_slstm_saved_f32,
+    .slstm_backward_scratch = cuda_slstm_backward_scratch_f32,
 };
 
 const struct ops ops_cuda_bf16 = {
@@ -48,4 +51,6 @@ const struct ops ops_cuda_bf16 = {
     .ssd_backward_scratch = cuda_ssd_backward_scratch_bf16,
     .mlstm_forward_scratch = cuda_mlstm_forward_scratch_bf16,
     .mlstm_backward_scratch = cuda_mlstm_backward_scratch_bf16,
+    .slstm_saved = cuda_slstm_saved_bf16,
+    .slstm_backward_scratch = cuda_slstm_backward_scratch_bf16,
 };

@@ -18,7 +18,7 @@ extern "C" __attribute__((weak)) char __start_emulation_shared[], __stop_emulati
 
 namespace emulation {
 
-enum waiting { RUNS, AT_BARRIER, AT_MEETING, RETURNED };
+enum waiting { RUNS, AT_BARRIER, AT_MEETING, AT_CLUSTER, AT_FLAG, RETURNED };
 
 struct copy {
     void *to;
@@ -37,21 +37,36 @@ struct thread {
     void *brought;
     meeting *work;
     bool whole;
+    bool arrived;         /* at the cluster's barrier, and has not waited for it */
+    unsigned phase;       /* AT_CLUSTER, arrived: the barrier's when it arrived; AT_FLAG: the parity that it waits for */
+    const uint64_t *flag; /* AT_FLAG */
     std::vector<copy> copies;  /* started and not waited for */
     std::vector<size_t> groups; /* how many of them belong to each committed group, oldest first */
     size_t committed;
 };
 
+/* A block that runs. */
+struct block {
+    uint3 index;
+    unsigned rank; /* in its cluster */
+    std::vector<thread> threads;
+    unsigned left; /* of them, those that have not returned */
+    void *dynamic;
+    int sum, sum_out; /* of barrier_sum */
+    std::vector<unsigned> order_of_warps, order_of_lanes;
+};
+
 static struct {
     const char *name; /* NULL when no kernel runs */
     const std::function<void()> *body;
-    thread *threads;
-    unsigned count, running, left; /* threads of the block; the one that runs; those that have not returned */
-    void *dynamic;
+    unsigned count; /* threads of a block */
     size_t dynamic_size;
-    int sum, sum_out; /* of barrier_sum */
-    uint64_t key;     /* of the order; 0 forward, 1 reverse */
-    std::vector<unsigned> order_of_warps, order_of_lanes;
+    uint64_t key; /* of the order; 0 forward, 1 reverse */
+    std::vector<block> blocks; /* of the cluster that runs, and left over from larger ones */
+    unsigned cluster;          /* how many run */
+    block *here;               /* the one that runs, and its thread that does */
+    unsigned running;
+    unsigned arrived, phase; /* of the cluster's barrier */
 } now;
 
 /* --- what goes wrong ---------------------------------------------------------------------------------------------- */
@@ -88,10 +103,12 @@ static bool waits_alike(const thread *a, const thread *b) {
     say_place();
     fprintf(stderr, ": threads wait for ever:\n");
     for (unsigned i = 0, next; i < now.count; i = next) {
-        const thread *t = &now.threads[i];
-        for (next = i + 1; next < now.count && waits_alike(t, &now.threads[next]); next++) {}
+        const thread *t = &now.here->threads[i];
+        for (next = i + 1; next < now.count && waits_alike(t, &now.here->threads[next]); next++) {}
         fprintf(stderr, "  threads %u to %u ", i, next - 1);
         if (t->waiting == RETURNED) fprintf(stderr, "have returned\n");
+        else if (t->waiting == AT_CLUSTER) fprintf(stderr, "are at the cluster's barrier\n");
+        else if (t->waiting == AT_FLAG) fprintf(stderr, "wait for a flag\n");
         else if (t->waiting == AT_MEETING) fprintf(stderr, "are at %s with the mask %08x\n", t->what, t->mask);
         else if (t->barrier == 0 && t->wanted == 0) fprintf(stderr, "are at __syncthreads\n");
         else fprintf(stderr, "are at barrier %d for %u threads\n", t->barrier, t->wanted);
@@ -129,56 +146,58 @@ static void order_read() {
     else misuse("RIVERRUN_EMULATE_ORDER must be forward, reverse or a number from 1, not '%s'", wish);
 }
 
+static bool flag_is_up(const uint64_t *flag, unsigned parity);
+
 /* --- fibers ------------------------------------------------------------------------------------------------------- */
 
 static fiber scheduler;
 
 static void thread_main() {
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     (*now.body)();
     self->waiting = RETURNED;
-    now.left--;
+    now.here->left--;
     fiber_leave(&self->stack, &scheduler);
 }
 
 /* Back to the scheduler until somebody lets this thread run again. */
 static void wait_here(enum waiting why) {
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     self->waiting = why;
     fiber_switch(&self->stack, &scheduler);
 }
 
 static void thread_run(unsigned i) {
     now.running = i;
-    threadIdx = now.threads[i].index;
-    fiber_switch(&scheduler, &now.threads[i].stack);
+    threadIdx = now.here->threads[i].index;
+    fiber_switch(&scheduler, &now.here->threads[i].stack);
 }
 
 /* Can a barrier or a meeting end? Looks at what thread i waits for, and lets those run who waited. */
 static bool barrier_ends(unsigned i) {
-    thread *t = &now.threads[i];
-    unsigned there = 0, wanted = t->wanted ? t->wanted : now.left;
+    thread *t = &now.here->threads[i];
+    unsigned there = 0, wanted = t->wanted ? t->wanted : now.here->left;
     for (unsigned j = 0; j < now.count; j++) {
-        const thread *other = &now.threads[j];
+        const thread *other = &now.here->threads[j];
         if (other->waiting == AT_BARRIER && other->barrier == t->barrier) there++;
     }
     if (there < wanted) return false;
     if (t->barrier == 0) {
-        now.sum_out = now.sum;
-        now.sum = 0;
+        now.here->sum_out = now.here->sum;
+        now.here->sum = 0;
     }
     int id = t->barrier;
     for (unsigned j = 0; j < now.count; j++)
-        if (now.threads[j].waiting == AT_BARRIER && now.threads[j].barrier == id) now.threads[j].waiting = RUNS;
+        if (now.here->threads[j].waiting == AT_BARRIER && now.here->threads[j].barrier == id) now.here->threads[j].waiting = RUNS;
     return true;
 }
 
 static bool meeting_ends(unsigned i) {
-    thread *t = &now.threads[i];
+    thread *t = &now.here->threads[i];
     unsigned first = i / WARP_LANES * WARP_LANES;
     void *all[WARP_LANES] = {NULL};
     for (unsigned k = 0; k < WARP_LANES; k++) {
-        thread *other = first + k < now.count ? &now.threads[first + k] : NULL;
+        thread *other = first + k < now.count ? &now.here->threads[first + k] : NULL;
         if (!(t->mask >> k & 1)) continue;
         if (!other || other->waiting == RETURNED) {
             if (t->whole) misuse("%s needs all lanes of the warp, and lane %u is not there", t->what, k);
@@ -189,7 +208,7 @@ static bool meeting_ends(unsigned i) {
     }
     t->work(all);
     for (unsigned k = 0; k < WARP_LANES; k++)
-        if (all[k]) now.threads[first + k].waiting = RUNS;
+        if (all[k]) now.here->threads[first + k].waiting = RUNS;
     return true;
 }
 
@@ -198,69 +217,105 @@ static bool warp_run(unsigned warp) {
     bool any = false;
     for (bool again = true; again;) {
         again = false;
-        for (unsigned lane : now.order_of_lanes) {
+        for (unsigned lane : now.here->order_of_lanes) {
             unsigned i = warp * WARP_LANES + lane;
-            if (i >= now.count || now.threads[i].waiting != RUNS) continue;
+            if (i >= now.count || now.here->threads[i].waiting != RUNS) continue;
             thread_run(i);
             again = any = true;
         }
         for (unsigned i = warp * WARP_LANES; i < (warp + 1) * WARP_LANES && i < now.count; i++)
-            if (now.threads[i].waiting == AT_MEETING && meeting_ends(i)) again = true;
+            if (now.here->threads[i].waiting == AT_MEETING && meeting_ends(i)) again = true;
     }
     return any;
 }
 
-static void block_start(size_t place) {
-    if (__start_emulation_shared) memset(__start_emulation_shared, 0xff,
-                                         (size_t)(__stop_emulation_shared - __start_emulation_shared));
-    if (now.dynamic_size) memset(now.dynamic, 0xff, now.dynamic_size);
-    now.left = now.count;
-    now.sum = 0;
+/* now.here = the block of this number in the grid, ready to run. */
+static void block_start(block *self, size_t place) {
+    now.here = self;
+    self->index = {(unsigned)(place % gridDim.x), (unsigned)(place / gridDim.x % gridDim.y),
+                   (unsigned)(place / gridDim.x / gridDim.y)};
+    while (self->threads.size() < now.count) self->threads.emplace_back();
+    if (now.dynamic_size) memset(self->dynamic, 0xff, now.dynamic_size);
+    self->left = now.count;
+    self->sum = 0;
     for (unsigned i = 0; i < now.count; i++) {
-        thread *t = &now.threads[i];
+        thread *t = &self->threads[i];
         t->waiting = RUNS;
         t->index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        t->arrived = false;
         t->copies.clear();
         t->groups.clear();
         t->committed = 0;
         fiber_prepare(&t->stack, thread_main);
     }
-    order_make(now.order_of_warps, (now.count + WARP_LANES - 1) / WARP_LANES, 2 * place);
-    order_make(now.order_of_lanes, WARP_LANES, 2 * place + 1);
+    order_make(self->order_of_warps, (now.count + WARP_LANES - 1) / WARP_LANES, 2 * place);
+    order_make(self->order_of_lanes, WARP_LANES, 2 * place + 1);
 }
 
-static void block_run(size_t place) {
-    block_start(place);
-    while (now.left > 0) {
+/* Run a block until all its threads wait for others. */
+static bool block_run(block *self) {
+    bool any = false;
+    now.here = self;
+    blockIdx = self->index;
+    for (unsigned warp : self->order_of_warps) any = warp_run(warp) || any;
+    for (unsigned i = 0; i < now.count; i++) {
+        thread *t = &self->threads[i];
+        bool ends = t->waiting == AT_BARRIER ? barrier_ends(i) : t->waiting == AT_CLUSTER ? now.phase != t->phase
+                  : t->waiting == AT_FLAG && flag_is_up(t->flag, t->phase);
+        if (ends) any = true, t->waiting = RUNS;
+    }
+    return any;
+}
+
+/* The cluster's barrier ends when all threads that have not returned have arrived. */
+static void cluster_settle() {
+    unsigned left = 0;
+    for (unsigned i = 0; i < now.cluster; i++) left += now.blocks[i].left;
+    if (now.arrived == 0 || now.arrived < left) return;
+    now.arrived = 0;
+    now.phase++;
+}
+
+static void cluster_run(size_t place) {
+    now.arrived = now.phase = 0;
+    if (__start_emulation_shared) memset(__start_emulation_shared, 0xff,
+                                         (size_t)(__stop_emulation_shared - __start_emulation_shared));
+    for (unsigned i = 0; i < now.cluster; i++) block_start(&now.blocks[i], place * now.cluster + i);
+    for (unsigned left = 1; left > 0;) {
         bool any = false;
-        for (unsigned warp : now.order_of_warps) any = warp_run(warp) || any;
-        for (unsigned i = 0; i < now.count; i++)
-            if (now.threads[i].waiting == AT_BARRIER && barrier_ends(i)) any = true;
-        if (!any) deadlock();
+        left = 0;
+        for (unsigned i = 0; i < now.cluster; i++)
+            any = block_run(&now.blocks[now.key == 1 ? now.cluster - 1 - i : i]) || any;
+        cluster_settle();
+        for (unsigned i = 0; i < now.cluster; i++) left += now.blocks[i].left;
+        for (unsigned i = 0; !any && left > 0 && i < now.cluster; i++) {
+            now.here = &now.blocks[i];
+            blockIdx = now.here->index;
+            if (now.here->left > 0) deadlock();
+        }
     }
 }
 
-void run_grid(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body) {
+void run_grid(const char *name, dim3 grid, dim3 block, unsigned cluster, size_t dynamic,
+              const std::function<void()> &body) {
     static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
-    static std::vector<thread> threads;
     pthread_mutex_lock(&one);
     now.count = block.x * block.y * block.z;
-    while (threads.size() < now.count) threads.emplace_back();
-    now.threads = threads.data();
     now.name = name;
     now.body = &body;
+    now.cluster = cluster;
+    while (now.blocks.size() < cluster) now.blocks.emplace_back();
     blockDim = block, gridDim = grid;
-    now.dynamic = NULL, now.dynamic_size = dynamic;
-    if (dynamic && posix_memalign(&now.dynamic, 1024, dynamic) != 0) misuse("out of memory");
-    size_t blocks = (size_t)grid.x * grid.y * grid.z;
-    order_read();
-    for (size_t i = 0; i < blocks; i++) {
-        size_t place = now.key == 1 ? blocks - 1 - i : i;
-        blockIdx = {(unsigned)(place % grid.x), (unsigned)(place / grid.x % grid.y),
-                    (unsigned)(place / grid.x / grid.y)};
-        block_run(place);
+    now.dynamic_size = dynamic;
+    for (unsigned i = 0; i < cluster; i++) {
+        now.blocks[i].dynamic = NULL;
+        now.blocks[i].rank = i;
+        if (dynamic && posix_memalign(&now.blocks[i].dynamic, 1024, dynamic) != 0) misuse("out of memory");
     }
-    free(now.dynamic);
+    size_t clusters = (size_t)grid.x * grid.y * grid.z / cluster;
+    order_read();
+    for (size_t i = 0; i < clusters; i++) cluster_run(now.key == 1 ? clusters - 1 - i : i);
+    for (unsigned i = 0; i < cluster; i++) free(now.blocks[i].dynamic);
     now.name = NULL;
     pthread_mutex_unlock(&one);
 }
@@ -268,11 +323,11 @@ void run_grid(const char *name, dim3 grid, dim3 block, size_t dynamic, const std
 /* --- what threads call -------------------------------------------------------------------------------------------- */
 
 void *dynamic_shared() {
-    return now.dynamic;
+    return now.here->dynamic;
 }
 
 bool is_shared(const void *at, size_t bytes) {
-    const char *from = (const char *)at, *dynamic = (const char *)now.dynamic;
+    const char *from = (const char *)at, *dynamic = (const char *)now.here->dynamic;
     if (now.dynamic_size && from >= dynamic && from + bytes <= dynamic + now.dynamic_size) return true;
     return from >= __start_emulation_shared && from + bytes <= __stop_emulation_shared;
 }
@@ -280,16 +335,16 @@ bool is_shared(const void *at, size_t bytes) {
 void barrier(int id, unsigned threads) {
     if (id < 0 || id >= BARRIERS) misuse("there is no barrier %d", id);
     if (threads % WARP_LANES != 0) misuse("barrier %d is for %u threads, which are no whole warps", id, threads);
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     self->barrier = id;
     self->wanted = threads;
     wait_here(AT_BARRIER);
 }
 
 int barrier_sum(int value) {
-    now.sum += value;
+    now.here->sum += value;
     barrier(0, 0);
-    return now.sum_out;
+    return now.here->sum_out;
 }
 
 int lane() {
@@ -299,21 +354,113 @@ int lane() {
 unsigned lanes_left() {
     unsigned first = now.running / WARP_LANES * WARP_LANES, lanes = 0;
     for (unsigned k = 0; k < WARP_LANES && first + k < now.count; k++)
-        if (now.threads[first + k].waiting != RETURNED) lanes |= 1u << k;
+        if (now.here->threads[first + k].waiting != RETURNED) lanes |= 1u << k;
     return lanes;
 }
 
 void meet(const char *what, unsigned mask, void *mine, meeting *work, bool whole) {
     if (!(mask >> lane() & 1)) misuse("%s with the mask %08x, which lacks the lane that calls, %d", what, mask, lane());
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     self->what = what, self->mask = mask, self->brought = mine, self->work = work, self->whole = whole;
     wait_here(AT_MEETING);
+}
+
+/* --- clusters ----------------------------------------------------------------------------------------------------- */
+
+unsigned cluster_rank() {
+    return now.here->rank;
+}
+
+unsigned cluster_blocks() {
+    return now.cluster;
+}
+
+char *cluster_place(const void *shared, unsigned rank) {
+    if (rank >= now.cluster) misuse("block %u of a cluster of %u", rank, now.cluster);
+    if (!is_shared(shared, 1) || !now.dynamic_size) misuse("a place in memory that is not dynamic shared memory");
+    return (char *)now.blocks[rank].dynamic + ((const char *)shared - (const char *)now.here->dynamic);
+}
+
+void cluster_arrive() {
+    thread *self = &now.here->threads[now.running];
+    if (self->arrived) misuse("arrives twice at the cluster's barrier");
+    self->arrived = true;
+    self->phase = now.phase;
+    now.arrived++;
+}
+
+void cluster_wait() {
+    thread *self = &now.here->threads[now.running];
+    if (!self->arrived) misuse("waits at the cluster's barrier, where it has not arrived");
+    self->arrived = false;
+    wait_here(AT_CLUSTER);
+}
+
+/* What the eight bytes of a flag hold. */
+struct flag_bytes {
+    int32_t bytes;  /* expected and not come; negative: come before they were expected */
+    uint16_t phase; /* how often it went up */
+    uint8_t armed, open;
+};
+static_assert(sizeof(flag_bytes) == sizeof(uint64_t), "a flag");
+enum { FLAG_OPEN = 0xa5 };
+
+static flag_bytes *flag_of(uint64_t *flag) {
+    flag_bytes *f = (flag_bytes *)flag;
+    if ((uintptr_t)flag % 8 != 0 || f->open != FLAG_OPEN) misuse("%p is no flag that was opened", (void *)flag);
+    return f;
+}
+
+static void flag_settle(flag_bytes *f) {
+    if (!f->armed || f->bytes != 0) return;
+    f->armed = 0;
+    f->phase++;
+}
+
+void flag_open(uint64_t *flag) {
+    flag_bytes fresh = {0, 0, 0, FLAG_OPEN};
+    if (!is_shared(flag, 8)) misuse("a flag in memory that is not shared");
+    memcpy(flag, &fresh, sizeof fresh);
+}
+
+void flag_expect(uint64_t *flag, unsigned bytes) {
+    flag_bytes *f = flag_of(flag);
+    if (f->armed) misuse("a flag that waits for bytes is told of more");
+    f->armed = 1;
+    f->bytes += (int32_t)bytes;
+    flag_settle(f);
+}
+
+static bool flag_is_up(const uint64_t *flag, unsigned parity) {
+    return (((const flag_bytes *)flag)->phase & 1u) != parity;
+}
+
+void flag_wait(uint64_t *flag, unsigned parity) {
+    thread *self = &now.here->threads[now.running];
+    flag_of(flag);
+    self->flag = flag;
+    self->phase = parity;
+    wait_here(AT_FLAG);
+}
+
+void flag_send(char *to, const void *from, size_t bytes, char *flag) {
+    bool there = false;
+    for (unsigned i = 0; i < now.cluster; i++) {
+        const char *dynamic = (const char *)now.blocks[i].dynamic, *end = dynamic + now.dynamic_size;
+        there |= to >= dynamic && to + bytes <= end && flag >= dynamic && flag + 8 <= end && now.blocks[i].left > 0;
+    }
+    if (!there) misuse("sends to %p with a flag at %p, which are not in a block of the cluster that runs", to, flag);
+    if ((uintptr_t)to % bytes != 0) misuse("sends %zu bytes to %p, which is not aligned to them", bytes, to);
+    memcpy(to, from, bytes);
+    flag_bytes *f = flag_of((uint64_t *)flag);
+    f->bytes -= (int32_t)bytes;
+    flag_settle(f);
 }
 
 /* --- copies that don't wait --------------------------------------------------------------------------------------- */
 
 void copy_start(void *shared, const void *global, int size, int bytes) {
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     if (!is_shared(shared, (size_t)size)) misuse("cp.async to memory that is not shared");
     if ((uintptr_t)shared % (uintptr_t)size != 0 || (uintptr_t)global % (uintptr_t)size != 0)
         misuse("cp.async of %d bytes between addresses that are not multiples of it: %p from %p", size, shared, global);
@@ -323,13 +470,13 @@ void copy_start(void *shared, const void *global, int size, int bytes) {
 }
 
 void copy_commit() {
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     self->groups.push_back(self->copies.size() - self->committed);
     self->committed = self->copies.size();
 }
 
 void copy_wait(int groups) {
-    thread *self = &now.threads[now.running];
+    thread *self = &now.here->threads[now.running];
     size_t done = 0, ended = 0;
     while (self->groups.size() - ended > (size_t)groups) done += self->groups[ended++];
     for (size_t i = 0; i < done; i++) {

@@ -1,7 +1,7 @@
 /* emulation.h: how kernels of CUDA run on the processor: what a `__global__` function sees of the machine that runs it.
  * Included through cuda_runtime.h; docs/testing.md says what this is for. In emulation.cc.
  *
- * The blocks of a launch run one after another. Each thread of a block is a fiber: it runs until it has to wait for
+ * The blocks of a launch run one after another, those of a cluster in turns. Each thread of a block is a fiber: it runs until it has to wait for
  * others, at a barrier of the block or where lanes of a warp exchange values, and then another one runs. A warp goes as
  * far as it gets before the next one runs, and so does each lane, so that what lacks a barrier finds shared memory
  * unwritten: at the start of a block it is filled with NaN. RIVERRUN_EMULATE_ORDER says which goes first: forward (the
@@ -61,10 +61,12 @@ namespace emulation {
 
 /* --- launches ----------------------------------------------------------------------------------------------------- */
 
-/* Run `thread` once for each thread of the grid. */
-void run_grid(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &thread);
+/* Run `thread` once for each thread of the grid. `cluster` blocks, neighbours along x, run at the same time; their shared
+ * memory must be dynamic, because shared variables exist once. */
+void run_grid(const char *name, dim3 grid, dim3 block, unsigned cluster, size_t dynamic,
+              const std::function<void()> &thread);
 /* Would the device run such a launch? If not, the reason is kept for cudaGetLastError. (runtime.cc) */
-bool launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t dynamic);
+bool launch_allowed(const void *kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic);
 /* Do now, or note in the graph that is being captured. (runtime.cc) */
 void submit(std::function<void()> work);
 
@@ -73,13 +75,19 @@ template <class T> struct same {
 };
 
 template <class... P>
-void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic,
-            typename same<P>::type... arguments) {
-    if (!launch_allowed((const void *)kernel, grid, block, dynamic)) return;
+void launch_clusters(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic,
+                     typename same<P>::type... arguments) {
+    if (!launch_allowed((const void *)kernel, grid, block, cluster, dynamic)) return;
     std::tuple<P...> kept(arguments...);
     submit([=] {
-        run_grid(name, grid, block, dynamic, [&] { std::apply(kernel, kept); });
+        run_grid(name, grid, block, cluster, dynamic, [&] { std::apply(kernel, kept); });
     });
+}
+
+template <class... P>
+void launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic,
+            typename same<P>::type... arguments) {
+    launch_clusters(name, kernel, grid, block, 1, dynamic, arguments...);
 }
 
 void *dynamic_shared();
@@ -105,6 +113,24 @@ void meet(const char *what, unsigned mask, void *mine, meeting *work, bool whole
 int lane();
 unsigned lanes_left(); /* of the warp: those that have not returned */
 
+/* --- clusters ----------------------------------------------------------------------------------------------------- */
+
+enum { CLUSTER_PORTABLE = 8, CLUSTER_MOST = 16 };
+
+unsigned cluster_rank();
+unsigned cluster_blocks();
+/* The place in block `rank` that corresponds to this one of the block's own. */
+char *cluster_place(const void *shared, unsigned rank);
+void cluster_arrive();
+void cluster_wait();
+
+/* A flag (kernels/cuda/cluster.cuh) takes eight bytes of shared memory. */
+void flag_open(uint64_t *flag);
+void flag_expect(uint64_t *flag, unsigned bytes);
+void flag_wait(uint64_t *flag, unsigned parity);
+/* Bytes to any block of the cluster, and so many less for the flag there to wait for. */
+void flag_send(char *to, const void *from, size_t bytes, char *flag);
+
 /* --- copies that don't wait --------------------------------------------------------------------------------------- */
 
 /* The destination is undefined (NaN) from the start of a copy to the wait, when the bytes arrive. */
@@ -114,6 +140,8 @@ void copy_wait(int groups);
 
 } // namespace emulation
 
+#define START_CLUSTERS(kernel, grid, block, cluster, shared, stream, ...)                                              \
+    ((void)(stream), emulation::launch_clusters(#kernel, kernel, grid, block, cluster, shared, ##__VA_ARGS__))
 #define START_KERNEL(kernel, grid, block, shared, stream, ...)                                                         \
     ((void)(stream), emulation::launch(#kernel, kernel, grid, block, shared, ##__VA_ARGS__))
 

@@ -1,5 +1,6 @@
 /* misuse.cu: does the emulated GPU notice what it is there to notice? Each kernel below is wrong in one way; those that
  * must end the program do so in a child, whose message is looked at. Exit code 0: every mistake is noticed. */
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
@@ -59,7 +60,38 @@ __global__ void copy_beyond_dynamic(int *to) {
     cp_async_wait<0>();
 }
 
-static void must_end(const char *name, void (*kernel)(int *), const char *sentence) {
+__global__ void cluster_without_a_thread(int *to) {
+    if (cluster_rank() == 1 && threadIdx.x == 0) __syncthreads();
+    cluster_arrive();
+    cluster_wait();
+    to[threadIdx.x] = 0;
+}
+
+__global__ void cluster_wait_alone(int *) {
+    cluster_wait();
+}
+
+__global__ void place_beyond_the_cluster(int *to) {
+    DYNAMIC_SHARED(char, room);
+    to[threadIdx.x] = (int)(place_in(room, cluster_blocks()) - room);
+}
+
+__global__ void flag_of_fewer_bytes(int *) {
+    DYNAMIC_SHARED(char, room);
+    uint64_t *flag = reinterpret_cast<uint64_t *>(room);
+    if (threadIdx.x == 0) flag_open(flag), flag_expect(flag, 16);
+    cluster_arrive();
+    cluster_wait();
+    if (threadIdx.x == 0) send_8(place_in(room + 16, 1 - cluster_rank()), make_float2(0, 0), place_in(flag, 1 - cluster_rank()));
+    flag_wait(flag, 0);
+}
+
+__global__ void flag_not_opened(int *) {
+    DYNAMIC_SHARED(char, room);
+    flag_wait(reinterpret_cast<uint64_t *>(room), 0);
+}
+
+static void must_end(const char *name, void (*kernel)(int *), const char *sentence, unsigned cluster = 1) {
     int ends[2], status = 0;
     char text[4096];
     size_t used = 0;
@@ -70,7 +102,7 @@ static void must_end(const char *name, void (*kernel)(int *), const char *senten
         int *to;
         dup2(ends[1], 2);
         if (cudaMalloc(&to, 64 * sizeof *to) == cudaSuccess)
-            emulation::launch(name, kernel, 1, 64, 512, to);
+            emulation::launch_clusters(name, kernel, cluster, 64, cluster, 512, to);
         _exit(0);
     }
     close(ends[1]);
@@ -159,6 +191,12 @@ int main() {
     must_end("fragments_misaligned", fragments_misaligned, "not aligned to 16");
     must_end("fragments_from_global", fragments_from_global, "not shared");
     must_end("copy_beyond_dynamic", copy_beyond_dynamic, "not shared");
+    setenv("RIVERRUN_EMULATE_CHIP", "90", 1);
+    must_end("cluster_without_a_thread", cluster_without_a_thread, "wait for ever", 2);
+    must_end("cluster_wait_alone", cluster_wait_alone, "has not arrived", 2);
+    must_end("place_beyond_the_cluster", place_beyond_the_cluster, "block 2 of a cluster of 2", 2);
+    must_end("flag_of_fewer_bytes", flag_of_fewer_bytes, "wait for a flag", 2);
+    must_end("flag_not_opened", flag_not_opened, "no flag", 2);
     must_be_nan("unwritten_kernel", unwritten_kernel, "forward", 63);
     must_be_nan("unwritten_template_kernel", unwritten_template_kernel<float>, "forward", 63);
     must_be_nan("copy_not_awaited_kernel", copy_not_awaited_kernel, "forward", 64);

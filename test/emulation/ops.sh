@@ -1,7 +1,8 @@
 #!/bin/sh
 # ops.sh PROGRAM PRECISION: cases of every operation that an emulated GPU gets through in a minute. Each way a kernel has
 # through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
-exec "$1" test --device cuda --precision "$2" \
+set -e
+"$1" test --device cuda --precision "$2" \
     'embedding R=1,17 D=7,16 V=1,5' 'embedding R=311 D=257 V=13,257' 'embedding R=4500 D=4 V=513 hot=2' \
     'add_norm R=2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1' 'add_norm R=37 D=257,768,2560 layer=0,1 branch=1' \
     'add_norm R=5 D=1,2 eps=1000000' 'add_norm R=5 D=2 layer=1 eps=1000000' \
@@ -27,4 +28,9 @@ exec "$1" test --device cuda --precision "$2" \
     'ssd_step B=1,3 H=4 P=5,64 N=7,64 d=0,1 strided=0,1' \
     'scan T=1,7,33,97 D=1,33 doc=0,4' 'scan T=33 D=5 N=3 doc=2 initial=0,1,2 final=0,2 d=0,1 z=0,1' \
     'scan T=40 D=31,65 N=1,16 doc=4 strided=0,1' 'scan T=40 D=40 N=256 doc=4 strided=1' \
-    'scan B=1 T=130 D=200 N=16 doc=4 spread=30 strided=1' 'scan_step B=3 D=1,130 N=7,16 d=0,1 z=0,1 strided=1'
+    'scan B=1 T=130 D=200 N=16 doc=4 spread=30 strided=1' 'scan_step B=3 D=1,130 N=7,16 d=0,1 z=0,1 strided=1' \
+    'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' 'slstm_step B=3,9 P=5,67 strided=0,1'
+# Clusters of blocks, on a newer chip: of one to sixteen blocks, full and ragged.
+RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
+    'slstm T=1,7 P=8,16 doc=2 initial=0,1 final=0,1,2 clip=3' 'slstm B=9 T=5 P=24,64 doc=4 strided=0,2' \
+    'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0'

@@ -1,8 +1,10 @@
 /* runtime.cc: see cuda_runtime.h. The device has few multiprocessors, so that kernels which give each of them several
- * pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. */
+ * pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. It calls itself sm_80, with
+ * RIVERRUN_EMULATE_CHIP=90 sm_90. */
 #include "cuda_runtime.h"
 
 #include <map>
+#include <set>
 #include <time.h>
 #include <unistd.h>
 #include <vector>
@@ -31,6 +33,18 @@ static const size_t TOTAL = (size_t)8 << 30;
 static std::map<const void *, int> &allowances() {
     static std::map<const void *, int> all;
     return all;
+}
+
+/* Kernels that were allowed clusters of more than CLUSTER_PORTABLE blocks. */
+static std::set<const void *> &wide_clusters() {
+    static std::set<const void *> all;
+    return all;
+}
+
+/* Ten times the compute capability; clusters are there from 90 on. */
+static int chip() {
+    const char *wish = getenv("RIVERRUN_EMULATE_CHIP");
+    return wish && strcmp(wish, "90") == 0 ? 90 : 80;
 }
 
 static cudaError_t result(cudaError_t error) {
@@ -67,14 +81,16 @@ cudaError_t cudaPeekAtLastError() {
 
 namespace emulation {
 
-bool launch_allowed(const void *kernel, dim3 grid, dim3 block, size_t dynamic) {
+bool launch_allowed(const void *kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic) {
     std::map<const void *, int>::iterator found = allowances().find(kernel);
     size_t most = found == allowances().end() ? (size_t)SHARED_USUAL : (size_t)found->second;
     bool blocks_fit = grid.x > 0 && grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 && grid.z > 0 &&
                       grid.z <= 65535;
     bool threads_fit = block.x > 0 && block.y > 0 && block.z > 0 && block.z <= 64 &&
                        (size_t)block.x * block.y * block.z <= THREADS_MOST;
-    if (!blocks_fit || !threads_fit) result(cudaErrorInvalidConfiguration);
+    unsigned cluster_most = chip() < 90 ? 1 : wide_clusters().count(kernel) ? CLUSTER_MOST : CLUSTER_PORTABLE;
+    bool clusters_fit = cluster >= 1 && cluster <= cluster_most && grid.x % cluster == 0;
+    if (!blocks_fit || !threads_fit || !clusters_fit) result(cudaErrorInvalidConfiguration);
     else if (dynamic > most) result(cudaErrorInvalidValue);
     else return true;
     return false;
@@ -119,7 +135,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *to, int device) {
     to->sharedMemPerBlock = SHARED_USUAL;
     to->sharedMemPerBlockOptin = SHARED_MOST;
     to->sharedMemPerMultiprocessor = SHARED_MOST + 1024;
-    to->major = 8, to->minor = 0;
+    to->major = chip() / 10, to->minor = chip() % 10;
     snprintf(to->uuid.bytes, sizeof to->uuid.bytes, "%d", (int)getpid()); /* each process has a device of its own */
     to->multiProcessorCount = processors();
     to->warpSize = emulation::WARP_LANES;
@@ -374,10 +390,12 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, const void *) {
     *to = {};
     to->maxThreadsPerBlock = THREADS_MOST;
     to->maxDynamicSharedSizeBytes = SHARED_USUAL;
+    to->ptxVersion = to->binaryVersion = chip();
     return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
+    if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value) wide_clusters().insert(kernel);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > SHARED_MOST) return result(cudaErrorInvalidValue);
     allowances()[kernel] = value;
