@@ -294,17 +294,15 @@ template <class T> __global__ void slstm_before_kernel(slstm_problem p, T *befor
     }
 }
 
-/* dr (H,4P,P) += for all heads and gates, the products over `rows` rows of dx and `before`. */
+/* dr (H,4P,P) += the products over `rows` rows of dx and `before`: all heads' in one call a gate. */
 static void add_dr(struct device *dev, const slstm_problem &p, tensor dr, char *dx, int64_t dx_step, char *before,
                    enum dtype dtype, int64_t rows) {
-    int64_t size = (int64_t)dtype_size(dtype);
-    for (int64_t h = 0; h < p.H; h++)
-        for (int64_t g = 0; g < SLSTM_GATES; g++) {
-            struct gemm_operand a = {dx + (g * p.D + h * p.P) * size, dtype, dx_step, true};
-            struct gemm_operand b = {before + h * p.P * size, dtype, p.D, false};
-            struct gemm_operand to = {data_of<float>(dr) + (h * SLSTM_GATES + g) * p.P * p.P, DTYPE_F32, p.P, false};
-            cuda_gemm(dev, a, b, to, p.P, p.P, rows, 1, 1);
-        }
+    struct gemm_operand b = {before, dtype, p.D, false, p.P};
+    for (int64_t g = 0; g < SLSTM_GATES; g++) {
+        struct gemm_operand a = {dx + g * p.D * (int64_t)dtype_size(dtype), dtype, dx_step, true, p.P};
+        struct gemm_operand to = {data_of<float>(dr) + g * p.P * p.P, DTYPE_F32, p.P, false, SLSTM_GATES * p.P * p.P};
+        cuda_gemm(dev, a, b, to, p.P, p.P, rows, 1, 1, p.H);
+    }
 }
 
 extern "C" void cuda_slstm_backward(struct device *dev, tensor dx, tensor dr, tensor dbias, tensor dinitial, tensor dy,
