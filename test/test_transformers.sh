@@ -54,10 +54,19 @@ must "$RIVERRUN" export "$work/mamba" --out "$work/mamba-bf16" --dtype bf16
 must "$RIVERRUN" train "$work/mamba.ini" train.out="$work/mamba-unusual" data.train="$work/data" model.norm_eps=0.01 \
     model.tie_embeddings=false model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=3 block.m.dt_rank=5
 set -- "$@" "$work/mamba/latest" "$work/mamba-bf16" "$work/mamba-unusual/latest"
+# And of xLSTM.
+sed -e 's/mamba2/mlstm/' -e '/head_dim/d' -e 's/^d_state.*/heads = 2\nmlp = swiglu\nmlp_width = 320/' -e 's/^d_model.*/d_model = 128/' \
+    -e 's/^pattern/tie_embeddings = false\nlogit_cap = 30\nnorm_eps = 1e-6\npattern/' "$work/small.ini" >"$work/xlstm.ini"
+must "$RIVERRUN" train "$work/xlstm.ini" train.out="$work/xlstm" data.train="$work/data"
+must "$RIVERRUN" export "$work/xlstm" --out "$work/xlstm-bf16" --dtype bf16
+must "$RIVERRUN" train "$work/xlstm.ini" train.out="$work/xlstm-unusual" data.train="$work/data" model.norm_eps=0.01 \
+    model.logit_cap=0 model.pad_vocab_to=50 block.m.heads=4 block.m.qk_factor=1 block.m.v_factor=1.5 block.m.eps=1e-3 \
+    block.m.gate_soft_cap=0 block.m.mlp_width=213
+set -- "$@" "$work/xlstm/latest" "$work/xlstm-bf16" "$work/xlstm-unusual/latest"
 
 echo "== made by transformers, and imported"
 must "$python" scripts/random_transformers_model.py "$work/hf"
-for kind in untied tied bf16 sharded limited mamba mamba-unusual; do
+for kind in untied tied bf16 sharded limited mamba mamba-unusual xlstm xlstm-unusual; do
     must "$RIVERRUN" import "$work/hf/$kind" --tokenizer bytes --out "$work/import-$kind"
     set -- "$@" "$work/hf/$kind=$work/import-$kind"
 done
