@@ -121,6 +121,7 @@ enum { PROJECTIONS = W_O + 1, GATES = 2 };
 static void declare_matrix(struct params *p, const char *prefix, const char *name, int64_t outputs, int64_t inputs,
                            struct init init) {
     params_add(p, 2, (int64_t[]){outputs, inputs}, init, true, false, "%s%s.weight", prefix, name);
+    params_filled(p, 1);
 }
 
 /* The initialisation with which the 7B model was trained: all gates start from their biases alone, the input gate
