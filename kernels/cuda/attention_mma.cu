@@ -1,0 +1,478 @@
+/* attention_mma.cu: attention on tensor cores: bf16, heads of a multiple of 8 channels up to 128. attention.cu has the
+ * mathematics, and what other operands take.
+ *
+ * Heads are padded with zeros to W = 64 or 128 channels. Forward: a block has 128 queries of one head and four warps of
+ * 32 queries each, so that what is loaded of keys and values serves two products; it walks over keys in tiles of 64,
+ * the next one on its way into shared memory meanwhile. Scores stay in registers: as an accumulator's layout is that of
+ * a first operand, probabilities are multiplied with values as they are, rounded to bf16, under a running maximum and
+ * sum in fp32. Blocks with the most keys start first.
+ * Backward: delta (a warp has a token's head); then dq, whose blocks have 128 queries, eight warps of 16; then dk and dv,
+ * whose blocks have 128 keys, a warp 16, walking over the queries of all heads that share them, with scores transposed.
+ * Scores and their gradients are made twice, so that every sum belongs to one warp: nothing is added atomically, and two
+ * runs give the same bits.
+ *
+ * Of full causal attention: 2 B H T^2 P FLOPs forward, 7 B H T^2 P backward. mma.sync reaches some 600 TFLOP/s on an H100,
+ * of which softmax and loads from shared memory leave about 350: B 8, T 2048, 16 heads of 128 should take 0.4 ms
+ * forward and 1.6 ms backward. */
+#include "kernels/cuda/attention.cuh"
+
+#include <math.h>
+
+typedef __nv_bfloat16 bf16;
+
+enum {
+    QUERIES = 128,     /* of a block, forward and dq */
+    KEYS = 64,         /* of a tile there */
+    BACK_KEYS = 128,   /* of a block of dk and dv */
+    BACK_QUERIES = 64, /* of a tile there */
+    FORWARD_THREADS = 128,
+    BACK_THREADS = 256,
+};
+
+bool attention_mma_serves(tensor q, tensor k, tensor v, tensor o) {
+    int64_t P = q.dim[3];
+    return q.dtype == DTYPE_BF16 && P <= 128 && vectors_fit(q, 8) && vectors_fit(k, 8) && vectors_fit(v, 8) &&
+           vectors_fit(o, 8);
+}
+
+/* --- tiles -------------------------------------------------------------------------------------------------------- */
+
+/* Offset in a tile of rows of W: eight columns stay together, and are exchanged by the row's last three bits, so that
+ * the eight rows that ldmatrix takes at once lie in different banks. */
+template <int W> __device__ __forceinline__ int place(int row, int column) {
+    return row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
+}
+
+/* What a lane names to ldmatrix, for 16 rows and 16 columns (mma.cuh, ssd_chunk.cuh): a of a tile that is m x k, or two b
+ * of one that is k x n, transposed ... */
+template <int W> __device__ __forceinline__ const bf16 *down_right(const bf16 *tile, int row, int column) {
+    int lane = threadIdx.x % WARP;
+    return tile + place<W>(row + lane % 16, column + 8 * (lane / 16));
+}
+
+/* ... and two b of one that is n x k. */
+template <int W> __device__ __forceinline__ const bf16 *right_down(const bf16 *tile, int row, int column) {
+    int lane = threadIdx.x % WARP;
+    return tile + place<W>(row + lane % 8 + 8 * (lane / 16), column + 8 * (lane / 8 % 2));
+}
+
+/* Sixteen columns: d, d_next += a b. */
+__device__ __forceinline__ void mma_pair(float (&d)[4], float (&d_next)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[4]) {
+    uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+    mma_bf16_m16n8k16(d, a, first);
+    mma_bf16_m16n8k16(d_next, a, second);
+}
+
+/* `rows` rows into a tile, row i from from(i), zeros where that is NULL and beyond P columns. To be waited for. */
+template <int THREADS, int W, class F> __device__ __forceinline__ void load_tile(bf16 *tile, int rows, int P, F from) {
+    constexpr int PIECES = W / 8;
+    for (int i = threadIdx.x; i < rows * PIECES; i += THREADS) {
+        int row = i / PIECES, column = i % PIECES * 8;
+        const bf16 *source = from(row);
+        bool there = source != NULL && column < P;
+        cp_async_16_or_zeros(tile + place<W>(row, column), there ? source + column : NULL, there);
+    }
+}
+
+/* sum (16 M rows, W columns) of the products of 16 M rows of one tile, `row` on, with all of N rows of another: M first
+ * operands share each second one. */
+template <int M, int N, int W>
+__device__ __forceinline__ void scores(float (&z)[M][N / 8][4], const bf16 *rows, int row, const bf16 *columns) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) z[m][n][i] = 0;
+#pragma unroll
+    for (int k = 0; k < W; k += 16) {
+        uint32_t a[M][4], b[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], down_right<W>(rows, row + 16 * m, k));
+#pragma unroll
+        for (int n = 0; n < N / 16; n++) {
+            ldmatrix_x4(b, right_down<W>(columns, 16 * n, k));
+#pragma unroll
+            for (int m = 0; m < M; m++) mma_pair(z[m][2 * n], z[m][2 * n + 1], a[m], b);
+        }
+    }
+}
+
+/* sum (16 M, W) += z (16 M, N), rounded, times a tile of N rows. */
+template <int M, int N, int W>
+__device__ __forceinline__ void accumulate(float (&sum)[M][W / 8][4], const float (&z)[M][N / 8][4], const bf16 *tile) {
+#pragma unroll
+    for (int k = 0; k < N / 16; k++) {
+        uint32_t a[M][4], b[4];
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            a[m][0] = pack_bf16(z[m][2 * k][0], z[m][2 * k][1]);
+            a[m][1] = pack_bf16(z[m][2 * k][2], z[m][2 * k][3]);
+            a[m][2] = pack_bf16(z[m][2 * k + 1][0], z[m][2 * k + 1][1]);
+            a[m][3] = pack_bf16(z[m][2 * k + 1][2], z[m][2 * k + 1][3]);
+        }
+#pragma unroll
+        for (int n = 0; n < W / 16; n++) {
+            ldmatrix_x4_transposed(b, down_right<W>(tile, 16 * k, 16 * n));
+#pragma unroll
+            for (int m = 0; m < M; m++) mma_pair(sum[m][2 * n], sum[m][2 * n + 1], a[m], b);
+        }
+    }
+}
+
+/* 16 rows of a warp's sum, times a factor for the upper and the lower eight, through rows `row` .. of a tile that only
+ * this warp uses by now, to where to(i) says for row i; NULL: nowhere. */
+template <int W, class F>
+__device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum)[W / 8][4], float upper, float lower,
+                                          int P, F to) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int n = 0; n < W / 8; n++) {
+        int column = 8 * n + 2 * (lane % 4);
+        *reinterpret_cast<uint32_t *>(tile + place<W>(row + lane / 4, column)) =
+            pack_bf16(sum[n][0] * upper, sum[n][1] * upper);
+        *reinterpret_cast<uint32_t *>(tile + place<W>(row + lane / 4 + 8, column)) =
+            pack_bf16(sum[n][2] * lower, sum[n][3] * lower);
+    }
+    __syncwarp();
+    for (int i = lane; i < 16 * (W / 8); i += WARP) {
+        int r = i / (W / 8), column = i % (W / 8) * 8;
+        bf16 *target = to(row + r);
+        if (target && column < P)
+            *reinterpret_cast<uint4 *>(target + column) = *reinterpret_cast<uint4 *>(tile + place<W>(row + r, column));
+    }
+    __syncwarp();
+}
+
+/* The four lanes of a row of an accumulator. */
+__device__ __forceinline__ float row_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(FULL, v, 1));
+    return fmaxf(v, __shfl_xor_sync(FULL, v, 2));
+}
+
+__device__ __forceinline__ float row_sum(float v) {
+    v += __shfl_xor_sync(FULL, v, 1);
+    return v + __shfl_xor_sync(FULL, v, 2);
+}
+
+struct operands {
+    attention_rows<bf16> q, k, v, cache_k, cache_v;
+};
+
+/* Keys and values j0 .. before `end`, into the place that the tile's number has. */
+template <int THREADS, int W>
+__device__ __forceinline__ void load_keys(bf16 *keys, bf16 *values, const operands &x, const attention_problem &p,
+                                          int64_t b, int g, int j0, int end) {
+    load_tile<THREADS, W>(keys, KEYS, p.P, [&](int i) {
+        return j0 + i < end ? key_at(p, x.k, x.cache_k, b, j0 + i, g) : (const bf16 *)NULL;
+    });
+    load_tile<THREADS, W>(values, KEYS, p.P, [&](int i) {
+        return j0 + i < end ? key_at(p, x.v, x.cache_v, b, j0 + i, g) : (const bf16 *)NULL;
+    });
+    cp_async_commit();
+}
+
+/* --- forward ------------------------------------------------------------------------------------------------------ */
+
+/* Scores of a warp's 32 queries with a tile of keys become powers of two of them, under the running maximum; what has
+ * been summed up is scaled to it. `first` and t: what the lane's rows see; only where `masks`. */
+template <int W>
+__device__ __forceinline__ void take_scores(float (&z)[2][KEYS / 8][4], float (&sum)[2][W / 8][4], float (&high)[4],
+                                            float (&total)[4], const int (&first)[4], int t, int j0, bool masks,
+                                            float scale) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int r = 0; r < 4; r++) { /* rows lane / 4 + 8 r of the warp's */
+        int m = r / 2, half = r % 2 * 2;
+        float now = high[r];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int j = j0 + 8 * n + 2 * (lane % 4) + i;
+                if (masks && (j < first[r] || j > t + 8 * r)) z[m][n][half + i] = -INFINITY;
+                now = fmaxf(now, z[m][n][half + i]);
+            }
+        }
+        now = row_max(now);
+        float base = now == -INFINITY ? 0.0f : now * scale, rest = power_of_two(high[r] * scale - base), added = 0;
+        high[r] = now;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                z[m][n][half + i] = power_of_two(z[m][n][half + i] * scale - base);
+                added += z[m][n][half + i];
+            }
+        }
+        total[r] = total[r] * rest + added; /* of this lane's columns */
+#pragma unroll
+        for (int n = 0; n < W / 8; n++) sum[m][n][half] *= rest, sum[m][n][half + 1] *= rest;
+    }
+}
+
+template <int W>
+__global__ void __launch_bounds__(FORWARD_THREADS)
+mma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
+    DYNAMIC_SHARED(bf16, memory);
+    bf16 *queries = memory, *keys = queries + QUERIES * W, *values = keys + 2 * KEYS * W;
+    int64_t b = blockIdx.z;
+    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
+    int row = threadIdx.x / WARP * 32, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
+    int first[4], start = first_key(p, b, t0), last_first = first_key(p, b, (int)at_most(t0 + row + 31, p.T - 1));
+    float high[4], total[4], sum[2][W / 8][4] = {};
+    for (int r = 0; r < 4; r++) {
+        first[r] = first_key(p, b, t + 8 * r);
+        high[r] = -INFINITY, total[r] = 0;
+    }
+    load_tile<FORWARD_THREADS, W>(queries, QUERIES, p.P, [&](int i) {
+        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
+    });
+    load_keys<FORWARD_THREADS, W>(keys, values, x, p, b, g, start, end);
+    for (int j0 = start, turn = 0; j0 < end; j0 += KEYS, turn ^= 1) {
+        bf16 *next_keys = keys + (turn ^ 1) * KEYS * W, *next_values = values + (turn ^ 1) * KEYS * W;
+        if (j0 + KEYS < end) load_keys<FORWARD_THREADS, W>(next_keys, next_values, x, p, b, g, j0 + KEYS, end);
+        else cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        if (j0 <= t0 + row + 31 && j0 + KEYS > first_key(p, b, (int)at_most(t0 + row, p.T - 1))) {
+            float z[2][KEYS / 8][4];
+            bool masks = j0 + KEYS > t0 + row + 1 || j0 < last_first || t0 + row + 32 > p.T;
+            scores<2, KEYS, W>(z, queries, row, keys + turn * KEYS * W);
+            take_scores<W>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
+            accumulate<2, KEYS, W>(sum, z, values + turn * KEYS * W);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        total[r] = row_sum(total[r]);
+        if (lse && lane % 4 == 0 && t + 8 * r < p.T)
+            lse[(b * p.H + h) * p.T + t + 8 * r] = high[r] * p.scale + logf(total[r]);
+        total[r] = 1.0f / total[r];
+    }
+    auto to = [&](int i) { return t0 + i < p.T ? o.at(b, t0 + i, h) : (bf16 *)NULL; };
+    store_sum<W>(queries, row, sum[0], total[0], total[1], p.P, to);
+    store_sum<W>(queries, row + 16, sum[1], total[2], total[3], p.P, to);
+}
+
+/* --- backward ----------------------------------------------------------------------------------------------------- */
+
+/* delta (B,H,T): a warp has a head of a token. */
+__global__ void mma_delta_kernel(float *delta, attention_rows<bf16> dout, attention_rows<bf16> o, attention_problem p) {
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP, h = i % p.H, t = i / p.H % p.T;
+    int64_t b = i / p.H / p.T;
+    int c = threadIdx.x % WARP * 4;
+    if (b >= p.B) return;
+    float sum = 0;
+    if (c < p.P) {
+        float x[4], y[4];
+        load_floats<4>(x, dout.at(b, t, h) + c);
+        load_floats<4>(y, o.at(b, t, h) + c);
+        for (int k = 0; k < 4; k++) sum += x[k] * y[k];
+    }
+    sum = warp_sum(sum);
+    if (c == 0) delta[(b * p.H + h) * p.T + t] = sum;
+}
+
+template <int W>
+__global__ void __launch_bounds__(BACK_THREADS)
+mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *delta, const float *lse, operands x,
+              attention_problem p) {
+    DYNAMIC_SHARED(bf16, memory);
+    bf16 *queries = memory, *douts = queries + QUERIES * W, *keys = douts + QUERIES * W, *values = keys + 2 * KEYS * W;
+    int64_t b = blockIdx.z;
+    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
+    int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
+    int first[2], start = first_key(p, b, t0);
+    float log_sum[2], dot[2], sum[1][W / 8][4] = {};
+    for (int r = 0; r < 2; r++) {
+        bool there = t + 8 * r < p.T;
+        first[r] = first_key(p, b, t + 8 * r);
+        log_sum[r] = there ? lse[(b * p.H + h) * p.T + t + 8 * r] * LOG2E : 0.0f;
+        dot[r] = there ? delta[(b * p.H + h) * p.T + t + 8 * r] : 0.0f;
+    }
+    load_tile<BACK_THREADS, W>(queries, QUERIES, p.P, [&](int i) {
+        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
+    });
+    load_tile<BACK_THREADS, W>(douts, QUERIES, p.P, [&](int i) {
+        return t0 + i < p.T ? dout.at(b, t0 + i, h) : (const bf16 *)NULL;
+    });
+    load_keys<BACK_THREADS, W>(keys, values, x, p, b, g, start, end);
+    for (int j0 = start, turn = 0; j0 < end; j0 += KEYS, turn ^= 1) {
+        bf16 *next_keys = keys + (turn ^ 1) * KEYS * W, *next_values = values + (turn ^ 1) * KEYS * W;
+        if (j0 + KEYS < end) load_keys<BACK_THREADS, W>(next_keys, next_values, x, p, b, g, j0 + KEYS, end);
+        else cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        if (j0 <= t0 + row + 15) {
+            float z[1][KEYS / 8][4], dz[1][KEYS / 8][4];
+            scores<1, KEYS, W>(z, queries, row, keys + turn * KEYS * W);
+            scores<1, KEYS, W>(dz, douts, row, values + turn * KEYS * W);
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int j = j0 + 8 * n + 2 * (lane % 4) + i % 2, r = i / 2;
+                    bool sees = j >= first[r] && j <= t + 8 * r;
+                    float share = power_of_two(z[0][n][i] * (p.scale * LOG2E) - log_sum[r]);
+                    dz[0][n][i] = sees ? share * (dz[0][n][i] - dot[r]) : 0.0f;
+                }
+            }
+            accumulate<1, KEYS, W>(sum, dz, keys + turn * KEYS * W);
+        }
+        __syncthreads();
+    }
+    store_sum<W>(queries, row, sum[0], p.scale, p.scale, p.P,
+                 [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
+}
+
+/* What the columns of a tile of transposed scores need to know: their tokens' logarithms, deltas and first keys. */
+struct query_facts {
+    float log_sum[BACK_QUERIES], dot[BACK_QUERIES];
+    int first[BACK_QUERIES];
+};
+
+template <int W>
+__device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, query_facts *facts, const operands &x,
+                                                  const attention_rows<bf16> &dout, const float *delta, const float *lse,
+                                                  const attention_problem &p, int64_t b, int h, int t0) {
+    load_tile<BACK_THREADS, W>(queries, BACK_QUERIES, p.P, [&](int i) {
+        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
+    });
+    load_tile<BACK_THREADS, W>(douts, BACK_QUERIES, p.P, [&](int i) {
+        return t0 + i < p.T ? dout.at(b, t0 + i, h) : (const bf16 *)NULL;
+    });
+    cp_async_commit();
+    if (threadIdx.x >= BACK_QUERIES) return;
+    int i = threadIdx.x;
+    bool there = t0 + i < p.T;
+    facts->log_sum[i] = there ? lse[(b * p.H + h) * p.T + t0 + i] * LOG2E : 0.0f;
+    facts->dot[i] = there ? delta[(b * p.H + h) * p.T + t0 + i] : 0.0f;
+    facts->first[i] = first_key(p, b, t0 + i);
+}
+
+/* The tile of queries behind (i, t0): the i-th head that reads the keys, from token t0 on. A head's last is followed by
+ * the next head's first, the last head's last by i = share. */
+__device__ __forceinline__ void next_queries(const attention_problem &p, int64_t b, int j0, int *i, int *t0) {
+    *t0 += BACK_QUERIES;
+    if (*t0 < p.T && first_key(p, b, *t0) < j0 + BACK_KEYS) return;
+    *t0 = j0;
+    *i += 1;
+}
+
+/* Transposed scores and their gradients of a warp's 16 keys with a tile of queries become probabilities and gradients of
+ * scores. */
+__device__ __forceinline__ void take_back_scores(float (&z)[1][BACK_QUERIES / 8][4], float (&dz)[1][BACK_QUERIES / 8][4],
+                                                 const query_facts &facts, int j, int t0, float scale) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int n = 0; n < BACK_QUERIES / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int c = 8 * n + 2 * (lane % 4) + i % 2, key = j + i / 2 * 8;
+            bool sees = key >= facts.first[c] && key <= t0 + c;
+            z[0][n][i] = sees ? power_of_two(z[0][n][i] * scale - facts.log_sum[c]) : 0.0f;
+            dz[0][n][i] = z[0][n][i] * (dz[0][n][i] - facts.dot[c]);
+        }
+    }
+}
+
+template <int W>
+__global__ void __launch_bounds__(BACK_THREADS)
+mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
+               const float *lse, operands x, attention_problem p) {
+    DYNAMIC_SHARED(bf16, memory);
+    __shared__ query_facts facts[2];
+    bf16 *keys = memory, *values = keys + BACK_KEYS * W, *queries = values + BACK_KEYS * W;
+    bf16 *douts = queries + 2 * BACK_QUERIES * W;
+    int64_t b = blockIdx.z;
+    int g = blockIdx.y, j0 = blockIdx.x * BACK_KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+    float sum_k[1][W / 8][4] = {}, sum_v[1][W / 8][4] = {};
+    load_tile<BACK_THREADS, W>(keys, BACK_KEYS, p.P, [&](int i) {
+        return j0 + i < p.T ? x.k.at(b, j0 + i, g) : (const bf16 *)NULL;
+    });
+    load_tile<BACK_THREADS, W>(values, BACK_KEYS, p.P, [&](int i) {
+        return j0 + i < p.T ? x.v.at(b, j0 + i, g) : (const bf16 *)NULL;
+    });
+    int i = 0, t0 = j0, turn = 0;
+    load_back_queries<W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
+    while (i < p.share) {
+        int now = t0;
+        bf16 *mine = queries + turn * BACK_QUERIES * W, *its = douts + turn * BACK_QUERIES * W;
+        next_queries(p, b, j0, &i, &t0);
+        if (i < p.share)
+            load_back_queries<W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
+                                 &facts[turn ^ 1], x, dout, delta, lse, p, b, query_head(p, g, i), t0);
+        else cp_async_commit();
+        cp_async_wait<1>();
+        __syncthreads();
+        float z[1][BACK_QUERIES / 8][4], dz[1][BACK_QUERIES / 8][4];
+        scores<1, BACK_QUERIES, W>(z, keys, row, mine);
+        scores<1, BACK_QUERIES, W>(dz, values, row, its);
+        take_back_scores(z, dz, facts[turn], j0 + row + lane / 4, now, p.scale * LOG2E);
+        accumulate<1, BACK_QUERIES, W>(sum_v, z, its);
+        accumulate<1, BACK_QUERIES, W>(sum_k, dz, mine);
+        __syncthreads();
+        turn ^= 1;
+    }
+    store_sum<W>(keys, row, sum_k[0], p.scale, p.scale, p.P,
+                 [&](int r) { return j0 + r < p.T ? dk.at(b, j0 + r, g) : (bf16 *)NULL; });
+    store_sum<W>(keys, row, sum_v[0], 1, 1, p.P,
+                 [&](int r) { return j0 + r < p.T ? dv.at(b, j0 + r, g) : (bf16 *)NULL; });
+}
+
+/* --- launches ----------------------------------------------------------------------------------------------------- */
+
+/* with_padding(P, [&](auto width) { constexpr int W = width.value; ... }) */
+template <class F> static void with_padding(int P, F f) {
+    if (P <= 64) f(constant<64>());
+    else f(constant<128>());
+}
+
+template <class K> static void allow_shared(struct device *dev, K kernel, size_t bytes) {
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "attention");
+}
+
+static operands operands_of(tensor q, tensor k, tensor v, struct attention_cache cache) {
+    return {attention_rows_of<bf16>(q), attention_rows_of<bf16>(k), attention_rows_of<bf16>(v),
+            attention_rows_of<bf16>(cache.k), attention_rows_of<bf16>(cache.v)};
+}
+
+static dim3 grid_of(const attention_problem &p, int tokens, int heads) {
+    return dim3((unsigned)ceil_div(p.T, tokens), (unsigned)heads, (unsigned)p.B);
+}
+
+void attention_mma_forward(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v,
+                           struct attention_cache cache, const attention_problem &p) {
+    operands x = operands_of(q, k, v, cache);
+    with_padding(p.P, [&](auto width) {
+        constexpr int W = width.value;
+        size_t bytes = (QUERIES + 4 * KEYS) * W * sizeof(bf16);
+        allow_shared(dev, mma_forward_kernel<W>, bytes);
+        LAUNCH(dev, mma_forward_kernel<W>, grid_of(p, QUERIES, p.H), FORWARD_THREADS, bytes, attention_rows_of<bf16>(o),
+               data_of<float>(lse), x, p);
+    });
+}
+
+void attention_mma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                            tensor q, tensor k, tensor v, struct attention_cache cache, const attention_problem &p,
+                            float *delta) {
+    operands x = operands_of(q, k, v, cache);
+    attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
+    const float *log_sums = data_of<float>(lse);
+    LAUNCH(dev, mma_delta_kernel, (unsigned)ceil_div(p.B * p.T * p.H, 256 / WARP), 256, 0, delta, douts,
+           attention_rows_of<bf16>(o), p);
+    with_padding(p.P, [&](auto width) {
+        constexpr int W = width.value;
+        size_t of_dq = (2 * QUERIES + 4 * KEYS) * W * sizeof(bf16);
+        size_t of_dkv = (2 * BACK_KEYS + 4 * BACK_QUERIES) * W * sizeof(bf16);
+        allow_shared(dev, mma_dq_kernel<W>, of_dq);
+        allow_shared(dev, mma_dkv_kernel<W>, of_dkv);
+        LAUNCH(dev, mma_dq_kernel<W>, grid_of(p, QUERIES, p.H), BACK_THREADS, of_dq, attention_rows_of<bf16>(dq), douts,
+               delta, log_sums, x, p);
+        LAUNCH(dev, mma_dkv_kernel<W>, grid_of(p, BACK_KEYS, p.G), BACK_THREADS, of_dkv, attention_rows_of<bf16>(dk),
+               attention_rows_of<bf16>(dv), douts, delta, log_sums, x, p);
+    });
+}
