@@ -12,7 +12,8 @@
 #define SETTINGS "settings" /* the member of such a config.json that holds [model] and [block.*] as strings */
 
 static const struct architecture *const architectures[] = {&architecture_mamba, &architecture_mamba2,
-                                                           &architecture_xlstm};
+                                                           &architecture_xlstm,
+                                                         &architecture_llama, &architecture_arcee};
 #define ARCHITECTURES (sizeof architectures / sizeof *architectures)
 
 static const struct architecture *architecture_of(const struct model_config *mc) {

@@ -36,6 +36,8 @@ struct architecture {
 extern const struct architecture architecture_mamba;
 extern const struct architecture architecture_mamba2;
 extern const struct architecture architecture_xlstm;
+extern const struct architecture architecture_llama;
+extern const struct architecture architecture_arcee;
 
 /* The config.json of a model. `c` is the config that mc was bound from. */
 json_t *architecture_write(const struct model_config *mc, const config *c, int64_t eod);

@@ -62,7 +62,7 @@ struct mixer_call {
     tensor x, y;   /* (B*T, D) act: the normed input; the output (forward: =) */
     tensor dy, dx; /* backward: gradient at y; gradient at x (=) */
     /* The state before the first token (NULL: zero), which backward reads again, and where forward leaves the one after
-     * the last token (NULL: nowhere), never the same memory. In a step: `final` is read and updated. */
+     * the last token (NULL: nowhere), never the same memory but for mixers that take it (state_in_place). In a step: `final` is read and updated. */
     const void *initial;
     void *final;
 };
@@ -74,6 +74,7 @@ struct mixer {
     const char *help;             /* one sentence for docs */
     const struct option *options; /* its keys in [block.NAME] */
     size_t options_size;
+    bool state_in_place; /* a forward may be given the same memory as initial and final state */
 
     /* Derive and check what the option table can't say (divisibility, ...). `section` is the config's, for messages. */
     int (*check)(void *options, const struct layer_context *context, const char *section, error *err);
@@ -115,6 +116,7 @@ extern const struct mixer mixer_mamba2;
 extern const struct mixer mixer_mlstm;
 extern const struct mixer mixer_mlstm_preup;
 extern const struct mixer mixer_slstm;
+extern const struct mixer mixer_attention;
 extern const struct mixer mixer_mlp; /* every `mlp =` but none */
 
 #endif

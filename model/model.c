@@ -428,11 +428,12 @@ void model_forward(struct model *m, const struct model_state *initial, struct mo
         call.keep = keep && call.layer->recompute != RECOMPUTE_LAYER;
         call.doc = batch_doc(m);
         call.initial = initial && state ? initial->layers[i] : NULL;
-        call.final = final && state ? (in_place ? m->at.state : final->layers[i]) : NULL;
+        bool aside = in_place && state && !call.layer->mixer->state_in_place;
+        call.final = final && state ? (aside ? m->at.state : final->layers[i]) : NULL;
         device_range_push(m->dev, call.layer->mixer->name);
         call.layer->mixer->forward(&call);
         device_range_pop(m->dev);
-        if (in_place && state) device_copy(m->dev, final->layers[i], m->at.state, state);
+        if (aside) device_copy(m->dev, final->layers[i], m->at.state, state);
     }
     enter_layer(m, m->mc->layer_count, R);
     device_range_pop(m->dev);

@@ -93,7 +93,7 @@ static void carve_kept_scratch(struct places *places, const struct model_config 
     int64_t R = B * T, D = mc->options.d_model;
     size_t state = 0;
     for (int i = 0; i < mc->layer_count; i++) {
-        size_t bytes = mixer_state_bytes(&mc->layers[i], ops, B);
+        size_t bytes = mc->layers[i].mixer->state_in_place ? 0 : mixer_state_bytes(&mc->layers[i], ops, B);
         if (bytes > state) state = bytes;
     }
     places->state = arena_take(scratch, state);

@@ -29,7 +29,7 @@ struct places {
     void *dnormed;                   /* (R,D) act: gradient at a norm's output; these three NULL in MODEL_INFER */
     void *dresidual;                 /* (R,D) real: gradient of the residual stream */
     void *dbranch;                   /* (R,D) act: the same, rounded; NULL where act is real */
-    void *state;                     /* scratch for one layer's state */
+    void *state;                     /* scratch for one layer's state, unless it is updated in place */
     int32_t *tokens, *targets, *doc; /* (B,T) */
     struct loss_sums *sums;
     struct layer_places layers[2 * LIMIT_LAYERS + 1];

@@ -5,8 +5,9 @@
 
 saves one to each of DIRECTORY/untied, tied, bf16 (saved in bf16), sharded (several files and an index), limited (step sizes
 are clamped): these are Mamba-2; mamba and xlstm, and mamba-unusual (untied, other sizes than the usual ones) and
-xlstm-unusual. Every parameter is moved away from its initial value, so that no gain is 1, no bias 0 and no two heads
-alike; the input gates of xLSTM, which start closed, are opened.
+xlstm-unusual; llama, llama-unusual (tied, grouped heads of another width, another base), arcee. Every parameter is moved
+away from its initial value, so that no gain is 1, no bias 0 and no two heads alike; the input gates of xLSTM, which start
+closed, are opened.
 """
 
 import os
@@ -17,10 +18,12 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch  # noqa: E402
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM  # noqa: E402
+from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers import xLSTMConfig, xLSTMForCausalLM  # noqa: E402
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
-KINDS = ("untied", "tied", "bf16", "sharded", "limited", "mamba", "mamba-unusual", "xlstm", "xlstm-unusual")
+KINDS = ("untied", "tied", "bf16", "sharded", "limited", "mamba", "mamba-unusual", "xlstm", "xlstm-unusual",
+         "llama", "llama-unusual", "arcee")
 IDS = dict(bos_token_id=256, eos_token_id=256, pad_token_id=256)
 
 
@@ -39,6 +42,19 @@ def make(kind):
             vocab_size=272, hidden_size=128, num_heads=4, num_hidden_layers=2, norm_eps=0.01, eps=1e-3, qk_dim_factor=1.0,
             v_dim_factor=1.5, ffn_proj_factor=1.7, ffn_round_up_to_multiple_of=16, gate_soft_cap=2.0,
             output_logit_soft_cap=3.0, **IDS))
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(
+            vocab_size=264, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=128, **IDS))
+    if kind == "llama-unusual":
+        return LlamaForCausalLM(LlamaConfig(
+            vocab_size=272, hidden_size=48, intermediate_size=72, num_hidden_layers=3, num_attention_heads=6,
+            num_key_value_heads=2, head_dim=10, rms_norm_eps=0.01, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0}, **IDS))
+    if kind == "arcee":
+        return ArceeForCausalLM(ArceeConfig(
+            vocab_size=264, hidden_size=40, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, hidden_act="gelu", max_position_embeddings=128, tie_word_embeddings=True, **IDS))
     limits = {"time_step_limit": (0.02, 0.5)} if kind == "limited" else {}
     return Mamba2ForCausalLM(Mamba2Config(
         vocab_size=272, hidden_size=48, expand=2, num_heads=6, head_dim=16, state_size=24, n_groups=1, conv_kernel=4,

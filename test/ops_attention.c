@@ -392,7 +392,7 @@ static const struct op_row attention = {
 
 static void rope_declare(struct run *r) {
     int64_t B = param(r, "B"), T = param(r, "T"), H = param(r, "H"), P = param(r, "P");
-    struct operand *y = output(r, "y", DIMS(B, T, H, P)), *x = input(r, "x", DIMS(B, T, H, P));
+    struct operand *x = input(r, "x", DIMS(B, T, H, P)), *y = output(r, "y", DIMS(B, T, H, P)); /* y may lie in x */
     y->lead = x->lead = 2;
     y->terms = param(r, "norm") ? (double)(4 * P) : 4;
     x->gradient_terms = param(r, "norm") ? (double)(16 * P) : 4;

@@ -20,6 +20,7 @@
 #define PREUP "[block.u]\nmixer = mlstm_preup\nheads = 2\nchunk = 4\neps = 0\n"
 #define SLSTM "[block.y]\nmixer = slstm\nheads = 2\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
+#define ATTENTION "[block.a]\nmixer = attention\nheads = 4\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
     MODEL "tie_embeddings = false\npattern = m k\n" BLOCK "n_groups = 2\nmlp = swiglu\nmlp_width = 24\n"
@@ -37,6 +38,9 @@ const char *const lm_models[] = {
           "[block.u]\nmixer = mlstm_preup\nheads = 4\nd_conv = 2\nqkv_block = 8\neps = 0\n"
           SLSTM "mlp = geglu\nmlp_width = 24\n" BLOCK,
     MODEL "pattern = y*2\n[block.y]\nmixer = slstm\nheads = 4\nd_conv = 0\nrecurrent_init = uniform\n",
+    MODEL "tie_embeddings = false\npattern = a*2\n" ATTENTION "kv_heads = 2\nmlp = swiglu\nmlp_width = 24\n",
+    MODEL "pattern = a m a\n" ATTENTION "window = 5\nkv_heads = 1\nhead_dim = 6\nqk_norm = true\n" BLOCK
+          "mlp = gelu\nmlp_width = 24\n",
 };
 const int lm_model_count = sizeof lm_models / sizeof *lm_models;
 

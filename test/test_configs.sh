@@ -54,6 +54,8 @@ recipe configs/mamba2/370m.ini 368346624 572205 $half 1.5e-3
 recipe configs/mamba2/780m.ini 780161280 572205 $half 1.25e-3
 recipe configs/mamba2/1.3b.ini 1343757312 286102 $whole 1e-3
 recipe configs/mamba2/2.7b.ini 2702599680 286102 $whole 8e-4
+recipe configs/llama/124m.ini 123575040 572205 $half 3e-3
+recipe configs/llama/1.3b.ini 1317341184 286102 $whole 1e-3
 recipe configs/scaling/mamba-125m.ini 129123072 4800 $half 3e-3
 recipe configs/scaling/mamba-350m.ini 371500032 13500 $half 1.5e-3
 recipe configs/scaling/mamba-760m.ini 793179648 29000 $half 1.25e-3

@@ -39,6 +39,8 @@ static void test_published(void **state) {
         {"configs/xlstm/2.8b.ini", 2780449600, 50304, 2560, 32},
         {"configs/xlstm/7b.ini", 6865424896, 50304, 4096, 32},
         {"configs/bench/xlstm.ini", 254940256, 50304, 1024, 12},
+        {"configs/llama/124m.ini", 123575040, 50288, 768, 12},
+        {"configs/llama/1.3b.ini", 1317341184, 50288, 2048, 24},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         config *c = NULL;
@@ -424,7 +426,7 @@ static void test_config_errors(void **state) {
         {"block.m.chunk=0",
          "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
         {"block.m.mixer=mamba3",
-         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm, mlstm_preup, slstm; did you mean mamba?"},
+         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm, mlstm_preup, slstm, attention; did you mean mamba?"},
         {"block.m.mixer=mlstm;block.m.heads=3;model.d_model=20",
          "block.m.heads = 3 must divide qk_factor * d_model = 10 and v_factor * d_model = 20; the nearest that does is "
          "2"},

@@ -67,6 +67,8 @@ static void test_published(void **state) {
         {"configs/xlstm/1.4b.ini", 1420839104, 50304, 2, 2048},
         {"configs/xlstm/2.8b.ini", 2780449600, 50304, 2, 2048},
         {"configs/xlstm/7b.ini", 6865424896, 50304, 2, 8192},
+        {"configs/llama/124m.ini", 123575040, 50288, 1, 2048},
+        {"configs/llama/1.3b.ini", 1317341184, 50288, 1, 2048},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         json_t *o = plan_json((char *[]){"plan", (char *)models[i].path, "--json", NULL});

@@ -64,9 +64,20 @@ must "$RIVERRUN" train "$work/xlstm.ini" train.out="$work/xlstm-unusual" data.tr
     block.m.gate_soft_cap=0 block.m.mlp_width=213
 set -- "$@" "$work/xlstm/latest" "$work/xlstm-bf16" "$work/xlstm-unusual/latest"
 
+# The same of Llama, and of its kin without a gate.
+sed -e 's/mamba2/attention/' -e '/d_state/d' -e 's/head_dim = 16/heads = 6/' "$work/small.ini" >"$work/llama.ini"
+must "$RIVERRUN" train "$work/llama.ini" train.out="$work/llama" data.train="$work/data" block.m.mlp=swiglu
+must "$RIVERRUN" train "$work/llama.ini" train.out="$work/llama-unusual" data.train="$work/data" block.m.mlp=swiglu \
+    model.norm_eps=0.01 model.tie_embeddings=false model.pad_vocab_to=50 block.m.kv_heads=2 block.m.head_dim=12 \
+    block.m.rope_base=300 block.m.mlp_width=100
+must "$RIVERRUN" train "$work/llama.ini" train.out="$work/arcee" data.train="$work/data" block.m.mlp=gelu
+must "$RIVERRUN" train "$work/llama.ini" train.out="$work/arcee-unusual" data.train="$work/data" block.m.mlp=relu2 \
+    model.tie_embeddings=false block.m.kv_heads=3
+set -- "$@" "$work/llama/latest" "$work/llama-unusual/latest" "$work/arcee/latest" "$work/arcee-unusual/latest"
+
 echo "== made by transformers, and imported"
 must "$python" scripts/random_transformers_model.py "$work/hf"
-for kind in untied tied bf16 sharded limited mamba mamba-unusual xlstm xlstm-unusual; do
+for kind in untied tied bf16 sharded limited mamba mamba-unusual xlstm xlstm-unusual llama llama-unusual arcee; do
     must "$RIVERRUN" import "$work/hf/$kind" --tokenizer bytes --out "$work/import-$kind"
     set -- "$@" "$work/hf/$kind=$work/import-$kind"
 done

@@ -1,0 +1,53 @@
+/* attention_cudnn.h: attention by cuDNN, behind plain C: attention_cudnn.cpp is the one C++ host file of riverrun, because
+ * cuDNN's frontend is C++ headers. Only in builds that found them (RIVERRUN_CUDNN). Called by attention.cu. */
+#ifndef RIVERRUN_ATTENTION_CUDNN_H
+#define RIVERRUN_ATTENTION_CUDNN_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* An operand (B,T,heads,P) of bf16: elements from row to row, token to token, head to head. */
+struct attention_cudnn_strides {
+    int64_t row, token, head;
+};
+
+/* What a plan is made for: compared as bytes, so it is zeroed before it is filled. Backward has strides for all, forward
+ * for the first four. */
+struct attention_cudnn_shape {
+    int64_t B, T, H, G, P;
+    int64_t window; /* keys that a token sees at most, itself included; 0 = all before it */
+    int64_t backward, logarithms; /* whether it is a backward; whether a forward leaves the logarithms of its sums */
+    double scale;
+    struct attention_cudnn_strides q, k, v, o, dq, dk, dv, dout;
+};
+
+/* Its operands in device memory, as ops.h has them. */
+struct attention_cudnn_operands {
+    const void *q, *k, *v;
+    void *o, *dq, *dk, *dv;
+    const void *dout;
+    float *lse;
+};
+
+/* cuDNN of this machine, such as 91900, and its handle for a stream; 0 where it can't be loaded. Nothing is loaded before
+ * this is called. */
+struct attention_cudnn;
+int64_t attention_cudnn_open(struct attention_cudnn **c, void *stream);
+void attention_cudnn_close(struct attention_cudnn *c);
+
+/* Queue the work. The first call for a shape makes its plan and takes what memory it works in, which takes a second and
+ * may not happen while a stream is captured. False, with nothing queued: cuDNN does not serve this shape, now and later;
+ * `why`, of `size` bytes, is filled the first time and empty later. */
+bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn_shape *shape,
+                         const struct attention_cudnn_operands *x, char *why, size_t size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
