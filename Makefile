@@ -17,6 +17,7 @@ OPENMP    ?= 1
 MPI       ?= 1
 CUDA      ?= 1
 NCCL      ?= 1
+CUDNN     ?= 1
 EMULATE   ?= 0
 WERROR    ?= 1
 DEBUG     ?= 0
@@ -131,13 +132,25 @@ ifeq ($(CUDA),1)
     ifeq ($(NCCL),1)
       HAVE_NCCL := $(call has_header,nccl.h,-I$(CUDA_HOME)/include)
     endif
+    # cuDNN's headers, and those of its frontend, which scripts/get_cudnn_frontend.sh fetches; the library itself is
+    # loaded when it is needed.
+    ifeq ($(CUDNN),1)
+      CUDNN_FRONTEND ?= $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(addsuffix /cudnn_frontend.h, \
+                          $(BUILD)/cudnn-frontend/include $(CUDA_HOME)/include /usr/local/include /usr/include \
+                          /usr/local/lib/python3*/*-packages/include /usr/lib/python3/dist-packages/include \
+                          $(HOME)/.local/lib/python3*/site-packages/include))))
+      HAVE_CUDNN := $(and $(call has_header,cudnn.h,-I$(CUDA_HOME)/include),$(wildcard \
+                      $(CUDNN_FRONTEND)/cudnn_frontend.h),1)
+    endif
   endif
 endif
+# The C++ compiler that goes with CC.
+CXX := $(patsubst cc,c++,$(subst gcc,g++,$(CC)))
 # EMULATE=1: the same sources by the C++ compiler that goes with CC, on the emulated GPU of test/emulation/, for tests.
 ifeq ($(EMULATE),1)
-  CXX         := $(patsubst cc,c++,$(subst gcc,g++,$(CC)))
   HAVE_CUDA   := $(if $(CUDA_SOURCES),1)
   HAVE_NCCL   := $(if $(filter 1,$(NCCL)),$(HAVE_MPI))
+  HAVE_CUDNN  :=
   EMULATION   := $(sort $(wildcard test/emulation/*.cc))
 endif
 HAVE_CMOCKA := $(call has_header,cmocka.h,-include stdarg.h -include setjmp.h -include stdint.h)
@@ -188,6 +201,9 @@ LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
 NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(DEBUG)),-g -DRIVERRUN_DEBUG) $(GENCODE) \
                  $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall$(comma)-Wextra \
                  $(filter-out -fopenmp,$(FEATURES)) $(NVCCFLAGS)
+# The one source in C++ that is no kernel: cuDNN's frontend is C++ headers, which are not ours to warn of.
+CPP_FLAGS := -std=c++17 -I. -isystem $(CUDNN_FRONTEND) -I$(CUDA_HOME)/include -O2 -Wall -Wextra \
+             $(if $(filter 1,$(WERROR)),-Werror)
 # Kernels read the same memory as different types. What they are to be warned of is for nvcc to say.
 EMULATE_FLAGS := -std=c++17 -Itest/emulation -I. -I$(BUILD)/gen $(OPTIMISE) $(MARCH) -fno-strict-aliasing -Wall -Wextra \
                  $(if $(filter 1,$(WERROR)),-Werror) $(filter-out -fopenmp,$(FEATURES)) $(CPPFLAGS)
@@ -210,6 +226,11 @@ define VERSION_H
 #define RIVERRUN_PARTS "$(PARTS)"
 #define RIVERRUN_FLAGS "$(strip $(OPTIMISE) $(MARCH))"
 endef
+# Only attention asks; the flags are the same for all, so that a change leaves everything else as it is built.
+define HAVE_CUDNN_H
+/* Written by the Makefile. */
+$(if $(HAVE_CUDNN),$(hash)define RIVERRUN_CUDNN 1)
+endef
 define FLAGS_TEXT
 $(CC) $(CC_VERSION)
 $(ALL_CFLAGS) $(WIDE)
@@ -222,6 +243,7 @@ same = $(and $(findstring <$(1)>,<$(2)>),$(findstring <$(2)>,<$(1)>))
 $(shell mkdir -p $(BUILD)/gen)
 $(call write_if_new,$(BUILD)/flags,FLAGS_TEXT)
 $(call write_if_new,$(BUILD)/gen/version.h,VERSION_H)
+$(call write_if_new,$(BUILD)/gen/have_cudnn.h,HAVE_CUDNN_H)
 
 # ---- sources and objects -------------------------------------------------------------------------------------------
 
@@ -247,7 +269,8 @@ objects_of = $(patsubst %.c,$(1)/%.o,$(SOURCES_$(2))) $(if $(filter kernels,$(2)
 OBJ := $(BUILD)/obj
 CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o, \
                   $(filter-out $(if $(HAVE_NCCL),,%_nccl.cu),$(CUDA_SOURCES))))
-CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS)) $(EMULATION:%.cc=$(OBJ)/%.o)
+CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS)) $(EMULATION:%.cc=$(OBJ)/%.o) \
+                   $(if $(HAVE_CUDNN),$(OBJ)/kernels/cuda/attention_cudnn.cpp.o)
 CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
 # A source that goes away has to leave its library, too.
 SOURCES_TEXT := $(strip $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CUDA_OBJECTS))
@@ -308,6 +331,10 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 	$(call compile,$(CC),$(ALL_CFLAGS))
 $(OBJ)/%.o: %.cc $(BUILD)/flags
 	$(call compile,$(CXX),$(EMULATE_FLAGS))
+$(OBJ)/%.cpp.o: %.cpp $(BUILD)/flags
+	@echo "  CXX  $<"
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPP_FLAGS) -MMD -MP -c -o $@ $<
 ifneq ($(EMULATION),)
 # The compiler forgets the section of shared variables (test/emulation/emulation.h) in templates: it is put back.
 $(OBJ)/%.cu.o: %.cu $(BUILD)/flags
@@ -416,6 +443,7 @@ $(call row,OpenMP    ,$(if $(HAVE_OPENMP),found,$(call absent,OPENMP): one threa
 $(call row,MPI       ,$(if $(HAVE_MPI),$(MPI_TEXT),$(call absent,MPI): one process),MPI=0 MPICC=)
 $(info $()  libraries  $(foreach r,$(REQUIRED),$(call library_text,$r)))
 $(call row,CUDA      ,$(CUDA_TEXT),CUDA=0 CUDA_HOME= CUDA_ARCH=)
+$(call row,cuDNN     ,$(if $(HAVE_CUDNN),found (loaded for attention in bf16),$(call absent,CUDNN): riverrun's own attention),CUDNN=0 CUDNN_FRONTEND=)
 $(call row,NCCL      ,$(if $(HAVE_NCCL),found (loaded when GPUs share a run),$(call absent,NCCL): one GPU),NCCL=0)
 endif
 
@@ -439,6 +467,6 @@ help: ## Print this list
 	@echo "make [target] [SWITCH=value ...]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 	  while IFS='|' read -r target text; do printf '  %-11s %s\n' "$$target" "$$text"; done
-	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0"
+	@echo "Switches: BUILD=$(BUILD) CC= CFLAGS= CPU_ARCH=native|x86-64-v3 OPENBLAS=0 OPENMP=0 MPI=0 CUDA=0 NCCL=0 CUDNN=0"
 	@echo "          CUDA_HOME= CUDA_ARCH='80 90a' SAN=address,undefined DEBUG=1 WERROR=0 V=1 (commands shown) PREFIX="
 	@echo "          EMULATE=1 (CUDA kernels on an emulated GPU, for tests; with a BUILD= of its own)"

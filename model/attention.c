@@ -101,6 +101,7 @@ static void attention_declare(const struct layer *layer, struct params *p, const
     params_add(p, 2, (int64_t[]){s.GP, s.D}, in, true, false, "%sk_proj.weight", prefix);
     params_add(p, 2, (int64_t[]){s.GP, s.D}, in, true, false, "%sv_proj.weight", prefix);
     params_add(p, 2, (int64_t[]){s.D, s.HP}, out, true, false, "%so_proj.weight", prefix);
+    params_filled(p, PROJECTIONS + 1);
     if (!options_of(layer)->qk_norm) return;
     struct init one = {INIT_CONSTANT, 1, 0, 0};
     params_add(p, 1, &s.P, one, false, true, "%sq_norm.weight", prefix);
@@ -279,7 +280,7 @@ static void attention_forward(const struct mixer_call *call) {
     struct views v = carve_views(call->layer, ops, call->B, call->T, call->saved, call->scratch);
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     tensor positions = find_positions(call, work.positions);
-    mixer_linears_forward(call, v.qkv, &call->w[W_Q], PROJECTIONS);
+    mixer_linears_forward(call, v.qkv, call->x, &call->w[W_Q], PROJECTIONS);
     rotate(call, &v, positions);
     attend(call, &v, &work, positions);
     keep_state(call, &v, positions);
@@ -317,7 +318,7 @@ static void attention_backward(const struct mixer_call *call) {
     ops->attention_backward(call->dev, d.dq, d.dk, d.dv, by_head(d.d_o, &v), by_head(v.o, &v), v.lse, v.q, v.k, v.v,
                             positions, cache_at(call, call->initial), rule_of(call->layer), d.work);
     rotate_back(call, &v, &d, positions);
-    mixer_linears_backward(call, d.dqkv, &call->w[W_Q], &call->dw[W_Q], PROJECTIONS);
+    mixer_linears_backward(call, call->dx, false, &call->dw[W_Q], d.dqkv, call->x, &call->w[W_Q], PROJECTIONS);
     arena_rewind(call->scratch, mark);
 }
 
@@ -329,7 +330,7 @@ static void attention_step(const struct mixer_call *call) {
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, 1, call->scratch);
     struct attention_cache cache = cache_at(call, call->final);
     tensor positions = tensor_reshape(cache.count, 2, (int64_t[]){call->B, 1});
-    mixer_linears_forward(call, v.qkv, &call->w[W_Q], PROJECTIONS);
+    mixer_linears_forward(call, v.qkv, call->x, &call->w[W_Q], PROJECTIONS);
     rotate(call, &v, positions);
     ops->attention_store(call->dev, cache, v.k, v.v, positions);
     ops->attention_step(call->dev, tensor_join_first(by_head(v.o, &v)), tensor_join_first(v.q), cache,

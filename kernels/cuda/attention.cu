@@ -1,5 +1,8 @@
 /* attention.cu: causal attention within documents, with grouped heads, a window and a cache: the choice of a path, and
- * the path that serves everything: fp32, odd widths, unaligned rows. bf16 in regular shapes is attention_mma.cu's.
+ * the path that serves everything: fp32, odd widths, unaligned rows. bf16 in regular shapes is attention_mma.cu's, or,
+ * where a row is one document and nothing lies in a cache, cuDNN's if it is there (attention_cudnn.h). Documents are not
+ * cuDNN's: it knows sequences of their own, whose number would be part of a plan, while a recorded step must serve any
+ * number; and blocks here skip what another document makes invisible.
  *
  *   z_tj = s q_t . k_j;   lse_t = log sum_j exp(z_tj);   o_t = sum_j exp(z_tj - lse_t) v_j
  *   backward   p_tj = exp(z_tj - lse_t);  delta_t = do_t . o_t;  dz_tj = p_tj (do_t . v_j - delta_t)
@@ -19,8 +22,15 @@
  * One token: blocks of keys, each with a running softmax; then, where there are several, their sum weighted by what each
  * has seen. Bytes: the cache once. */
 #include "kernels/cuda/attention.cuh"
+#include "have_cudnn.h"
+#ifdef RIVERRUN_CUDNN
+#include "kernels/cuda/attention_cudnn.h"
+#endif
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 enum {
     TILE = 32,
@@ -390,6 +400,93 @@ __global__ void attention_store_kernel(T *cache_k, T *cache_v, int32_t *count, a
 
 /* --- the operations ----------------------------------------------------------------------------------------------- */
 
+/* cuDNN, opened when it is first asked for. RIVERRUN_CUDNN=0 in the environment does without. */
+#ifdef RIVERRUN_CUDNN
+static struct attention_cudnn *cudnn_of(struct device *dev) {
+    struct cuda_device *c = cuda_impl(dev);
+    const char *wanted = getenv("RIVERRUN_CUDNN");
+    if (c->cudnn_version >= 0) return c->cudnn;
+    c->cudnn_version = wanted && strcmp(wanted, "0") == 0 ? 0 : attention_cudnn_open(&c->cudnn, c->stream);
+    return c->cudnn;
+}
+
+void cuda_attention_close(struct cuda_device *c) {
+    attention_cudnn_close(c->cudnn);
+    c->cudnn = NULL;
+}
+
+/* Is it worth asking? Heads as they are tiled are cuDNN's only where there is one order. */
+static bool cudnn_serves(struct device *dev, const attention_problem &p, bool aligned) {
+    enum { SHORTEST = 128 }; /* below this there is nothing to gain */
+    if (!aligned || p.positions || p.count || p.T < SHORTEST || (p.tiled && p.G > 1 && p.G < p.H)) return false;
+    return cudnn_of(dev) != NULL;
+}
+
+static struct attention_cudnn_strides cudnn_strides(tensor t) {
+    return {t.stride[0], t.stride[1], t.stride[2]};
+}
+
+static attention_cudnn_shape cudnn_shape(const attention_problem &p, tensor q, tensor k, tensor v, tensor o) {
+    attention_cudnn_shape s;
+    memset(&s, 0, sizeof s);
+    s.B = p.B, s.T = p.T, s.H = p.H, s.G = p.G, s.P = p.P;
+    s.window = p.window < p.T ? p.window : 0;
+    s.scale = p.scale;
+    s.q = cudnn_strides(q), s.k = cudnn_strides(k), s.v = cudnn_strides(v), s.o = cudnn_strides(o);
+    return s;
+}
+
+static bool cudnn_run(struct device *dev, const attention_cudnn_shape &s, const attention_cudnn_operands &x) {
+    char why[256] = "";
+    if (attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x, why, sizeof why)) return true;
+    if (why[0])
+        fprintf(stderr, "riverrun: cuDNN does not serve attention of %lld x %lld tokens, %lld heads of %lld (%s); "
+                        "riverrun's own kernels do\n", (long long)s.B, (long long)s.T, (long long)s.H, (long long)s.P, why);
+    return false;
+}
+
+static bool cudnn_forward(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v,
+                          const attention_problem &p) {
+    attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
+    s.logarithms = tensor_given(lse);
+    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse)});
+}
+
+static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                           tensor q, tensor k, tensor v, const attention_problem &p) {
+    attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
+    s.backward = 1;
+    s.dq = cudnn_strides(dq), s.dk = cudnn_strides(dk), s.dv = cudnn_strides(dv), s.dout = cudnn_strides(dout);
+    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, dq.data, dk.data, dv.data, dout.data, data_of<float>(lse)});
+}
+
+void cuda_attention_describe(struct device *dev, char *out, size_t size) {
+    if (dev->precision != PRECISION_BF16) return;
+    if (!cudnn_of(dev)) snprintf(out, size, ", attention by riverrun's own kernels");
+    else snprintf(out, size, ", attention by cuDNN %d.%d where a row is one document", (int)(cuda_impl(dev)->cudnn_version / 10000),
+                  (int)(cuda_impl(dev)->cudnn_version / 100 % 100));
+}
+#else
+static bool cudnn_serves(struct device *, const attention_problem &, bool) {
+    return false;
+}
+
+static bool cudnn_forward(struct device *, tensor, tensor, tensor, tensor, tensor, const attention_problem &) {
+    return false;
+}
+
+static bool cudnn_backward(struct device *, tensor, tensor, tensor, tensor, tensor, tensor, tensor, tensor, tensor,
+                           const attention_problem &) {
+    return false;
+}
+
+void cuda_attention_close(struct cuda_device *) {}
+
+void cuda_attention_describe(struct device *dev, char *out, size_t size) {
+    if (dev->precision == PRECISION_BF16) snprintf(out, size, ", attention by riverrun's own kernels");
+}
+#endif
+
 static size_t tiles_bytes(const attention_problem &p, int tiles) {
     return (size_t)(tiles * TILE * (p.P + 1)) * sizeof(float);
 }
@@ -437,7 +534,9 @@ extern "C" void cuda_attention_forward(struct device *dev, tensor o, tensor lse,
                                        void *scratch) {
     (void)scratch;
     attention_problem p = attention_problem_of(q, k, positions, cache, rule);
-    if (attention_mma_serves(q, k, v, o)) attention_mma_forward(dev, o, lse, q, k, v, cache, p);
+    bool aligned = attention_mma_serves(q, k, v, o);
+    if (cudnn_serves(dev, p, aligned) && cudnn_forward(dev, o, lse, q, k, v, p)) return;
+    if (aligned) attention_mma_forward(dev, o, lse, q, k, v, cache, p);
     else forward_plain(dev, o, lse, q, k, v, cache, p);
 }
 
@@ -446,6 +545,7 @@ extern "C" void cuda_attention_backward(struct device *dev, tensor dq, tensor dk
                                         struct attention_cache cache, struct attention_rule rule, void *scratch) {
     attention_problem p = attention_problem_of(q, k, positions, cache, rule);
     bool aligned = attention_mma_serves(dq, dk, dv, o) && attention_mma_serves(q, k, v, dout);
+    if (cudnn_serves(dev, p, aligned) && cudnn_backward(dev, dq, dk, dv, dout, o, lse, q, k, v, p)) return;
     if (aligned) attention_mma_backward(dev, dq, dk, dv, dout, o, lse, q, k, v, cache, p, (float *)scratch);
     else backward_plain(dev, dq, dk, dv, dout, o, lse, q, k, v, cache, p, (float *)scratch);
 }

@@ -97,6 +97,7 @@ int cuda_device_open(struct device *dev, int index, error *err) {
     if (!c) return error_system(err, "out of memory while opening the GPU");
     dev->impl = c;
     c->index = index;
+    c->cudnn_version = -1;
     c->workspace_size = BLAS_WORKSPACE;
     cudaDeviceProp properties;
     cudaError_t result = cudaGetDeviceProperties(&properties, index);
@@ -117,12 +118,15 @@ int cuda_device_open(struct device *dev, int index, error *err) {
 }
 
 void cuda_linear_close(struct cuda_device *c);
+void cuda_attention_close(struct cuda_device *c);
+void cuda_attention_describe(struct device *dev, char *out, size_t size);
 
 void cuda_device_close(struct device *dev) {
     struct cuda_device *c = cuda_impl(dev);
     if (!c) return;
     if (c->stream) cudaStreamSynchronize(c->stream);
     cuda_linear_close(c);
+    cuda_attention_close(c);
     cuda_transfer_close(c);
     if (c->blas) c->library.cublasLtDestroy(c->blas);
     cudaFree(c->workspace);
@@ -221,4 +225,6 @@ void cuda_device_describe(const struct device *dev, char *out, size_t size) {
     }
     snprintf(out, size, "%s, %d multiprocessors, %.0f GiB, CUDA %d.%d", p.name, p.multiProcessorCount,
              (double)p.totalGlobalMem / (1 << 30), runtime / 1000, runtime % 1000 / 10);
+    size_t used = strlen(out);
+    cuda_attention_describe((struct device *)dev, out + used, size - used);
 }

@@ -35,6 +35,8 @@ struct cuda_device {
     uint64_t marked;      /* marks so far */
     size_t memory_peak;   /* bytes taken on the device, as far as it was looked at */
     struct gemm_plan *plans; /* list of what linear.cu has set up */
+    struct attention_cudnn *cudnn; /* once attention has asked for it, and where there is one */
+    int64_t cudnn_version;         /* 0: none; -1: nobody has asked */
     int multiprocessors;
     bool failed;
     char failure[512]; /* the first failure since the last check, if failed */
