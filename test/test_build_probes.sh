@@ -33,6 +33,8 @@ cat >"$work/bin/nvidia-smi" <<'END'
 for cap in $CAPS; do echo "$cap"; done
 END
 echo '#define HERE' >"$work/cuda/include/nccl.h"
+echo '#define HERE' >"$work/cuda/include/cudnn.h"
+mkdir -p "$work/frontend" && : >"$work/frontend/cudnn_frontend.h"
 chmod +x "$work/bin/hiding-cc" "$work/bin/nvidia-smi" "$work/cuda/bin/nvcc"
 PATH=$work/bin:$PATH
 export PATH
@@ -82,6 +84,12 @@ cuda="CUDA_HOME=$work/cuda CUDA_SOURCES=kernels/cuda/x.cu"
     report $cuda
     expect 'no GPU' '^  CUDA +12\.4 in .*, for sm_80 sm_90a and compute_80 PTX '
     expect 'NCCL' '^  NCCL +found '
+    report $cuda CUDNN_FRONTEND="$work/frontend"
+    expect 'cuDNN' '^  cuDNN +found '
+    report $cuda CUDNN_FRONTEND="$work/nothing"
+    expect 'no cuDNN' '^  cuDNN +not found: '
+    report $cuda CUDNN=0
+    expect 'CUDNN=0' '^  cuDNN +left out by CUDNN=0'
     CAPS='8.6 9.0 8.6'
     report $cuda
     expect 'own GPUs' '^  CUDA +12\.4 in .*, for sm_86 sm_90a +\['
