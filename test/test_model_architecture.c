@@ -3,6 +3,7 @@
 #include "test/unit.h"
 
 #include "model/architecture.h"
+#include "model/attention.h"
 #include "model/mamba.h"
 #include "model/mamba2.h"
 #include "model/mlp.h"
@@ -207,8 +208,8 @@ static void what_the_layer_can_not_be_is_refused(void **state) {
     (void)state;
     static const struct refusal cases[] = {
         {"model_type", NULL, "c.json: 'model_type' is missing, it must be a string"},
-        {"model_type", "\"llama\"",
-         "c.json: model_type is 'llama'; riverrun reads mamba, mamba2, xlstm, and its own, riverrun"},
+        {"model_type", "\"gpt2\"",
+         "c.json: model_type is 'gpt2'; riverrun reads mamba, mamba2, xlstm, llama, arcee, and its own, riverrun"},
         {"use_bias", "true", "c.json: 'use_bias' is true; riverrun's Mamba-2 needs false"},
         {"use_conv_bias", "false", "c.json: 'use_conv_bias' is false; riverrun's Mamba-2 needs true"},
         {"rms_norm", "false", "c.json: 'rms_norm' is false; riverrun's Mamba-2 needs true"},
@@ -518,6 +519,130 @@ static void xlstm_that_transformers_lacks(void **state) {
     }
 }
 
+/* ---- Llama, and its kin without a gate ---------------------------------------------------------------------------- */
+
+static const char llama_text[] =
+    "[model]\nd_model = 48\nvocab_size = 257\npad_vocab_to = 8\nnorm_eps = 1e-6\npattern = a*2 b\n"
+    "[block.a]\nmixer = attention\nheads = 6\nkv_heads = 2\nhead_dim = 12\nrope_base = 500\ncontext = 300\n"
+    "mlp = swiglu\nmlp_width = 100\n"
+    "[block.b]\nmixer = attention\nheads = 6\nkv_heads = 2\nhead_dim = 12\nrope_base = 500\ncontext = 300\n"
+    "mlp = swiglu\nmlp_width = 100\nrecompute = scan\n";
+
+static void every_key_of_llama_is_written(void **state) {
+    (void)state;
+    struct bound b = bind(llama_text, NULL);
+    assert_string_equal(architecture_class(b.mc), "LlamaForCausalLM");
+    static const char text[] =
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 264, \"hidden_size\": 48,"
+        " \"intermediate_size\": 100, \"num_hidden_layers\": 3, \"num_attention_heads\": 6, \"num_key_value_heads\": 2,"
+        " \"head_dim\": 12, \"hidden_act\": \"silu\", \"max_position_embeddings\": 300, \"rms_norm_eps\": 1e-6,"
+        " \"rope_theta\": 500.0, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500.0},"
+        " \"attention_bias\": false, \"mlp_bias\": false, \"attention_dropout\": 0.0, \"initializer_range\": 0.02,"
+        " \"tie_word_embeddings\": true, \"use_cache\": true, \"pad_token_id\": 256, \"bos_token_id\": 256,"
+        " \"eos_token_id\": 256, \"torch_dtype\": \"float32\"}";
+    expect_written(&b, 256, text);
+    unbind(&b);
+}
+
+static void llama_comes_back(void **state) {
+    (void)state;
+    static const struct {
+        const char *change, *class_name;
+    } cases[] = {{NULL, "LlamaForCausalLM"},
+                 {"model.tie_embeddings=false", "LlamaForCausalLM"},
+                 {"model.d_model=36", "LlamaForCausalLM"},
+                 {"block.a.mlp=gelu;block.b.mlp=gelu", "ArceeForCausalLM"},
+                 {"block.a.mlp=relu2;block.b.mlp=relu2", "ArceeForCausalLM"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[64] = "", *second = NULL;
+        if (cases[i].change) snprintf(text, sizeof text, "%s", cases[i].change);
+        if ((second = strchr(text, ';'))) *second++ = 0;
+        struct bound b = bind(llama_text, text[0] ? text : NULL);
+        if (second) { /* both blocks change */
+            error err = {0};
+            unbind(&b);
+            assert_int_equal(config_parse(&b.c, llama_text, strlen(llama_text), "test", &err), 0);
+            assert_int_equal(config_override(b.c, text, &err), 0);
+            assert_int_equal(config_override(b.c, second, &err), 0);
+            assert_int_equal(model_config_bind(&b.mc, b.c, 0, &err), 0);
+        }
+        assert_string_equal(architecture_class(b.mc), cases[i].class_name);
+        json_t *object = architecture_write(b.mc, b.c, 0);
+        struct bound r = read_back(object);
+        const struct attention_options *o = r.mc->kinds[0].mixer_options;
+        expect_same_tensors(b.mc, r.mc);
+        assert_true(r.mc->options.norm_eps == 1e-6 && o->rope_base == 500 && o->context == 300);
+        assert_true(o->heads == 6 && o->kv_heads == 2 && o->head_dim == 12 && o->window == 0 && !o->qk_norm);
+        assert_int_equal(r.mc->kinds[0].options.mlp, b.mc->kinds[0].options.mlp);
+        assert_true(r.mc->options.tie_embeddings == b.mc->options.tie_embeddings);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
+static const char llama_json[] = "{\"model_type\": \"llama\", \"vocab_size\": 50, \"hidden_size\": 16,"
+                                 " \"num_attention_heads\": 4, \"num_hidden_layers\": 2, \"intermediate_size\": 40}";
+
+static void what_llama_leaves_out_has_the_default_of_transformers(void **state) {
+    (void)state;
+    static const char *const changes[][2] = {
+        {"num_key_value_heads", "null"}, {"head_dim", "null"},     {"head_dim", "4"},
+        {"rope_scaling", "null"},        {"rope_theta", "10000"},  {"rope_parameters", "{\"rope_theta\": 10000.0}"},
+        {"unknown", "[1]"},              {"use_cache", "false"},   {"rope_scaling", "{\"type\": \"default\"}"},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        json_t *object = altered(llama_json, changes[i][0], changes[i][1]);
+        struct bound r = read_back(object);
+        const struct attention_options *o = r.mc->kinds[0].mixer_options;
+        assert_true(o->kv_heads == 4 && o->head_dim == 4 && o->rope_base == 10000 && o->context == 2048);
+        assert_true(r.mc->options.norm_eps == 1e-6 && !r.mc->options.tie_embeddings && r.mc->head != r.mc->embedding);
+        unbind(&r);
+        json_decref(object);
+    }
+}
+
+static void what_llama_can_not_be_is_refused(void **state) {
+    (void)state;
+    static const struct refusal cases[] = {
+        {"attention_bias", "true", "c.json: 'attention_bias' is true; riverrun's attention needs false"},
+        {"mlp_bias", "true", "c.json: 'mlp_bias' is true; riverrun's MLP needs false"},
+        {"hidden_act", "\"gelu\"", "c.json: 'hidden_act' is 'gelu'; riverrun's MLP of that shape has silu"},
+        {"num_key_value_heads", "0", "c.json: 'num_key_value_heads' is 0; it must be from 1 to 4096, or null"},
+        {"head_dim", "300", "c.json: 'head_dim' is 300; it must be from 1 to 256, or null"},
+        {"rms_norm_eps", "0", "c.json: 'rms_norm_eps' is 0; it must be from 1e-12 to 1"},
+        {"rope_theta", "0", "c.json: 'rope_theta' is 0; it must be from 0.001 to 1e12"},
+        {"rope_scaling", "1", "c.json: 'rope_scaling' must be an object"},
+        {"rope_scaling", "{\"type\": \"linear\", \"factor\": 2.0}",
+         "c.json: 'rope_scaling' scales positions (linear); riverrun has the default only"},
+        {"rope_parameters", "{\"rope_type\": \"llama3\"}",
+         "c.json: 'rope_parameters' scales positions (llama3); riverrun has the default only"},
+        {"rope_parameters", "{\"partial_rotary_factor\": 0.5}",
+         "c.json: 'partial_rotary_factor' is 0.5; riverrun turns whole heads"},
+    };
+    expect_refused(llama_json, cases, sizeof cases / sizeof *cases);
+}
+
+/* What keeps a model from being LlamaForCausalLM. */
+static void llama_that_transformers_lacks(void **state) {
+    (void)state;
+    static const char *const changes[] = {"block.b.heads=2",     "block.b.window=7",       "block.b.qk_norm=true",
+                                          "block.b.rope_base=0", "block.b.mlp=geglu",      "block.b.mlp=relu2",
+                                          "block.b.mlp_width=8", "block.b.rope_base=1000", "model.norm=layer",
+                                          "model.logit_cap=9"};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        struct bound b = bind(llama_text, changes[i]);
+        assert_null(architecture_class(b.mc));
+        assert_true(params_find(&b.mc->params, "backbone.layers.2.mixer.q_proj.weight") > 0);
+        json_t *object = architecture_write(b.mc, b.c, -1);
+        struct bound r = read_back(object);
+        expect_same_tensors(b.mc, r.mc);
+        unbind(&r);
+        json_decref(object);
+        unbind(&b);
+    }
+}
+
 /* ---- models of riverrun's own ------------------------------------------------------------------------------------ */
 
 static const char own_text[] = "[model]\nd_model = 16\nvocab_size = 30\npattern = (m a)*2 m\n"
@@ -619,6 +744,11 @@ int main(void) {
         cmocka_unit_test(what_xlstm_leaves_out_has_the_default_of_transformers),
         cmocka_unit_test(what_xlstm_can_not_be_is_refused),
         cmocka_unit_test(xlstm_that_transformers_lacks),
+        cmocka_unit_test(every_key_of_llama_is_written),
+        cmocka_unit_test(llama_comes_back),
+        cmocka_unit_test(what_llama_leaves_out_has_the_default_of_transformers),
+        cmocka_unit_test(what_llama_can_not_be_is_refused),
+        cmocka_unit_test(llama_that_transformers_lacks),
         cmocka_unit_test(what_transformers_lacks_comes_back_too),
         cmocka_unit_test(what_transformers_would_compute_otherwise),
         cmocka_unit_test(strange_settings_are_refused),
