@@ -29,6 +29,8 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             'scan B=2 T=70 D=33 N=16 doc=4 strided=1' 'scan B=1 T=200 D=40 N=16' \
             'scan_step D=33 N=16' 'gated_rmsnorm R=17 n=130 groups=2 strided=1' 'glu R=17 F=40 act=0,1' \
             'head_norm R=17 H=2 P=67,192 strided=1' 'block_linear R=17 G=33 strided=1' 'block_linear R=17 G=2 I=24 O=16' \
+            'rope T=7 P=16,64 norm=0,1 doc=4 strided=2' 'attention B=1 T=70 H=2 G=1 P=6,40 doc=4 strided=2' \
+            'attention B=1 T=130 H=2 G=1 P=128 doc=4 initial=90 C=70 window=66 strided=2' 'attention_step P=80 C=300 initial=3000' \
             'head_loss R=33 D=24 V=101' 'convert n=1001' 'sum_squares n=100001' 'adamw n=1001'
     done
 done

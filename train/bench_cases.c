@@ -12,6 +12,8 @@ const struct bench_case bench_cases[] = {
     {&bench_ssd, "width 2048", "B=8 T=2048 H=64 P=64 N=128", {1.23, 4.04}, {0.7, 2.0}, {0.40, 1.4}},
     {&bench_ssd, "one long row", "B=1 T=65536 H=64 P=64 N=128", {2.66, 10.3}, {2.2, 7.5}, {1.5, 5.0}},
 
+    {&bench_attention, "width 2048", "B=8 T=2048 H=16 P=128", {0.30, 1.21}, {0.33, 1.33}, {0.30, 1.21}},
+
     /* The operations of Mamba 129M and Mamba-2 129M, 16 rows of 2048 tokens, in the views that the models cut. */
     {&bench_scan, "Mamba 129M", "B=16 T=2048 D=1536 N=16 d=1 p=3072 q=80", {0}, {0}, {0}},
     {&bench_conv, "Mamba 129M", "B=16 T=2048 C=1536 d=1 p=3072", {0}, {0}, {0}},
@@ -38,6 +40,13 @@ const struct bench_case bench_cases[] = {
     {&bench_linear, "Mamba-2 1.34B out_proj", "R=16384 I=4096 O=2048", {0}, {0}, {0}},
     {&bench_gated_rmsnorm, "Mamba-2 1.34B", "R=16384 I=4096 p=8512", {0}, {0}, {0}},
     {&bench_add_norm, "Mamba-2 1.34B", "R=16384 D=2048", {0}, {0}, {0}},
+
+    /* Llama 124M and 1.32B, in the views that the models cut. */
+    {&bench_attention, "Llama 124M", "B=16 T=2048 H=12 P=64 p=2304", {0}, {0}, {0}},
+    {&bench_attention, "Llama 124M, documents", "B=16 T=2048 H=12 P=64 d=1 p=2304", {0}, {0}, {0}},
+    {&bench_attention, "Llama 1.32B", "B=8 T=2048 H=32 P=64 p=6144", {0}, {0}, {0}},
+    {&bench_attention, "window", "B=8 T=2048 H=16 P=128 w=512", {0}, {0}, {0}},
+    {&bench_rope, "Llama 124M", "B=16 T=2048 H=24 P=64 p=2304", {0}, {0}, {0}},
 
     /* The smaller operations of the xLSTM: 255M of the 7B architecture; 125M of arXiv 2405.04517 (the norm behind an mLSTM
      * and behind an sLSTM, q of an mLSTM, a gate of an sLSTM). */

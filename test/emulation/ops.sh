@@ -29,6 +29,13 @@ set -e
     'scan T=1,7,33,97 D=1,33 doc=0,4' 'scan T=33 D=5 N=3 doc=2 initial=0,1,2 final=0,2 d=0,1 z=0,1' \
     'scan T=40 D=31,65 N=1,16 doc=4 strided=0,1' 'scan T=40 D=40 N=256 doc=4 strided=1' \
     'scan B=1 T=130 D=200 N=16 doc=4 spread=30 strided=1' 'scan_step B=3 D=1,130 N=7,16 d=0,1 z=0,1 strided=1' \
+    'rope T=7 H=3 P=6,16 norm=0,1 doc=4 initial=100000 strided=1' 'rope T=7 H=5 P=64 norm=0,1 doc=4 strided=2' \
+    'rope T=7 in_place=1 doc=4 strided=2' 'attention_store T=1,19 C=1,8 doc=4 initial=3,13 strided=1' \
+    'attention_step G=1,2 P=2,8 C=8 initial=2,29 window=0,3 tiled=1 strided=1' \
+    'attention_step B=1 H=2 G=1 P=80 C=300 initial=3000 window=260 strided=2' 'attention T=7,33 H=4 G=2 P=4 doc=4' \
+    'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' \
+    'attention B=1 T=70 H=2 G=1 P=8 doc=4 initial=13 C=60 window=0,30 strided=2' \
+    'attention B=1 T=130 H=2 G=1 P=72 strided=2' \
     'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' 'slstm_step B=3,9 P=5,67 strided=0,1'
 # Clusters of blocks, on a newer chip: of one to sixteen blocks, full and ragged.
 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
