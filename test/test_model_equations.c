@@ -5,6 +5,7 @@
 #include "test/support_model.h"
 #include "test/unit.h"
 
+#include "model/attention.h"
 #include "model/mamba.h"
 #include "model/mamba2.h"
 #include "model/mlp.h"
@@ -351,6 +352,60 @@ static void slstm_row(double *y, const double *x, const int32_t *doc, int64_t T,
     free(memory);
 }
 
+/* --- attention */
+
+/* One head, normed where there is a weight, and rotated by the token's position. */
+static void turn_head(double *head, const double *weight, int64_t P, double base, int64_t position, double eps) {
+    if (weight) rms_norm(head, head, weight, P, eps);
+    for (int64_t i = 0; base > 0 && i < P / 2; i++) {
+        double angle = (double)position * pow(base, -2 * (double)i / (double)P), a = head[i], b = head[i + P / 2];
+        head[i] = a * cos(angle) - b * sin(angle);
+        head[i + P / 2] = b * cos(angle) + a * sin(angle);
+    }
+}
+
+/* Tokens [first, t] for one head: o = softmax(q . k) v. */
+static void attend(double *o, const double *q, const double *k, const double *v, int64_t step, int64_t P, int64_t first,
+                   int64_t t) {
+    double total = 0;
+    memset(o, 0, (size_t)P * sizeof *o);
+    for (int64_t j = first; j <= t; j++) {
+        double dot = 0;
+        for (int64_t c = 0; c < P; c++) dot += q[c] * k[j * step + c];
+        double share = exp(dot / sqrt((double)P));
+        total += share;
+        for (int64_t c = 0; c < P; c++) o[c] += share * v[j * step + c];
+    }
+    for (int64_t c = 0; c < P; c++) o[c] /= total;
+}
+
+static void attention_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                          const struct lm *lm) {
+    const struct attention_options *options = layer->options;
+    struct attention_sizes s = attention_sizes(options, layer->context.d_model);
+    enum { Q, K, V, O, Q_NORM, K_NORM };
+    double *w[WEIGHTS_MAX], *k = calloc((size_t)(2 * T * s.GP + 2 * s.HP), sizeof *k), *v = k + T * s.GP;
+    double *q = v + T * s.GP, *o = q + s.HP, eps = layer->context.norm_eps;
+    layer_weights(w, layer, lm);
+    for (int64_t t = 0, start = 0; t < T; t++) {
+        if (starts_document(doc, t)) start = t;
+        multiply(q, w[Q], x + t * s.D, s.HP, s.D);
+        multiply(k + t * s.GP, w[K], x + t * s.D, s.GP, s.D);
+        multiply(v + t * s.GP, w[V], x + t * s.D, s.GP, s.D);
+        for (int64_t h = 0; h < s.H; h++) turn_head(q + h * s.P, w[Q_NORM], s.P, options->rope_base, t - start, eps);
+        for (int64_t g = 0; g < s.G; g++)
+            turn_head(k + t * s.GP + g * s.P, w[K_NORM], s.P, options->rope_base, t - start, eps);
+        int64_t first = options->window > 0 && t - options->window >= start ? t - options->window + 1 : start;
+        for (int64_t h = 0; h < s.H; h++) {
+            int64_t g = h * s.G / s.H;
+            attend(o + h * s.P, q + h * s.P, k + g * s.P, v + g * s.P, s.GP, s.P, first, t);
+        }
+        multiply(y + t * s.D, w[O], o, s.D, s.HP);
+    }
+    free_weights(w);
+    free(k);
+}
+
 /* --- the rest of the model */
 
 typedef void row_function(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
@@ -364,6 +419,7 @@ static const struct {
     {&mixer_mlstm, mlstm_row},
     {&mixer_mlstm_preup, mlstm_preup_row},
     {&mixer_slstm, slstm_row},
+    {&mixer_attention, attention_row},
 };
 
 static row_function *row_of(const struct mixer *mixer) {
@@ -531,6 +587,16 @@ static void test_mlps(void **state) {
                           "mlp = relu2\nmlp_width = 16\n");
 }
 
+static void test_attention(void **state) {
+    (void)state;
+    compare_lengths(MODEL "tie_embeddings = false\npattern = a*2\n[block.a]\nmixer = attention\nheads = 3\n"
+                          "mlp = swiglu\nmlp_width = 16\n");
+    compare_lengths(MODEL "norm_eps = 0.1\npattern = a b m\n[block.a]\nmixer = attention\nheads = 6\nkv_heads = 2\n"
+                          "head_dim = 4\nwindow = 5\nrope_base = 50\n"
+                          "[block.b]\nmixer = attention\nheads = 2\nkv_heads = 1\nqk_norm = true\n" BLOCK);
+    compare_lengths(MODEL "pattern = a\n[block.a]\nmixer = attention\nheads = 2\nrope_base = 0\nwindow = 1\n");
+}
+
 static void test_hybrid(void **state) {
     (void)state;
     compare_lengths(MODEL "pattern = (u y)*2 m\n" PREUP SLSTM "mlp = geglu\nmlp_width = 6\n" BLOCK);
@@ -549,6 +615,7 @@ int main(void) {
         cmocka_unit_test(test_mlps),
         cmocka_unit_test(test_mlstm_preup),
         cmocka_unit_test(test_slstm),
+        cmocka_unit_test(test_attention),
         cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
