@@ -20,7 +20,8 @@
         ENTRY(slstm_forward_scratch), ENTRY(slstm_step), ENTRY(gated_rmsnorm_forward), ENTRY(gated_rmsnorm_backward),  \
         ENTRY(gated_rmsnorm_backward_scratch), ENTRY(head_norm_forward), ENTRY(head_norm_backward),                    \
         ENTRY(head_norm_backward_scratch), ENTRY(block_linear_forward), ENTRY(block_linear_backward),                  \
-        ENTRY(block_linear_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),               \
+        ENTRY(block_linear_backward_scratch), ENTRY(softcap_forward), ENTRY(softcap_backward),                         \
+        ENTRY(softcap_backward_scratch), ENTRY(glu_forward), ENTRY(glu_backward), ENTRY(head_loss),                    \
         ENTRY(token_positions), ENTRY(rope_forward), ENTRY(rope_backward), ENTRY(rope_backward_scratch),               \
         ENTRY(attention_forward), ENTRY(attention_backward),                                                           \
         ENTRY(attention_forward_scratch), ENTRY(attention_backward_scratch),                                           \
