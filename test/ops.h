@@ -191,6 +191,7 @@ extern const struct op_row *const ops_basic_rows[];     /* test/ops_basic.c */
 extern const struct op_row *const ops_norm_rows[];      /* test/ops_norm.c */
 extern const struct op_row *const ops_recurrent_rows[]; /* test/ops_recurrent.c */
 extern const struct op_row *const ops_scan_rows[];      /* test/ops_scan.c */
+extern const struct op_row *const ops_mlstm_rows[];     /* test/ops_mlstm.c */
 extern const struct op_row *const ops_slstm_rows[];     /* test/ops_slstm.c */
 extern const struct op_row *const ops_attention_rows[]; /* test/ops_attention.c */
 

@@ -32,21 +32,25 @@ static void fill_doc(struct run *r, struct operand *o) {
     }
 }
 
-void sequence_declare(struct run *r, int ndim, const int64_t *dim) {
+void sequence_declare_state(struct run *r, const char *initial, const char *final, int ndim, const int64_t *dim) {
     if (param(r, "initial")) {
-        struct operand *o = input(r, "initial", ndim, dim);
+        struct operand *o = input(r, initial, ndim, dim);
         o->type = OPERAND_REAL;
         o->no_gradient = param(r, "initial") == 2;
     } else {
-        absent(r, "initial");
+        absent(r, initial);
     }
     if (param(r, "final")) {
-        struct operand *o = output(r, "final", ndim, dim);
+        struct operand *o = output(r, final, ndim, dim);
         o->type = OPERAND_REAL;
         o->no_gradient = param(r, "final") == 2;
     } else {
-        absent(r, "final");
+        absent(r, final);
     }
+}
+
+void sequence_declare(struct run *r, int ndim, const int64_t *dim) {
+    sequence_declare_state(r, "initial", "final", ndim, dim);
     sequence_declare_doc(r);
 }
 
@@ -64,11 +68,26 @@ struct piece {
 
 enum place { PLACE_TOKENS, PLACE_STATE, PLACE_SHARED };
 
+/* What follows the prefix in the name of a state, or of a part of one: "_m" in "final_m" for "final"; else NULL. */
+static const char *part_of_state(const struct operand *o, const char *prefix) {
+    size_t length = strlen(prefix);
+    if (strncmp(o->name, prefix, length) != 0) return NULL;
+    return o->name[length] == 0 || o->name[length] == '_' ? o->name + length : NULL;
+}
+
+/* The operand of that prefix and part; NULL if absent. */
+static struct operand *find_state(struct run *r, const char *prefix, const char *part) {
+    char name[64];
+    snprintf(name, sizeof name, "%s%s", prefix, part);
+    return operand_find(r, name);
+}
+
 static enum place operand_place(const struct operand *o) {
-    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "q", "k", "v", "doc"};
+    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "q", "k", "v", "i", "f", "doc"};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
         if (strcmp(o->name, tokens[i]) == 0) return PLACE_TOKENS;
-    static const char *const states[] = {"initial", "final", "cache_k", "cache_v", "count"};
+    if (part_of_state(o, "initial") || part_of_state(o, "final")) return PLACE_STATE;
+    static const char *const states[] = {"cache_k", "cache_v", "count"};
     for (size_t i = 0; i < sizeof states / sizeof *states; i++)
         if (strcmp(o->name, states[i]) == 0) return PLACE_STATE;
     return PLACE_SHARED;
@@ -190,6 +209,19 @@ void sequence_packed(struct run *r) {
     assembly_close(&a, r, true);
 }
 
+/* Hand the first half's final state to the second half, or the gradient of that state back. */
+static void hand_over(struct run *first, struct run *second, bool back) {
+    for (int i = 0; i < first->operands; i++) {
+        struct operand *given = &first->operand[i];
+        const char *part = part_of_state(given, "final");
+        if (part == NULL) continue;
+        struct operand *taken = find_state(second, "initial", part);
+        size_t size = (size_t)given->count * sizeof(double);
+        if (!back) memcpy(taken->values, given->values, size);
+        else if (!given->no_gradient) memcpy(given->gradients, taken->gradients, size);
+    }
+}
+
 void sequence_split(struct run *r) {
     int64_t B = param(r, "B"), T = param(r, "T"), middle = T / 2;
     if (middle == 0) return;
@@ -203,16 +235,15 @@ void sequence_split(struct run *r) {
     run_open_like(&second, r, changes);
     piece_fill(&first, r, before);
     piece_fill(&second, r, after);
-    struct operand *given = operand_find(&first, "final"), *taken = operand_find(&second, "initial");
     struct operand *doc = operand_find(&second, "doc");
     for (int64_t i = 0; doc && i < doc->count; i++) /* the state that is handed over belongs to document 0 */
         doc->index[i] -= document_of(operand_find(r, "doc"), i / doc->dim[1], middle - 1);
 
     run_forward(&first);
-    memcpy(taken->values, given->values, (size_t)given->count * sizeof(double));
+    hand_over(&first, &second, false);
     run_forward(&second);
     run_backward(&second);
-    memcpy(given->gradients, taken->gradients, (size_t)given->count * sizeof(double));
+    hand_over(&first, &second, true);
     run_forward(&first); /* again, because the gradients go up with the values */
     run_backward(&first);
 
@@ -222,7 +253,7 @@ void sequence_split(struct run *r) {
     for (int i = 0; i < r->operands; i++) { /* both have a final state: the whole's is the second's */
         struct operand *w = &r->operand[i];
         struct operand *o = operand_find(&second, w->name);
-        if (strcmp(w->name, "final") == 0) memcpy(a.values[i], o->values, (size_t)w->count * sizeof(double));
+        if (part_of_state(w, "final")) memcpy(a.values[i], o->values, (size_t)w->count * sizeof(double));
     }
     assembly_close(&a, r, true);
     run_close(&first);
@@ -264,29 +295,56 @@ static void step_fill(struct run *step, struct run *r, int64_t t) {
     }
 }
 
+/* The state before the first step: the initial one, or 0. */
+static void states_begin(struct run *step, struct run *r) {
+    for (int i = 0; i < step->operands; i++) {
+        struct operand *state = &step->operand[i];
+        const char *part = part_of_state(state, "state");
+        if (part == NULL) continue;
+        struct operand *initial = find_state(r, "initial", part);
+        size_t size = (size_t)state->count * sizeof(double);
+        if (initial) memcpy(state->values_before, initial->values, size);
+        else memset(state->values_before, 0, size);
+    }
+}
+
+/* What a step left is what the next one finds; but 0 in the rows where token t starts a document. */
+static void states_go_on(struct run *step, struct run *r, int64_t t) {
+    struct operand *doc = operand_find(r, "doc");
+    int64_t B = param(r, "B");
+    for (int i = 0; i < step->operands; i++) {
+        struct operand *state = &step->operand[i];
+        if (part_of_state(state, "state") == NULL) continue;
+        int64_t size = state->count / B;
+        if (t > 0) memcpy(state->values_before, state->values, (size_t)state->count * sizeof(double));
+        for (int64_t row = 0; doc && row < B; row++)
+            if (document_of(doc, row, t) != document_of(doc, row, t - 1))
+                memset(state->values_before + row * size, 0, (size_t)size * sizeof(double));
+    }
+}
+
 void sequence_equals_steps(struct run *r, const struct op_row *step_row, const char *parameters) {
-    struct operand *y = operand_find(r, "y"), *doc = operand_find(r, "doc"), *initial = operand_find(r, "initial");
-    struct operand *final = operand_find(r, "final");
+    struct operand *y = operand_find(r, "y");
     int64_t B = param(r, "B"), T = param(r, "T");
     struct run step;
     double *got = calloc((size_t)y->count, sizeof *got);
     ASSERT(got != NULL);
     run_open_row(&step, r, step_row, parameters);
-    struct operand *state = operand_find(&step, "state");
-    size_t size = (size_t)(state->count / B) * sizeof(double);
-    memset(state->values_before, 0, (size_t)B * size);
-    if (initial) memcpy(state->values_before, initial->values, (size_t)B * size);
+    states_begin(&step, r);
     for (int64_t t = 0; t < T; t++) {
-        for (int64_t row = 0; doc && row < B; row++)
-            if (document_of(doc, row, t) != document_of(doc, row, t - 1))
-                memset((char *)state->values_before + (size_t)row * size, 0, size);
+        states_go_on(&step, r, t);
         step_fill(&step, r, t);
         run_forward(&step);
         copy_piece(y, (struct piece){0, B, t, 1}, got, operand_find(&step, "y")->values, sizeof(double), false);
-        memcpy(state->values_before, state->values, (size_t)B * size);
     }
     op_compare(r, "y by steps", got, y->values, y->count, 2 * y->terms);
-    if (final) op_compare(r, "final by steps", state->values, final->values, final->count, 2 * final->terms);
+    for (int i = 0; i < r->operands; i++) {
+        struct operand *final = &r->operand[i];
+        const char *part = part_of_state(final, "final");
+        if (part == NULL) continue;
+        op_compare(r, "final by steps", find_state(&step, "state", part)->values, final->values, final->count,
+                   2 * final->terms);
+    }
     free(got);
     run_close(&step);
 }

@@ -348,10 +348,21 @@ void OP(mlstm_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, ten
 
 /* --- one token ---------------------------------------------------------------------------------------------------- */
 
+/* The gates of one token, and *m, for a state that stays in memory: all are those of the rounded m that is kept with it.
+ * Otherwise the state and its m would drift apart, by a rounding at every token. */
+static struct gates step_gates(real *m, double i, double f, bool sigmoid_input) {
+    double next = sigmoid_input ? 0 : *m;
+    struct gates g = open_gates(&next, i, f, sigmoid_input);
+    *m = (real)next;
+    if ((double)*m == next) return g;
+    double shift = next - (double)*m;
+    return (struct gates){.a = g.a + shift, .dt = g.dt * exp(shift), .floor = g.floor * exp(shift)};
+}
+
 /* One head: C (K,V), n (K), or NULL without a normaliser, and *m go from one token to the next; h (V). */
-static void step_head(real *h, real *C, real *n, double *m, const real *q, const real *k, const real *v, double i,
+static void step_head(real *h, real *C, real *n, real *m, const real *q, const real *k, const real *v, double i,
                       double f, int64_t K, int64_t V, struct mlstm_rule rule) {
-    struct gates g = open_gates(m, i, f, rule.sigmoid_input);
+    struct gates g = step_gates(m, i, f, rule.sigmoid_input);
     real keep = (real)exp(g.a), input = (real)g.dt, scale = (real)(1 / sqrt((double)K)), den = 0;
     memset(h, 0, (size_t)V * sizeof(real));
     for (int64_t r = 0; r < K; r++, C += V) {
@@ -387,12 +398,11 @@ void OP(mlstm_step)(struct device *dev, tensor h, struct mlstm_state state, tens
     for (int64_t row = 0; row < B; row++) {
         for (int64_t head = 0; head < H; head++) {
             int64_t at = row * H + head;
-            double m = rule.sigmoid_input ? 0 : ((const real *)state.m.data)[at];
             step_head(row_of(h, row) + head * h.stride[1], (real *)state.C.data + at * K * V,
-                      rule.normalise ? (real *)state.n.data + at * K : NULL, &m, row_of(q, row) + head * q.stride[1],
+                      rule.normalise ? (real *)state.n.data + at * K : NULL, (real *)state.m.data + at,
+                      row_of(q, row) + head * q.stride[1],
                       row_of(k, row) + head * k.stride[1], row_of(v, row) + head * v.stride[1], row_of(i, row)[head],
                       row_of(f, row)[head], K, V, rule);
-            ((real *)state.m.data)[at] = (real)m;
         }
     }
 }
