@@ -11,6 +11,7 @@ const struct bench_case bench_cases[] = {
     {&bench_conv, "width 2048", "B=8 T=2048 C=4096", {0.129, 0.715}, {0.12, 0.40}, {0.08, 0.25}},
     {&bench_ssd, "width 2048", "B=8 T=2048 H=64 P=64 N=128", {1.23, 4.04}, {0.7, 2.0}, {0.40, 1.4}},
     {&bench_ssd, "one long row", "B=1 T=65536 H=64 P=64 N=128", {2.66, 10.3}, {2.2, 7.5}, {1.5, 5.0}},
+    {&bench_slstm, "4 heads of 192", "B=16 T=1024 H=4 P=192", {0}, {4, 10}, {2, 6}},
 
     {&bench_attention, "width 2048", "B=8 T=2048 H=16 P=128", {0.30, 1.21}, {0.33, 1.33}, {0.30, 1.21}},
 
@@ -55,6 +56,10 @@ const struct bench_case bench_cases[] = {
     {&bench_head_norm, "xLSTM 125M, sLSTM", "R=32768 I=768 H=4", {0}, {0}, {0}},
     {&bench_block_linear, "xLSTM 125M, mLSTM", "R=32768 G=384 O=4 I=4", {0}, {0}, {0}},
     {&bench_block_linear, "xLSTM 125M, sLSTM", "R=32768 G=4 O=192 I=192", {0}, {0}, {0}},
+    {&bench_slstm, "xLSTM 125M", "B=16 T=2048 H=4 P=192", {0}, {0}, {0}},
+    {&bench_slstm, "xLSTM 350M", "B=16 T=2048 H=4 P=256", {0}, {0}, {0}},
+    {&bench_slstm, "xLSTM 760M", "B=16 T=2048 H=4 P=384", {0}, {0}, {0}},
+    {&bench_slstm, "xLSTM 1.3B", "B=8 T=2048 H=4 P=512", {0}, {0}, {0}},
 
     /* One token of 16 sequences. */
     {&bench_conv_step, "Mamba 129M", "B=16 C=1536 p=3072", {0}, {0}, {0}},

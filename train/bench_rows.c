@@ -410,6 +410,53 @@ static void scan_step_forward(struct bench_problem *p) {
 const struct bench_row bench_scan_step = {
     .name = "scan_step", .slice = "B=2", .declare = scan_step_declare, .forward = scan_step_forward};
 
+/* ---- sLSTM ------------------------------------------------------------------------------------------------------ */
+
+static struct slstm_shape slstm_shape(const struct bench_problem *p) {
+    return (struct slstm_shape){SIZE(B), SIZE(T), SIZE(H), SIZE(P)};
+}
+
+static void slstm_declare(struct bench_problem *p) {
+    p->size['G'] = 4;
+    p->size['N'] = 4 * SIZE(P);
+    p->size['D'] = SIZE(H) * SIZE(P);
+    p->size['M'] = 4 * SIZE(D);
+    bench_input(p, "x", "BTM");
+    weight(p, "r", "HNP", (double)SIZE(P));
+    bench_parameter(p, "bias", "GD");
+    bench_output(p, "y", "BTD");
+    documents(p);
+    size_t ahead = p->ops->slstm_forward_scratch(slstm_shape(p)), back = p->ops->slstm_backward_scratch(slstm_shape(p));
+    p->saved_bytes = p->ops->slstm_saved(slstm_shape(p));
+    p->scratch_bytes = ahead > back ? ahead : back;
+}
+
+static void slstm_forward(struct bench_problem *p) {
+    p->ops->slstm_forward(p->dev, VALUE("y"), tensor_none(), p->saved, VALUE("x"), VALUE("r"), VALUE("bias"),
+                          tensor_none(), VALUE("doc"), p->scratch);
+}
+
+static void slstm_backward(struct bench_problem *p) {
+    p->ops->slstm_backward(p->dev, GRADIENT("x"), GRADIENT("r"), GRADIENT("bias"), tensor_none(), GRADIENT("y"),
+                           tensor_none(), p->saved, VALUE("y"), VALUE("x"), VALUE("r"), VALUE("bias"), tensor_none(),
+                           VALUE("doc"), 0, p->scratch);
+}
+
+/* For each token and unit two gates by exponentials, a softplus, a tanh, a sigmoid and a quotient. What counts, the tokens'
+ * chain of T steps, is in no roofline: the times divided by T say what a step takes. */
+static void slstm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
+    forward->products = 8 * tokens(p) * (double)SIZE(D) * (double)SIZE(P);
+    both->products = 3 * forward->products;
+    forward->special = both->special = 9 * tokens(p) * (double)SIZE(D);
+}
+
+const struct bench_row bench_slstm = {.name = "slstm",
+                                      .slice = "B=1",
+                                      .declare = slstm_declare,
+                                      .forward = slstm_forward,
+                                      .backward = slstm_backward,
+                                      .work = slstm_work};
+
 /* ---- gated RMSNorm ---------------------------------------------------------------------------------------------- */
 
 static void gated_rmsnorm_declare(struct bench_problem *p) {

@@ -234,12 +234,16 @@ __global__ void slstm_token_back_kernel(slstm_problem p, int64_t t, T *dx, const
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int64_t k = (int64_t)blockIdx.x * PLAIN_UNITS + lane, h = blockIdx.y, b0 = (int64_t)blockIdx.z * PLAIN_ROWS;
     float sum[PLAIN_ROWS] = {};
-    for (int64_t i = warp; t + 1 < p.T && i < SLSTM_GATES * p.P; i += PLAIN_WARPS) {
-        float weight = k < p.P ? to_float(r[(h * SLSTM_GATES * p.P + i) * p.P + k]) : 0.0f;
-        int64_t place = i / p.P * p.D + h * p.P + i % p.P;
+    for (int gate = 0; t + 1 < p.T && gate < SLSTM_GATES; gate++) {
+        const T *of_gate = r + (h * SLSTM_GATES + gate) * p.P * p.P + (k < p.P ? k : 0);
+        const float *draw = g.after + (b0 * SLSTM_GATES + gate) * p.D + h * p.P;
+#pragma unroll 4
+        for (int j = warp; j < (int)p.P; j += PLAIN_WARPS) {
+            float weight = to_float(of_gate[j * p.P]);
 #pragma unroll
-        for (int row = 0; row < PLAIN_ROWS; row++)
-            if (b0 + row < p.B) sum[row] += weight * g.after[(b0 + row) * SLSTM_GATES * p.D + place];
+            for (int row = 0; row < PLAIN_ROWS; row++)
+                if (b0 + row < p.B) sum[row] += weight * draw[row * SLSTM_GATES * p.D + j];
+        }
     }
 #pragma unroll
     for (int row = 0; row < PLAIN_ROWS; row++) room[warp][row][lane] = sum[row];

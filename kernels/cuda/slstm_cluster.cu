@@ -15,8 +15,8 @@
  * one row of two, so that the pointwise part halves, too.
  *
  * Backward. The block has the same units, their draw (4 gates x units) is the operand, and its product with r^T is a part
- * of what comes to all P units of the head: 16 bytes... each warp has a share of the rows of r^T and sends its sums, fp32, to
- * the blocks that own those units, which add up the parts in the order of the blocks. The chain from dy to draw is
+ * of what comes to all P units of the head: each warp has a share of the rows of r^T and sends its sums, fp32, to the blocks
+ * that own those units, which add up the parts in an order of their own. The chain from dy to draw is
  * short because forward left factors (slstm.cuh), which come through a ring of STAGES tokens in shared memory, as x does
  * in forward.
  *
@@ -77,24 +77,23 @@ struct cluster_job {
     slstm_problem p;
     const bf16 *r;
     slstm_saved<bf16> saved;
-    int units, active; /* of a block; blocks that have units */
+    int active; /* blocks that have units */
 };
 
-/* Where a thread stands. */
-template <int SPLIT> struct cluster_seat {
+/* Where a thread stands. GROUPS: of eight units, in a block; SPLIT: warps for each. */
+template <int GROUPS, int SPLIT> struct cluster_seat {
     enum { PAIRS = SPLIT == 1 ? 2 : 1, ROWS = SLSTM_ROWS / SPLIT };
-    int lane, warp, group, groups, half; /* group: of eight units, of the block's groups */
-    int g, q, rank;
+    int lane, warp, group, half, g, q, rank;
     int64_t head, b0, bunch; /* bunch: which eight rows */
     int64_t j0, unit;        /* of the group's first unit, within the head; of the lane's, among all D */
     bool there;              /* the group has units */
 
     __device__ __forceinline__ cluster_seat(const cluster_job &a) {
         lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = warp / SPLIT, half = warp % SPLIT;
-        groups = a.units / SLSTM_EIGHT, g = lane / 4, q = lane % 4, rank = (int)cluster_rank();
+        g = lane / 4, q = lane % 4, rank = (int)cluster_rank();
         int64_t cluster = blockIdx.x / cluster_blocks();
         head = cluster % a.p.H, bunch = cluster / a.p.H, b0 = bunch * SLSTM_ROWS;
-        j0 = (int64_t)rank * a.units + group * SLSTM_EIGHT;
+        j0 = ((int64_t)rank * GROUPS + group) * SLSTM_EIGHT;
         unit = head * a.p.P + j0 + g;
         there = j0 < a.p.P;
     }
@@ -106,21 +105,25 @@ template <int SPLIT> struct cluster_seat {
     __device__ __forceinline__ bool has_row(int row) const {
         return SPLIT == 1 || row % 2 == half;
     }
+    /* The lane's pair e at token t, among all units of all tokens; the pairs are T D apart. */
+    __device__ __forceinline__ int64_t place(const slstm_problem &p, int e, int64_t t) const {
+        return ((b0 + row(e)) * p.T + t) * p.D + unit;
+    }
 };
 
-/* Where documents start, looked up a token ahead. */
+/* Where documents start, looked up a token ahead: the numbers of a token and of the next one on the way. Rows that don't
+ * exist, and tokens before the first, have number 0. */
 template <int PAIRS> struct cluster_documents {
     int now[PAIRS], next[PAIRS];
 
-    /* Of the document numbers of token t. Rows that don't exist, and tokens before the first, have number 0. */
     template <class S>
     __device__ __forceinline__ void look(const slstm_problem &p, const S &s, int64_t t) {
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            now[e] = next[e];
-            next[e] = p.doc && b < p.B && t >= 0 && t < p.T ? p.doc[b * p.T + t] : 0;
-        }
+        for (int e = 0; e < PAIRS; e++) now[e] = next[e], next[e] = 0;
+        if (!p.doc || t < 0 || t >= p.T) return;
+#pragma unroll
+        for (int e = 0; e < PAIRS; e++)
+            if (s.b0 + s.row(e) < p.B) next[e] = p.doc[(s.b0 + s.row(e)) * p.T + t];
     }
 };
 
@@ -133,22 +136,21 @@ struct forward_job {
     float *final;
 };
 
-/* The block's shared memory, in bytes. */
-template <int TILES, int SPLIT> struct forward_room {
-    enum { Y = TILES * SPLIT * 2 * MATRIX, FLAGS = 2 * Y, RING = FLAGS + 128 };
-    int warps;
+/* Groups of eight units in a block whose warps have so many tiles of k. */
+constexpr int forward_groups(int tiles, int split) {
+    return split == 2 ? tiles == 12 ? 6 : 4 : tiles <= 8 ? 2 : tiles / 4;
+}
 
-    __host__ __device__ int ring(int stage, int warp) const {
-        return RING + (stage * warps + warp) * SLSTM_GATES * MATRIX;
-    }
-    __host__ __device__ int staging(int warp) const {
-        return ring(STAGES, 0) + warp * MATRIX;
-    }
-    __host__ __device__ int exchange(int group, int half, int turn) const {
-        return staging(warps) + ((group * 2 + half) * 2 + turn) * WARP * 16;
-    }
-    __host__ __device__ int size() const {
-        return exchange(SPLIT == 1 ? 0 : warps / SPLIT, 0, 0);
+/* The block's shared memory, in bytes: y twice, flags, the ring of x, rows of y on their way out, and sums that two warps
+ * of a group exchange. */
+template <int TILES, int SPLIT> struct forward_room {
+    enum { GROUPS = forward_groups(TILES, SPLIT), WARPS = GROUPS * SPLIT, SUMS = WARP * 16,
+           Y = TILES * SPLIT * 2 * MATRIX, FLAGS = 2 * Y, RING = FLAGS + 128, STAGE = WARPS * SLSTM_GATES * MATRIX,
+           STAGING = RING + STAGES * STAGE, EXCHANGE = STAGING + WARPS * MATRIX,
+           SIZE = EXCHANGE + (SPLIT == 2 ? GROUPS * 4 * SUMS : 0) };
+
+    __device__ static __forceinline__ int exchange(int group, int half, int turn) {
+        return EXCHANGE + ((group * 2 + half) * 2 + turn) * SUMS;
     }
 };
 
@@ -184,18 +186,21 @@ template <int BYTES> __device__ __forceinline__ void fill_y(char *y, const slstm
 template <int TILES>
 __device__ __forceinline__ void multiply_y(float (&to)[2][SLSTM_GATES], const uint32_t (&a)[2][TILES][4], const char *y,
                                            int lane) {
-    uint32_t b[TILES / 2][4];
+    uint32_t b[3][4]; /* loaded two ahead */
     float d[2][2][4] = {};
+    const char *row = y + lane * 16;
 #pragma unroll
-    for (int i = 0; i < TILES / 2; i++) ldmatrix_x4(b[i], y + i * 4 * MATRIX + lane * 16);
+    for (int i = 0; i < 2; i++) ldmatrix_x4(b[i], row + i * 4 * MATRIX);
 #pragma unroll
-    for (int i = 0; i < TILES / 2; i++)
+    for (int i = 0; i < TILES / 2; i++) {
+        if (i + 2 < TILES / 2) ldmatrix_x4(b[(i + 2) % 3], row + (i + 2) * 4 * MATRIX);
 #pragma unroll
         for (int c = 0; c < 2; c++) {
-            const uint32_t two[2] = {b[i][2 * c], b[i][2 * c + 1]};
+            const uint32_t two[2] = {b[i % 3][2 * c], b[i % 3][2 * c + 1]};
 #pragma unroll
             for (int m = 0; m < 2; m++) mma_bf16_m16n8k16(d[m][c], a[m][2 * i + c], two);
         }
+    }
 #pragma unroll
     for (int e = 0; e < 2; e++)
 #pragma unroll
@@ -205,133 +210,135 @@ __device__ __forceinline__ void multiply_y(float (&to)[2][SLSTM_GATES], const ui
 /* Two warps have half of the sums each: a lane keeps row `half` of its two and gives the other away. */
 template <int TILES>
 __device__ __forceinline__ void exchange_halves(float (&sum)[2][SLSTM_GATES], char *shared,
-                                                const forward_room<TILES, 2> &room, const cluster_seat<2> &s, int turn) {
+                                                int group, int half, int lane, int turn) {
+    typedef forward_room<TILES, 2> room;
     float give[4], take[4];
 #pragma unroll
-    for (int g = 0; g < SLSTM_GATES; g++) give[g] = s.half ? sum[0][g] : sum[1][g];
-    store_floats<4>(reinterpret_cast<float *>(shared + room.exchange(s.group, 1 - s.half, turn) + s.lane * 16), give);
-    __barrier_sync_count(1 + s.group, 2 * WARP);
-    load_floats<4>(take, reinterpret_cast<float *>(shared + room.exchange(s.group, s.half, turn) + s.lane * 16));
+    for (int g = 0; g < SLSTM_GATES; g++) give[g] = half ? sum[0][g] : sum[1][g];
+    store_floats<4>(reinterpret_cast<float *>(shared + room::exchange(group, 1 - half, turn) + lane * 16), give);
+    __barrier_sync_count(1 + group, 2 * WARP);
+    load_floats<4>(take, reinterpret_cast<float *>(shared + room::exchange(group, half, turn) + lane * 16));
 #pragma unroll
     for (int g = 0; g < SLSTM_GATES; g++) {
-        float own = s.half ? sum[1][g] : sum[0][g];
-        sum[0][g] = s.half ? take[g] + own : own + take[g]; /* the lower half first, whoever adds */
+        float own = half ? sum[1][g] : sum[0][g];
+        sum[0][g] = half ? take[g] + own : own + take[g]; /* the lower half first, whoever adds */
     }
 }
 
 /* What one thread takes through the tokens. */
 template <int TILES, int SPLIT> struct forward_walk {
-    typedef cluster_seat<SPLIT> seat;
+    typedef forward_room<TILES, SPLIT> room;
+    typedef cluster_seat<room::GROUPS, SPLIT> seat;
     enum { PAIRS = seat::PAIRS, ROWS = seat::ROWS, AT_ONCE = WARP / ROWS };
 
     const forward_job &a;
     const seat &s;
     char *shared;
-    forward_room<TILES, SPLIT> room;
     uint32_t r[2][TILES][4];
     slstm_unit unit[PAIRS];
     float bias[SLSTM_GATES], last[PAIRS];
     cluster_documents<PAIRS> documents;
-    cluster_place to[2]; /* where the lane's sixteen bytes of y go; flags lie in front by the same distance */
-    int row;             /* of y, which the lane sends and writes */
+    const bf16 *x;       /* the lane's eight units of a gate and row, of the token that is fetched next */
+    bf16 *y;             /* those of y that the lane writes, of the token that is next */
+    int64_t place;       /* of the lane's first pair, likewise */
+    bool fetches, writes; /* these exist */
+    cluster_place to[2]; /* where the lane's eight units of y go, in turn 0 */
+    int to_flags;        /* from there to the first flag */
 
-    __device__ __forceinline__ forward_walk(const forward_job &job, const seat &place, char *memory, int warps)
-        : a(job), s(place), shared(memory), room{warps} {}
+    __device__ __forceinline__ forward_walk(const forward_job &job, const seat &where, char *memory)
+        : a(job), s(where), shared(memory) {}
 
     __device__ __forceinline__ void open() {
         const slstm_problem &p = a.a.p;
         load_r<TILES>(r, a.a.r, p, s.head, s.j0 + s.g, s.half * TILES * 16, s.q);
 #pragma unroll
-        for (int g = 0; g < SLSTM_GATES; g++) bias[g] = s.there ? p.bias[g * p.D + s.unit] : 0.0f;
+        for (int g = 0; g < SLSTM_GATES; g++) bias[g] = p.bias[g * p.D + s.unit];
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) {
             int64_t b = s.b0 + s.row(e);
-            bool given = p.initial && s.there && b < p.B;
+            bool given = p.initial && b < p.B;
             unit[e].c = given ? p.initial[slstm_place(p, b, SLSTM_C, s.unit)] : 0.0f;
             unit[e].n = given ? p.initial[slstm_place(p, b, SLSTM_N, s.unit)] : 0.0f;
             unit[e].m = given ? p.initial[slstm_place(p, b, SLSTM_M, s.unit)] : 0.0f;
-            documents.next[e] = last[e] = 0;
+            documents.next[e] = 0, last[e] = 0;
         }
-        row = SPLIT == 1 ? s.lane % 8 : 2 * (s.lane % 4) + s.half;
+        int row = SPLIT == 1 ? s.lane % 8 : 2 * (s.lane % 4) + s.half, own = (int)(s.j0 / 8) * MATRIX + row * 16;
+        to_flags = room::FLAGS - own;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int rank = s.lane / ROWS + i * AT_ONCE;
-            to[i] = place_in(shared + s.j0 / 8 * MATRIX + row * 16, rank < a.a.active ? rank : 0);
+            to[i] = place_in(shared + own, rank < a.a.active ? rank : 0);
         }
+        writes = s.lane < ROWS && s.b0 + row < p.B;
+        y = a.y + (writes ? (s.b0 + row) * p.y.row : 0) + s.head * p.P + s.j0;
+        row = s.lane % 8;
+        fetches = s.has_row(row) && s.b0 + row < p.B;
+        x = a.x + (fetches ? (s.b0 + row) * p.x.row : 0) + s.lane / 8 * p.D + s.head * p.P + s.j0;
+        place = s.place(p, 0, 0);
         documents.look(p, s, 0);
         for (int t = 0; t < STAGES - 1; t++) fetch(t);
     }
-    /* Token t of x on its way: a lane has eight units of one gate and row. */
-    __device__ __forceinline__ void fetch(int64_t t) {
-        const slstm_problem &p = a.a.p;
-        int which = s.lane % 8, gate = s.lane / 8;
-        if (s.has_row(which)) {
-            bool there = t < p.T && s.b0 + which < p.B;
-            const bf16 *from = a.x + (s.b0 + which) * p.x.row + t * p.x.step + gate * p.D + s.head * p.P + s.j0;
-            cp_async_16_or_zeros(shared + room.ring((int)(t % STAGES), s.warp) + s.lane * 16, there ? from : a.x, there);
-        }
+    __device__ __forceinline__ void fetch(int t) {
+        char *to_ring = shared + room::RING + t % STAGES * room::STAGE + (s.warp * WARP + s.lane) * 16;
+        if (s.has_row(s.lane % 8)) cp_async_16_or_zeros(to_ring, x, fetches && t < (int)a.a.p.T);
         cp_async_commit();
+        x += a.a.p.x.step;
     }
-    __device__ __forceinline__ void step(int64_t t) {
+    __device__ __forceinline__ void step(int t) {
         const slstm_problem &p = a.a.p;
-        float raw[PAIRS][SLSTM_GATES], sum[2][SLSTM_GATES], y[PAIRS];
+        float raw[PAIRS][SLSTM_GATES], sum[2][SLSTM_GATES], out[PAIRS];
         slstm_factors factors[PAIRS];
         bool begins[PAIRS];
-        int turn = (int)(t & 1);
+        int turn = t & 1;
         cp_async_wait<STAGES - 2>();
         __syncwarp();
-        const bf16 *x = reinterpret_cast<bf16 *>(shared + room.ring((int)(t % STAGES), s.warp));
+        const bf16 *ring = reinterpret_cast<bf16 *>(shared + room::RING + t % STAGES * room::STAGE) +
+                           s.warp * SLSTM_GATES * SLSTM_ROWS * SLSTM_EIGHT + s.g;
 #pragma unroll
         for (int e = 0; e < PAIRS; e++)
 #pragma unroll
             for (int g = 0; g < SLSTM_GATES; g++)
-                raw[e][g] = to_float(x[(g * SLSTM_ROWS + s.row(e)) * 8 + s.g]) + bias[g];
+                raw[e][g] = to_float(ring[(g * SLSTM_ROWS + s.row(e)) * SLSTM_EIGHT]) + bias[g];
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) begins[e] = documents.next[e] != documents.now[e];
         documents.look(p, s, t + 1);
         if (t > 0) arrived(t, turn);
-        multiply_y<TILES>(sum, r, shared + turn * room.Y + s.half * TILES * 2 * MATRIX, s.lane);
-        merge(sum, turn);
+        multiply_y<TILES>(sum, r, shared + turn * room::Y + s.half * TILES * 2 * MATRIX, s.lane);
+        if constexpr (SPLIT == 2) exchange_halves<TILES>(sum, shared, s.group, s.half, s.lane, turn);
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) {
             if (begins[e]) unit[e] = {0, 0, 0};
 #pragma unroll
             for (int g = 0; g < SLSTM_GATES; g++) raw[e][g] += begins[e] ? 0.0f : sum[e][g];
-            y[e] = last[e] = slstm_forward_unit<false>(unit[e], raw[e], factors[e]);
+            out[e] = last[e] = slstm_forward_unit<false>(unit[e], raw[e], factors[e]);
         }
-        send(t, y);
+        send(t, out);
         fetch(t + STAGES - 1);
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            if (a.a.saved.packs && b < p.B) a.a.saved.store((b * p.T + t) * p.D + s.unit, factors[e]);
-        }
+        for (int e = 0; e < PAIRS; e++)
+            if (a.a.saved.packs && s.b0 + s.row(e) < p.B) a.a.saved.store(place + e * p.T * p.D, factors[e]);
+        place += p.D;
     }
     /* y[t-1] of all blocks is there. */
-    __device__ __forceinline__ void arrived(int64_t t, int turn) {
-        uint64_t *flag = reinterpret_cast<uint64_t *>(shared + room.FLAGS) + turn;
+    __device__ __forceinline__ void arrived(int t, int turn) {
+        uint64_t *flag = reinterpret_cast<uint64_t *>(shared + room::FLAGS) + turn;
         flag_wait(flag, (unsigned)((t - 1) >> 1 & 1));
-        if (threadIdx.x == 0 && t + 1 < a.a.p.T - 1) flag_expect(flag, (unsigned)(a.a.p.P * SLSTM_ROWS * 2));
-    }
-    __device__ __forceinline__ void merge(float (&sum)[2][SLSTM_GATES], int turn) {
-        if constexpr (SPLIT == 2) exchange_halves<TILES>(sum, shared, room, s, turn);
+        if (threadIdx.x == 0 && t + 1 < (int)a.a.p.T - 1) flag_expect(flag, (unsigned)(a.a.p.P * SLSTM_ROWS * 2));
     }
     /* Rows of eight units to all blocks and to memory. */
-    __device__ __forceinline__ void send(int64_t t, const float (&y)[PAIRS]) {
-        const slstm_problem &p = a.a.p;
-        bf16 *stage = reinterpret_cast<bf16 *>(shared + room.staging(s.warp));
-        int turn = (int)((t + 1) & 1);
+    __device__ __forceinline__ void send(int t, const float (&out)[PAIRS]) {
+        bf16 *stage = reinterpret_cast<bf16 *>(shared + room::STAGING + s.warp * MATRIX);
+        int turn = (t + 1) & 1;
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) stage[(SPLIT == 1 ? s.row(e) : s.q) * 8 + s.g] = __float2bfloat16_rn(y[e]);
+        for (int e = 0; e < PAIRS; e++) stage[(SPLIT == 1 ? s.row(e) : s.q) * 8 + s.g] = __float2bfloat16_rn(out[e]);
         __syncwarp();
         uint4 mine = reinterpret_cast<const uint4 *>(stage)[s.lane % ROWS];
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            if (t + 1 < p.T && s.lane / ROWS + i * AT_ONCE < a.a.active)
-                send_16(to[i] + turn * room.Y, mine, to[i] + (room.FLAGS + turn * 8 - (int)(s.j0 / 8 * MATRIX) - row * 16));
-        int64_t b = s.b0 + row;
-        if (s.lane < ROWS && b < p.B)
-            *reinterpret_cast<uint4 *>(a.y + b * p.y.row + t * p.y.step + s.head * p.P + s.j0) = mine;
+            if (t + 1 < (int)a.a.p.T && s.lane / ROWS + i * AT_ONCE < a.a.active)
+                send_16(to[i] + turn * room::Y, mine, to[i] + (to_flags + turn * 8));
+        if (writes) *reinterpret_cast<uint4 *>(y) = mine;
+        y += a.a.p.y.step;
     }
     __device__ __forceinline__ void close() {
         const slstm_problem &p = a.a.p;
@@ -348,21 +355,16 @@ template <int TILES, int SPLIT> struct forward_walk {
     }
 };
 
-/* The most threads of a block that has so many tiles. */
-constexpr int forward_threads(int tiles, int split) {
-    return WARP * (split == 2 ? tiles == 12 ? 12 : 8 : tiles <= 8 ? 2 : tiles / 4);
-}
-
 template <int TILES, int SPLIT>
-__global__ void __launch_bounds__(forward_threads(TILES, SPLIT)) slstm_walk_kernel(forward_job a) {
+__global__ void __launch_bounds__(WARP * SPLIT * forward_groups(TILES, SPLIT)) slstm_walk_kernel(forward_job a) {
 #ifndef WITHOUT_CLUSTERS
     DYNAMIC_SHARED(char, shared);
-    typedef forward_room<TILES, SPLIT> room_of;
+    typedef forward_walk<TILES, SPLIT> walk_of;
     const slstm_problem &p = a.a.p;
-    const cluster_seat<SPLIT> s(a.a);
-    uint64_t *flags = reinterpret_cast<uint64_t *>(shared + room_of::FLAGS);
-    forward_walk<TILES, SPLIT> walk(a, s, shared, (int)(blockDim.x / WARP));
-    fill_y<room_of::Y>(shared, p, s.head, s.b0);
+    const typename walk_of::seat s(a.a);
+    uint64_t *flags = reinterpret_cast<uint64_t *>(shared + walk_of::room::FLAGS);
+    walk_of walk(a, s, shared);
+    fill_y<walk_of::room::Y>(shared, p, s.head, s.b0);
     if (threadIdx.x == 0) {
         flag_open(flags), flag_open(flags + 1);
         flags_opened();
@@ -373,7 +375,8 @@ __global__ void __launch_bounds__(forward_threads(TILES, SPLIT)) slstm_walk_kern
     if (s.there) walk.open();
     cluster_wait();
     if (s.there) {
-        for (int64_t t = 0; t < p.T; t++) walk.step(t);
+#pragma unroll 1
+        for (int t = 0; t < (int)p.T; t++) walk.step(t);
         walk.close();
     }
     cluster_arrive(); /* nobody leaves before all have what they wait for */
@@ -391,20 +394,16 @@ struct backward_job {
     float *dinitial, *partials, clip;
 };
 
-/* The block's shared memory, in bytes. `draw` and `parts` twice, in turns. */
+/* The block's shared memory, in bytes: draw twice, flags, the ring of factors and dy, and parts of dy, from each block two in
+ * turns. */
 template <int TILES, int SPLIT> struct backward_room {
-    enum { PAIRS = SPLIT == 1 ? 2 : 1, DRAW = TILES * 2 * MATRIX, FLAGS = 2 * DRAW, PARTS = FLAGS + 128,
-           PART = WARP * 8, PACKS = PAIRS * WARP * 16, KEEP = PAIRS * WARP * 4, STAGE = PACKS + KEEP + MATRIX };
-    int warps, groups, blocks;
+    enum { GROUPS = TILES / 2, WARPS = GROUPS * SPLIT, PAIRS = SPLIT == 1 ? 2 : 1, PART = WARP * 8,
+           DRAW = TILES * 2 * MATRIX, FLAGS = 2 * DRAW, RING = FLAGS + 128,
+           PACKS = PAIRS * WARP * 16, KEEP = PAIRS * WARP * 4, OF_WARP = PACKS + KEEP + MATRIX,
+           STAGE = WARPS * OF_WARP, PARTS = RING + STAGES * STAGE, OF_BLOCK = 2 * GROUPS * PART };
 
-    __host__ __device__ int part(int turn, int from, int group) const {
-        return PARTS + ((turn * blocks + from) * groups + group) * PART;
-    }
-    __host__ __device__ int ring(int stage, int warp) const {
-        return part(2, 0, 0) + (stage * warps + warp) * STAGE;
-    }
-    __host__ __device__ int size() const {
-        return ring(STAGES, 0);
+    static int size(unsigned blocks) {
+        return PARTS + (int)blocks * OF_BLOCK;
     }
 };
 
@@ -412,7 +411,7 @@ template <int TILES, int SPLIT> struct backward_room {
 template <int ROWS, int TILES>
 __device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], const cluster_job &job, int64_t head, int rank,
                                               int m0, int g, int q) {
-    int groups = job.units / SLSTM_EIGHT;
+    constexpr int groups = TILES / 2;
     int64_t P = job.p.P;
 #pragma unroll
     for (int m = 0; m < ROWS; m++)
@@ -422,7 +421,7 @@ __device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], con
             for (int e = 0; e < 4; e++) {
                 int eight = 2 * i + e / 2, gate = eight / groups;
                 int64_t k = 16 * (m0 + m) + g + 8 * (e % 2);
-                int64_t j = (int64_t)rank * job.units + eight % groups * SLSTM_EIGHT + 2 * q;
+                int64_t j = ((int64_t)rank * groups + eight % groups) * SLSTM_EIGHT + 2 * q;
                 bool there = gate < SLSTM_GATES && j < P && k < P;
                 const bf16 *at = job.r + ((head * SLSTM_GATES + gate) * P + j) * P + k;
                 uint32_t low = there ? reinterpret_cast<const uint16_t *>(at)[0] : 0;
@@ -434,25 +433,27 @@ __device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], con
 template <int ROWS, int TILES>
 __device__ __forceinline__ void multiply_draw(float (&d)[ROWS][4], const uint32_t (&a)[ROWS][TILES][4], const char *draw,
                                               int lane) {
-    uint32_t b[TILES / 2][4];
+    uint32_t b[2][4]; /* loaded one ahead */
     float odd[ROWS][4] = {};
-#pragma unroll
-    for (int i = 0; i < TILES / 2; i++) ldmatrix_x4(b[i], draw + i * 4 * MATRIX + lane * 16);
+    const char *row = draw + lane * 16;
+    ldmatrix_x4(b[0], row);
 #pragma unroll
     for (int m = 0; m < ROWS; m++)
 #pragma unroll
         for (int e = 0; e < 4; e++) d[m][e] = 0;
 #pragma unroll
-    for (int i = 0; i < TILES / 2; i++)
+    for (int i = 0; i < TILES / 2; i++) {
+        if (i + 1 < TILES / 2) ldmatrix_x4(b[(i + 1) % 2], row + (i + 1) * 4 * MATRIX);
 #pragma unroll
         for (int c = 0; c < 2; c++) {
-            const uint32_t two[2] = {b[i][2 * c], b[i][2 * c + 1]};
+            const uint32_t two[2] = {b[i % 2][2 * c], b[i % 2][2 * c + 1]};
 #pragma unroll
             for (int m = 0; m < ROWS; m++) {
                 if (ROWS < 4 && c) mma_bf16_m16n8k16(odd[m], a[m][2 * i + c], two); /* four chains at least */
                 else mma_bf16_m16n8k16(d[m], a[m][2 * i + c], two);
             }
         }
+    }
 #pragma unroll
     for (int m = 0; ROWS < 4 && m < ROWS; m++)
 #pragma unroll
@@ -469,82 +470,88 @@ __device__ __forceinline__ void unpack_factors(slstm_factors &f, uint4 pack, flo
 
 /* The walk back: ROWS sixteens of r^T and TILES sixteens of the block's own gates and units in a warp. */
 template <int ROWS, int TILES, int SPLIT> struct backward_walk {
-    typedef cluster_seat<SPLIT> seat;
-    typedef backward_room<TILES, SPLIT> room_of;
+    typedef backward_room<TILES, SPLIT> room;
+    typedef cluster_seat<room::GROUPS, SPLIT> seat;
     enum { PAIRS = seat::PAIRS };
 
     const backward_job &a;
     const seat &s;
     char *shared;
-    room_of room;
     uint32_t r[ROWS][TILES][4];
     cluster_place to[ROWS][2]; /* where the sums of eight units go, in turn 0 */
+    unsigned locals;           /* which group of their block they are, four bits each */
     slstm_carry carry[PAIRS];
     float dbias[SLSTM_GATES];
     cluster_documents<PAIRS> documents;
-    int64_t sends; /* how often sums go to the blocks */
-    unsigned awaited; /* bytes that come each time */
+    int64_t place;       /* of the lane's first pair, at the token that is fetched next */
+    const bf16 *dy;      /* eight units of a row, likewise */
+    bf16 *dx;            /* eight units of a gate and row, of the token that is next */
+    bool fetches, writes; /* these exist */
+    int sends;           /* how often sums go to the blocks */
+    unsigned awaited;    /* bytes that come each time */
 
-    __device__ __forceinline__ backward_walk(const backward_job &job, const seat &place, char *memory, int warps)
-        : a(job), s(place), shared(memory), room{warps, place.groups, (int)cluster_blocks()} {
+    __device__ __forceinline__ backward_walk(const backward_job &job, const seat &where, char *memory)
+        : a(job), s(where), shared(memory) {
         const slstm_problem &p = a.a.p;
-        int64_t first = (int64_t)s.rank * a.a.units, left = p.P > first ? p.P - first : 0;
-        sends = p.T - (a.dinitial ? 0 : 1);
-        awaited = (unsigned)(at_most(left, a.a.units) / SLSTM_EIGHT) * (unsigned)a.a.active * room.PART;
+        int64_t left = at_least(p.P / SLSTM_EIGHT - (int64_t)s.rank * room::GROUPS, 0);
+        sends = (int)p.T - (a.dinitial ? 0 : 1);
+        awaited = (unsigned)at_most(left, room::GROUPS) * (unsigned)a.a.active * room::PART;
     }
     __device__ __forceinline__ void open() {
         const slstm_problem &p = a.a.p;
         load_r_turned<ROWS, TILES>(r, a.a, s.head, s.rank, s.warp * ROWS, s.g, s.q);
+        locals = 0;
 #pragma unroll
-        for (int m = 0; m < ROWS; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int eight = 2 * (s.warp * ROWS + m) + i, owner = eight / s.groups;
-                bool there = eight * SLSTM_EIGHT < p.P;
-                to[m][i] = place_in(shared + room.part(0, s.rank, there ? eight % s.groups : 0) + s.lane * 8,
-                                    there ? owner : 0);
-            }
+        for (int i = 0; i < 2 * ROWS; i++) {
+            int eight = 2 * s.warp * ROWS + i, local = eight % room::GROUPS;
+            bool there = eight * SLSTM_EIGHT < p.P;
+            to[i / 2][i % 2] = place_in(shared + room::PARTS + s.rank * room::OF_BLOCK + local * room::PART + s.lane * 8,
+                                        there ? eight / room::GROUPS : 0);
+            locals |= (unsigned)local << 4 * i;
+        }
 #pragma unroll
         for (int g = 0; g < SLSTM_GATES; g++) dbias[g] = 0;
+        if (!s.there) return;
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) documents.next[e] = 0;
-        if (!s.there) return;
         documents.look(p, s, p.T - 1);
-        for (int t = 0; t < STAGES - 1; t++) fetch(p.T - 1 - t, t);
+        int row = s.lane % 8;
+        fetches = s.lane < SLSTM_ROWS && s.has_row(row) && s.b0 + row < p.B;
+        writes = s.has_row(row) && s.b0 + row < p.B;
+        dy = a.dy + (fetches ? (s.b0 + row) * p.y.row + (p.T - 1) * p.y.step : 0) + s.head * p.P + s.j0;
+        dx = a.dx + (writes ? (s.b0 + row) * p.x.row + (p.T - 1) * p.x.step : 0) + s.lane / 8 * p.D + s.head * p.P + s.j0;
+        place = s.place(p, 0, p.T - 1);
+        for (int i = 0; i < STAGES - 1; i++) fetch(i);
     }
-    /* Factors and dy of token t on their way to the ring's stage. */
-    __device__ __forceinline__ void fetch(int64_t t, int stage) {
+    /* Factors and dy of a token on their way: the one for round `round`. */
+    __device__ __forceinline__ void fetch(int round) {
         const slstm_problem &p = a.a.p;
-        char *to_stage = shared + room.ring(stage, s.warp);
+        char *ring = shared + room::RING + round % STAGES * room::STAGE + s.warp * room::OF_WARP;
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e), place = (b * p.T + t) * p.D + s.unit;
-            bool there = t >= 0 && b < p.B;
-            cp_async_16_or_zeros(to_stage + (e * WARP + s.lane) * 16, a.a.saved.packs + (there ? place * SLSTM_FACTORS : 0),
-                                 there);
-            cp_async<4>(to_stage + room.PACKS + (e * WARP + s.lane) * 4, a.a.saved.keep + (there ? place : 0), there ? 4 : 0);
+            bool there = round < (int)p.T && s.b0 + s.row(e) < p.B;
+            int64_t at = there ? place + e * p.T * p.D : 0;
+            cp_async_16_or_zeros(ring + (e * WARP + s.lane) * 16, a.a.saved.packs + at * SLSTM_FACTORS, there);
+            cp_async<4>(ring + room::PACKS + (e * WARP + s.lane) * 4, a.a.saved.keep + at, there ? 4 : 0);
         }
-        if (s.lane < SLSTM_ROWS && s.has_row(s.lane)) {
-            int64_t b = s.b0 + s.lane;
-            bool there = t >= 0 && b < p.B;
-            const bf16 *from = a.dy + b * p.y.row + t * p.y.step + s.head * p.P + s.j0;
-            cp_async_16_or_zeros(to_stage + room.PACKS + room.KEEP + s.lane * 16, there ? from : a.dy, there);
-        }
+        if (s.lane < SLSTM_ROWS && s.has_row(s.lane))
+            cp_async_16_or_zeros(ring + room::PACKS + room::KEEP + s.lane * 16, dy, fetches && round < (int)p.T);
         cp_async_commit();
+        place -= p.D, dy -= p.y.step;
     }
-    /* What comes to y of token t from the token after, or from the final state; the carry with it. round: how many tokens
+    /* What comes to y of a token from the token after, or from the final state; the carry with it. round: how many tokens
      * are done. */
-    __device__ __forceinline__ void enter(float (&dy)[PAIRS], int64_t round) {
+    __device__ __forceinline__ void enter(float (&into)[PAIRS], int round) {
         const slstm_problem &p = a.a.p;
         bool begins[PAIRS];
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) begins[e] = documents.next[e] != documents.now[e];
         documents.look(p, s, p.T - 2 - round);
         if (round > 0) {
-            take_parts(dy, round);
+            take_parts(into, round);
 #pragma unroll
             for (int e = 0; e < PAIRS; e++) {
-                dy[e] = begins[e] ? 0.0f : slstm_clipped(dy[e], a.clip);
+                into[e] = begins[e] ? 0.0f : slstm_clipped(into[e], a.clip);
                 if (begins[e]) carry[e] = {0, 0};
             }
             return;
@@ -553,97 +560,100 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         for (int e = 0; e < PAIRS; e++) {
             int64_t b = s.b0 + s.row(e);
             bool given = a.dfinal && b < p.B;
-            dy[e] = given ? a.dfinal[slstm_place(p, b, SLSTM_Y, s.unit)] : 0.0f;
+            into[e] = given ? a.dfinal[slstm_place(p, b, SLSTM_Y, s.unit)] : 0.0f;
             carry[e].dc = given ? a.dfinal[slstm_place(p, b, SLSTM_C, s.unit)] : 0.0f;
             carry[e].dn = given ? a.dfinal[slstm_place(p, b, SLSTM_N, s.unit)] : 0.0f;
         }
     }
     /* The blocks' sums for the lane's unit and rows, added in their order. */
-    __device__ __forceinline__ void take_parts(float (&dy)[PAIRS], int64_t round) {
-        int turn = (int)((round - 1) & 1);
-        uint64_t *flag = reinterpret_cast<uint64_t *>(shared + room.FLAGS) + turn;
+    __device__ __forceinline__ void take_parts(float (&into)[PAIRS], int round) {
+        int turn = (round - 1) & 1;
+        uint64_t *flag = reinterpret_cast<uint64_t *>(shared + room::FLAGS) + turn;
         flag_wait(flag, (unsigned)((round - 1) >> 1 & 1));
         if (threadIdx.x == 0 && round + 1 < sends) flag_expect(flag, awaited);
-        const char *parts = shared + room.part(turn, 0, s.group) + s.lane * 8;
-        int step = s.groups * room.PART;
+        const char *parts = shared + room::PARTS + (turn * room::GROUPS + s.group) * room::PART + s.lane * 8;
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) dy[e] = 0;
-        for (int from = 0; from < a.a.active; from += 8) {
+        for (int e = 0; e < PAIRS; e++) into[e] = 0;
+#pragma unroll
+        for (int first = 0; first < 16; first += 8) {
+            if (first >= a.a.active) break;
             float2 part[8];
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                part[i] = from + i < a.a.active ? *reinterpret_cast<const float2 *>(parts + (from + i) * step)
-                                                : make_float2(0, 0);
+                part[i] = first + i < a.a.active
+                              ? *reinterpret_cast<const float2 *>(parts + (first + i) * room::OF_BLOCK)
+                              : make_float2(0, 0);
 #pragma unroll
             for (int i = 0; i < 8; i += 2) part[i].x += part[i + 1].x, part[i].y += part[i + 1].y;
             float2 all = make_float2((part[0].x + part[2].x) + (part[4].x + part[6].x),
                                      (part[0].y + part[2].y) + (part[4].y + part[6].y));
-            if (SPLIT == 1) dy[0] += all.x, dy[PAIRS - 1] += all.y;
-            else dy[0] += s.half ? all.y : all.x;
+            if (SPLIT == 1) into[0] += all.x, into[PAIRS - 1] += all.y;
+            else into[0] += s.half ? all.y : all.x;
         }
     }
-    __device__ __forceinline__ void step(int64_t round) {
-        const slstm_problem &p = a.a.p;
-        char *draws = shared + (round & 1) * room.DRAW;
-        if (s.there) {
-            float dy[PAIRS];
-            slstm_factors f[PAIRS];
-            bf16 *place = reinterpret_cast<bf16 *>(draws);
-            cp_async_wait<STAGES - 2>();
-            __syncwarp();
-            const char *stage = shared + room.ring((int)(round % STAGES), s.warp);
+    /* draw of the thread's units, to shared memory. */
+    __device__ __forceinline__ void units(char *draws, int round) {
+        float into[PAIRS];
+        slstm_factors f[PAIRS];
+        bf16 *to_draws = reinterpret_cast<bf16 *>(draws) + s.group * SLSTM_ROWS * SLSTM_EIGHT + s.g;
+        cp_async_wait<STAGES - 2>();
+        __syncwarp();
+        const char *ring = shared + room::RING + round % STAGES * room::STAGE + s.warp * room::OF_WARP;
 #pragma unroll
-            for (int e = 0; e < PAIRS; e++)
-                unpack_factors(f[e], reinterpret_cast<const uint4 *>(stage)[e * WARP + s.lane],
-                               reinterpret_cast<const float *>(stage + room.PACKS)[e * WARP + s.lane]);
-            enter(dy, round);
+        for (int e = 0; e < PAIRS; e++)
+            unpack_factors(f[e], reinterpret_cast<const uint4 *>(ring)[e * WARP + s.lane],
+                           reinterpret_cast<const float *>(ring + room::PACKS)[e * WARP + s.lane]);
+        const bf16 *given = reinterpret_cast<const bf16 *>(ring + room::PACKS + room::KEEP);
+        float above[PAIRS];
 #pragma unroll
-            for (int e = 0; e < PAIRS; e++) {
-                float draw[SLSTM_GATES];
-                const bf16 *given = reinterpret_cast<const bf16 *>(stage + room.PACKS + room.KEEP);
-                slstm_backward_unit(carry[e], draw, f[e], dy[e] + to_float(given[s.row(e) * 8 + s.g]));
+        for (int e = 0; e < PAIRS; e++) above[e] = to_float(given[s.row(e) * SLSTM_EIGHT + s.g]);
+        enter(into, round);
 #pragma unroll
-                for (int g = 0; g < SLSTM_GATES; g++) {
-                    place[((g * s.groups + s.group) * SLSTM_ROWS + s.row(e)) * 8 + s.g] = __float2bfloat16_rn(draw[g]);
-                    dbias[g] += draw[g];
-                }
+        for (int e = 0; e < PAIRS; e++) {
+            float draw[SLSTM_GATES];
+            slstm_backward_unit(carry[e], draw, f[e], into[e] + above[e]);
+#pragma unroll
+            for (int g = 0; g < SLSTM_GATES; g++) {
+                to_draws[(g * room::GROUPS * SLSTM_ROWS + s.row(e)) * SLSTM_EIGHT] = __float2bfloat16_rn(draw[g]);
+                dbias[g] += draw[g];
             }
         }
+    }
+    __device__ __forceinline__ void step(int round) {
+        char *draws = shared + (round & 1) * room::DRAW;
+        if (s.there) units(draws, round);
         __syncthreads();
-        if (round < sends) send(draws, (int)(round & 1));
+        if (round < sends) send(draws, round & 1);
         if (!s.there) return;
-        int which = s.lane % 8, gate = s.lane / 8;
-        int64_t b = s.b0 + which, t = p.T - 1 - round;
-        if (s.has_row(which) && b < p.B)
-            *reinterpret_cast<uint4 *>(a.dx + b * p.x.row + t * p.x.step + gate * p.D + s.head * p.P + s.j0) =
-                reinterpret_cast<const uint4 *>(draws)[(gate * s.groups + s.group) * SLSTM_ROWS + which];
-        fetch(t - (STAGES - 1), (int)((round + STAGES - 1) % STAGES));
+        if (writes)
+            *reinterpret_cast<uint4 *>(dx) = reinterpret_cast<const uint4 *>(
+                draws)[(s.lane / 8 * room::GROUPS + s.group) * SLSTM_ROWS + s.lane % 8];
+        dx -= a.a.p.x.step;
+        fetch(round + STAGES - 1);
     }
     /* The block's part of what comes to the token before, to the blocks that have the units. */
     __device__ __forceinline__ void send(const char *draws, int turn) {
         float d[ROWS][4];
         multiply_draw<ROWS, TILES>(d, r, draws, s.lane);
-        int shift = turn * room.blocks * s.groups * room.PART;
+        int to_flag = room::FLAGS + turn * 8 - (room::PARTS + s.rank * room::OF_BLOCK + s.lane * 8);
 #pragma unroll
-        for (int m = 0; m < ROWS; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int eight = 2 * (s.warp * ROWS + m) + i;
-                if (eight * SLSTM_EIGHT >= a.a.p.P) continue;
-                int own = room.part(0, s.rank, eight % s.groups) + s.lane * 8;
-                send_8(to[m][i] + shift, make_float2(d[m][2 * i], d[m][2 * i + 1]), to[m][i] + (room.FLAGS + turn * 8 - own));
-            }
+        for (int i = 0; i < 2 * ROWS; i++) {
+            if ((2 * s.warp * ROWS + i) * SLSTM_EIGHT >= (int)a.a.p.P) continue;
+            cluster_place place_of_sums = to[i / 2][i % 2];
+            send_8(place_of_sums + turn * room::GROUPS * room::PART, make_float2(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]),
+                   place_of_sums + (to_flag - (int)(locals >> 4 * i & 15) * room::PART));
+        }
     }
     __device__ __forceinline__ void close() {
         const slstm_problem &p = a.a.p;
-        float dy[PAIRS];
+        float into[PAIRS];
         cp_async_wait<0>();
-        if (a.dinitial) enter(dy, p.T);
+        if (a.dinitial) enter(into, (int)p.T);
 #pragma unroll
         for (int e = 0; e < PAIRS; e++) {
             int64_t b = s.b0 + s.row(e);
             if (!a.dinitial || b >= p.B) continue;
-            a.dinitial[slstm_place(p, b, SLSTM_Y, s.unit)] = dy[e];
+            a.dinitial[slstm_place(p, b, SLSTM_Y, s.unit)] = into[e];
             a.dinitial[slstm_place(p, b, SLSTM_C, s.unit)] = carry[e].dc;
             a.dinitial[slstm_place(p, b, SLSTM_N, s.unit)] = carry[e].dn;
             a.dinitial[slstm_place(p, b, SLSTM_M, s.unit)] = 0;
@@ -658,19 +668,16 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
     }
 };
 
-constexpr int backward_threads(int tiles, int split) {
-    return WARP * (split == 2 ? tiles == 12 ? 12 : 8 : tiles / 2);
-}
-
 template <int ROWS, int TILES, int SPLIT>
-__global__ void __launch_bounds__(backward_threads(TILES, SPLIT)) slstm_walk_back_kernel(backward_job a) {
+__global__ void __launch_bounds__(WARP * SPLIT * TILES / 2) slstm_walk_back_kernel(backward_job a) {
 #ifndef WITHOUT_CLUSTERS
     DYNAMIC_SHARED(char, shared);
-    typedef backward_room<TILES, SPLIT> room_of;
-    const cluster_seat<SPLIT> s(a.a);
-    uint64_t *flags = reinterpret_cast<uint64_t *>(shared + room_of::FLAGS);
-    backward_walk<ROWS, TILES, SPLIT> walk(a, s, shared, (int)(blockDim.x / WARP));
-    for (int i = threadIdx.x; i < 2 * room_of::DRAW / 4; i += blockDim.x) reinterpret_cast<uint32_t *>(shared)[i] = 0;
+    typedef backward_walk<ROWS, TILES, SPLIT> walk_of;
+    const typename walk_of::seat s(a.a);
+    uint64_t *flags = reinterpret_cast<uint64_t *>(shared + walk_of::room::FLAGS);
+    walk_of walk(a, s, shared);
+    for (int i = threadIdx.x; i < 2 * walk_of::room::DRAW / 4; i += blockDim.x)
+        reinterpret_cast<uint32_t *>(shared)[i] = 0;
     if (threadIdx.x == 0) {
         flag_open(flags), flag_open(flags + 1);
         flags_opened();
@@ -681,7 +688,8 @@ __global__ void __launch_bounds__(backward_threads(TILES, SPLIT)) slstm_walk_bac
     if (s.rank < a.a.active) walk.open();
     cluster_wait();
     if (s.rank < a.a.active) {
-        for (int64_t round = 0; round < a.a.p.T; round++) walk.step(round);
+#pragma unroll 1
+        for (int round = 0; round < (int)a.a.p.T; round++) walk.step(round);
         if (s.there) walk.close();
     }
     cluster_arrive();
@@ -693,31 +701,28 @@ __global__ void __launch_bounds__(backward_threads(TILES, SPLIT)) slstm_walk_bac
 
 /* with_forward(plan, [&](auto kernel, int shared) { ... }): the kernel and its shared memory. */
 template <class F> static bool with_forward(cluster_plan c, F f) {
-    int warps = (int)threads_of(c) / WARP;
-    if (c.split == 2 && c.tiles == 12) return f(slstm_walk_kernel<12, 2>, forward_room<12, 2>{warps}.size());
-    if (c.split == 2) return f(slstm_walk_kernel<16, 2>, forward_room<16, 2>{warps}.size());
-    if (c.tiles == 4) return f(slstm_walk_kernel<4, 1>, forward_room<4, 1>{warps}.size());
-    if (c.tiles == 8) return f(slstm_walk_kernel<8, 1>, forward_room<8, 1>{warps}.size());
-    if (c.tiles == 12) return f(slstm_walk_kernel<12, 1>, forward_room<12, 1>{warps}.size());
-    return f(slstm_walk_kernel<16, 1>, forward_room<16, 1>{warps}.size());
+    if (c.split == 2 && c.tiles == 12) return f(slstm_walk_kernel<12, 2>, forward_room<12, 2>::SIZE);
+    if (c.split == 2) return f(slstm_walk_kernel<16, 2>, forward_room<16, 2>::SIZE);
+    if (c.tiles == 4) return f(slstm_walk_kernel<4, 1>, forward_room<4, 1>::SIZE);
+    if (c.tiles == 8) return f(slstm_walk_kernel<8, 1>, forward_room<8, 1>::SIZE);
+    if (c.tiles == 12) return f(slstm_walk_kernel<12, 1>, forward_room<12, 1>::SIZE);
+    return f(slstm_walk_kernel<16, 1>, forward_room<16, 1>::SIZE);
 }
 
 template <class F> static bool with_backward(cluster_plan c, F f) {
-    int warps = (int)threads_of(c) / WARP, groups = (int)(c.units / SLSTM_EIGHT), blocks = (int)c.blocks;
-    if (c.split == 2 && c.units > 32)
-        return f(slstm_walk_back_kernel<2, 12, 2>, backward_room<12, 2>{warps, groups, blocks}.size());
-    if (c.split == 2) return f(slstm_walk_back_kernel<4, 8, 2>, backward_room<8, 2>{warps, groups, blocks}.size());
-    if (c.units <= 16) return f(slstm_walk_back_kernel<4, 4, 1>, backward_room<4, 1>{warps, groups, blocks}.size());
-    if (c.units <= 24) return f(slstm_walk_back_kernel<4, 6, 1>, backward_room<6, 1>{warps, groups, blocks}.size());
-    return f(slstm_walk_back_kernel<4, 8, 1>, backward_room<8, 1>{warps, groups, blocks}.size());
+    if (c.split == 2 && c.units > 32) return f(slstm_walk_back_kernel<2, 12, 2>, backward_room<12, 2>::size(c.blocks));
+    if (c.split == 2) return f(slstm_walk_back_kernel<4, 8, 2>, backward_room<8, 2>::size(c.blocks));
+    if (c.units == 16) return f(slstm_walk_back_kernel<4, 4, 1>, backward_room<4, 1>::size(c.blocks));
+    if (c.units == 24) return f(slstm_walk_back_kernel<4, 6, 1>, backward_room<6, 1>::size(c.blocks));
+    return f(slstm_walk_back_kernel<4, 8, 1>, backward_room<8, 1>::size(c.blocks));
 }
 
 static bool shape_fits(const slstm_problem &p) {
-    return p.P % SLSTM_EIGHT == 0 && p.P <= 512;
+    return p.P % SLSTM_EIGHT == 0 && p.P <= 512 && p.T < INT32_MAX / 2;
 }
 
 static cluster_job job_of(const slstm_problem &p, tensor r, void *saved, cluster_plan c) {
-    return {p, data_of<bf16>(r), slstm_saved<bf16>(saved, p), (int)c.units, (int)ceil_div(p.P, c.units)};
+    return {p, data_of<bf16>(r), slstm_saved<bf16>(saved, p), (int)ceil_div(p.P, c.units)};
 }
 
 static unsigned grid_of(const slstm_problem &p, cluster_plan c) {
