@@ -124,6 +124,7 @@ static void close_problem(struct problem *p) {
 #define MODEL "[model]\nd_model = 8\nvocab_size = 13\npad_vocab_to = 4\n"
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 5\nhead_dim = 4\nchunk = 4\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 3\n"
+#define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
 
 /* The models of every other test, with documents and without. */
 static void test_listed(void **state) {
@@ -212,6 +213,8 @@ static void test_initial_state(void **state) {
     (void)state;
     check_initial_state(MODEL "pattern = m*2\n" BLOCK);
     check_initial_state(MODEL "pattern = s*2\n" MAMBA);
+    check_initial_state(MODEL "norm_eps = 0.1\npattern = x*2\n" MLSTM);
+    check_initial_state(MODEL "norm_eps = 0.1\npattern = x*2\n" MLSTM "input_gate = sigmoid\n");
 }
 
 static void check_one_token(const char *text) {
@@ -236,6 +239,7 @@ static void test_one_token(void **state) {
     (void)state;
     check_one_token(MODEL "pattern = m\n" BLOCK);
     check_one_token(MODEL "pattern = s\n" MAMBA);
+    check_one_token(MODEL "norm_eps = 0.1\npattern = x\n" MLSTM);
 }
 
 int main(void) {

@@ -243,10 +243,34 @@ static void test_refusals(void **state) {
     }
 }
 
+/* What xLSTM's recipe decays: the matrices of layers and of the head; transformers' names say which. */
+static void test_decay_of_the_head(void **state) {
+    (void)state;
+    static const char *const policies[] = {"optimizer.decay=table", "optimizer.decay=head", "optimizer.decay=all"};
+    for (int policy = 0; policy < 3; policy++) {
+        json_t *o = plan_json((char *[]){"plan", "configs/xlstm/165m.ini", (char *)policies[policy], "--tensors",
+                                         "--json", NULL});
+        const json_t *one;
+        size_t i, decayed = 0;
+        json_array_foreach(json_object_get(o, "tensors"), i, one) {
+            const char *name = json_string_value(json_object_get(one, "name"));
+            bool matrix = strstr(name, "mlstm_layer.") || strstr(name, ".ffn.");
+            bool head = strcmp(name, "lm_head.weight") == 0;
+            if (strstr(name, "bias") || strstr(name, "norm")) matrix = false;
+            double decay = json_number_value(json_object_get(one, "weight_decay"));
+            assert_true(decay == (policy == 2 || matrix || (policy == 1 && head) ? 0.1 : 0));
+            decayed += decay == 0.1;
+        }
+        assert_int_equal(decayed, policy == 0 ? 12 * 10 : policy == 1 ? 12 * 10 + 1 : 12 * 15 + 3);
+        json_decref(o);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published), cmocka_unit_test(test_real),     cmocka_unit_test(test_largest),
         cmocka_unit_test(test_text),      cmocka_unit_test(test_refusals), cmocka_unit_test(test_recipe),
+        cmocka_unit_test(test_decay_of_the_head),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -224,10 +224,15 @@ static char *shape_text(char out[96], const struct param *t) {
 static void print_tensors(const struct plan *p) {
     const struct params *table = &p->mc->params;
     char shape[96], low[40], high[40];
-    printf("%-48s %-18s %9s %12s  %s\n", "tensor", "shape", "lr_scale", "weight_decay", "clamped to");
+    int width = 48; /* of names */
+    for (int i = 0; i < table->count; i++) {
+        int length = (int)strlen(table->list[i].name);
+        width = length > width ? length : width;
+    }
+    printf("%-*s %-18s %9s %12s  %s\n", width, "tensor", "shape", "lr_scale", "weight_decay", "clamped to");
     for (int i = 0; i < table->count; i++) {
         const struct treatment *t = &p->treatments[i];
-        printf("%-48s %-18s %9g %12g", table->list[i].name, shape_text(shape, &table->list[i]), t->lr_scale,
+        printf("%-*s %-18s %9g %12g", width, table->list[i].name, shape_text(shape, &table->list[i]), t->lr_scale,
                t->weight_decay);
         low[0] = high[0] = '\0';
         if (!isinf(t->clamp_min)) snprintf(low, sizeof low, "from %g", t->clamp_min);
