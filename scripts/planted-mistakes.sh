@@ -92,6 +92,10 @@ plant golden-model model/mamba2.c 's/w\[NORM\], call->layer->context.norm_eps/w[
     build/test/golden "build/test/golden test/golden/hf-mamba2.safetensors"
 plant golden-mamba model/mamba.c 's/v.dx, true, dw\[X_PROJ\]/v.dx, false, dw[X_PROJ]/' \
     build/test/golden "build/test/golden test/golden/hf-mamba.safetensors"
+plant golden-xlstm model/mlstm.c 's/v->o, ACTIVATION_SIGMOID, call/v->o, ACTIVATION_SILU, call/' \
+    build/test/golden "build/test/golden test/golden/hf-xlstm.safetensors"
+plant separate-projections model/mixer_parts.c 's/add_dx || i > 0/add_dx/' \
+    build/test/test_model_gradients build/test/test_model_gradients
 # Several ranks, exact resume, kills.
 plant two-ranks-are-one train/optimizer.c 's/comm_sum_f64(o->comm, &squares, 1);//' \
     "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"

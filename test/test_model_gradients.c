@@ -214,7 +214,9 @@ static void test_initial_state(void **state) {
     check_initial_state(MODEL "pattern = m*2\n" BLOCK);
     check_initial_state(MODEL "pattern = s*2\n" MAMBA);
     check_initial_state(MODEL "norm_eps = 0.1\npattern = x*2\n" MLSTM);
-    check_initial_state(MODEL "norm_eps = 0.1\npattern = x*2\n" MLSTM "input_gate = sigmoid\n");
+    /* Widths that keep neighbouring weights from being one matrix. */
+    check_initial_state("[model]\nd_model = 12\nvocab_size = 13\npad_vocab_to = 4\nnorm_eps = 0.1\n"
+                        "pattern = x*2\n" MLSTM "input_gate = sigmoid\nmlp = swiglu\nmlp_width = 6\n");
 }
 
 static void check_one_token(const char *text) {
