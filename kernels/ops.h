@@ -81,6 +81,20 @@ struct attention_cache {
     tensor count; /* (B) i32: tokens of that document so far, those that are forgotten included */
 };
 
+/* Shape of a RAT problem, for the size functions: H heads of P channels, G groups of queries and keys, chunks of Q tokens,
+ * C slots of a state, 0 = none. */
+struct rat_shape {
+    int64_t B, T, H, G, P, Q, C;
+};
+
+/* What a RAT layer carries on: of the document that goes on, the ends of its chunks (chunk j in slot j mod C, the newest
+ * C of them) and where the recurrence stands. A state of zeros is empty. */
+struct rat_state {
+    tensor k, v;    /* (B,C,H,P) act: rotated keys and values at the ends of chunks */
+    tensor running; /* (B,2,H,P) real: key and value behind the last token */
+    tensor count;   /* (B) i32: tokens of that document so far */
+};
+
 /* Elementwise functions of an MLP or a gate. */
 enum activation {
     ACTIVATION_SILU,
@@ -373,6 +387,32 @@ struct ops {
     void (*attention_step)(struct device *dev, tensor o, tensor q, struct attention_cache cache,
                            struct attention_rule rule, void *scratch);
     size_t (*attention_step_scratch)(struct attention_shape shape);
+
+    /* --- RAT: a gated recurrence within chunks, attention over their ends (arXiv 2507.04416) --------------------------- */
+    /* Chunks are cut from each document's start: a token at position p has the place p mod Q in chunk c = floor(p / Q). Per
+     * channel of head h, with the query and key of group h mod G, R_c the rotation of rope_forward by the position c:
+     *   a = sigmoid(g + bias);   k~[t] = a k~[t-1] + (1 - a) k[t];   v~[t] = a v~[t-1] + (1 - a) v[t],
+     * from 0 at the place 0. With s = P^-1/2, K_j = R_j k~ and V_j = v~ at the end of chunk j of the token's document:
+     *   o = softmax over {s R_c q . K_j, j < c} and {s q . k~[t]} of V_j and v~[t];   y = sigmoid(z) o.
+     * y (B,T,H,P) strided =; final: the state behind the last token =, all none or none; it may be initial's memory; saved:
+     * rat_saved() bytes that backward reads, or NULL when no backward follows; z, v, g (B,T,H,P), q, k (B,T,G,P) strided;
+     * bias (H P); positions (B,T) i32 optional, with an initial state from token_positions with its count; initial: of
+     * document 0, all none where there is none; chunk Q >= 1; base as in rope_forward. P even, at most 256. */
+    void (*rat_forward)(struct device *dev, tensor y, struct rat_state final, void *saved, tensor z, tensor v, tensor g,
+                        tensor bias, tensor q, tensor k, tensor positions, struct rat_state initial, int64_t chunk,
+                        double base, void *scratch);
+    /* dz, dv, dg, dq, dk strided =; dbias (H P) real +=; dy strided. The initial state is held fixed: it gets no
+     * gradient, but dq and dg know of it. */
+    void (*rat_backward)(struct device *dev, tensor dz, tensor dv, tensor dg, tensor dbias, tensor dq, tensor dk, tensor dy,
+                         const void *saved, tensor z, tensor v, tensor g, tensor bias, tensor q, tensor k,
+                         tensor positions, struct rat_state initial, int64_t chunk, double base, void *scratch);
+    size_t (*rat_saved)(struct rat_shape shape);
+    size_t (*rat_forward_scratch)(struct rat_shape shape);
+    size_t (*rat_backward_scratch)(struct rat_shape shape);
+    /* One token: y (B,H,P) strided =; state is read and updated; z, v, g (B,H,P), q, k (B,G,P) strided */
+    void (*rat_step)(struct device *dev, tensor y, struct rat_state state, tensor z, tensor v, tensor g, tensor bias,
+                     tensor q, tensor k, int64_t chunk, double base, void *scratch);
+    size_t (*rat_step_scratch)(struct rat_shape shape);
 
     /* --- head norm: LayerNorm of every head's P = I/H channels, skip and gate --------------------------------------- */
     /* u = (y - mean) rstd weight;  rstd = 1/sqrt(variance + eps), the variance that of all P (biased);

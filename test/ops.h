@@ -194,5 +194,6 @@ extern const struct op_row *const ops_scan_rows[];      /* test/ops_scan.c */
 extern const struct op_row *const ops_mlstm_rows[];     /* test/ops_mlstm.c */
 extern const struct op_row *const ops_slstm_rows[];     /* test/ops_slstm.c */
 extern const struct op_row *const ops_attention_rows[]; /* test/ops_attention.c */
+extern const struct op_row *const ops_rat_rows[];       /* test/ops_rat.c */
 
 #endif

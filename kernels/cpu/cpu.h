@@ -206,6 +206,19 @@ void OP(block_linear_backward)(struct device *dev, tensor dx, bool add_dx, tenso
                                void *scratch);
 size_t OP(block_linear_backward_scratch)(int64_t R, int64_t G, int64_t O, int64_t I);
 
+void OP(rat_forward)(struct device *dev, tensor y, struct rat_state final, void *saved, tensor z, tensor v, tensor g,
+                     tensor bias, tensor q, tensor k, tensor positions, struct rat_state initial, int64_t chunk,
+                     double base, void *scratch);
+void OP(rat_backward)(struct device *dev, tensor dz, tensor dv, tensor dg, tensor dbias, tensor dq, tensor dk,
+                      tensor dy, const void *saved, tensor z, tensor v, tensor g, tensor bias, tensor q, tensor k,
+                      tensor positions, struct rat_state initial, int64_t chunk, double base, void *scratch);
+size_t OP(rat_saved)(struct rat_shape shape);
+size_t OP(rat_forward_scratch)(struct rat_shape shape);
+size_t OP(rat_backward_scratch)(struct rat_shape shape);
+void OP(rat_step)(struct device *dev, tensor y, struct rat_state state, tensor z, tensor v, tensor g, tensor bias,
+                  tensor q, tensor k, int64_t chunk, double base, void *scratch);
+size_t OP(rat_step_scratch)(struct rat_shape shape);
+
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before);

@@ -8,9 +8,7 @@
  * Angles are computed in double and reduced to a turn there, so that they are right at any position; once for a token,
  * since all its heads share them. 2 reals moved and about 3 FLOPs an element without the norm. Rows are independent; the
  * gradient of the weight is made of partial sums of fixed blocks of rows (cpu.h). */
-#include "kernels/cpu/cpu.h"
-
-enum { ROPE_HALF_MAX = 128 };
+#include "kernels/cpu/turn.h"
 
 void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before) {
     (void)dev;
@@ -27,25 +25,6 @@ void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tenso
             out[t] = next++;
         }
     }
-}
-
-/* Cosines and sines of one token's angles. */
-struct turn {
-    real cosine[ROPE_HALF_MAX], sine[ROPE_HALF_MAX];
-};
-
-static void turn_make(struct turn *turn, const double *rate, int64_t half, double position) {
-    for (int64_t i = 0; i < half; i++) {
-        double turns = position * rate[i], angle = 2 * M_PI * (turns - rint(turns));
-        turn->cosine[i] = (real)cos(angle);
-        turn->sine[i] = (real)sin(angle);
-    }
-}
-
-/* How many turns a step of one position is, for each pair of channels. */
-static void turn_rates(double *rate, int64_t half, double base) {
-    for (int64_t i = 0; i < half; i++)
-        rate[i] = base > 0 ? pow(base, -(double)i / (double)half) / (2 * M_PI) : 0;
 }
 
 static double position_of(tensor positions, int64_t b, int64_t t, int64_t T) {
@@ -94,11 +73,7 @@ void OP(rope_forward)(struct device *dev, tensor y, tensor rstd, tensor x, tenso
                 ((real *)rstd.data)[r * H + h] = norm_head(u, from, weight.data, P, eps);
                 from = u;
             }
-            for (int64_t i = 0; i < half; i++) {
-                real a = from[i], b = from[i + half];
-                to[i] = a * turn.cosine[i] - b * turn.sine[i];
-                to[i + half] = b * turn.cosine[i] + a * turn.sine[i];
-            }
+            turn_head(to, from, &turn, half, 1);
         }
     }
 }
@@ -135,11 +110,7 @@ void OP(rope_backward)(struct device *dev, tensor dx, tensor dweight, tensor dy,
             for (int64_t h = 0; h < H; h++) {
                 const real *from = head_of(dy, r / T, r % T, h);
                 real *to = head_of(dx, r / T, r % T, h), *du = tensor_given(weight) ? u : to;
-                for (int64_t i = 0; i < half; i++) {
-                    real a = from[i], b = from[i + half];
-                    du[i] = a * turn.cosine[i] + b * turn.sine[i];
-                    du[i + half] = b * turn.cosine[i] - a * turn.sine[i];
-                }
+                turn_head(du, from, &turn, half, -1);
                 if (tensor_given(weight))
                     norm_head_backward(to, partial, u, head_of(x, r / T, r % T, h), weight.data,
                                        ((const real *)rstd.data)[r * H + h], P);
