@@ -1,5 +1,5 @@
-/* test/golden_mlstm.c: files op-mlstm*: the mLSTM with an exponential input gate, op-mlstm-siging* with a sigmoid one; both
- * with the normaliser, its gradient included.
+/* test/golden_mlstm.c: files op-mlstm*: the mLSTM with an exponential input gate, op-mlstm-siging* with a sigmoid one;
+ * both with the normaliser, its gradient included.
  *
  *   in.q and in.k (B,H,T,K), in.v (B,H,T,V), in.i and in.f (B,H,T); y and dy (B,H,T,V); grad.*
  *
@@ -28,7 +28,8 @@ static int64_t width(const struct problem *p, int a) {
     return a < 0 || a == 2 ? p->s.V : a < 2 ? p->s.K : 1;
 }
 
-static int expect_dims(struct golden *g, const struct problem *p, const struct safetensors_entry *e, int a, error *err) {
+static int expect_dims(struct golden *g, const struct problem *p, const struct safetensors_entry *e, int a,
+                       error *err) {
     const int64_t dim[] = {p->s.B, p->s.H, p->s.T, width(p, a)};
     bool good = e->ndim == (a > 2 ? 3 : 4);
     for (int i = 0; good && i < e->ndim; i++) good = e->dim[i] == dim[i];

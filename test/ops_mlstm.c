@@ -1,10 +1,10 @@
-/* test/ops_mlstm.c: rows of the mLSTM and its step, and of the soft cap of its gates. test/ops.h says what a row is; the
- * identities that hold for every sequence operation are in test/ops_sequence.c. The result, h in kernels/ops.h, is
+/* test/ops_mlstm.c: rows of the mLSTM and its step, and of the soft cap of its gates. test/ops.h says what a row is;
+ * the identities that hold for every sequence operation are in test/ops_sequence.c. The result, h in kernels/ops.h, is
  * called y here, as those expect; the states are "initial" (C), "initial_n" and "initial_m", and so on.
  *
- * Parameters of its own: i, f: the mean of the gates' arguments; rule: which mLSTM (see rule_of); star = 1: eps is 0, and
- * finite differences look at the final C and n times exp(m), because the gradients that backward takes are those at a
- * fixed m (kernels/ops.h). */
+ * Parameters of its own: i, f: the mean of the gates' arguments; rule: which mLSTM (see rule_of); star = 1: eps is 0,
+ * and finite differences look at the final C and n times exp(m), because the gradients that backward takes are those at
+ * a fixed m (kernels/ops.h). */
 #include "test/ops_sequence.h"
 
 #include <math.h>
@@ -33,8 +33,8 @@ static void fill_i(struct run *r, struct operand *o) {
     for (int64_t at = 0; at < o->count; at++) o->values[at] = (double)param(r, "i") + 1.5 * draw_normal(r, o, at);
 }
 
-/* Where a gate is shut, q and k don't matter: h = v, their gradient is the rounding of what cancels. So that this is not
- * all there is to compare, a mean of -20 is that of every third token only. */
+/* Where a gate is shut, q and k don't matter: h = v, their gradient is the rounding of what cancels. So that this is
+ * not all there is to compare, a mean of -20 is that of every third token only. */
 static void fill_f(struct run *r, struct operand *o) {
     int64_t mean = param(r, "f");
     for (int64_t at = 0; at < o->count; at++) {
@@ -43,12 +43,17 @@ static void fill_f(struct run *r, struct operand *o) {
     }
 }
 
-/* None so small that the step of a finite difference is large to it. */
+/* q: none so small that the step of a finite difference is large to it. */
 static void fill_apart_from_0(struct run *r, struct operand *o) {
     for (int64_t at = 0; at < o->count; at++) {
         double drawn = draw_normal(r, o, at);
         o->values[at] = drawn + copysign(0.5, drawn);
     }
+}
+
+/* k and n: a sum of many is not much smaller than they are; else h would be a small number by a small number. */
+static void fill_mostly_positive(struct run *r, struct operand *o) {
+    for (int64_t at = 0; at < o->count; at++) o->values[at] = 1 + 0.4 * draw_normal(r, o, at);
 }
 
 /* Some are 0, as in a state that nothing was written to. */
@@ -76,11 +81,11 @@ static void keep_clear(double *q, const double *n, double floor, int64_t K) {
         size_n += n[j] * n[j];
     }
     double size = fabs(den), largest = sqrt(size_q * size_n / (double)K);
-    if (floor < 0.3 * largest) {
-        for (int64_t j = 0; j < K && size < 0.4 * largest; j++) q[j] += copysign(0.5 * sqrt(size_q / size_n), den) * n[j];
-    } else {
-        for (int64_t j = 0; j < K && size > 0.75 * floor && size < 1.3 * floor; j++) q[j] *= 0.5;
-    }
+    double along = copysign(0.5 * sqrt(size_q / size_n), den);
+    bool cancels = floor < 0.3 * largest && size < 0.4 * largest;
+    bool near_floor = floor >= 0.3 * largest && size > 0.75 * floor && size < 1.3 * floor;
+    for (int64_t j = 0; j < K && cancels; j++) q[j] += along * n[j];
+    for (int64_t j = 0; j < K && near_floor; j++) q[j] *= 0.5;
 }
 
 /* `before`: prefix of the names of the state's parts, which like k, i, f and doc have their values already. */
@@ -129,7 +134,7 @@ static void mlstm_operands(struct run *r, const int64_t *lead, int leads, double
         const char *name;
         int64_t width; /* 0: a gate */
         void (*fill)(struct run *r, struct operand *o);
-    } table[] = {{"y", V, NULL}, {"k", K, NULL}, {"v", V, NULL}, {"i", 0, fill_i}, {"f", 0, fill_f}};
+    } table[] = {{"y", V, NULL}, {"k", K, fill_mostly_positive}, {"v", V, NULL}, {"i", 0, fill_i}, {"f", 0, fill_f}};
     for (int i = 0; i < 5; i++) {
         int64_t dim[4] = {lead[0], lead[leads - 1]};
         dim[leads] = H;
@@ -173,7 +178,7 @@ static void mlstm_declare(struct run *r) {
         if (o) o->terms = terms, o->gradient_terms = gradient_terms;
     }
     struct operand *m0 = operand_find(r, "initial_m"), *m = operand_find(r, "final_m"), *n0;
-    if ((n0 = operand_find(r, "initial_n"))) n0->fill = fill_apart_from_0;
+    if ((n0 = operand_find(r, "initial_n"))) n0->fill = fill_mostly_positive;
     if (m0) m0->no_gradient = true, m0->fill = fill_m;
     if (m) m->no_gradient = true, m->terms = (double)s.T;
     q_operand(r, (int64_t[]){s.B, s.T}, 2, gradient_terms, fill_sequence_q); /* last: it looks at the others */
@@ -357,7 +362,12 @@ static const struct op_row mlstm = {
         {OP_TEST, "T=1,2,3,5,7,16,17,64,97 Q=1,3,16,64,256 rule=0,2 doc=0,4"},
         {OP_TEST, "T=17 H=1,3 K=8 V=7 Q=3 rule=0,1,2,3,4 doc=2 initial=0,1,2 final=0,1,2"},
         {OP_TEST, "T=97 K=8 V=7 Q=16 rule=0,2,4 doc=1,2,3 initial=0,1 final=0,1"},
-        {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,2,4 i=-10,0,10 f=-20,0,6 doc=0,4"},
+        /* Not rule=0 i=10 f=-20, where h is the last v alone, and not rule=2 i=-10 initial=1, where it is of the initial
+         * state alone: gradients that cancel to nothing are all that is left. */
+        {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,2,4 i=0 f=-20,0,6 doc=0,4"},
+        {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,2,4 i=10 f=0,6 doc=0,4"},
+        {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,4 i=-10 f=-20,0,6 doc=0,4"},
+        {OP_TEST, "T=17 K=8 V=12 Q=16 rule=2,4 i=-10,10 f=-20,0,6 doc=0,4 initial=0"},
         {OP_TEST, "T=5,17 K=2,9 V=1,7 Q=3,16 rule=0,4 doc=0,2 strided=1"},
         {OP_TEST, "T=17 K=1 V=1,5 rule=4 doc=4"}, /* with a normaliser, h would not depend on q */
         {OP_TEST, "B=1 T=130 H=4 K=64,33 V=96 Q=64,128 rule=0,1,2 doc=0,4 strided=1"}, /* tiles, threads */
@@ -369,7 +379,8 @@ static const struct op_row mlstm = {
         {OP_LARGE, "B=1 T=150 H=2 K=384,768,1280,2048 V=384,768,1280,2048 Q=64 rule=0 doc=4"},
         {OP_GRAD, "B=1 T=1,2,3,7,17 H=2 K=2 V=2 Q=1,3,16 rule=0,2,4 star=1 doc=0,2,4"},
         {OP_GRAD, "T=7 K=2 V=2 Q=2,3,7 rule=0,2,4 star=1 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2"},
-        {OP_GRAD, "B=1 T=7 K=3 V=3 Q=4 rule=0,2 star=1 i=-10,0,10 f=-20,0,6 doc=0,2"},
+        {OP_GRAD, "B=1 T=7 K=3 V=3 Q=4 rule=0,2 star=1 i=-10,0 f=-20,0,6 doc=0,2"},
+        {OP_GRAD, "B=1 T=7 K=3 V=3 Q=4 rule=0,2 star=1 i=10 f=0,6 doc=0,2"},
         {OP_GRAD, "T=97 H=3 K=4 Q=16,97 rule=0,2,4 star=1 doc=0,4 strided=1"},
         {OP_PERF, "B=4 T=512 H=4 K=64 V=128 Q=32,64,128,256 initial=0 final=0"},
         {OP_PERF, "B=1 T=2048 H=4 K=256 V=512 Q=64,128,256 initial=0 final=0"},

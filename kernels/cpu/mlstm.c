@@ -348,8 +348,8 @@ void OP(mlstm_backward)(struct device *dev, tensor dq, tensor dk, tensor dv, ten
 
 /* --- one token ---------------------------------------------------------------------------------------------------- */
 
-/* The gates of one token, and *m, for a state that stays in memory: all are those of the rounded m that is kept with it.
- * Otherwise the state and its m would drift apart, by a rounding at every token. */
+/* The gates of one token, and *m, for a state that stays in memory: all are those of the rounded m that is kept with
+ * it. Otherwise the state and its m would drift apart, by a rounding at every token. */
 static struct gates step_gates(real *m, double i, double f, bool sigmoid_input) {
     double next = sigmoid_input ? 0 : *m;
     struct gates g = open_gates(&next, i, f, sigmoid_input);
@@ -400,9 +400,8 @@ void OP(mlstm_step)(struct device *dev, tensor h, struct mlstm_state state, tens
             int64_t at = row * H + head;
             step_head(row_of(h, row) + head * h.stride[1], (real *)state.C.data + at * K * V,
                       rule.normalise ? (real *)state.n.data + at * K : NULL, (real *)state.m.data + at,
-                      row_of(q, row) + head * q.stride[1],
-                      row_of(k, row) + head * k.stride[1], row_of(v, row) + head * v.stride[1], row_of(i, row)[head],
-                      row_of(f, row)[head], K, V, rule);
+                      row_of(q, row) + head * q.stride[1], row_of(k, row) + head * k.stride[1],
+                      row_of(v, row) + head * v.stride[1], row_of(i, row)[head], row_of(f, row)[head], K, V, rule);
         }
     }
 }
