@@ -20,7 +20,8 @@
  * about 13 and 28 instructions. Bound by bandwidth: B 8, T 2048, C 4096 in bf16: 0.064 ms forward, 0.10 ms backward at
  * 4.2 TB/s; 0.09 and 0.14 at 3.0. An H100 took 0.104 and 0.255 when a thread waited for its loads and moved its window
  * by a token at a time (57 instructions an element in backward, 0.13 ms of issue slots, next to nothing of it under the
- * loads); expected now: 0.095 and 0.165.
+ * loads), and 0.103 and 0.175 with both mended: three blocks a multiprocessor do 5.2 rounds, of which the last left the
+ * chip idle for 15 and 18 % of the time (ncu). With four blocks, 3.9 rounds; expected: 0.092 and 0.15.
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -209,7 +210,7 @@ template <int V, int W, bool DOC> struct window {
 };
 
 template <class T, int V, int W, bool DOC>
-__global__ void __launch_bounds__(LANES *RUNS, 3) conv_forward_kernel(T *y, const T *x, conv_problem p) {
+__global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 4 : 3) conv_forward_kernel(T *y, const T *x, conv_problem p) {
     DYNAMIC_SHARED(char, shared);
     conv_place at = place_of<V>(p);
     conv_ring<T, V, W, 1> ring(shared);
@@ -325,7 +326,7 @@ __device__ __forceinline__ void store_partials(float *partial, float *shared, co
 
 /* dinitial (optional) is written by the threads of the first run. */
 template <class T, int V, int W, bool DOC>
-__global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 3 : 2)
+__global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 4 : 2)
 conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, float *partial, const T *dy,
                      const float *dfinal, const T *x, conv_problem p) {
     DYNAMIC_SHARED(char, shared);

@@ -3,10 +3,13 @@
  *
  * sum_squares: SUM_BLOCKS blocks of fixed shares, added in double (fp64 is cheap on the chips this is for), then one
  * block adds the blocks' sums in order. Bytes 4n.
- * adamw: a block takes SHARE elements of one segment, in vectors of four. The table of segments travels with the
- * launch, TABLE of them at a time, so a model is a launch or two. Bytes: p, m, v read and written, g read, and the
- * rounded copy written, 28n + 2n in bf16; bound by bandwidth: 129 M parameters in 1.3 ms at 3.0 TB/s, 0.9 ms at 4.2
- * TB/s. The step's scalars are read from device memory.
+ * adamw: a block takes SHARE elements of one segment, once, in vectors of four, all of them on their way before anything
+ * else is done: blocks that go on to further shares drift apart, and what they touch at a time no longer lies together
+ * (1.59 ms for what takes 1.30 in a kernel that does
+ * nothing else, both on an H100). The table of segments travels with the launch, TABLE of them at a time, so a model is a
+ * launch or two. Bytes: p, m, v read and written, g read, and the rounded copy written, 28n + 2n in bf16; bound by
+ * bandwidth: 129 M parameters in 1.3 ms at 3.0 TB/s, 0.9 ms at 4.2 TB/s. The step's scalars are read from device
+ * memory.
  * step_scalars: one thread, a few hundred operations in double: under 10 us, and no word from the host in a step.
  */
 #include "kernels/cuda/launch.cuh"
@@ -14,7 +17,7 @@
 #include "kernels/step_decide.h"
 
 /* A launch carries 32 KB from CUDA 12.1 on, 4 KB before. */
-enum { THREADS = 256, SHARE = 16384, ROUND = 2, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
+enum { THREADS = 256, ROUND = 2, SHARE = 4 * ROUND * THREADS, TABLE = CUDART_VERSION >= 12010 ? 256 : 40 };
 
 __device__ double block_sum_double(double v) {
     __shared__ double room[WARP];
@@ -90,7 +93,7 @@ struct run_of_weights {
     float *p, *m, *v;
     const float *g;
     void *rounded; /* or NULL */
-    int64_t count, first, blocks; /* `first`: number of its first block among those of the launch */
+    int64_t count, first; /* `first`: number of its first block among those of the launch */
     float decay, lr_scale, low, high;
     bool wide; /* all lie on whole vectors */
 };
@@ -156,27 +159,18 @@ __device__ __forceinline__ void update(weights<V> &w, const struct run_of_weight
     }
 }
 
-/* This block's share of the elements [from, end) of a run, V at a time: the run's blocks take rounds in turn, so that
- * blocks that run together touch memory that lies together. All of a round is on its way at once. */
-template <class T, int V>
-__device__ __forceinline__ void update_all(const struct run_of_weights &run, const struct adamw_constants &c,
-                                           int64_t from, int64_t end) {
-    constexpr int64_t round = ROUND * V * THREADS;
-    for (int64_t i = from + (blockIdx.x - run.first) * round + V * threadIdx.x; i < end; i += run.blocks * round) {
-        weights<V> w[ROUND];
-#pragma unroll
-        for (int k = 0; k < ROUND; k++)
-            if (i + k * V * THREADS < end) load(w[k], run, i + k * V * THREADS);
-#pragma unroll
-        for (int k = 0; k < ROUND; k++)
-            if (i + k * V * THREADS < end) update<T>(w[k], run, c, i + k * V * THREADS);
-    }
+/* The block's constants, by its first thread. */
+__device__ __forceinline__ struct adamw_constants shared_constants(const struct adamw_step *step,
+                                                                   const struct run_of_weights &run) {
+    __shared__ struct adamw_constants shared;
+    if (threadIdx.x == 0) shared = constants_of(step, run);
+    __syncthreads();
+    return shared;
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
 adamw_kernel(const __grid_constant__ struct run_table table, const struct adamw_step *step) {
-    __shared__ struct adamw_constants shared;
     if (step->skip) return;
     int s = 0;
     for (int beyond = table.count; s + 1 < beyond;) { /* the last run that begins at this block or before */
@@ -185,12 +179,25 @@ adamw_kernel(const __grid_constant__ struct run_table table, const struct adamw_
         else beyond = middle;
     }
     const struct run_of_weights run = table.run[s];
-    if (threadIdx.x == 0) shared = constants_of(step, run);
-    __syncthreads();
-    const struct adamw_constants c = shared;
-    int64_t whole = run.wide ? run.count / 4 * 4 : 0;
-    update_all<T, 4>(run, c, 0, whole);
-    update_all<T, 1>(run, c, whole, run.count);
+    int64_t from = (blockIdx.x - run.first) * (int64_t)SHARE, end = at_most(from + SHARE, run.count);
+    int64_t whole = run.wide ? from + (end - from) / 4 * 4 : from;
+    weights<4> w[ROUND];
+#pragma unroll
+    for (int k = 0; k < ROUND; k++) {
+        int64_t i = from + 4 * (k * THREADS + (int)threadIdx.x);
+        if (i < whole) load(w[k], run, i);
+    }
+    const struct adamw_constants c = shared_constants(step, run);
+#pragma unroll
+    for (int k = 0; k < ROUND; k++) {
+        int64_t i = from + 4 * (k * THREADS + (int)threadIdx.x);
+        if (i < whole) update<T>(w[k], run, c, i);
+    }
+    for (int64_t i = whole + threadIdx.x; i < end; i += THREADS) {
+        weights<1> one;
+        load(one, run, i);
+        update<T>(one, run, c, i);
+    }
 }
 
 static struct run_of_weights run_of(const struct adamw_slice *slice, const struct adamw_segment *segment) {
@@ -232,8 +239,7 @@ extern "C" void cuda_adamw(struct device *dev, const struct adamw_slice *slices,
             struct run_of_weights run = run_of(&slices[s], &slices[s].segments[i]);
             if (run.count == 0) continue;
             run.first = blocks;
-            run.blocks = ceil_div(run.count, SHARE);
-            blocks += run.blocks;
+            blocks += ceil_div(run.count, SHARE);
             table.run[table.count++] = run;
             if (table.count < TABLE) continue;
             update_runs(dev, &table, blocks, step);
