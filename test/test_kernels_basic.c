@@ -185,6 +185,43 @@ static void test_norm_definitions(void **state) {
     device_close(dev);
 }
 
+/* LayerNorm, and the norm of heads with skip and gate, from their definitions; a block-diagonal product. */
+static void test_head_norm_definitions(void **state) {
+    (void)state;
+    struct device *dev = open_cpu(PRECISION_F64);
+    tensor y = random_matrix(dev, ROWS, COLUMNS, 1, 2), x = random_matrix(dev, ROWS, COLUMNS, 2, 3);
+    tensor z = random_matrix(dev, ROWS, COLUMNS, 3, 2), g = random_matrix(dev, ROWS, COLUMNS, 0, 0);
+    tensor mean = random_matrix(dev, ROWS, GROUPS, 0, 0), rstd = random_matrix(dev, ROWS, GROUPS, 0, 0);
+    tensor weight = random_vector(dev, COLUMNS, 4, 1), skip = random_vector(dev, COLUMNS, 5, 1);
+    const double eps = 0.125;
+    enum { N = COLUMNS / GROUPS };
+
+    dev->ops->head_norm_forward(dev, g, mean, rstd, y, weight, x, skip, z, ACTIVATION_SIGMOID, eps);
+    for (int head = 0; head < ROWS * GROUPS; head++) {
+        double sum = 0, squares = 0;
+        for (int i = head * N; i < (head + 1) * N; i++) sum += get(y, i);
+        for (int i = head * N; i < (head + 1) * N; i++) squares += pow(get(y, i) - sum / N, 2);
+        double scale = 1 / sqrt(squares / N + eps);
+        assert_close(get(mean, head), sum / N, 1e-14, 1e-14, "mean", head);
+        assert_close(get(rstd, head), scale, 1e-14, 0, "rstd", head);
+        for (int i = head * N; i < (head + 1) * N; i++) {
+            int c = i % COLUMNS;
+            double normed = (get(y, i) - sum / N) * scale * get(weight, c) + get(skip, c) * get(x, i);
+            assert_close(get(g, i), normed / (1 + exp(-get(z, i))), 1e-13, 1e-13, "g", i);
+        }
+    }
+    tensor w = tensor_3d(weight.data, weight.dtype, GROUPS, 1, N), out = tensor_2d(mean.data, mean.dtype, ROWS, GROUPS);
+    dev->ops->block_linear_forward(dev, out, y, w);
+    for (int block = 0; block < ROWS * GROUPS; block++) {
+        double want = 0;
+        for (int i = 0; i < N; i++) want += get(y, block * N + i) * get(weight, block % GROUPS * N + i);
+        assert_close(get(out, block), want, 1e-13, 1e-13, "y of a block", block);
+    }
+    tensor owned[] = {y, x, z, g, mean, rstd, weight, skip};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i].data);
+    device_close(dev);
+}
+
 static void test_linear_glu_embedding_definitions(void **state) {
     (void)state;
     struct device *dev = open_cpu(PRECISION_F64);
@@ -506,6 +543,7 @@ int main(void) {
         cmocka_unit_test(test_device),
         cmocka_unit_test(test_tables_complete),
         cmocka_unit_test(test_norm_definitions),
+        cmocka_unit_test(test_head_norm_definitions),
         cmocka_unit_test(test_linear_glu_embedding_definitions),
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_adamw_small_numbers),

@@ -8,7 +8,7 @@
 #include <cmocka.h>
 
 #define REAL_IS_FLOAT
-#include "kernels/cpu/real.h"
+#include "kernels/cpu/activation.h"
 #include "common/rng.h"
 #include <stdlib.h>
 #ifdef _OPENMP
@@ -94,6 +94,29 @@ static void test_sigmoid_family(void **state) {
     }
     assert_true(softplus_derivative(20.5f) == 1 && softplus(1e4f) == 1e4f && isnan(softplus(NAN)) && isnan(silu(NAN)));
     assert_true(sigmoid(-INFINITY) == 0 && sigmoid(INFINITY) == 1);
+}
+
+/* Phi is right to some units of its own also in the lower tail; gelu, relu2 and sigmoid with their derivatives. */
+static void test_activations(void **state) {
+    (void)state;
+    for (float v = -13; v <= 13; v += 0.0137f) {
+        double cdf = 0.5 * erfc(-(double)v * sqrt(0.5)), density = exp(-0.5 * (double)v * v) / sqrt(2 * acos(-1));
+        double s = 1 / (1 + exp(-(double)v)), places = 4e-7 + 6e-8 * (double)v * v;
+        float got_density, slope;
+        assert_true(fabs(normal_cdf(v, &got_density) - cdf) <= places * cdf + 1e-37);
+        assert_true(fabs(got_density - density) <= places * density + 1e-37);
+        assert_true(fabs(activation_and_slope(ACTIVATION_GELU, v, &slope) - v * cdf) <= places * fabs(v * cdf) + 1e-36);
+        assert_true(fabs(slope - (cdf + v * density)) <= places * (cdf + fabs(v) * density) + 1e-36);
+        assert_true(activation_and_slope(ACTIVATION_RELU2, v, &slope) == (v > 0 ? v * v : 0));
+        assert_true(slope == (v > 0 ? 2 * v : 0));
+        assert_true(fabs(activation_and_slope(ACTIVATION_SIGMOID, v, &slope) - s) <= 4e-7 * s);
+        assert_true(fabs(slope - s / (1 + exp((double)v))) <= 6e-7 * s / (1 + exp((double)v)));
+        assert_true(activation_of(ACTIVATION_SILU, v) == silu(v));
+    }
+    for (int act = ACTIVATION_SILU; act <= ACTIVATION_SIGMOID; act++)
+        assert_true(isnan(activation_of((enum activation)act, NAN)));
+    assert_true(activation_of(ACTIVATION_GELU, 0) == 0 && activation_of(ACTIVATION_GELU, 30) == 30);
+    assert_true(activation_of(ACTIVATION_GELU, -30) == 0 && activation_of(ACTIVATION_SIGMOID, -INFINITY) == 0);
 }
 
 /* --- the matrix product ------------------------------------------------------------------------------------------- */
@@ -237,6 +260,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exp_accuracy),   cmocka_unit_test(test_exp_special),
         cmocka_unit_test(test_exp2_decay),     cmocka_unit_test(test_sigmoid_family),
+        cmocka_unit_test(test_activations),
         cmocka_unit_test(test_gemm),
         cmocka_unit_test(test_gemm_nan),       cmocka_unit_test(test_gemm_plain_threads),
     };

@@ -240,34 +240,23 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, T *
     DYNAMIC_SHARED(char, memory);
     __shared__ team_room room[2];
     int64_t group = (int64_t)blockIdx.y * n;
-    char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;
-    auto fetch = [&](int64_t row, int slot) {
-        T *at = (T *)(slots + slot * staging.slot_bytes);
+    float sum[ITEMS][V] = {};
+    auto copy = [&](int64_t row, char *slot) {
+        T *at = (T *)slot;
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
-            if (row >= R || i >= n) break;
+            if (i >= n) break;
             stage_item<V>(at + i, y + row * I + group + i);
             stage_item<V>(at + n + i, z + row * z_step + group + i);
             stage_item<V>(at + 2 * n + i, dg + row * I + group + i);
         }
-        cp_async_commit();
     };
-    float sum[ITEMS][V] = {};
-    int64_t first = (int64_t)blockIdx.x * blockDim.y, step = (int64_t)gridDim.x * blockDim.y;
-    fetch(first + threadIdx.y, 0);
-    auto rstd_of = [&](int64_t row) { return row < R ? rstd[row * gridDim.y + blockIdx.y] : 0.0f; };
-    float ahead = rstd_of(first + threadIdx.y);
-    for (int turn = 0; first < R; first += step, turn ^= 1) {
-        int64_t row = first + threadIdx.y;
+    read_ahead rstds([&](int64_t row) { return rstd[row * gridDim.y + blockIdx.y]; }, R);
+    staged_rows(R, memory, staging, copy, [&](int64_t row, const char *slot, int turn) {
         int end = row < R ? n : 0;
-        float s = ahead, dot = 0;
-        ahead = rstd_of(row + step);
-        int slot = staging.slots == 2 ? turn : 0;
-        if (staging.slots == 2) fetch(row + step, !slot);
-        if (staging.slots == 2) cp_async_wait<1>();
-        else cp_async_wait<0>();
-        const T *in = (const T *)(slots + slot * staging.slot_bytes), *gate = in + n, *d = gate + n;
+        float s = rstds.next(row), dot = 0;
+        const T *in = (const T *)slot, *gate = in + n, *d = gate + n;
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
             int i = item_at<V>(k);
@@ -306,8 +295,7 @@ gated_rmsnorm_backward_kernel(T *dy, T *dz, int64_t dz_step, float *partial, T *
             store_floats<V>(dy + row * I + group + i, x);
             store_floats<V>(dz + row * dz_step + group + i, v);
         }
-        if (staging.slots == 1) fetch(row + step, 0);
-    }
+    });
     add_teams(partial + (int64_t)blockIdx.x * I + group, sum, n, (float *)memory);
 }
 
