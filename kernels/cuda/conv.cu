@@ -12,9 +12,9 @@
  * places are known when the kernel is compiled; most groups lie in one document and within the run, and are walked
  * without looking. Backward walks the run and W-1 tokens behind it: c is computed again, dc[t..t+W-1] gives dx[t]. A
  * tap of another document, or before the row where there is no initial state, is 0; so is dc of a later document for
- * dx. Documents are looked at only where they are given. The sums for dweight and dbias stay in registers along the run, are added over the runs of a block
- * in shared memory, in order, and written as one partial row a block; a second kernel adds the rows to dweight and
- * dbias.
+ * dx. Documents are looked at only where they are given. The sums for dweight and dbias stay in registers along the
+ * run, are added over the runs of a block in shared memory, in order, and written as one partial row a block; a second
+ * kernel adds the rows to dweight and dbias.
  *
  * Bytes an element with e bytes an activation: forward 2e (1 + 3/64 with the overlap of runs), backward 3e (1 + 6/128);
  * about 13 and 28 instructions. Bound by bandwidth: B 8, T 2048, C 4096 in bf16: 0.064 ms forward, 0.10 ms backward at
@@ -210,7 +210,8 @@ template <int V, int W, bool DOC> struct window {
 };
 
 template <class T, int V, int W, bool DOC>
-__global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 4 : 3) conv_forward_kernel(T *y, const T *x, conv_problem p) {
+__global__ void __launch_bounds__(LANES *RUNS, W == TAPS ? 4 : 3)
+conv_forward_kernel(T *y, const T *x, conv_problem p) {
     DYNAMIC_SHARED(char, shared);
     conv_place at = place_of<V>(p);
     conv_ring<T, V, W, 1> ring(shared);
