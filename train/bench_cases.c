@@ -1,7 +1,7 @@
 /* bench_cases.c: the shapes at which riverrun bench ops measures, and the figures each is held against, milliseconds
  * for forward and for forward + backward in bf16 on one H200: the public implementation's (state-spaces/mamba,
- * causal-conv1d), the time from which the work is worth using, and the time aimed at. What the chip allows is computed
- * from the row's bytes, products and special functions. */
+ * causal-conv1d, NX-AI/mlstm_kernels), the time from which the work is worth using, and the time aimed at. What the chip
+ * allows is computed from the row's bytes, products and special functions. */
 #include "train/bench_ops.h"
 
 const struct bench_case bench_cases[] = {
@@ -11,6 +11,8 @@ const struct bench_case bench_cases[] = {
     {&bench_conv, "width 2048", "B=8 T=2048 C=4096", {0.129, 0.715}, {0.12, 0.40}, {0.08, 0.25}},
     {&bench_ssd, "width 2048", "B=8 T=2048 H=64 P=64 N=128", {1.23, 4.04}, {0.7, 2.0}, {0.40, 1.4}},
     {&bench_ssd, "one long row", "B=1 T=65536 H=64 P=64 N=128", {2.66, 10.3}, {2.2, 7.5}, {1.5, 5.0}},
+    {&bench_mlstm, "4 heads of 512", "B=8 T=2048 H=4 K=256 V=512", {0.85, 2.59}, {0.85, 2.6}, {0.40, 1.4}},
+    {&bench_mlstm, "one long row", "B=1 T=65536 H=4 K=256 V=512", {3.86, 12.9}, {3.9, 13}, {1.8, 6.0}},
     {&bench_slstm, "4 heads of 192", "B=16 T=1024 H=4 P=192", {0}, {4, 10}, {2, 6}},
 
     {&bench_attention, "width 2048", "B=8 T=2048 H=16 P=128", {0.30, 1.21}, {0.33, 1.33}, {0.30, 1.21}},
@@ -51,6 +53,9 @@ const struct bench_case bench_cases[] = {
 
     /* The smaller operations of the xLSTM: 255M of the 7B architecture; 125M of arXiv 2405.04517 (the norm behind an mLSTM
      * and behind an sLSTM, q of an mLSTM, a gate of an sLSTM). */
+    {&bench_mlstm, "xLSTM 255M", "B=16 T=2048 H=4 K=128 V=256 d=1", {0}, {0}, {0}},
+    {&bench_mlstm, "xLSTM 125M", "B=16 T=2048 H=4 K=384 V=384 d=1", {0}, {0}, {0}},
+    {&bench_softcap, "xLSTM 255M", "R=32768 N=8", {0}, {0}, {0}},
     {&bench_head_norm, "xLSTM 255M", "R=32768 I=1024 H=4 z=1 a=3", {0}, {0}, {0}},
     {&bench_head_norm, "xLSTM 125M, mLSTM", "R=32768 I=1536 H=4 s=1 z=1 p=3072", {0}, {0}, {0}},
     {&bench_head_norm, "xLSTM 125M, sLSTM", "R=32768 I=768 H=4", {0}, {0}, {0}},

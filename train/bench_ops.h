@@ -86,10 +86,10 @@ struct bench_case {
 };
 
 extern const struct bench_case bench_cases[]; /* ends with row NULL */
-extern const struct bench_row bench_embedding, bench_add_norm, bench_linear, bench_conv, bench_conv_step,
-    bench_ssd_dt, bench_ssd, bench_ssd_step, bench_scan, bench_scan_step, bench_gated_rmsnorm, bench_glu,
-    bench_head_norm, bench_block_linear, bench_slstm, bench_attention, bench_rope, bench_head_loss, bench_convert,
-    bench_adamw;
+extern const struct bench_row bench_embedding, bench_add_norm, bench_linear, bench_conv, bench_conv_step, bench_ssd_dt,
+    bench_ssd, bench_ssd_step, bench_scan, bench_scan_step, bench_gated_rmsnorm, bench_glu, bench_head_norm,
+    bench_block_linear, bench_mlstm, bench_softcap, bench_slstm, bench_attention, bench_rope, bench_head_loss,
+    bench_convert, bench_adamw;
 
 /* ---- for rows --------------------------------------------------------------------------------------------------- */
 
