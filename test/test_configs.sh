@@ -69,7 +69,30 @@ recipe configs/tables/mamba2-350m.ini 362008064 13500 $half 1.5e-3
 recipe configs/wikitext103/mamba.ini 129123072 27000 131072 1.5e-3
 recipe configs/wikitext103/mamba2.ini 128977344 27000 131072 1.5e-3
 
+# xlstm FILE PARAMETERS STEPS BATCH-TOKENS LR MIN_LR: the recipe of the xLSTM paper.
+xlstm() {
+    planned "$1"
+    [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"
+    [ "$(planned_number steps)" = "$3" ] || fail "$1: $(planned_number steps) steps, not $3"
+    [ "$(($(given "$1" batch) * $(given "$1" seq_len)))" = "$4" ] || fail "$1: a batch is not $4 tokens"
+    for pair in lr="$5" min_lr="$6" warmup=750 kind=cosine beta1=0.9 beta2=0.95 eps=1e-5 weight_decay=0.1 decay=head \
+        norm=layer init=small tie_embeddings=false; do
+        [ "$(given "$1" "${pair%%=*}")" = "${pair#*=}" ] || fail "$1: not $pair"
+    done
+}
+xlstm configs/xlstm/125m-1-0.ini 163806144 600000 $half 1.5e-3 1.5e-4
+xlstm configs/xlstm/125m-7-1.ini 163690928 600000 $half 1.5e-3 1.5e-4
+xlstm configs/xlstm/350m-1-0.ini 409290112 600000 $half 7.5e-4 7.5e-5
+xlstm configs/xlstm/350m-7-1.ini 408436048 600000 $half 7.5e-4 7.5e-5
+xlstm configs/xlstm/760m-1-0.ini 840427392 600000 $half 6.25e-4 6.25e-5
+xlstm configs/xlstm/760m-7-1.ini 839736144 600000 $half 6.25e-4 6.25e-5
+xlstm configs/xlstm/1.3b-1-0.ini 1422559616 300000 $whole 5e-4 5e-5
+xlstm configs/xlstm/1.3b-7-1.ini 1420065104 300000 $whole 5e-4 5e-5
+xlstm configs/xlstm/2.7b-1-0.ini 2788396032 28170 $half 8e-4 8e-5
+
 # What the comments offer as variants plans too.
+"$RIVERRUN" plan configs/xlstm/350m-7-1.ini train.steps=28170 optimizer.lr=1e-3 schedule.min_lr=1e-4 \
+    schedule.decay_steps=29250 > /dev/null 2> "$WORK/err" || fail "350m-7-1: $(cat "$WORK/err")"
 for more in 'data.seq_len=8192 train.batch=64 train.micro_batch=1' 'optimizer.lr=3e-4 optimizer.beta2=0.999' \
     block.m.dt_rank=1 block.m.d_state=8; do
     # shellcheck disable=SC2086

@@ -125,6 +125,9 @@ static void close_problem(struct problem *p) {
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 5\nhead_dim = 4\nchunk = 4\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 3\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
+/* See STEADY in support_model.c. */
+#define PREUP "norm_eps = 0.1\npattern = u*2\n[block.u]\nmixer = mlstm_preup\nheads = 2\nchunk = 4\neps = 0\n"
+#define SLSTM "norm = layer\npattern = y*2\n[block.y]\nmixer = slstm\nheads = 2\n"
 
 /* The models of every other test, with documents and without. */
 static void test_listed(void **state) {
@@ -217,6 +220,8 @@ static void test_initial_state(void **state) {
     /* Widths that keep neighbouring weights from being one matrix. */
     check_initial_state("[model]\nd_model = 12\nvocab_size = 13\npad_vocab_to = 4\nnorm_eps = 0.1\n"
                         "pattern = x*2\n" MLSTM "input_gate = sigmoid\nmlp = swiglu\nmlp_width = 6\n");
+    check_initial_state(MODEL PREUP);
+    check_initial_state(MODEL SLSTM);
 }
 
 static void check_one_token(const char *text) {
@@ -242,6 +247,8 @@ static void test_one_token(void **state) {
     check_one_token(MODEL "pattern = m\n" BLOCK);
     check_one_token(MODEL "pattern = s\n" MAMBA);
     check_one_token(MODEL "norm_eps = 0.1\npattern = x\n" MLSTM);
+    check_one_token(MODEL PREUP);
+    check_one_token(MODEL SLSTM);
 }
 
 int main(void) {
