@@ -6,10 +6,11 @@
  *   dweight += sum dv yh
  *
  * norm.cuh says how rows are dealt out to threads; here a row is one head of a token, and a block's teams take
- * neighbouring heads forward, neighbouring tokens of one head (blockIdx.y) backward. A thread takes vectors of four, so
- * that a warp is full from a width of 128 on; up to 16 elements of a head stay in a thread, which is one warp for heads
- * of up to 512, two for 1024, and so on; heads of more than 4096 are slower. Whether there are skip and gate, and which
- * gate, is asked once a vector. Backward computes the gate twice rather than keep it.
+ * neighbouring heads forward, neighbouring tokens of one head (blockIdx.y) backward. Heads are short rows: with a warp
+ * for each of 256, the sums over lanes and the start of blocks would take as long as the memory does (measured: 0.125
+ * ms for what now is predicted as 0.07). So a team may be a part of a warp, 8 lanes or more, whose sums take
+ * three steps, and a thread has up to 32 elements forward, 16 backward. Heads of more than 4096 are slower. Whether
+ * there are skip and gate, and which gate, is asked once a vector. Backward computes the gate twice rather than keep it.
  * Reproducible: the sums over tokens are cut by R, I and H only (norm.cuh).
  * Bytes, with e bytes an activation, per R I: forward 2e, backward 3e, and with a skip 1e and 2e more, with a gate 1e and
  * 2e. Bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, I 1024, gate 0.07 / 0.11 ms; I 1536, skip
@@ -18,21 +19,26 @@
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/norm.cuh"
 
-enum { HEAD_ELEMENTS = 16 }; /* of a head in a thread, unless it is wider than that of eight warps */
+enum {
+    FORWARD_ELEMENTS = 32,  /* of a head in a thread, unless it is wider than that of eight warps */
+    BACKWARD_ELEMENTS = 16, /* the same backward, where they have two sums each */
+    LANES_LEAST = 8,        /* of a team */
+    THREADS = 128           /* of a block, unless a team is more */
+};
 
-/* Run f(V, ITEMS, block) for heads of n. Two sizes of ITEMS are enough: the least warps that it takes are taken. */
-template <int V, class F> static void with_head_team(int64_t n, F f) {
-    int warps = 1;
-    while ((int64_t)WARP * warps * HEAD_ELEMENTS < n && warps < TEAM_WARPS) warps *= 2;
-    ASSERT((int64_t)WARP * warps * ELEMENTS_MAX >= n);
-    dim3 block((unsigned)(WARP * warps), warps <= 2 ? 4 : 1);
-    if ((int64_t)WARP * warps * HEAD_ELEMENTS >= n) f(constant<V>(), constant<HEAD_ELEMENTS / V>(), block);
+/* Run f(V, ITEMS, block) for heads of n. Two sizes of ITEMS are enough: the fewest lanes that it takes are taken. */
+template <int V, int MOST, class F> static void with_head_team(int64_t n, F f) {
+    int lanes = LANES_LEAST;
+    while ((int64_t)lanes * MOST < n && lanes < WARP * TEAM_WARPS) lanes *= 2;
+    ASSERT((int64_t)lanes * ELEMENTS_MAX >= n);
+    dim3 block((unsigned)lanes, (unsigned)at_least(THREADS / lanes, 1));
+    if ((int64_t)lanes * MOST >= n) f(constant<V>(), constant<MOST / V>(), block);
     else f(constant<V>(), constant<ELEMENTS_MAX / V>(), block);
 }
 
-template <class F> static void with_head_shape(bool wide, int64_t n, F f) {
-    if (wide) with_head_team<4>(n, f);
-    else with_head_team<1>(n, f);
+template <int V, int MOST, class F> static void with_head_shape(bool wide, int64_t n, F f) {
+    if (wide) with_head_team<V, MOST>(n, f);
+    else with_head_team<1, MOST>(n, f);
 }
 
 /* What both passes read. Rows of x and z are x_step and z_step elements apart; NULL: no skip, no gate. */
@@ -120,7 +126,8 @@ extern "C" void cuda_head_norm_forward(struct device *dev, tensor g, tensor mean
     const tensor views[] = {g, y, weight, x, skip, z};
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        with_head_shape(groups_fit(n, 4, 6, views), n, [&](auto width, auto items, dim3 block) {
+        constexpr int V = vector_of<T>;
+        with_head_shape<V, FORWARD_ELEMENTS>(groups_fit(n, V, 6, views), n, [&](auto width, auto items, dim3 block) {
             LAUNCH(dev, (head_norm_forward_kernel<T, width.value, items.value>), (unsigned)ceil_div(R * H, block.y),
                    block, 0, data_of<T>(g), data_of<float>(mean), data_of<float>(rstd),
                    inputs_of<T>(y, weight, x, skip, z, act), R * H, (int)H, (int)n, (float)eps);
@@ -256,7 +263,7 @@ extern "C" void cuda_head_norm_backward(struct device *dev, tensor dy, tensor dx
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         bool wide = groups_fit(n, 4, 9, views) && (uintptr_t)scratch % 16 == 0;
-        with_head_shape(wide, n, [&](auto width, auto items, dim3 block) {
+        with_head_shape<4, BACKWARD_ELEMENTS>(wide, n, [&](auto width, auto items, dim3 block) {
             struct staging staging = staging_of(R, n, copied * (int64_t)sizeof(T), block, H);
             struct head_gradients<T> out = {data_of<T>(dy), data_of<T>(dx),  data_of<T>(dz), dx.stride[0],
                                             dz.stride[0],   data_of<T>(dg), (float *)scratch};

@@ -1,8 +1,8 @@
 /* norm.cuh: how norms of rows run on a GPU: teams of warps that take a row, and the rows of a backward pass on their way
  * through shared memory. Used by norm.cu and head_norm.cu.
  *
- * A team of 1, 2, 4 or 8 warps takes a row (or a group of a row); a block is one team, or four of one warp or two. A
- * thread takes its elements in vectors of V.
+ * A team of 1, 2, 4 or 8 warps takes a row (or a group of a row); a block is one team, or four of one warp or two.
+ * Short rows may have teams of 8 or 16 lanes (head_norm.cu). A thread takes its elements in vectors of V.
  * Forward: a row a team, in registers; all of it is asked for before any of it is used.
  * Backward (staged_rows): a block takes rows in turns. The operands of its next rows are copied to shared memory without
  * waiting while it works on these, so some 100 KB a multiprocessor are on their way all the time, and registers hold
@@ -54,6 +54,14 @@ template <int V> __device__ __forceinline__ int item_at(int k) {
     return (int)(k * blockDim.x + threadIdx.x) * V;
 }
 
+/* The sum over a team's lanes in this thread's warp. */
+__device__ __forceinline__ float lanes_sum(float v) {
+#pragma unroll
+    for (int offset = WARP / 2; offset > 0; offset /= 2)
+        if (offset < (int)blockDim.x) v += __shfl_xor_sync(FULL, v, offset);
+    return v;
+}
+
 /* The sum over a team, in each of its threads. All of the block take part. `room` takes turns between two, which saves
  * a barrier a sum. */
 struct team_room {
@@ -62,8 +70,8 @@ struct team_room {
 
 __device__ __forceinline__ float team_sum(float v, team_room &room) {
     int warps = (int)blockDim.x / WARP;
-    v = warp_sum(v);
-    if (warps == 1) return v;
+    v = lanes_sum(v);
+    if (warps <= 1) return v;
     float *mine = room.of_warp + threadIdx.y * warps;
     if (threadIdx.x % WARP == 0) mine[threadIdx.x / WARP] = v;
     __syncthreads();
@@ -75,9 +83,9 @@ __device__ __forceinline__ float team_sum(float v, team_room &room) {
 /* The same of two numbers. */
 __device__ __forceinline__ void team_sums(float &a, float &b, team_room &room) {
     int warps = (int)blockDim.x / WARP, mine = (int)threadIdx.y * warps;
-    a = warp_sum(a);
-    b = warp_sum(b);
-    if (warps == 1) return;
+    a = lanes_sum(a);
+    b = lanes_sum(b);
+    if (warps <= 1) return;
     if (threadIdx.x % WARP == 0) {
         room.of_warp[mine + threadIdx.x / WARP] = a;
         room.more[mine + threadIdx.x / WARP] = b;

@@ -11,7 +11,7 @@ set -e
     'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
     'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
-    'head_norm R=2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000' 'head_norm R=5 H=2 P=67,192 strided=0,1,2' \
+    'head_norm R=2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000' 'head_norm R=5 H=2 P=67,192,384 strided=0,1,2' \
     'head_norm R=5 H=2 P=1280 skip=0,1 sigmoid=1' 'head_norm R=3 H=1 P=4104' 'head_norm R=400 H=2 P=64' \
     'block_linear R=1,17 G=1,3 I=1,4,5 O=4,3 strided=0,1' 'block_linear R=5 G=2 I=4,12 O=4,9 add=0,1 strided=0,2' \
     'block_linear R=700 G=33 add=1' 'block_linear R=0 G=2 I=4,12' \
