@@ -1,6 +1,7 @@
-/* instructions.cu: does every function of kernels/cuda/mma.cuh and cluster.cuh, and every exchange between lanes, do what
- * its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the GPU, in the
- * emulated build the emulation: what passes both is the same in both, which is what the emulated tests rest on.
+/* instructions.cu: does every function of kernels/cuda/mma.cuh and cluster.cuh, and every exchange between lanes, do
+ * what its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the
+ * GPU, in the emulated build the emulation: what passes both is the same in both, which is what the emulated tests rest
+ * on.
  *
  *   instructions            exit code 0: all as said; 1: something differs; 77: there is no GPU
  */
@@ -296,13 +297,15 @@ struct cluster_room {
     uint64_t flags[2];
 };
 
-/* Round after round each lane's number becomes the sum of that lane's numbers in all blocks, modulo 97; warp 0 sends pairs,
- * warp 1 the same in sixteen bytes. to: the numbers of both warps; odd: how much that came was not what was sent. */
+/* Round after round each lane's number becomes the sum of that lane's numbers in all blocks, modulo 97; warp 0 sends
+ * pairs, warp 1 the same in sixteen bytes. to: the numbers of both warps; odd: how much that came was not what was
+ * sent. */
 __global__ void cluster_kernel(float *to, int *odd) {
 #ifndef WITHOUT_CLUSTERS
     DYNAMIC_SHARED(char, memory);
     cluster_room *room = reinterpret_cast<cluster_room *>(memory);
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, rank = (int)cluster_rank(), blocks = (int)cluster_blocks();
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int rank = (int)cluster_rank(), blocks = (int)cluster_blocks();
     unsigned bytes = (unsigned)(blocks * WARP * (sizeof(uint4) + sizeof(float2)));
     float v = (float)(blockIdx.x * WARP + lane);
     int wrong = 0;
@@ -348,7 +351,8 @@ static void check_clusters(unsigned blocks) {
     both<float> to(grid * 2 * WARP);
     both<int> odd(grid * 2 * WARP);
     if (!clusters_fit(cluster_kernel, 2 * WARP, blocks, sizeof(cluster_room))) return; /* a chip without */
-    START_CLUSTERS(cluster_kernel, grid, 2 * WARP, blocks, sizeof(cluster_room), (cudaStream_t)0, to.device, odd.device);
+    START_CLUSTERS(cluster_kernel, grid, 2 * WARP, blocks, sizeof(cluster_room), (cudaStream_t)0, to.device,
+                   odd.device);
     to.fetch();
     odd.fetch();
     for (unsigned i = 0; i < grid * 2 * WARP; i++) {

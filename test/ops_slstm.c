@@ -1,8 +1,8 @@
 /* test/ops_slstm.c: rows of the sLSTM and its step. test/ops.h says what a row is; the identities that hold for every
  * sequence operation are in test/ops_sequence.c.
  *
- * Parameters of its own: clip, in tenths; zeros = 1: some units of the initial state have n = 0, as at a start;
- * star = 1: finite differences of the final c and n times exp(m), because the gradients that backward takes are those at
+ * Parameters of its own: clip, in tenths; zeros = 1: some units of the initial state have n = 0, as at a start; star
+ * = 1: finite differences of the final c and n times exp(m), because the gradients that backward takes are those at
  * a fixed m (kernels/ops.h). */
 #include "test/ops_sequence.h"
 

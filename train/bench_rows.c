@@ -442,8 +442,8 @@ static void slstm_backward(struct bench_problem *p) {
                            VALUE("doc"), 0, p->scratch);
 }
 
-/* For each token and unit two gates by exponentials, a softplus, a tanh, a sigmoid and a quotient. What counts, the tokens'
- * chain of T steps, is in no roofline: the times divided by T say what a step takes. */
+/* For each token and unit two gates by exponentials, a softplus, a tanh, a sigmoid and a quotient. What counts, the
+ * tokens' chain of T steps, is in no roofline: the times divided by T say what a step takes. */
 static void slstm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
     forward->products = 8 * tokens(p) * (double)SIZE(D) * (double)SIZE(P);
     both->products = 3 * forward->products;

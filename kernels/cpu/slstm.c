@@ -198,8 +198,8 @@ struct gradients {
     real clip;
 };
 
-/* One token of P units. s->y: the gradient of y; s->c, s->n: what comes from the tokens after, and goes to those before.
- * `before`: the states c and n before the token, NULL where they are 0. */
+/* One token of P units. s->y: the gradient of y; s->c, s->n: what comes from the tokens after, and goes to those
+ * before. `before`: the states c and n before the token, NULL where they are 0. */
 static void units_backward(const struct slot *s, const real *saved, const real *y, const real *c_before,
                            const real *n_before, int64_t P, int64_t D) {
     for (int64_t j = 0; j < P; j++) {

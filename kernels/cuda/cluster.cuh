@@ -1,11 +1,11 @@
-/* cluster.cuh: clusters of blocks, from sm_90 on: up to 8 blocks (16 where the chip allows more than the portable number)
- * that run at the same time on neighbouring multiprocessors and write into each other's shared memory. Behind functions of
- * their own like the instructions of mma.cuh, so that test/emulation can stand in for them.
+/* cluster.cuh: clusters of blocks, from sm_90 on: up to 8 blocks (16 where the chip allows more than the portable
+ * number) that run at the same time on neighbouring multiprocessors and write into each other's shared memory. Behind
+ * functions of their own like the instructions of mma.cuh, so that test/emulation can stand in for them.
  *
- * A flag is what a block waits at for data from others. It lies in shared memory, goes up when the bytes that it was told
- * to expect have come, and with that is down again for the next ones: so a wait names the parity of the time, 0 for the
- * first, third, ... Bytes may come before they are expected, but not before the flag went up the time before. What came
- * may be read by whoever waited; no barrier is needed, nor a fence.
+ * A flag is what a block waits at for data from others. It lies in shared memory, goes up when the bytes that it was
+ * told to expect have come, and with that is down again for the next ones: so a wait names the parity of the time, 0
+ * for the first, third, ... Bytes may come before they are expected, but not before the flag went up the time before.
+ * What came may be read by whoever waited; no barrier is needed, nor a fence.
  *
  * A kernel of clusters keeps all its shared memory dynamic, the same layout in every block.
  */
@@ -45,7 +45,8 @@ __device__ __forceinline__ cluster_place place_in(const void *shared, unsigned r
     return place;
 }
 
-/* The barrier of all threads of the cluster, in two halves; what was written before the first is seen after the second. */
+/* The barrier of all threads of the cluster, in two halves; what was written before the first is seen after the
+ * second. */
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -115,8 +116,8 @@ static inline cudaError_t start_clusters(cudaStream_t stream, void (*kernel)(P..
         cuda_expect((dev), cudaPeekAtLastError(), #kernel);                                                            \
     } while (0)
 
-/* Can this GPU run the kernel in clusters of so many blocks, at least one at a time? Prepares the kernel for it. The code
- * may have been made for an older chip, and a chip may lack a group of multiprocessors that is large enough. */
+/* Can this GPU run the kernel in clusters of so many blocks, at least one at a time? Prepares the kernel for it. The
+ * code may have been made for an older chip, and a chip may lack a group of multiprocessors that is large enough. */
 template <class... P>
 static inline bool clusters_fit(void (*kernel)(P...), unsigned threads, unsigned cluster, size_t shared) {
     cudaFuncAttributes code;

@@ -2,21 +2,21 @@
  *
  *   raw_g[t] = x_g[t] + bias_g + r_g y[t-1];   state c, n, m and y by the gates (kernels/ops.h)
  *
- * The cell is a chain: token t needs all units of its head at token t - 1. Where clusters of blocks exist and bf16 heads of
- * up to 512 units fit them, one kernel walks all tokens with r on the chip (slstm_cluster.cu). What is here is right for
- * every shape, in fp32, and on chips from sm_80 on: a launch a token, with r read from the L2 cache.
+ * The cell is a chain: token t needs all units of its head at token t - 1. Where clusters of blocks exist and bf16
+ * heads of up to 512 units fit them, one kernel walks all tokens with r on the chip (slstm_cluster.cu). What is here is
+ * right for every shape, in fp32, and on chips from sm_80 on: a launch a token, with r read from the L2 cache.
  *
- * Forward, for a token: a warp has one unit and PLAIN_ROWS batch rows; its lanes share the sum over k, the shuffles that add
- * them up give every lane all 4 x PLAIN_ROWS sums, and a lane for each row does the rest. Backward, for a token: a block has
- * 32 units k and PLAIN_ROWS rows; its warps share the sum over the 4 P gates j of r[j,k] draw[j], which are added up in
- * shared memory; then a warp has a row. States, y and draw pass from launch to launch in fp32 in scratch, y and draw
- * in two places in turns.
+ * Forward, for a token: a warp has one unit and PLAIN_ROWS batch rows; its lanes share the sum over k, the shuffles
+ * that add them up give every lane all 4 x PLAIN_ROWS sums, and a lane for each row does the rest. Backward, for a
+ * token: a block has 32 units k and PLAIN_ROWS rows; its warps share the sum over the 4 P gates j of r[j,k] draw[j],
+ * which are added up in shared memory; then a warp has a row. States, y and draw pass from launch to launch in fp32 in
+ * scratch, y and draw in two places in turns.
  *
  * The gradient of r is a product over all tokens afterwards, of dx and the y before, which is copied to its place first
  * (zeros where documents start); that of bias a sum of dx.
  *
- * Account, B 16, D 4 x 192: a launch is about 2 us on the GPU of which 1 us work: reads of r, 16/4 x 1.2 MB from L2, and
- * 2 x 9.4 M multiply-adds: T launches for each direction. Besides, 19 GFLOP for dr: 0.05 ms.
+ * Account, B 16, D 4 x 192: a launch is about 2 us on the GPU of which 1 us work: reads of r, 16/4 x 1.2 MB from L2,
+ * and 2 x 9.4 M multiply-adds: T launches for each direction. Besides, 19 GFLOP for dr: 0.05 ms.
  *
  * Every sum is in an order that the shape alone fixes.
  */
@@ -36,6 +36,7 @@ struct scratch {
     float *y[2], *c, *n, *m;   /* forward: (B,D) */
     float *draw[2], *dc, *dn;  /* backward: draw (B,4,D), the others (B,D) */
     float *partials;           /* of dbias, rows of 4 D */
+    float *pieces;             /* of dr, (pieces_of_dr, H,4P,P) */
     void *before;              /* (B,T,D) act: y[t-1] */
 };
 
@@ -47,13 +48,24 @@ static size_t carve_forward(struct scratch *s, struct slstm_shape d, void *at) {
     return (size_t)(5 * BD) * sizeof(float);
 }
 
+/* The sums of dr run over all tokens of all rows, and its matrices are few: so the tokens are cut into up to so many
+ * pieces, whose products run at once and are added up. Enough to fill a chip with tiles of 128 x 128. */
+static int64_t pieces_of_dr(int64_t P, int64_t rows) {
+    int64_t tiles = ceil_div(P, 128) * ceil_div(P, 128), pieces = 16;
+    while (pieces > 1 && (pieces * tiles > 128 || rows / pieces < 256)) pieces /= 2;
+    return pieces;
+}
+
 static size_t carve_backward(struct scratch *s, struct slstm_shape d, void *at) {
     int64_t D = d.H * d.P, BD = d.B * D;
     float *base = (float *)at;
     *s = {};
     s->draw[0] = base, s->draw[1] = base + 4 * BD, s->dc = base + 8 * BD, s->dn = base + 9 * BD;
     s->partials = base + 10 * BD;
-    int64_t used = ceil_div(10 * BD + slstm_cluster_partials(d) * 4 * D, 64) * 64;
+    s->pieces = s->partials + slstm_cluster_partials(d) * 4 * D;
+    int64_t pieces = pieces_of_dr(d.P, d.B * d.T);
+    int64_t used = s->pieces - base + (pieces > 1 ? pieces * d.H * 4 * d.P * d.P : 0);
+    used = ceil_div(used, 64) * 64;
     s->before = base + used;
     return (size_t)used * sizeof(float);
 }
@@ -97,7 +109,8 @@ struct plain_state {
 };
 
 /* Of a warp's sums, those of row `lane`. */
-__device__ __forceinline__ void pick_row(float (&raw)[SLSTM_GATES], const float (&sum)[PLAIN_ROWS][SLSTM_GATES], int lane) {
+__device__ __forceinline__ void pick_row(float (&raw)[SLSTM_GATES], const float (&sum)[PLAIN_ROWS][SLSTM_GATES],
+                                         int lane) {
 #pragma unroll
     for (int i = 0; i < PLAIN_ROWS; i++)
 #pragma unroll
@@ -109,7 +122,8 @@ template <class T>
 __global__ void slstm_token_kernel(slstm_problem p, int64_t t, T *y, const T *x, const T *r, plain_state s,
                                    slstm_saved<T> saved) {
     int lane = threadIdx.x % WARP;
-    int64_t j = (int64_t)blockIdx.x * PLAIN_WARPS + threadIdx.x / WARP, h = blockIdx.y, b0 = (int64_t)blockIdx.z * PLAIN_ROWS;
+    int64_t j = (int64_t)blockIdx.x * PLAIN_WARPS + threadIdx.x / WARP, h = blockIdx.y;
+    int64_t b0 = (int64_t)blockIdx.z * PLAIN_ROWS;
     if (j >= p.P) return;
     float sum[PLAIN_ROWS][SLSTM_GATES] = {}, raw[SLSTM_GATES] = {};
     const T *of_unit = r + (h * SLSTM_GATES * p.P + j) * p.P;
@@ -213,8 +227,8 @@ struct plain_gradients {
 };
 
 /* What comes to y[t] of unit k of row b from beyond: through r, or the final state's gradient. `sum`: through r. */
-__device__ __forceinline__ void enter(const slstm_problem &p, const plain_gradients &g, int64_t b, int64_t t, int64_t unit,
-                                      float sum, float *dy, slstm_carry *carry) {
+__device__ __forceinline__ void enter(const slstm_problem &p, const plain_gradients &g, int64_t b, int64_t t,
+                                      int64_t unit, float sum, float *dy, slstm_carry *carry) {
     if (t + 1 < p.T) {
         *dy = slstm_clipped(sum, g.clip);
         *carry = {g.dc[b * p.D + unit], g.dn[b * p.D + unit]};
@@ -298,15 +312,27 @@ template <class T> __global__ void slstm_before_kernel(slstm_problem p, T *befor
     }
 }
 
-/* dr (H,4P,P) += the products over `rows` rows of dx and `before`: all heads' in one call a gate. */
+/* dr (H,4P,P) += the products over `rows` rows of dx and `before`: in pieces, all of a gate and head in one call;
+ * or, where rows can't be cut evenly, all heads of a gate. */
 static void add_dr(struct device *dev, const slstm_problem &p, tensor dr, char *dx, int64_t dx_step, char *before,
-                   enum dtype dtype, int64_t rows) {
-    struct gemm_operand b = {before, dtype, p.D, false, p.P};
-    for (int64_t g = 0; g < SLSTM_GATES; g++) {
-        struct gemm_operand a = {dx + g * p.D * (int64_t)dtype_size(dtype), dtype, dx_step, true, p.P};
-        struct gemm_operand to = {data_of<float>(dr) + g * p.P * p.P, DTYPE_F32, p.P, false, SLSTM_GATES * p.P * p.P};
-        cuda_gemm(dev, a, b, to, p.P, p.P, rows, 1, 1, p.H);
+                   enum dtype dtype, int64_t rows, float *pieces) {
+    int64_t size = (int64_t)dtype_size(dtype), count = pieces_of_dr(p.P, rows), square = p.P * p.P;
+    while (rows % count != 0) count /= 2;
+    int64_t length = rows / count;
+    for (int64_t i = 0; i < SLSTM_GATES * (count > 1 ? p.H : 1); i++) {
+        int64_t g = i % SLSTM_GATES, h = i / SLSTM_GATES;
+        struct gemm_operand a = {dx + (g * p.D + h * p.P) * size, dtype, dx_step, true, p.P};
+        struct gemm_operand b = {before + h * p.P * size, dtype, p.D, false, p.P};
+        struct gemm_operand to = {data_of<float>(dr) + i * square, DTYPE_F32, p.P, false, SLSTM_GATES * square};
+        if (count == 1) {
+            cuda_gemm(dev, a, b, to, p.P, p.P, rows, 1, 1, p.H);
+        } else {
+            a.next = length * dx_step, b.next = length * p.D;
+            to.data = pieces + i * square, to.next = p.H * SLSTM_GATES * square;
+            cuda_gemm(dev, a, b, to, p.P, p.P, length, 1, 0, count);
+        }
     }
+    if (count > 1) cuda_add_partials(dev, data_of<float>(dr), pieces, count, p.H * SLSTM_GATES * square);
 }
 
 extern "C" void cuda_slstm_backward(struct device *dev, tensor dx, tensor dr, tensor dbias, tensor dinitial, tensor dy,
@@ -323,7 +349,8 @@ extern "C" void cuda_slstm_backward(struct device *dev, tensor dx, tensor dr, te
         LAUNCH(dev, slstm_before_kernel<T>, dim3((unsigned)p.T, (unsigned)p.B), 256, 0, p, (T *)s.before, data_of<T>(y),
                slstm_rows{y.stride[0], y.stride[1]});
     });
-    bool summed = slstm_cluster_backward(dev, p, dx, dinitial, dy, dfinal, saved, r, (float)clip, s.partials, &partials);
+    bool summed = slstm_cluster_backward(dev, p, dx, dinitial, dy, dfinal, saved, r, (float)clip, s.partials,
+                                         &partials);
     if (!summed) plain_backward(dev, p, dx, dinitial, dy, dfinal, saved, r, (float)clip, s);
     bool joined = p.B == 1 || dx.stride[0] == p.T * dx.stride[1]; /* all rows in one product */
     int64_t size = (int64_t)dtype_size(dx.dtype), rows = joined ? p.B * p.T : p.T;
@@ -331,7 +358,8 @@ extern "C" void cuda_slstm_backward(struct device *dev, tensor dx, tensor dr, te
         char *gates = (char *)dx.data + b * dx.stride[0] * size;
         tensor all = tensor_2d(gates, dx.dtype, rows, SLSTM_GATES * p.D);
         all.stride[0] = dx.stride[1];
-        add_dr(dev, p, dr, gates, dx.stride[1], (char *)s.before + b * p.T * p.D * size, dx.dtype, rows);
+        char *before = (char *)s.before + b * p.T * p.D * size;
+        add_dr(dev, p, dr, gates, dx.stride[1], before, dx.dtype, rows, s.pieces);
         if (!summed) cuda_add_column_sums(dev, data_of<float>(dbias), all);
     }
     if (summed) cuda_add_partials(dev, data_of<float>(dbias), s.partials, partials, SLSTM_GATES * p.D);

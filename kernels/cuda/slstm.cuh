@@ -1,4 +1,5 @@
-/* slstm.cuh: what the ways of the sLSTM share: the problem, one unit's step forward and backward, and what is saved between.
+/* slstm.cuh: what the ways of the sLSTM share: the problem, one unit's step forward and backward, and what is saved
+ * between.
  *
  * With y[t] = sigmoid(o) c/n and m held fixed, all that backward needs of a token and unit are factors of dy, dc and dn
  * that forward knows, so backward computes no exponentials and its chain from dy to the gates' gradients is three
@@ -11,8 +12,9 @@
  *   do = gate dy;                     gate = (1 - sigmoid(o)) y
  *   dc = keep dc;  dn = keep dn       keep = f, for the token before
  *
- * saved: eight of them in the type of activations, as they are used once each; `keep`, which multiplies itself from token
- * to token, in fp32. So 20 bytes for a token's unit in bf16, 36 in fp32: (B,T,D) packs of eight, then (B,T,D) keep.
+ * saved: eight of them in the type of activations, as they are used once each; `keep`, which multiplies itself from
+ * token to token, in fp32. So 20 bytes for a token's unit in bf16, 36 in fp32: (B,T,D) packs of eight, then (B,T,D)
+ * keep.
  */
 #ifndef RIVERRUN_CUDA_SLSTM_CUH
 #define RIVERRUN_CUDA_SLSTM_CUH
@@ -134,9 +136,9 @@ __device__ __forceinline__ float slstm_clipped(float v, float clip) {
     return clip > 0.0f ? fminf(fmaxf(v, -clip), clip) : v;
 }
 
-/* (slstm_cluster.cu) The sequence in one kernel, where the shape and the GPU allow it; false: they don't, and nothing was
- * done. Backward leaves dx, dinitial, and in `partials` rows of 4 D floats that add up to dbias: how many it returns in
- * *rows, slstm_cluster_partials at most. */
+/* (slstm_cluster.cu) The sequence in one kernel, where the shape and the GPU allow it; false: they don't, and
+ * nothing was done. Backward leaves dx, dinitial, and in `partials` rows of 4 D floats that add up to dbias: how
+ * many it returns in *rows, slstm_cluster_partials at most. */
 bool slstm_cluster_forward(struct device *dev, const slstm_problem &p, tensor y, tensor final, void *saved, tensor x,
                            tensor r);
 bool slstm_cluster_backward(struct device *dev, const slstm_problem &p, tensor dx, tensor dinitial, tensor dy,

@@ -1,40 +1,41 @@
 /* slstm_cluster.cu: the sLSTM over a whole sequence in one kernel: bf16, on chips with clusters (sm_90 on). slstm.cu is
  * the way for everything else.
  *
- * A cluster of blocks has one head of SLSTM_ROWS = 8 batch rows and walks all tokens; its blocks share the head's units.
- * r stays in registers for the whole walk, as fragments of mma, bf16. Clusters know nothing of each other, so heads and
- * groups of rows fill the chip side by side, several blocks on a multiprocessor where there are many.
+ * A cluster of blocks has one head of SLSTM_ROWS = 8 batch rows and walks all tokens; its blocks share the head's
+ * units. r stays in registers for the whole walk, as fragments of mma, bf16. Clusters know nothing of each other, so
+ * heads and groups of rows fill the chip side by side, several blocks on a multiprocessor where there are many.
  *
  * Forward. A block has `units` units, a warp eight of them with all four gates: two products of 16 x 8 (gates i, f of
- * eight units; gates z, o) x (8 rows) over k. So a lane finds all gates of unit lane/4 and of rows 2 (lane%4), + 1 in its
- * own registers, and the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16 bytes a row and eight
- * units, into the shared memory of every block of the cluster, where it waits as the other operand of the next product.
- * Nothing but these bytes synchronises: they raise a flag there when all P x 8 have come (cluster.cuh). Two buffers and
- * flags in turns are enough, because nobody can send y[t+1] before everybody's y[t] came, so before everybody has read
- * y[t-1]. Heads of more than 256 units have two warps for eight units, each with half of k; they exchange the sums of
- * one row of two, so that the pointwise part halves, too.
+ * eight units; gates z, o) x (8 rows) over k. So a lane finds all gates of unit lane/4 and of rows 2 (lane%4), + 1 in
+ * its own registers, and the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16 bytes a row and
+ * eight units, into the shared memory of every block of the cluster, where it waits as the other operand of the next
+ * product. Nothing but these bytes synchronises: they raise a flag there when all P x 8 have come (cluster.cuh). Two
+ * buffers and flags in turns are enough, because nobody can send y[t+1] before everybody's y[t] came, so before
+ * everybody has read y[t-1]. Heads of more than 256 units have two warps for eight units, each with half of k; they
+ * exchange the sums of one row of two, so that the pointwise part halves, too.
  *
- * Backward. The block has the same units, their draw (4 gates x units) is the operand, and its product with r^T is a part
- * of what comes to all P units of the head: each warp has a share of the rows of r^T and sends its sums, fp32, to the blocks
- * that own those units, which add up the parts in an order of their own. The chain from dy to draw is
- * short because forward left factors (slstm.cuh), which come through a ring of STAGES tokens in shared memory, as x does
- * in forward.
+ * Backward. The block has the same units, their draw (4 gates x units) is the operand, and its product with r^T is a
+ * part of what comes to all P units of the head: each warp has a share of the rows of r^T and sends its sums, fp32, to
+ * the blocks that own those units, which add up the parts in an order of their own. The chain from dy to draw is short
+ * because forward left factors (slstm.cuh), which come through a ring of STAGES tokens in shared memory, as x does in
+ * forward.
  *
- *   P            blocks  units  warps  r in registers (a lane, forward / backward)
- *   <= 16, 32, 64  1, 2, 4   16    2      32 / 64
- *   <= 128         8         16    2      64 / 64
- *   <= 192         8         24    3      96 / 96
- *   <= 256         8         32    4      128 / 128
- *   <= 384         8         48    12     96 / 96
- *   <= 512         16        32    8      128 / 128    (16 blocks are more than every chip grants: else slstm.cu)
- *   P must be a multiple of 8, rows of x, y and their gradients aligned to 16 bytes.
+ *   P up to     blocks   units of a block   warps   registers of r in a lane, forward / backward
+ *   16, 32, 64  1, 2, 4  16                 2       32 / 64
+ *   128         8        16                 2       64 / 64
+ *   192         8        24                 3       96 / 96
+ *   256         8        32                 4       128 / 128
+ *   384         8        48                 12      96 / 96
+ *   512         16       32                 8       128 / 128
+ * P must be a multiple of 8, rows of x, y and their gradients aligned to 16 bytes, and the chip must grant the cluster
+ * (16 blocks are beyond what every chip promises); otherwise it is slstm.cu.
  *
  * Account of one step, P 192, in cycles of 0.57 ns (H100 at 1.75 GHz):
  *   forward: flag seen 30, ldmatrix 45, 24 mma on four chains 200, pointwise 180 (softplus 65, two exponentials 45,
  *     1/n and products 50), staging 60, on the way to the other blocks 250 (3 KB arrive at a block, at about 16 bytes a
  *     clock): 770 = 0.44 us. x, saved factors and y to memory run beside it.
- *   backward: flag 30, eight parts added 70, pointwise 30, draw to shared memory and barrier 60, ldmatrix 40, 24 mma 200, on
- *     the way 400 (6 KB): 830 = 0.48 us.
+ *   backward: flag 30, eight parts added 70, pointwise 30, draw to shared memory and barrier 60, ldmatrix 40, 24 mma
+ *     200, on the way 400 (6 KB): 830 = 0.48 us.
  * Bytes, B 16, T 1024, D 768: forward 226 (x) + 25 (y) + 252 (saved) MB, 0.17 ms; so the chain is what counts: 0.45 and
  * 0.5 ms, besides dr.
  *
@@ -111,8 +112,8 @@ template <int GROUPS, int SPLIT> struct cluster_seat {
     }
 };
 
-/* Where documents start, looked up a token ahead: the numbers of a token and of the next one on the way. Rows that don't
- * exist, and tokens before the first, have number 0. */
+/* Where documents start, looked up a token ahead: the numbers of a token and of the next one on the way. Rows that
+ * don't exist, and tokens before the first, have number 0. */
 template <int PAIRS> struct cluster_documents {
     int now[PAIRS], next[PAIRS];
 
@@ -141,8 +142,8 @@ constexpr int forward_groups(int tiles, int split) {
     return split == 2 ? tiles == 12 ? 6 : 4 : tiles <= 8 ? 2 : tiles / 4;
 }
 
-/* The block's shared memory, in bytes: y twice, flags, the ring of x, rows of y on their way out, and sums that two warps
- * of a group exchange. */
+/* The block's shared memory, in bytes: y twice, flags, the ring of x, rows of y on their way out, and sums that two
+ * warps of a group exchange. */
 template <int TILES, int SPLIT> struct forward_room {
     enum { GROUPS = forward_groups(TILES, SPLIT), WARPS = GROUPS * SPLIT, SUMS = WARP * 16,
            Y = TILES * SPLIT * 2 * MATRIX, FLAGS = 2 * Y, RING = FLAGS + 128, STAGE = WARPS * SLSTM_GATES * MATRIX,
@@ -394,8 +395,8 @@ struct backward_job {
     float *dinitial, *partials, clip;
 };
 
-/* The block's shared memory, in bytes: draw twice, flags, the ring of factors and dy, and parts of dy, from each block two in
- * turns. */
+/* The block's shared memory, in bytes: draw twice, flags, the ring of factors and dy, and parts of dy, from each
+ * block two in turns. */
 template <int TILES, int SPLIT> struct backward_room {
     enum { GROUPS = TILES / 2, WARPS = GROUPS * SPLIT, PAIRS = SPLIT == 1 ? 2 : 1, PART = WARP * 8,
            DRAW = TILES * 2 * MATRIX, FLAGS = 2 * DRAW, RING = FLAGS + 128,
@@ -409,8 +410,8 @@ template <int TILES, int SPLIT> struct backward_room {
 
 /* a: rows of r^T, units of the head in sixteens from tile m0 on, by the block's own gates and units; zeros beyond. */
 template <int ROWS, int TILES>
-__device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], const cluster_job &job, int64_t head, int rank,
-                                              int m0, int g, int q) {
+__device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], const cluster_job &job, int64_t head,
+                                              int rank, int m0, int g, int q) {
     constexpr int groups = TILES / 2;
     int64_t P = job.p.P;
 #pragma unroll
@@ -431,8 +432,8 @@ __device__ __forceinline__ void load_r_turned(uint32_t (&a)[ROWS][TILES][4], con
 }
 
 template <int ROWS, int TILES>
-__device__ __forceinline__ void multiply_draw(float (&d)[ROWS][4], const uint32_t (&a)[ROWS][TILES][4], const char *draw,
-                                              int lane) {
+__device__ __forceinline__ void multiply_draw(float (&d)[ROWS][4], const uint32_t (&a)[ROWS][TILES][4],
+                                              const char *draw, int lane) {
     uint32_t b[2][4]; /* loaded one ahead */
     float odd[ROWS][4] = {};
     const char *row = draw + lane * 16;
@@ -505,8 +506,8 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         for (int i = 0; i < 2 * ROWS; i++) {
             int eight = 2 * s.warp * ROWS + i, local = eight % room::GROUPS;
             bool there = eight * SLSTM_EIGHT < p.P;
-            to[i / 2][i % 2] = place_in(shared + room::PARTS + s.rank * room::OF_BLOCK + local * room::PART + s.lane * 8,
-                                        there ? eight / room::GROUPS : 0);
+            const char *own = shared + room::PARTS + s.rank * room::OF_BLOCK + local * room::PART + s.lane * 8;
+            to[i / 2][i % 2] = place_in(own, there ? eight / room::GROUPS : 0);
             locals |= (unsigned)local << 4 * i;
         }
 #pragma unroll
@@ -518,8 +519,9 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         int row = s.lane % 8;
         fetches = s.lane < SLSTM_ROWS && s.has_row(row) && s.b0 + row < p.B;
         writes = s.has_row(row) && s.b0 + row < p.B;
-        dy = a.dy + (fetches ? (s.b0 + row) * p.y.row + (p.T - 1) * p.y.step : 0) + s.head * p.P + s.j0;
-        dx = a.dx + (writes ? (s.b0 + row) * p.x.row + (p.T - 1) * p.x.step : 0) + s.lane / 8 * p.D + s.head * p.P + s.j0;
+        int64_t b = s.b0 + row, first = s.head * p.P + s.j0;
+        dy = a.dy + first + (fetches ? b * p.y.row + (p.T - 1) * p.y.step : 0);
+        dx = a.dx + first + s.lane / 8 * p.D + (writes ? b * p.x.row + (p.T - 1) * p.x.step : 0);
         place = s.place(p, 0, p.T - 1);
         for (int i = 0; i < STAGES - 1; i++) fetch(i);
     }
@@ -539,8 +541,8 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         cp_async_commit();
         place -= p.D, dy -= p.y.step;
     }
-    /* What comes to y of a token from the token after, or from the final state; the carry with it. round: how many tokens
-     * are done. */
+    /* What comes to y of a token from the token after, or from the final state; the carry with it. round: how many
+     * tokens are done. */
     __device__ __forceinline__ void enter(float (&into)[PAIRS], int round) {
         const slstm_problem &p = a.a.p;
         bool begins[PAIRS];
@@ -640,7 +642,8 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         for (int i = 0; i < 2 * ROWS; i++) {
             if ((2 * s.warp * ROWS + i) * SLSTM_EIGHT >= (int)a.a.p.P) continue;
             cluster_place place_of_sums = to[i / 2][i % 2];
-            send_8(place_of_sums + turn * room::GROUPS * room::PART, make_float2(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]),
+            float2 sums = make_float2(d[i / 2][i % 2 * 2], d[i / 2][i % 2 * 2 + 1]);
+            send_8(place_of_sums + turn * room::GROUPS * room::PART, sums,
                    place_of_sums + (to_flag - (int)(locals >> 4 * i & 15) * room::PART));
         }
     }

@@ -38,7 +38,7 @@ struct thread {
     meeting *work;
     bool whole;
     bool arrived;         /* at the cluster's barrier, and has not waited for it */
-    unsigned phase;       /* AT_CLUSTER, arrived: the barrier's when it arrived; AT_FLAG: the parity that it waits for */
+    unsigned phase;       /* AT_CLUSTER, arrived: the barrier's when it arrived; AT_FLAG: the parity waited for */
     const uint64_t *flag; /* AT_FLAG */
     std::vector<copy> copies;  /* started and not waited for */
     std::vector<size_t> groups; /* how many of them belong to each committed group, oldest first */
@@ -187,8 +187,10 @@ static bool barrier_ends(unsigned i) {
         now.here->sum = 0;
     }
     int id = t->barrier;
-    for (unsigned j = 0; j < now.count; j++)
-        if (now.here->threads[j].waiting == AT_BARRIER && now.here->threads[j].barrier == id) now.here->threads[j].waiting = RUNS;
+    for (unsigned j = 0; j < now.count; j++) {
+        thread *other = &now.here->threads[j];
+        if (other->waiting == AT_BARRIER && other->barrier == id) other->waiting = RUNS;
+    }
     return true;
 }
 

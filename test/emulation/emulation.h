@@ -1,14 +1,14 @@
 /* emulation.h: how kernels of CUDA run on the processor: what a `__global__` function sees of the machine that runs it.
  * Included through cuda_runtime.h; docs/testing.md says what this is for. In emulation.cc.
  *
- * The blocks of a launch run one after another, those of a cluster in turns. Each thread of a block is a fiber: it runs until it has to wait for
- * others, at a barrier of the block or where lanes of a warp exchange values, and then another one runs. A warp goes as
- * far as it gets before the next one runs, and so does each lane, so that what lacks a barrier finds shared memory
- * unwritten: at the start of a block it is filled with NaN. RIVERRUN_EMULATE_ORDER says which goes first: forward (the
- * default), reverse, or a number, the key of a random order.
+ * The blocks of a launch run one after another, those of a cluster in turns. Each thread of a block is a fiber: it runs
+ * until it has to wait for others, at a barrier of the block or where lanes of a warp exchange values, and then another
+ * one runs. A warp goes as far as it gets before the next one runs, and so does each lane, so that what lacks a barrier
+ * finds shared memory unwritten: at the start of a block it is filled with NaN. RIVERRUN_EMULATE_ORDER says which goes
+ * first: forward (the default), reverse, or a number, the key of a random order.
  *
- * Misuse ends the program with a sentence that names kernel, block and thread: threads that wait for each other for ever,
- * lanes that exchange values with lanes that do something else, shared addresses that are not, misaligned copies.
+ * Misuse ends the program with a sentence that names kernel, block and thread: threads that wait for each other for
+ * ever, lanes that exchange values with lanes that do something else, shared addresses that are not, misaligned copies.
  */
 #ifndef RIVERRUN_TEST_EMULATION_H
 #define RIVERRUN_TEST_EMULATION_H
@@ -61,8 +61,8 @@ namespace emulation {
 
 /* --- launches ----------------------------------------------------------------------------------------------------- */
 
-/* Run `thread` once for each thread of the grid. `cluster` blocks, neighbours along x, run at the same time; their shared
- * memory must be dynamic, because shared variables exist once. */
+/* Run `thread` once for each thread of the grid. `cluster` blocks, neighbours along x, run at the same time; their
+ * shared memory must be dynamic, because shared variables exist once. */
 void run_grid(const char *name, dim3 grid, dim3 block, unsigned cluster, size_t dynamic,
               const std::function<void()> &thread);
 /* Would the device run such a launch? If not, the reason is kept for cudaGetLastError. (runtime.cc) */

@@ -82,7 +82,8 @@ __global__ void flag_of_fewer_bytes(int *) {
     if (threadIdx.x == 0) flag_open(flag), flag_expect(flag, 16);
     cluster_arrive();
     cluster_wait();
-    if (threadIdx.x == 0) send_8(place_in(room + 16, 1 - cluster_rank()), make_float2(0, 0), place_in(flag, 1 - cluster_rank()));
+    unsigned other = 1 - cluster_rank();
+    if (threadIdx.x == 0) send_8(place_in(room + 16, other), make_float2(0, 0), place_in(flag, other));
     flag_wait(flag, 0);
 }
 

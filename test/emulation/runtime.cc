@@ -1,6 +1,6 @@
-/* runtime.cc: see cuda_runtime.h. The device has few multiprocessors, so that kernels which give each of them several
- * pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. It calls itself sm_80, with
- * RIVERRUN_EMULATE_CHIP=90 sm_90. */
+/* runtime.cc: see cuda_runtime.h. The device has few multiprocessors, so that kernels which give each of them
+ * several pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. It calls
+ * itself sm_80, with RIVERRUN_EMULATE_CHIP=90 sm_90. */
 #include "cuda_runtime.h"
 
 #include <map>
