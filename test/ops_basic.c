@@ -219,7 +219,8 @@ static const struct op_row block_linear = {
     .forward = block_linear_forward,
     .backward = block_linear_backward,
     .flops = block_linear_flops,
-    .identities = (const struct op_identity[]){{"= linear of the whole matrix", block_linear_written_out}, {NULL, NULL}},
+    .identities = (const struct op_identity[]){{"= linear of the whole matrix", block_linear_written_out},
+                                               {NULL, NULL}},
 };
 
 /* --- GLU ---------------------------------------------------------------------------------------------------------- */

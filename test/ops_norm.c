@@ -1,5 +1,5 @@
-/* test/ops_norm.c: rows of the norms: of the residual stream, gated, and of the heads of an xLSTM. test/ops.h says what a
- * row is. */
+/* test/ops_norm.c: rows of the norms: of the residual stream, gated, and of the heads of an xLSTM. test/ops.h says what
+ * a row is. */
 #include "test/ops.h"
 
 #include <stdio.h>
@@ -320,7 +320,8 @@ static void head_norm_plain(struct run *r) {
 static const struct op_row head_norm = {
     .name = "head_norm",
     .parameters = "R=3 H=2 P=8 skip=1 gate=1 sigmoid=0 eps=10 strided=0",
-    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000"},
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 eps=300000"},
+                                       {OP_TEST | OP_GRAD, "R=2,17 H=1,3 P=7,16 skip=0,1 sigmoid=1 eps=300000"},
                                        {OP_TEST | OP_GRAD, "R=17 H=1,2 P=2,3 eps=10000000 strided=0,1"},
                                        {OP_TEST | OP_GRAD, "R=5 H=2 P=67 skip=0,1 gate=0,1 strided=1,2"},
                                        {OP_TEST, "R=0 H=2 P=4"},

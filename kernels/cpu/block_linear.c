@@ -1,7 +1,8 @@
 /* block_linear.c: a product with a block-diagonal matrix, G blocks of O x I.
  *
  *   forward    y[r, g O + o] = sum_i w[g,o,i] x[r, g I + i]
- *   backward   dx[r, g I + i] = (or +=) sum_o dy[r, g O + o] w[g,o,i];   dw[g,o,i] += sum_r dy[r, g O + o] x[r, g I + i]
+ *   backward   dx[r, g I + i] = (or +=) sum_o dy[r, g O + o] w[g,o,i]
+ *              dw[g,o,i] += sum_r dy[r, g O + o] x[r, g I + i]
  *
  * Blocks of hundreds are products of their own (gemm.c), which read their columns where they lie: bound by arithmetic,
  * 2RGOI FLOPs each. Small blocks (4 x 4) are elementwise work, bound by memory: RG(I + O) elements forward, RG(2I + O)
@@ -52,8 +53,8 @@ void OP(block_linear_forward)(struct device *dev, tensor y, tensor x, tensor w) 
     check(y, x, w);
     if (!blocks_are_small(w)) {
         for (int64_t g = 0; g < G; g++)
-            gemm(false, true, R, O, I, 1, (const real *)x.data + g * I, x.stride[0], (const real *)w.data + g * O * I, I,
-                 0, (real *)y.data + g * O, y.stride[0]);
+            gemm(false, true, R, O, I, 1, (const real *)x.data + g * I, x.stride[0], (const real *)w.data + g * O * I,
+                 I, 0, (real *)y.data + g * O, y.stride[0]);
         return;
     }
 #pragma omp parallel for schedule(static) if (R * G * O * I > WORKERS_WORK_MIN)

@@ -196,9 +196,9 @@ void OP(slstm_step)(struct device *dev, tensor y, tensor state, tensor x, tensor
 
 void OP(head_norm_forward)(struct device *dev, tensor g, tensor mean, tensor rstd, tensor y, tensor weight, tensor x,
                            tensor skip, tensor z, enum activation act, double eps);
-void OP(head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip, tensor dg,
-                            tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip, tensor z,
-                            enum activation act, void *scratch);
+void OP(head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip,
+                            tensor dg, tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip,
+                            tensor z, enum activation act, void *scratch);
 size_t OP(head_norm_backward_scratch)(int64_t R, int64_t I, int64_t H);
 
 void OP(block_linear_forward)(struct device *dev, tensor y, tensor x, tensor w);

@@ -134,9 +134,9 @@ static void backward_head(real *restrict dy, real *restrict dx, real *restrict d
         dy[i] = (h.weight[i] * dy[i] - b - (h.y[i] - h.mean) * h.rstd * c) * h.rstd;
 }
 
-void OP(head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip, tensor dg,
-                            tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip, tensor z,
-                            enum activation act, void *scratch) {
+void OP(head_norm_backward)(struct device *dev, tensor dy, tensor dx, tensor dz, tensor dweight, tensor dskip,
+                            tensor dg, tensor y, tensor mean, tensor rstd, tensor weight, tensor x, tensor skip,
+                            tensor z, enum activation act, void *scratch) {
     (void)dev;
     int64_t R = y.dim[0], I = y.dim[1], H = mean.dim[1], n = I / H, blocks = row_blocks(R);
     bool skips = tensor_given(x), gated = tensor_given(z);

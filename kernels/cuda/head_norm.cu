@@ -59,8 +59,8 @@ static struct head_inputs<T> inputs_of(tensor y, tensor weight, tensor x, tensor
 
 template <class T, int V, int ITEMS>
 __global__ void __launch_bounds__(THREADS_MAX)
-head_norm_forward_kernel(T *g, float *mean, float *rstd, const __grid_constant__ struct head_inputs<T> in, int64_t heads,
-                         int H, int n, float eps) {
+head_norm_forward_kernel(T *g, float *mean, float *rstd, const __grid_constant__ struct head_inputs<T> in,
+                         int64_t heads, int H, int n, float eps) {
     __shared__ team_room room[2];
     int64_t head = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, row = head / H;
     int column = (int)(head - row * H) * n, end = head < heads ? n : 0;
