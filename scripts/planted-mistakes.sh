@@ -83,7 +83,14 @@ plant scan-packed-is-separate kernels/cpu/scan_backward.c 's/memset(decay, 0, si
     "$ops" "$ops test 'scan T=33 doc=2,4'"
 plant scan-split-is-whole kernels/cpu/scan.c 's/OP(scan_state_read)(s->state, block, p->initial);/OP(scan_state_read)(s->state, block, tensor_none());/' \
     "$ops" "$ops test 'scan T=7'"
+# The mLSTM's gates and normaliser, and the cap of logits.
+plant mlstm-gradient-of-a-gate kernels/cpu/mlstm.c 's/l->da\[at\] \* sigmoid(-/l->da[at] * sigmoid(/' \
+    "$ops" "$ops grad 'mlstm T=7 star=1'"
+plant head-loss-gradient-of-the-cap kernels/cpu/head_loss.c 's/z_term \* p) \* (1 - part \* part)/z_term * p) * (1 - 0 * part)/' \
+    "$ops" "$ops grad 'head_loss R=5 D=7 V=13 cap=4'"
 # Golden vectors.
+plant golden-mlstm kernels/cpu/mlstm.c 's/if (above) \*slope = den > 0/if (above) *slope = den > 1e9/' \
+    build/test/golden "build/test/golden test/golden/op-mlstm.safetensors"
 plant golden-scan kernels/cpu/scan_backward.c 's/SCAN_LN_2 \* ddelta\[l\]/ddelta[l]/' \
     build/test/golden "build/test/golden test/golden/op-selective-scan.safetensors"
 plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
