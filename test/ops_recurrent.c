@@ -74,6 +74,7 @@ static const struct op_row conv = {
         {OP_TEST, "T=1,2,3,5,7,16,17,64,97 C=3 W=2,3,4,8 doc=0,1,2,3,4"},
         {OP_TEST, "T=2,17 C=5 doc=0,2,4 initial=0,1,2 final=0,1,2 strided=0,1"},
         {OP_TEST, "T=7,300 C=64,65,200 doc=0,4 strided=0,1"},
+        {OP_TEST, "T=1,7,40 C=64 W=2,3,8 doc=0,4 strided=0,1"},
         {OP_GRAD, "T=1,2,3,7 C=2 W=2,4,8 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2"},
         {OP_GRAD, "T=17 C=3,65 doc=0,4 strided=1"},
         {OP_PERF, "B=8 T=512 C=640 initial=0 final=0"},

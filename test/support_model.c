@@ -84,6 +84,8 @@ void lm_open_cpu(struct lm *lm, const char *text, enum precision precision, enum
 }
 
 void lm_close(struct lm *lm) {
+    error err = {0};
+    MUST(device_check(lm->dev, &err), err); /* a kernel that did not start leaves what was there */
     model_close(lm->m);
     device_close(lm->dev);
     model_config_free(lm->mc);

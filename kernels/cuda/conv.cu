@@ -420,6 +420,19 @@ static dim3 grid_of(const conv_problem &p, int V) {
     return dim3((unsigned)ceil_div(p.C, LANES * V), (unsigned)(p.B * p.strips));
 }
 
+/* With the taps, a block takes more shared memory than a kernel has without being asked. */
+template <class KERNEL> static void allow_ring(struct device *dev, KERNEL kernel, size_t ring, const char *what) {
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)ring), what);
+}
+
+template <class T, int V, int WINDOW, bool DOC>
+static void launch_forward(struct device *dev, tensor y, tensor x, const conv_problem &p) {
+    constexpr size_t ring = conv_ring<T, V, WINDOW, 1>::size;
+    allow_ring(dev, conv_forward_kernel<T, V, WINDOW, DOC>, ring, "conv_forward");
+    LAUNCH(dev, (conv_forward_kernel<T, V, WINDOW, DOC>), grid_of(p, V), dim3(LANES, RUNS), ring, data_of<T>(y),
+           data_of<T>(x), p);
+}
+
 extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias,
                                   tensor initial, tensor doc) {
     conv_problem p = problem_of(x, y, weight, bias, initial, doc, RUN_FORWARD);
@@ -430,12 +443,8 @@ extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, te
         with_taps(p, [&](auto taps, auto documents) {
             constexpr int WINDOW = taps.value, WIDE = WINDOW == TAPS ? MOST : 4;
             constexpr bool DOC = documents.value;
-            if (fit)
-                LAUNCH(dev, (conv_forward_kernel<T, WIDE, WINDOW, DOC>), grid_of(p, WIDE), dim3(LANES, RUNS),
-                       (conv_ring<T, WIDE, WINDOW, 1>::size), data_of<T>(y), data_of<T>(x), p);
-            else
-                LAUNCH(dev, (conv_forward_kernel<T, 1, WINDOW, DOC>), grid_of(p, 1), dim3(LANES, RUNS),
-                       (conv_ring<T, 1, WINDOW, 1>::size), data_of<T>(y), data_of<T>(x), p);
+            if (fit) launch_forward<T, WIDE, WINDOW, DOC>(dev, y, x, p);
+            else launch_forward<T, 1, WINDOW, DOC>(dev, y, x, p);
         });
         if (!tensor_given(final)) return;
         dim3 grid((unsigned)ceil_div(p.C, 128), (unsigned)p.B, (unsigned)(p.W - 1));
@@ -465,9 +474,7 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
                 size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float);
                 size_t ring = conv_ring<T, V, WINDOW, 2>::size;
                 if (room < ring) room = ring;
-                cuda_expect(dev, cudaFuncSetAttribute(conv_backward_kernel<T, V, WINDOW, DOC>,
-                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)room),
-                            "conv_backward");
+                allow_ring(dev, conv_backward_kernel<T, V, WINDOW, DOC>, room, "conv_backward");
                 LAUNCH(dev, (conv_backward_kernel<T, V, WINDOW, DOC>), grid_of(p, V), dim3(LANES, RUNS), room,
                        data_of<T>(dx), dx.stride[0], dx.stride[1], data_of<float>(dinitial), partial, data_of<T>(dy),
                        data_of<float>(dfinal), data_of<T>(x), p);
