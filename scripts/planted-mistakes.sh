@@ -101,6 +101,14 @@ plant golden-mamba model/mamba.c 's/v.dx, true, dw\[X_PROJ\]/v.dx, false, dw[X_P
     build/test/golden "build/test/golden test/golden/hf-mamba.safetensors"
 plant golden-xlstm model/mlstm.c 's/v->o, ACTIVATION_SIGMOID, call/v->o, ACTIVATION_SILU, call/' \
     build/test/golden "build/test/golden test/golden/hf-xlstm.safetensors"
+plant preup-skip model/mlstm_preup.c 's/d.dxc, true, dw\[Q_PROJ\]/d.dxc, false, dw[Q_PROJ]/' \
+    build/test/test_model_gradients build/test/test_model_gradients
+plant slstm-swap model/slstm.c 's/return g <= F_WEIGHT \&\& convolves/return g >= Z_WEIGHT \&\& convolves/' \
+    build/test/test_model_equations build/test/test_model_equations
+plant slstm-clip model/slstm.c 's/o->clip, d.work/0.01, d.work/' build/test/test_model_gradients \
+    build/test/test_model_gradients
+plant parity kernels/cpu/slstm.c 's/sum += r\[k\] \* y\[k\]/sum += 0 * r[k] * y[k]/' build/riverrun \
+    'RIVERRUN=build/riverrun sh test/test_parity.sh'
 plant separate-projections model/mixer_parts.c 's/add_dx || i > 0/add_dx/' \
     build/test/test_model_gradients build/test/test_model_gradients
 # Several ranks, exact resume, kills.
