@@ -1,42 +1,48 @@
 /* mlstm.cu: the mLSTM on the GPU (arXiv 2405.04517; in chunks: arXiv 2503.13427, 2503.14376): its mathematics and plan,
  * forward, and one step.
  *
- * Per head, with chunks of L = 128 tokens, b_i = lf_1 + .. + lf_i inside a chunk, m the stabiliser, which follows from the
- * gates alone, and m_in, m_out its values at a chunk's ends:
+ * Per head, with chunks of L = 128 tokens, b_i = lf_1 + .. + lf_i inside a chunk, m the stabiliser, which follows from
+ * the gates alone, and m_in, m_out its values at a chunk's ends:
  *
- *   D_ij = exp(b_i - b_j + i_j - m_i) for j <= i;     enter_i = exp(b_i + m_in - m_i);   leave_j = exp(b_L - b_j + i_j - m_out)
+ *   D_ij = exp(b_i - b_j + i_j - m_i) for j <= i;     enter_i = exp(b_i + m_in - m_i);   leave_j = exp(b_L - b_j + i_j
+ * - m_out)
  *   pass = exp(b_L + m_in - m_out);                   S_ij = s q_i . k_j,  s = K^-1/2
  *   C <- pass C + sum_j leave_j k_j v_j^T;            n <- pass n + sum_j leave_j k_j
  *   num_i = enter_i C^T s q_i + sum_j S_ij D_ij v_j;  den_i = enter_i n . s q_i + sum_j S_ij D_ij
  *   h_i = num_i / (max(|den_i|, exp(-m_i)) + eps)
  *
- * With sigmoid gates i is log sigmoid(i) and m = 0; without a normaliser h = num. Nothing passes between runs: D, enter and
- * leave are 0 across the first token of a document, b is counted from there.
+ * With sigmoid gates i is log sigmoid(i) and m = 0; without a normaliser h = num. Nothing passes between runs: D, enter
+ * and leave are 0 across the first token of a document, b is counted from there.
  *
  *   mlstm_gates.cu     factors: b, m, enter, leave, pass for every chunk, from the gates; and the gates' gradients
  *   mlstm_walk.cu      C and n that enter each chunk, in order of time; dC and dn that leave it, backwards
  *   mlstm_output.cu    h of each chunk by itself; dv likewise
  *   mlstm_backward.cu  dq, dk of each chunk by itself
  *
- * Forward is factors, walk, outputs. Backward walks again (states are not saved: they would be 8 times the inputs' bytes),
- * walks backwards, then makes dv, and dq, dk. All of it is written once for both types of activations: in bf16 products
- * run on tensor cores and stored states are bf16, in fp32 all is fp32 (tile_product.cuh). Sums, gates, m, den, n and the
- * running states are fp32. Any K and V: tiles of 128 are filled with zeros.
+ * Forward is factors, walk, outputs. Backward walks again (states are not saved: they would be 8 times the inputs'
+ * bytes), walks backwards, then makes dv, and dq, dk. All of it is written once for both types of activations: in bf16
+ * products run on tensor cores and stored states are bf16, in fp32 all is fp32 (tile_product.cuh). Sums, gates, m, den,
+ * n and the running states are fp32. Any K and V: tiles of 128 are filled with zeros.
  *
- * Why L = 128: states cost 2 x 2 K V / L bytes a token and head to write and read, 4 KB for 256 x 512, products inside the
- * chunk 2 L (K + V) FLOP, half of it beyond the diagonal; q, k, v, h are 3 KB and 0.5 MFLOP. 64 would add 4 KB, 256
+ * Why L = 128: states cost 2 x 2 K V / L bytes a token and head to write and read, 4 KB for 256 x 512, products inside
+ * the chunk 2 L (K + V) FLOP, half of it beyond the diagonal; q, k, v, h are 3 KB and 0.5 MFLOP. 64 would add 4 KB, 256
  * 0.1 MFLOP in steps that a block of 128 rows could not hold.
  *
  * saved: the factors, 37 bytes a token and head.
  *
- * Account, B 8, T 2048, H 4, K 256, V 512, bf16, H100 (3.0 TB/s), expected:
- *   forward   factors 0.01 + walk 0.10 + outputs 0.15 = 0.26 ms
- *   backward  delta 0.05 + walk 0.10 + walk 0.14 + dv 0.15 + dq, dk 0.30 + gates 0.01 = 0.75 ms
- * B 1, T 65536: 4 times that, and 4 x 0.06 ms for each walk, which is cut into segments and goes twice.
+ * Account, B 8, T 2048, H 4, K 256, V 512, bf16, H100 (3.0 TB/s):
+ *   forward   factors 0.01 + walk 0.10 + outputs 0.15 = 0.26 ms expected; measured 0.304
+ *   backward  delta 0.05 + walk 0.10 + walk 0.14 + dv 0.15 + dq, dk 0.30 + gates 0.01 = 0.75 ms expected; measured 0.91
+ * Its bytes, each moved once, are 0.34 GB forward and 1.6 GB backward, of them 0.27 and 0.8 the states: 0.11 and 0.54
+ * ms; its products, 40 and 105 GFLOP. What stands above the bytes' time are products that don't overlap with them in a
+ * walk's order, and the L2 cache, which hands every operand to several blocks. States in registers from chunk to chunk,
+ * as ssd_chunk_forward.cu has them, would save forward 0.1 ms where K is 256 or less.
+ * B 1, T 65536: 4 times that, and each walk is cut into segments and goes twice, the first time only over the chunks of
+ * which something is left: measured 1.53 and 4.70 ms when it went over all.
  *
- * One step is a pass over C: every thread has four columns of V for some rows k, the block's warps share the rows; n and m,
- * which all blocks of a head read, are renewed by a second kernel. 2 x 4 K V bytes a head: 4 MB for one row of B, 4 heads
- * of 256 x 512: 2 us at 3 TB/s, and two launches.
+ * One step is a pass over C: every thread has four columns of V for some rows k, the block's warps share the rows; n
+ * and m, which all blocks of a head read, are renewed by a second kernel. 2 x 4 K V bytes a head: 4 MB for one row of
+ * B, 4 heads of 256 x 512: 2 us at 3 TB/s, and two launches.
  *
  * Reproducible: every sum has its order from the shape.
  */
@@ -48,8 +54,8 @@ mlstm_problem mlstm_problem_of(struct mlstm_shape s, struct mlstm_rule rule, siz
     p.B = s.B, p.T = s.T, p.H = s.H, p.K = (int)s.K, p.V = (int)s.V, p.wide = (int)mlstm_wide(s, element);
     p.k_tiles = (int)ceil_div(s.K, PRODUCT), p.v_tiles = (int)ceil_div(s.V, PRODUCT);
     p.chunks = mlstm_chunks(s);
-    int64_t wanted = at_least(MLSTM_WALKS / (s.B * mlstm_walks(s)), 1);
-    p.per_segment = at_least(ceil_div(p.chunks, wanted), MLSTM_SEGMENT);
+    int64_t wanted = MLSTM_WALKS / (s.B * mlstm_walks(s));
+    p.per_segment = at_least(ceil_div(p.chunks, wanted < MLSTM_CUT ? 1 : wanted), MLSTM_SEGMENT);
     p.segments = ceil_div(p.chunks, p.per_segment);
     p.sigmoid = rule.sigmoid_input, p.normalise = rule.normalise;
     p.scale = (float)(1 / sqrt((double)s.K)), p.eps = (float)rule.eps;
@@ -59,7 +65,7 @@ mlstm_problem mlstm_problem_of(struct mlstm_shape s, struct mlstm_rule rule, siz
 /* A problem of B rows is cut into at most MLSTM_WALKS / walks segments in all. */
 int64_t mlstm_segments_most(struct mlstm_shape s) {
     int64_t most = MLSTM_WALKS / mlstm_walks(s), segments = ceil_div(mlstm_chunks(s), MLSTM_SEGMENT);
-    return most > 1 && segments > 1 ? at_most(most, s.B * segments) : 0;
+    return most >= MLSTM_CUT && segments > 1 ? at_most(most, s.B * segments) : 0;
 }
 
 /* --- sizes -------------------------------------------------------------------------------------------------------- */
@@ -119,8 +125,8 @@ static void check_operands(tensor q, tensor k, tensor v, tensor i, tensor f, ten
 }
 
 template <class T>
-static void forward_pass(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k, tensor v,
-                         tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule,
+static void forward_pass(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k,
+                         tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc, struct mlstm_rule rule,
                          void *scratch) {
     struct mlstm_shape shape = {q.dim[0], q.dim[1], q.dim[2], q.dim[3], v.dim[3], 0};
     mlstm_problem p = mlstm_problem_of(shape, rule, sizeof(T));
@@ -138,8 +144,8 @@ static void forward_pass(struct device *dev, tensor h, struct mlstm_state final,
     mlstm_outputs(dev, o, p, false);
 }
 
-extern "C" void cuda_mlstm_forward(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q, tensor k,
-                                   tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc,
+extern "C" void cuda_mlstm_forward(struct device *dev, tensor h, struct mlstm_state final, void *saved, tensor q,
+                                   tensor k, tensor v, tensor i, tensor f, struct mlstm_state initial, tensor doc,
                                    struct mlstm_rule rule, int64_t chunk, void *scratch) {
     (void)chunk; /* one length for all shapes */
     check_operands(q, k, v, i, f, doc);
@@ -149,8 +155,8 @@ extern "C" void cuda_mlstm_forward(struct device *dev, tensor h, struct mlstm_st
 }
 
 extern "C" void cuda_mlstm_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor di, tensor df,
-                                    struct mlstm_state dinitial, tensor dh, struct mlstm_state dfinal, const void *saved,
-                                    tensor h, tensor q, tensor k, tensor v, tensor i, tensor f,
+                                    struct mlstm_state dinitial, tensor dh, struct mlstm_state dfinal,
+                                    const void *saved, tensor h, tensor q, tensor k, tensor v, tensor i, tensor f,
                                     struct mlstm_state initial, tensor doc, struct mlstm_rule rule, int64_t chunk,
                                     void *scratch) {
     (void)chunk;
@@ -163,7 +169,8 @@ extern "C" void cuda_mlstm_backward(struct device *dev, tensor dq, tensor dk, te
 
 /* --- one token ---------------------------------------------------------------------------------------------------- */
 
-enum { STEP_WARPS = 16, STEP_ACROSS = 8 }; /* lanes of a warp side by side: each its columns of V, the others further rows */
+/* STEP_ACROSS lanes of a warp have columns of V side by side, the others further rows. */
+enum { STEP_WARPS = 16, STEP_ACROSS = 8 };
 
 struct step_views {
     int64_t h, q, k, v, i, f; /* strides over batch rows */
@@ -178,12 +185,13 @@ struct step_gates {
     float keep, add, m;
 };
 
+/* Exact to rounding: an error of keep that always has the same sign would grow from step to step. */
 __device__ __forceinline__ step_gates step_gates_of(const float *i, const float *f, const float *m, const step_views &s,
                                                     int64_t row, int64_t head) {
-    float in = i[row * s.i + head * s.i_head], forget = -softplus_of(-f[row * s.f + head * s.f_head]);
-    if (s.sigmoid) return {power_of_two(forget * LOG2E), power_of_two(-softplus_of(-in) * LOG2E), 0.0f};
-    float before = forget + m[row * s.H + head], top = fmaxf(before, in);
-    return {power_of_two((before - top) * LOG2E), power_of_two((in - top) * LOG2E), top};
+    float in = i[row * s.i + head * s.i_head], forget = f[row * s.f + head * s.f_head];
+    if (s.sigmoid) return {1.0f / (1.0f + expf(-forget)), 1.0f / (1.0f + expf(-in)), 0.0f};
+    float before = m[row * s.H + head] - softplus_of(-forget), top = fmaxf(before, in);
+    return {expf(before - top), expf(in - top), top};
 }
 
 /* Grid: (tiles of STEP_ACROSS W columns, heads, batch rows). */
@@ -223,7 +231,7 @@ mlstm_step_kernel(T *h, float *C, const float *n, const float *m, const T *q, co
     if (threadIdx.x >= STEP_ACROSS * W || of_head >= s.V) return;
     float num = 0, all = 0;
     for (int w = 0; w < STEP_WARPS; w++) num += sums[w][threadIdx.x], all += dens[w];
-    float least = power_of_two(-gates.m * LOG2E);
+    float least = expf(-gates.m);
     if (s.normalise) num *= 1.0f / (fmaxf(fabsf(all), least) + s.eps);
     h[row * s.h + head * s.V + of_head] = from_float<T>(num);
 }
@@ -247,8 +255,9 @@ extern "C" void cuda_mlstm_step(struct device *dev, tensor h, struct mlstm_state
     int64_t B = q.dim[0], H = q.dim[1], K = q.dim[2], V = v.dim[2];
     ASSERT(tensor_is(state.C, 4, B, H, K, V) && tensor_is(h, 3, B, H, V) && tensor_is(k, 3, B, H, K));
     ASSERT(tensor_is(i, 2, B, H) && tensor_is(f, 2, B, H));
-    step_views s = {h.stride[0], q.stride[0], k.stride[0], v.stride[0], i.stride[0], f.stride[0], i.stride[1], f.stride[1],
-                    H, K, V, (float)(1 / sqrt((double)K)), (float)rule.eps, rule.sigmoid_input, rule.normalise};
+    step_views s = {h.stride[0], q.stride[0], k.stride[0], v.stride[0], i.stride[0], f.stride[0], i.stride[1],
+                    f.stride[1], H, K, V, (float)(1 / sqrt((double)K)), (float)rule.eps, rule.sigmoid_input,
+                    rule.normalise};
     float *C = data_of<float>(state.C), *n = data_of<float>(state.n), *m = data_of<float>(state.m);
     with_type(q.dtype, [&](auto of_type) {
         using T = decltype(of_type);

@@ -1,7 +1,7 @@
 /* mlstm.cuh: the mLSTM on the GPU: what its kernels share. mlstm.cu has the mathematics and the plan.
  *
- * A chunk is MLSTM_CHUNK tokens of one head, as many as a product has rows (tile_product.cuh). K is the width of q and k,
- * V that of v and h; a state is K x V.
+ * A chunk is MLSTM_CHUNK tokens of one head, as many as a product has rows (tile_product.cuh). K is the width of q and
+ * k, V that of v and h; a state is K x V.
  */
 #ifndef RIVERRUN_CUDA_MLSTM_CUH
 #define RIVERRUN_CUDA_MLSTM_CUH
@@ -11,13 +11,14 @@
 enum {
     MLSTM_CHUNK = PRODUCT,    /* tokens */
     MLSTM_WALKS = 132 * 2,    /* blocks that walk over chunks fill a large chip: fewer have time cut in segments ... */
-    MLSTM_SEGMENT = 4,        /* ... of at least so many chunks */
+    MLSTM_SEGMENT = 4,        /* ... of at least so many chunks, where that makes ... */
+    MLSTM_CUT = 4,            /* ... at least so many of a row: a walk that is cut goes twice */
     MLSTM_PARTS = 4,          /* parts of <C, dC> from each tile of a state: one from a warp */
 };
 
 /* What the gates, documents and normalisers of one head's chunk come down to, for each of its tokens. Logarithms are of
- * base 2. A run is what lies between two tokens that the state does not pass, because a document starts there or because
- * the forget gate leaves nothing. */
+ * base 2. A run is what lies between two tokens that the state does not pass, because a document starts there or
+ * because the forget gate leaves nothing. */
 struct mlstm_factors {
     float log[MLSTM_CHUNK];     /* of the forget gates' product since the chunk or the token's run began */
     float low[MLSTM_CHUNK];     /* what rounding took from it */
@@ -114,9 +115,10 @@ struct mlstm_slopes {
     float leave[MLSTM_CHUNK]; /* that part of k . dk which comes from the state that leaves the chunk */
 };
 
-/* through: (B, chunks, H, parts) of <C, dC>. (mlstm_gates.cu) */
+/* through: (B, chunks, H, parts) of <C, dC>; edge: there is a state before the first token. (mlstm_gates.cu) */
 void mlstm_gates_backward(struct device *dev, tensor di, tensor df, tensor i, tensor f, const mlstm_factors *factors,
-                          const mlstm_slopes *slopes, const float *through, int parts, const mlstm_problem &p);
+                          const mlstm_slopes *slopes, const float *through, int parts, bool edge,
+                          const mlstm_problem &p);
 
 /* A walk over chunks. To the right: C = pass C + sum_j leave_j k_j v_j^T, n = pass n + sum_j leave_j k_j; to the left:
  * dC = pass dC + sum_i enter_i s q_i (inverse_i dh_i)^T, dn = pass dn + sum_i enter_i s q_i inverse_i delta_i. */
@@ -125,7 +127,7 @@ template <class T> struct mlstm_walk {
     const mlstm_factors *factors;
     bool vector;                  /* n, or dn, is wanted */
     const float *delta;           /* (B, chunks, H, MLSTM_CHUNK), to the left with a vector */
-    const float *from, *from_n;   /* (B, segments, H, K, V) and (.., K): what each segment's walk begins with, or NULL */
+    const float *from, *from_n;   /* (B, segments, H, K, V), (.., K): what each segment's walk begins with, or NULL */
     T *states;                    /* (B, chunks, H, K, wide): the state as each chunk is met, or NULL */
     float *normals;               /* (B, chunks, H, K), or NULL */
     float *to, *to_n, *decays;    /* the same and (B, segments, H) at the end of each segment's walk, or NULL */
@@ -141,7 +143,8 @@ struct mlstm_carries {
 };
 
 /* The whole walk; where time is cut, each segment first walks from zero for what it adds, from which, carried over
- * segments, follow the states that each begins with. edge, edge_n: what the first begins with, or NULL. (mlstm_walk.cu) */
+ * segments, follow the states that each begins with. edge, edge_n: what the first begins with, or NULL. (mlstm_walk.cu)
+ * */
 template <class T>
 void mlstm_walk_chunks(struct device *dev, mlstm_walk<T> walk, const float *edge, const float *edge_n,
                        const mlstm_carries &carries, const mlstm_problem &p, bool leftwards);
@@ -212,6 +215,16 @@ __device__ __forceinline__ void mlstm_fill(TILE &tile, const mlstm_rows<T> &view
 template <class T, class TILE>
 __device__ __forceinline__ void mlstm_fill_state(TILE &tile, const T *state, const mlstm_problem &p, int k0, int v0) {
     tile_fill<PRODUCT_THREADS>(tile, state + (int64_t)k0 * p.wide + v0, p.wide, p.K - k0, p.wide - v0, true);
+}
+
+/* A later step's operand from a stored state on its way to the L2 cache, a line a thread: what comes from memory takes
+ * longer than the step that its copy is ahead. */
+template <bool DEEP, class T>
+__device__ __forceinline__ void mlstm_prefetch_state(const T *state, const mlstm_problem &p, int k0, int v0) {
+    enum { LINE = 128 / sizeof(T), LINES = PRODUCT / LINE };
+    static_assert(PRODUCT_SIDE / 128 == PRODUCT_THREADS, "a line a thread");
+    k0 += threadIdx.x / (DEEP ? LINES : 1), v0 += DEEP ? threadIdx.x % LINES * LINE : 0;
+    if (k0 < p.K && v0 < p.wide) prefetch_line(state + (int64_t)k0 * p.wide + v0);
 }
 
 /* f(i, h, n, e, row, column, gate): every accumulator of a tile whose rows and columns are the chunk's tokens i and j,

@@ -11,16 +11,16 @@
  * A block has a chunk of one head: W first, kept in shared memory; then, for each 128 columns of K, dq and dk. The dots
  * with q and k take their rows through the ring of stages, too.
  *
- * Account, B 8, T 2048, H 4, K 256, V 512, bf16: rows 134 MB, 0.05 ms, of which nothing where |den| is nowhere above its
- * floor. dq and dk: 512 blocks of 8 + 2 (8 + 1 + 2 + 8 + 2 + 2) steps, 54, of which 46 have products of 790 clocks, two
- * blocks at a time: 0.09 ms; bytes 201 MB of q, k, v, dh, 268 of states, 67 of dq, dk: 0.18 ms at 3.0 TB/s; through the
- * L2 cache 1.5 MB a block, 0.14 ms at 5.5 TB/s. Expected: 0.3 ms.
+ * Account, B 8, T 2048, H 4, K 256, V 512, bf16: rows 134 MB, 0.05 ms, of which nothing where |den| is nowhere above
+ * its floor. dq and dk: 512 blocks of 8 + 2 (8 + 1 + 2 + 8 + 2 + 2) steps, 54, of which 46 have products of 790 clocks,
+ * two blocks at a time: 0.09 ms; bytes 201 MB of q, k, v, dh, 268 of states, 67 of dq, dk: 0.18 ms at 3.0 TB/s; through
+ * the L2 cache 1.5 MB a block, 0.14 ms at 5.5 TB/s. Expected: 0.3 ms.
  *
  * Reproducible: every sum has its order from the shape.
  */
 #include "kernels/cuda/mlstm.cuh"
 
-enum { STAGES = 2, ROW_WARPS = 8 };
+enum { STAGES = 2, AHEAD = 3 /* steps, of what comes from the states */, ROW_WARPS = 8 };
 
 template <class T> struct backward_room {
     product_stage<T> stages[STAGES];
@@ -115,40 +115,54 @@ __device__ __forceinline__ void dots_add(float (&to)[2][MLSTM_CHUNK], const prod
     });
 }
 
-/* Where a step of a block is: over V for the weights; then for each tile of K those of dq, then those of dk. */
+/* A block's steps: over V for the weights; then for each tile of K those of dq, then those of dk, which begin with the
+ * product with a state. */
 struct step_counts {
-    int over_v, enters, leaves, leave_dots, query, key; /* query, key: steps of a tile's dq, and of its dk */
+    int over_v, enters, leaves, leave_dots, query, key, all; /* query, key: steps of a tile's dq, and of its dk */
 };
+
+struct step_place {
+    int k0, step; /* step: of dq or of dk; negative before them all, and behind */
+    bool key, of_state;
+};
+
+__device__ __forceinline__ step_place step_place_of(int step, const step_counts &count) {
+    int each = count.query + count.key;
+    if (step < count.over_v || step >= count.all) return {0, -1, false, false};
+    step -= count.over_v;
+    step_place at = {step / each * PRODUCT, step % each, false, false};
+    at.key = at.step >= count.query;
+    if (at.key) at.step -= count.query;
+    at.of_state = at.step < (at.key ? count.leaves : count.enters);
+    return at;
+}
 
 template <class T>
 __device__ __forceinline__ void slopes_load(int step, product_stage<T> &stage, const slopes_problem<T> &s,
-                                            const step_counts &count, const mlstm_problem &p, int64_t row, int64_t chunk,
-                                            int64_t head) {
+                                            const step_counts &count, const mlstm_problem &p, int64_t row,
+                                            int64_t chunk, int64_t head) {
     typedef product_shape<T> shape;
-    int64_t t0 = chunk * MLSTM_CHUNK, place = p.place(row, chunk, head);
-    if (step < count.over_v) {
+    int64_t t0 = chunk * MLSTM_CHUNK, state = p.place(row, chunk, head) * p.size();
+    step_place at = step_place_of(step, count), later = step_place_of(step + AHEAD, count);
+    if (later.of_state)
+        mlstm_prefetch_state<false>((later.key ? s.grads : s.states) + state, p, later.k0, later.step * shape::DEPTH);
+    if (at.step < 0) {
         mlstm_fill(stage.flat(0), s.dh, row, head, t0, p.T, step * shape::DEPTH);
         mlstm_fill(stage.flat(1), s.v, row, head, t0, p.T, step * shape::DEPTH);
         return;
     }
-    step -= count.over_v;
-    int k0 = step / (count.query + count.key) * PRODUCT;
-    step %= count.query + count.key;
-    bool key = step >= count.query;
-    if (key) step -= count.query;
-    int of_state = key ? count.leaves : count.enters, before = key ? count.leave_dots : 0;
-    if (step < of_state) {
-        mlstm_fill(stage.flat(0), key ? s.v : s.dh, row, head, t0, p.T, step * shape::DEPTH);
-        mlstm_fill_state(stage.flat(1), (key ? s.grads : s.states) + place * p.size(), p, k0, step * shape::DEPTH);
+    if (at.of_state) {
+        mlstm_fill(stage.flat(0), at.key ? s.v : s.dh, row, head, t0, p.T, at.step * shape::DEPTH);
+        mlstm_fill_state(stage.flat(1), (at.key ? s.grads : s.states) + state, p, at.k0, at.step * shape::DEPTH);
         return;
     }
-    step -= of_state;
-    if (step >= before && step < before + shape::STEPS) {
-        mlstm_fill(stage.deep(1), key ? s.q : s.k, row, head, t0 + (step - before) * shape::DEPTH, p.T, k0);
+    step = at.step - (at.key ? count.leaves + count.leave_dots : count.enters);
+    if (step >= 0 && step < shape::STEPS) {
+        mlstm_fill(stage.deep(1), at.key ? s.q : s.k, row, head, t0 + step * shape::DEPTH, p.T, at.k0);
         return;
     }
-    if (step >= before) step -= before + shape::STEPS;
-    mlstm_fill(stage.part(), key ? s.k : s.q, row, head, t0 + step * shape::PART_ROWS, p.T, k0);
+    int part = step < 0 ? step + count.leave_dots : step - shape::STEPS;
+    mlstm_fill(stage.part(), at.key ? s.k : s.q, row, head, t0 + part * shape::PART_ROWS, p.T, at.k0);
 }
 
 /* Grid: (heads, chunks, batch rows). */
@@ -163,9 +177,10 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
     int64_t place = p.place(row, chunk, head);
     int over_v = (p.V + shape::DEPTH - 1) / shape::DEPTH, tokens = (int)at_most(p.T - t0, PRODUCT);
     bool entered = s.left_edge || chunk > 0, left = s.right_edge || chunk + 1 < p.chunks;
-    step_counts count = {over_v, entered ? over_v : 0, left ? over_v : 0, left ? shape::PARTS : 0, 0, 0};
+    step_counts count = {over_v, entered ? over_v : 0, left ? over_v : 0, left ? shape::PARTS : 0, 0, 0, 0};
     count.query = count.enters + shape::STEPS + shape::PARTS;
     count.key = count.leaves + count.leave_dots + shape::STEPS + shape::PARTS;
+    count.all = over_v + p.k_tiles * (count.query + count.key);
     auto load = [&](int step, product_stage<T> &stage) {
         slopes_load(step, stage, s, count, p, row, chunk, head);
     };
@@ -173,7 +188,7 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
     room.delta[threadIdx.x] = s.delta ? s.delta[place * MLSTM_CHUNK + threadIdx.x] : 0.0f;
     for (int w = 0; w < 2; w++)
         room.query[w][threadIdx.x] = room.key[w][threadIdx.x] = room.leave[w][threadIdx.x] = 0;
-    product_ring<T, STAGES> ring(room.stages, over_v + p.k_tiles * (count.query + count.key), load);
+    product_ring<T, STAGES> ring(room.stages, count.all, load);
     product_sums d;
     d.clear();
     for (int step = 0; step < over_v; step++) {
@@ -186,7 +201,8 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
         for (int step = 0; step < count.enters; step++) product_flat_flat(d, ring.take(load), at);
         if (entered)
             add_vector(d, s.normals ? s.normals + place * p.K + k0 : NULL, p.K - k0, at,
-                       [&](int t) { return room.delta[t]; }, [&](int t) { return room.f.enter[t] * room.f.inverse[t]; });
+                       [&](int t) { return room.delta[t]; },
+                       [&](int t) { return room.f.enter[t] * room.f.inverse[t]; });
         for (int step = 0; step < shape::STEPS; step++)
             product_triangle<false, T>(d, room.weights, step * shape::DEPTH, ring.take(load), at);
         d.scale(p.scale);
@@ -267,25 +283,27 @@ void mlstm_backward_pass(struct device *dev, tensor dq, tensor dk, tensor dv, te
     left.states = (T *)m.grads, left.normals = m.slopes;
     left.end = data_of<float>(dinitial.C), left.end_n = data_of<float>(dinitial.n);
     left.met = right.states, left.met_n = right.normals, left.through = m.through;
-    mlstm_walk_chunks(dev, left, data_of<float>(dfinal.C), rule.truncated ? NULL : data_of<float>(dfinal.n), m.carries, p,
-                      true);
+    const float *dfinal_n = rule.truncated ? NULL : data_of<float>(dfinal.n);
+    mlstm_walk_chunks(dev, left, data_of<float>(dfinal.C), dfinal_n, m.carries, p, true);
     mlstm_output<T> o = {mlstm_rows_of<T>(dv), mlstm_rows_of<T>(q), mlstm_rows_of<T>(k), of_dh, left.states, NULL,
                          (mlstm_factors *)saved, tensor_given(dfinal.C)};
     mlstm_outputs(dev, o, p, true);
     slopes_problem<T> s = {mlstm_rows_of<T>(dq), mlstm_rows_of<T>(dk), mlstm_rows_of<T>(q), mlstm_rows_of<T>(k),
                            mlstm_rows_of<T>(v), of_dh, right.states, left.states, rule.normalise ? m.normals : NULL,
-                           rule.normalise ? m.slopes : NULL, factors, left.delta, m.sums, tensor_given(initial.C), tensor_given(dfinal.C)};
+                           rule.normalise ? m.slopes : NULL, factors, left.delta, m.sums, tensor_given(initial.C),
+                           tensor_given(dfinal.C)};
     int size = (int)sizeof(backward_room<T>);
     cuda_expect(dev, cudaFuncSetAttribute(mlstm_slopes_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
                 "mlstm_backward");
-    LAUNCH(dev, mlstm_slopes_kernel<T>, dim3((unsigned)p.H, (unsigned)p.chunks, (unsigned)p.B), PRODUCT_THREADS, size, s,
-           p);
-    mlstm_gates_backward(dev, di, df, i, f, factors, m.sums, m.through, p.k_tiles * p.v_tiles * MLSTM_PARTS, p);
+    dim3 chunks((unsigned)p.H, (unsigned)p.chunks, (unsigned)p.B);
+    LAUNCH(dev, mlstm_slopes_kernel<T>, chunks, PRODUCT_THREADS, size, s, p);
+    mlstm_gates_backward(dev, di, df, i, f, factors, m.sums, m.through, p.k_tiles * p.v_tiles * MLSTM_PARTS,
+                         s.left_edge, p);
 }
 
 template void mlstm_backward_pass<float>(struct device *, tensor, tensor, tensor, tensor, tensor, struct mlstm_state,
-                                         tensor, struct mlstm_state, const void *, tensor, tensor, tensor, tensor, tensor,
-                                         tensor, struct mlstm_state, struct mlstm_rule, void *);
+                                         tensor, struct mlstm_state, const void *, tensor, tensor, tensor, tensor,
+                                         tensor, tensor, struct mlstm_state, struct mlstm_rule, void *);
 template void mlstm_backward_pass<__nv_bfloat16>(struct device *, tensor, tensor, tensor, tensor, tensor,
                                                  struct mlstm_state, tensor, struct mlstm_state, const void *, tensor,
                                                  tensor, tensor, tensor, tensor, tensor, struct mlstm_state,

@@ -1,18 +1,19 @@
 /* mlstm_gates.cu: the gates of the mLSTM: the factors of chunks that follow from them before any product is made, and
  * their gradients, after all products.
  *
- * The stabiliser m[t] = max(lf + m[t-1], i[t]) is a chain of functions m -> max(g + m, a), which compose to functions of
- * the same kind: (g, a) then (g', a') is (g + g', max(a + g', a')). So m comes from a scan over the gates alone: a warp
- * has a chunk of one head, four tokens a lane, and finds what the chunk makes of m (summaries); then a warp for each chunk
- * again scans the summaries before it and writes its factors. A document's first token, where m, C and n are 0, is the
- * constant function max(lf, i): g = -inf. Sums of lf are made in double and kept in two floats: what counts are their
- * differences.
+ * The stabiliser m[t] = max(lf + m[t-1], i[t]) is a chain of functions m -> max(g + m, a), which compose to functions
+ * of the same kind: (g, a) then (g', a') is (g + g', max(a + g', a')). So m comes from a scan over the gates alone: a
+ * warp has a chunk of one head, four tokens a lane, and finds what the chunk makes of m (summaries); then a warp for
+ * each chunk again scans the summaries before it and writes its factors. A document's first token, where m, C and n are
+ * 0, is the constant function max(lf, i): g = -inf. Sums of lf are made in double and kept in two floats: what counts
+ * are their differences.
  *
- * Backward: with x_i, y_j what the states that enter and leave chunks have in q_i . dq_i and k_j . dk_j, and c_j the rest of
- * the latter, for a token t of a chunk
+ * Backward: with x_i, y_j what the states that enter and leave chunks have in q_i . dq_i and k_j . dk_j, and c_j the
+ * rest of the latter, for a token t of a chunk
  *   dlf_t = pass <C, dC> + sum_{j < t} y_j + sum_{i >= t} (q_i . dq_i - c_i)     the last sum over the token's run
  * which needs no sum over more than a chunk (all that crosses t once; pairs behind t cancel to rounding in fp32), and
- *   df = sigma(-f) dlf, 0 where a run begins;   di = k . dk, times sigma(-i) with sigmoid gates.
+ *   df = sigma(-f) dlf, 0 where a run begins, also with nothing before it;   di = k . dk, times sigma(-i) with sigmoid
+ * gates.
  *
  * Bytes: 8 a token and head in, 36 out; the factors of 65,536 tokens and heads are 2.4 MB. Expected: 3 us each.
  *
@@ -103,8 +104,8 @@ __device__ __forceinline__ float top_entering(const float2 *summaries, const gat
 }
 
 /* Sums of the forget gates since the chunk or the run began, and the number of the run. */
-__device__ __forceinline__ void sums_find(double (&log)[LANE_TOKENS], float (&run)[LANE_TOKENS], const lane_gates &gates,
-                                          int lane) {
+__device__ __forceinline__ void sums_find(double (&log)[LANE_TOKENS], float (&run)[LANE_TOKENS],
+                                          const lane_gates &gates, int lane) {
     double sum = 0;
     float runs = 0;
 #pragma unroll
@@ -141,7 +142,8 @@ mlstm_factors_kernel(mlstm_factors *factors, float *m, const float2 *summaries, 
     if (head >= p.H) return;
     lane_gates gates;
     double log[LANE_TOKENS];
-    float run[LANE_TOKENS], high[LANE_TOKENS], low[LANE_TOKENS], top[LANE_TOKENS], enter[LANE_TOKENS], leave[LANE_TOKENS];
+    float run[LANE_TOKENS], high[LANE_TOKENS], low[LANE_TOKENS];
+    float top[LANE_TOKENS], enter[LANE_TOKENS], leave[LANE_TOKENS];
     gates_read(gates, v, p, row, chunk, head, lane);
     float entering = top_entering(summaries, v, p, row, chunk, head, lane);
     sums_find(log, run, gates, lane);
@@ -199,6 +201,7 @@ struct slope_views {
     const mlstm_slopes *slopes;
     const float *through;
     int parts;
+    bool edge; /* there is a state before the first token */
 };
 
 /* Grid as above. */
@@ -232,7 +235,7 @@ __global__ void __launch_bounds__(HEADS *WARP) mlstm_gates_backward_kernel(slope
 #pragma unroll
     for (int k = 0; k < LANE_TOKENS; k++) {
         int64_t t = chunk * MLSTM_CHUNK + LANE_TOKENS * lane + k;
-        bool begins = run[k] != (k > 0 ? run[k > 0 ? k - 1 : 0] : run_before);
+        bool begins = run[k] != (k > 0 ? run[k > 0 ? k - 1 : 0] : run_before) || (t == 0 && !v.edge);
         float dlf = through + before + behind[k];
         if (last_on && run[k] == run[LANE_TOKENS - 1]) dlf += after;
         before += leave[k];
@@ -243,8 +246,9 @@ __global__ void __launch_bounds__(HEADS *WARP) mlstm_gates_backward_kernel(slope
 }
 
 void mlstm_gates_backward(struct device *dev, tensor di, tensor df, tensor i, tensor f, const mlstm_factors *factors,
-                          const mlstm_slopes *slopes, const float *through, int parts, const mlstm_problem &p) {
+                          const mlstm_slopes *slopes, const float *through, int parts, bool edge,
+                          const mlstm_problem &p) {
     slope_views v = {mlstm_gates_of(di), mlstm_gates_of(df), mlstm_gates_of(i), mlstm_gates_of(f), factors, slopes,
-                     through, parts};
+                     through, parts, edge};
     LAUNCH(dev, mlstm_gates_backward_kernel, gate_grid(p), HEADS *WARP, 0, v, p);
 }

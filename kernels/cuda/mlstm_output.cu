@@ -5,22 +5,22 @@
  *          den_i = enter_i s n . q_i + sum_j W_ij;  N_i = max(|den_i|, exp(-m_i));  inverse_i = 1 / (N_i + eps)
  *   dv_j = leave_j dC^T k_j + sum_i W_ij inverse_i dh_i
  *
- * A block has a chunk of one head: W first, which stays in shared memory as the first operand of products over the chunk;
- * then tile by tile of 128 columns of V the product with the state, and the one with v or dh. m is known from the gates
- * (mlstm_gates.cu), so nothing is rescaled on the way. A warp whose products all lie beyond the diagonal skips them. All
- * steps of a block are one sequence, whose loads are one step ahead of its products; two blocks of a multiprocessor fill
- * each other's gaps.
+ * A block has a chunk of one head: W first, which stays in shared memory as the first operand of products over the
+ * chunk; then tile by tile of 128 columns of V the product with the state, and the one with v or dh. m is known from
+ * the gates (mlstm_gates.cu), so nothing is rescaled on the way. A warp whose products all lie beyond the diagonal
+ * skips them. All steps of a block are one sequence, whose loads are one step ahead of its products; two blocks of a
+ * multiprocessor fill each other's gaps.
  *
  * Account, B 8, T 2048, H 4, K 256, V 512, bf16: 512 blocks of 28 steps of 790 clocks, two at a time on each of 132
  * multiprocessors: 0.05 ms; the weights' exponentials and masks, 40 instructions for each of 128 accumulators a thread,
- * behind the other block's products. Bytes: 134 MB of states, 201 of q, k, v, h: 0.11 ms at 3.0 TB/s; 0.4 GB through the
- * L2 cache, which gives 5.5 TB/s: 0.07 ms. Expected: 0.15 ms each.
+ * behind the other block's products. Bytes: 134 MB of states, 201 of q, k, v, h: 0.11 ms at 3.0 TB/s; 0.4 GB through
+ * the L2 cache, which gives 5.5 TB/s: 0.07 ms. Expected: 0.15 ms each.
  *
  * Reproducible: every sum has its order from the shape.
  */
 #include "kernels/cuda/mlstm.cuh"
 
-enum { STAGES = 2 };
+enum { STAGES = 2, AHEAD = 3 /* steps, of what comes from the states */ };
 
 template <class T> struct output_room {
     product_stage<T> stages[STAGES];
@@ -92,7 +92,9 @@ mlstm_output_kernel(mlstm_output<T> o, mlstm_problem p) {
     bool from_state = o.edge || (BACKWARD ? chunk + 1 < p.chunks : chunk > 0);
     int over_k = (p.K + DEPTH - 1) / DEPTH, of_state = from_state ? over_k : 0, each = of_state + STEPS;
     auto load = [&](int step, product_stage<T> &stage) {
-        int k0 = step * DEPTH;
+        int k0 = step * DEPTH, later = step + AHEAD - over_k;
+        if (later >= 0 && later < p.v_tiles * each && later % each < of_state)
+            mlstm_prefetch_state<true>(state, p, later % each * DEPTH, later / each * PRODUCT);
         if (step < over_k) {
             mlstm_fill(stage.flat(0), o.q, row, head, t0, p.T, k0);
             mlstm_fill(stage.flat(1), o.k, row, head, t0, p.T, k0);

@@ -3,18 +3,20 @@
  *   C  <- pass C  + sum_j leave_j k_j v_j^T                      n  <- pass n  + sum_j leave_j k_j
  *   dC <- pass dC + sum_i enter_i s q_i (inverse_i dh_i)^T       dn <- pass dn + sum_i enter_i s q_i inverse_i delta_i
  *
- * A block has a tile of 128 x 128 of one head's state in the accumulators of its four warps and walks over the chunks of
- * one segment; a chunk is two steps of a product (tile_product.cuh) with k = tokens. What is beside k or q in the sums is
- * multiplied into the fragments of the first operand. n is one more column, which the warps with the first columns of the
- * state add up beside them. The state as each chunk is met goes to memory in the activations' type, as every product takes
- * it. Leftwards, C of the other walk comes through the ring as well: pass <C, dC> is what the gates' gradients need.
+ * A block has a tile of 128 x 128 of one head's state in the accumulators of its four warps and walks over the chunks
+ * of one segment; a chunk is two steps of a product (tile_product.cuh) with k = tokens. What is beside k or q in the
+ * sums is multiplied into the fragments of the first operand. n is one more column, which the warps with the first
+ * columns of the state add up beside them. The state as each chunk is met goes to memory in the activations' type, as
+ * every product takes it. Leftwards, C of the other walk comes through the ring as well: pass <C, dC> is what the
+ * gates' gradients need.
  *
- * Where heads, batch rows and tiles don't fill the chip, time is cut into segments: each is walked from zero for what it
- * adds, the states are carried over segments, and then all go at once.
+ * Where heads, batch rows and tiles don't fill the chip, time is cut into segments: each is walked from zero for what
+ * it adds, beginning behind the chunks of which nothing is left at its end; the states are carried over segments, and
+ * then all go at once.
  *
- * Account, B 8, T 2048, H 4, K 256, V 512, bf16: 256 blocks of two a multiprocessor. Bytes: 100 MB of k and v (268 MB from
- * the L2 cache), 134 MB of states: 0.08 ms at 3.0 TB/s; leftwards 134 MB more: 0.12 ms. Products 17 GFLOP, 32 steps of a
- * block of 790 clocks, two blocks: 0.03 ms at 1.7 GHz. Expected: 0.10 and 0.14 ms.
+ * Account, B 8, T 2048, H 4, K 256, V 512, bf16: 256 blocks of two a multiprocessor. Bytes: 100 MB of k and v (268 MB
+ * from the L2 cache), 134 MB of states: 0.08 ms at 3.0 TB/s; leftwards 134 MB more: 0.12 ms. Products 17 GFLOP, 32
+ * steps of a block of 790 clocks, two blocks: 0.03 ms at 1.7 GHz. Expected: 0.10 and 0.14 ms.
  *
  * Reproducible: every sum has its order from the shape.
  */
@@ -58,7 +60,8 @@ __device__ __forceinline__ void state_read(product_sums &d, product_column &n, c
         }
 }
 
-__device__ __forceinline__ void vector_write(float *to, const product_column &n, int k0, const product_place &at, int K) {
+__device__ __forceinline__ void vector_write(float *to, const product_column &n, int k0, const product_place &at,
+                                             int K) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -109,6 +112,12 @@ mlstm_walk_kernel(mlstm_walk<T> walk, mlstm_problem p) {
     product_place at = product_place_of();
     int64_t first = w.segment * p.per_segment, end = at_most(first + p.per_segment, p.chunks);
     int64_t of_segment = (w.row * p.segments + w.segment) * p.H + w.head, size = (int64_t)p.K * p.V;
+    int skipped = 0;
+    if (walk.decays)
+        skipped = chunks_without_trace((int)(end - first), at.lane, [&](int k) {
+            return walk.factors[p.place(w.row, LEFT ? end - 1 - k : first + k, w.head)].pass;
+        });
+    (LEFT ? end : first) += LEFT ? -skipped : skipped;
     int count = (int)(end - first), dots = LEFT && walk.through ? shape::PARTS : 0, each = dots + shape::STEPS;
     bool at_end = walk.end && (LEFT ? w.segment == 0 : w.segment == p.segments - 1);
     bool whole = walk.to || at_end; /* else the last chunk is only met */
@@ -130,7 +139,7 @@ mlstm_walk_kernel(mlstm_walk<T> walk, mlstm_problem p) {
     column.value = NULL;
     state_read(state, column, walk.from ? walk.from + of_segment * size : NULL,
                walk.from_n && vector ? walk.from_n + of_segment * p.K : NULL, w, at, p);
-    float total = 1, pass = walk.factors[p.place(w.row, chunk_of(0), w.head)].pass;
+    float total = skipped ? 0.0f : 1.0f, pass = walk.factors[p.place(w.row, chunk_of(0), w.head)].pass;
     float2 factor = token_factor<LEFT>(walk, p.place(w.row, chunk_of(0), w.head), p);
     for (int k = 0; k < count; k++) {
         int64_t place = p.place(w.row, chunk_of(k), w.head);

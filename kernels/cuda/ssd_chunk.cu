@@ -34,7 +34,6 @@ enum { THREADS = SSD_WALKERS * WARP, FACTOR_HEADS = 8 };
 
 #define LOG2_E 1.44269504f
 #define LOG2_NOTHING (-100.0f) /* decays beyond this power of two let nothing pass */
-#define NOTHING 0x1p-100f
 
 ssd_rows ssd_rows_of(tensor t) {
     ssd_rows r = {data_of<__nv_bfloat16>(t), t.stride[0], t.stride[1], (int)t.dim[3], false};
@@ -128,27 +127,6 @@ __device__ __forceinline__ void state_write(const ssd_state &state, __nv_bfloat1
         }
 }
 
-/* How many of a walk's chunks leave nothing at its end, so that its sum may begin behind them: long before the end, or
- * before a document that starts on the way. `last` are the factors of the walk's last chunk, those before it are
- * `step` and `step` further on. Every warp finds the same. */
-__device__ __forceinline__ int chunks_without_trace(const ssd_factors *last, int64_t step, int count, int lane) {
-    float behind = 1;
-    for (int end = count; end > 0; end -= WARP) {
-        int k = end - WARP + lane;
-        float product = k >= 0 ? last[(count - 1 - k) * step].enter[SSD_CHUNK - 1] : 1.0f; /* of chunks from k on */
-#pragma unroll
-        for (int offset = 1; offset < WARP; offset *= 2) {
-            float more = __shfl_down_sync(FULL, product, offset);
-            if (lane + offset < WARP) product *= more;
-        }
-        float after = __shfl_down_sync(FULL, product, 1);
-        unsigned lost = __ballot_sync(FULL, k >= 0 && behind * (lane < WARP - 1 ? after : 1.0f) < NOTHING);
-        if (lost) return end - __clz(lost);
-        behind *= __shfl_sync(FULL, product, 0);
-    }
-    return 0;
-}
-
 /* Grid: (heads, segments, batch rows). */
 template <bool LEFTWARDS, bool ALIGNED>
 __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd_chunked p) {
@@ -161,8 +139,10 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
     ssd_state state;
     state.load(p, walk.from ? walk.from + of_segment * size : NULL);
     if (walk.decays)
-        skipped = chunks_without_trace(walk.factors + (row * p.chunks + (LEFTWARDS ? first : end - 1)) * p.H + head,
-                                       LEFTWARDS ? p.H : -p.H, count, threadIdx.x % WARP);
+        skipped = chunks_without_trace(count, threadIdx.x % WARP, [&](int k) {
+            int64_t chunk = LEFTWARDS ? end - 1 - k : first + k;
+            return walk.factors[(row * p.chunks + chunk) * p.H + head].enter[SSD_CHUNK - 1];
+        });
     float total = skipped ? 0.0f : 1.0f;
     walk_load<ALIGNED>(stages[skipped % 2], walk, p, LEFTWARDS ? end - 1 - skipped : first + skipped, head, row);
     cp_async_commit();

@@ -60,17 +60,18 @@ __device__ __forceinline__ void tile_fill(shared_tile<W, T, ROWS> &tile, const T
     int r = threadIdx.x / ACROSS, c = threadIdx.x % ACROSS * PIECE;
     from += r * step + c;
     rows = c < columns ? rows - r : 0;
-    T *place = tile.at(r, c);
+    if (aligned) {
+        T *place = tile.at(r, c);
 #pragma unroll
+        for (int k = 0; k < ROWS; k += DOWN, from += DOWN * step)
+            cp_async_16_or_zeros(DOWN % 8 == 0 ? place + k * W : tile.at(r + k, c), from, k < rows);
+        return;
+    }
+#pragma unroll 1 /* seldom: little code */
     for (int k = 0; k < ROWS; k += DOWN, from += DOWN * step) {
-        T *to = DOWN % 8 == 0 ? place + k * W : tile.at(r + k, c);
-        if (aligned) {
-            cp_async_16_or_zeros(to, from, k < rows);
-        } else {
-            pack<T, PIECE> piece;
-            for (int i = 0; i < PIECE; i++) piece.v[i] = k < rows && c + i < columns ? from[i] : from_float<T>(0.0f);
-            *reinterpret_cast<pack<T, PIECE> *>(to) = piece;
-        }
+        pack<T, PIECE> piece;
+        for (int i = 0; i < PIECE; i++) piece.v[i] = k < rows && c + i < columns ? from[i] : from_float<T>(0.0f);
+        *reinterpret_cast<pack<T, PIECE> *>(tile.at(r + k, c)) = piece;
     }
 }
 
@@ -129,8 +130,8 @@ __device__ __forceinline__ float column_sum(float v) {
     return v + __shfl_xor_sync(FULL, v, 16);
 }
 
-/* Of each lane's sum over its first tokens of a run: with all that follow in the same run. `on` says whether that run goes
- * on behind the lane. */
+/* Of each lane's sum over its first tokens of a run: with all that follow in the same run. `on` says whether that run
+ * goes on behind the lane. */
 __device__ __forceinline__ float sum_behind(float sum, bool on, int lane) {
 #pragma unroll
     for (int offset = 1; offset < WARP; offset *= 2) {
@@ -149,6 +150,30 @@ __device__ __forceinline__ float sum_before(float sum, int lane) {
         if (lane >= offset) sum += more;
     }
     return sum;
+}
+
+/* --- walks over chunks -------------------------------------------------------------------------------------------- */
+
+/* How many of a walk's `count` chunks leave nothing at its end, 2^-100 or less, so that its sum may begin behind them:
+ * long before the end, or before a document that starts on the way. pass(k): how much of a state passes the k-th. Every
+ * warp finds the same. */
+template <class F> __device__ __forceinline__ int chunks_without_trace(int count, int lane, F pass) {
+    const float nothing = 0x1p-100f;
+    float behind = 1;
+    for (int end = count; end > 0; end -= WARP) {
+        int k = end - WARP + lane;
+        float product = k >= 0 ? pass(k) : 1.0f; /* of chunks from k on */
+#pragma unroll
+        for (int offset = 1; offset < WARP; offset *= 2) {
+            float more = __shfl_down_sync(FULL, product, offset);
+            if (lane + offset < WARP) product *= more;
+        }
+        float after = __shfl_down_sync(FULL, product, 1);
+        unsigned lost = __ballot_sync(FULL, k >= 0 && behind * (lane < WARP - 1 ? after : 1.0f) < nothing);
+        if (lost) return end - __clz(lost);
+        behind *= __shfl_sync(FULL, product, 0);
+    }
+    return 0;
 }
 
 #endif

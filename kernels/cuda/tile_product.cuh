@@ -1,10 +1,10 @@
 /* tile_product.cuh: products of matrices that a block of four warps makes tile by tile: 128 x 128 accumulators in fp32,
  * 64 x 64 of them in each warp, from operands that come through shared memory in stages.
  *
- * A step of a product goes DEPTH along what is summed over: 64 of bf16, 32 of fp32, 128 bytes. Each operand of a step is
- * 16 KB, in one of two forms: flat (128 rows of DEPTH columns: memory has rows of what is not summed over) or deep (DEPTH
- * rows of 128 columns). In bf16 the products are made by tensor cores, in fp32 by ordinary ones, element by element where
- * the tensor cores' accumulators would lie, so that all else is written once for both.
+ * A step of a product goes DEPTH along what is summed over: 64 of bf16, 32 of fp32, 128 bytes. Each operand of a step
+ * is 16 KB, in one of two forms: flat (128 rows of DEPTH columns: memory has rows of what is not summed over) or deep
+ * (DEPTH rows of 128 columns). In bf16 the products are made by tensor cores, in fp32 by ordinary ones, element by
+ * element where the tensor cores' accumulators would lie, so that all else is written once for both.
  *
  * A warp and step of bf16: 128 products m16n8k16, 32 loads of fragments by ldmatrix (16 KB): at the 2,650 FLOP a clock
  * that a multiprocessor of sm_90 reaches with mma, 790 clocks for a block's step, of which shared memory is busy 512.
@@ -89,8 +89,8 @@ struct product_column {
     const float *value; /* of the step's k; NULL: no such column */
 };
 
-/* d += a b over one step, and over k of a[row][k] factor[k] b[k][column] if SCALED. A side is DEEP or flat, its rows are
- * so many WIDE. */
+/* d += a b over one step, and over k of a[row][k] factor[k] b[k][column] if SCALED. A side is DEEP or flat, its rows
+ * are so many WIDE. */
 template <bool A_DEEP, int A_WIDE, bool B_DEEP, int B_WIDE, bool SCALED>
 __device__ __forceinline__ void product_step(product_sums &d, const __nv_bfloat16 *a, const __nv_bfloat16 *b,
                                              const product_place &at, const float *factor, product_column *column) {
@@ -175,15 +175,15 @@ __device__ __forceinline__ void product_deep_deep(product_sums &d, product_stage
     product_step<true, PRODUCT, true, PRODUCT, true>(d, stage.deep(0).v, stage.deep(1).v, at, factor, &column);
 }
 
-/* A triangle w (row i, column j <= i) times the step's deep b, whose k are the columns from k0 on; or the triangle turned
- * over, whose k are its rows. What lies beyond the triangle in blocks of 64 is not read. */
+/* A triangle w (row i, column j <= i) times the step's deep b, whose k are the columns from k0 on; or the triangle
+ * turned over, whose k are its rows. What lies beyond the triangle in blocks of 64 is not read. */
 template <bool TURNED, class T>
 __device__ __forceinline__ void product_triangle(product_sums &d, typename product_shape<T>::whole &w, int k0,
                                                  product_stage<T> &stage, const product_place &at) {
     enum { DEPTH = product_shape<T>::DEPTH };
     if (TURNED ? k0 + DEPTH <= at.m0 : k0 >= at.m0 + 64) return;
-    product_step<TURNED, PRODUCT, true, PRODUCT, false>(d, w.v + (TURNED ? k0 * PRODUCT : k0), stage.deep(1).v, at, NULL,
-                                                        NULL);
+    const T *from = w.v + (TURNED ? k0 * PRODUCT : k0);
+    product_step<TURNED, PRODUCT, true, PRODUCT, false>(d, from, stage.deep(1).v, at, NULL, NULL);
 }
 
 /* Two neighbours in a tile, the first in an even column. */
@@ -204,26 +204,26 @@ __device__ __forceinline__ void two_store(float *at, float left, float right) {
     *reinterpret_cast<float2 *>(at) = make_float2(left, right);
 }
 
-/* f(row, sum) for each of the lane's rows that the stage has of a whole matrix: the lane's part of the product of that row
- * of the accumulators with the same row of the matrix. */
+/* f(row, sum) for each of the lane's rows that the stage has of a whole matrix: the lane's part of the product of that
+ * row of the accumulators with the same row of the matrix. */
 template <class T, class F>
 __device__ __forceinline__ void product_row_dots(const product_sums &d, product_stage<T> &stage, int part,
                                                  const product_place &at, F f) {
     enum { ROWS = product_shape<T>::PART_ROWS };
     typename product_shape<T>::part &tile = stage.part();
     if (at.m0 / ROWS != part) return;
+    int place = tile.offset(at.m0 % ROWS + at.g, at.n0 + at.q);
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            int row = at.m0 + 16 * i + 8 * h + at.g;
             float sum = 0;
 #pragma unroll
             for (int n = 0; n < 8; n++) {
-                float2 w = two_of(tile.at(row % ROWS, at.n0 + 8 * n + at.q));
+                float2 w = two_of(tile.from(place, 16 * i + 8 * h, 8 * n));
                 sum += d.v[i][n][2 * h] * w.x + d.v[i][n][2 * h + 1] * w.y;
             }
-            f(row, sum);
+            f(at.m0 + 16 * i + 8 * h + at.g, sum);
         }
 }
 
