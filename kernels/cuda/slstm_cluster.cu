@@ -5,14 +5,14 @@
  * units. r stays in registers for the whole walk, as fragments of mma, bf16. Clusters know nothing of each other, so
  * heads and groups of rows fill the chip side by side, several blocks on a multiprocessor where there are many.
  *
- * Forward. A block has `units` units, a warp eight of them with all four gates: two products of 16 x 8 (gates i, f of
- * eight units; gates z, o) x (8 rows) over k. So a lane finds all gates of unit lane/4 and of rows 2 (lane%4), + 1 in
- * its own registers, and the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16 bytes a row and
- * eight units, into the shared memory of every block of the cluster, where it waits as the other operand of the next
- * product. Nothing but these bytes synchronises: they raise a flag there when all P x 8 have come (cluster.cuh). Two
- * buffers and flags in turns are enough, because nobody can send y[t+1] before everybody's y[t] came, so before
- * everybody has read y[t-1]. Heads of more than 256 units have two warps for eight units, each with half of k; they
- * exchange the sums of one row of two, so that the pointwise part halves, too.
+ * Forward. A block has `units` units, two warps eight of them with all four gates: two products of 16 x 8 (gates i, f
+ * of eight units; gates z, o) x (8 rows), each warp over half of k. So a lane finds sums of all gates of unit lane/4 and
+ * of rows 2 (lane%4), + 1 in its own registers; the two warps exchange those of one of the rows, and then each lane has
+ * one unit of one row to itself: the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16 bytes a
+ * row and eight units, into the shared memory of every block of the cluster, where it waits as the other operand of the
+ * next product. Nothing but these bytes synchronises the blocks: they raise a flag there when all P x 8 have come
+ * (cluster.cuh). Two buffers and flags in turns are enough, because nobody can send y[t+1] before everybody's y[t] came,
+ * so before everybody has read y[t-1].
  *
  * Backward. The block has the same units, their draw (4 gates x units) is the operand, and its product with r^T is a
  * part of what comes to all P units of the head: each warp has a share of the rows of r^T and sends its sums, fp32, to
@@ -21,23 +21,25 @@
  * forward.
  *
  *   P up to     blocks   units of a block   warps   registers of r in a lane, forward / backward
- *   16, 32, 64  1, 2, 4  16                 2       32 / 64
- *   128         8        16                 2       64 / 64
- *   192         8        24                 3       96 / 96
- *   256         8        32                 4       128 / 128
+ *   16, 32, 64  1, 2, 4  16                 4       16 / 32
+ *   128         8        16                 4       32 / 32
+ *   192         8        24                 6       48 / 48
+ *   256         8        32                 8       64 / 64
  *   384         8        48                 12      96 / 96
  *   512         16       32                 8       128 / 128
  * P must be a multiple of 8, rows of x, y and their gradients aligned to 16 bytes, and the chip must grant the cluster
  * (16 blocks are beyond what every chip promises); otherwise it is slstm.cu.
  *
- * Account of one step, P 192, in cycles of 0.57 ns (H100 at 1.75 GHz):
- *   forward: flag seen 30, ldmatrix 45, 24 mma on four chains 200, pointwise 180 (softplus 65, two exponentials 45,
- *     1/n and products 50), staging 60, on the way to the other blocks 250 (3 KB arrive at a block, at about 16 bytes a
- *     clock): 770 = 0.44 us. x, saved factors and y to memory run beside it.
- *   backward: flag 30, eight parts added 70, pointwise 30, draw to shared memory and barrier 60, ldmatrix 40, 24 mma
- *     200, on the way 400 (6 KB): 830 = 0.48 us.
- * Bytes, B 16, T 1024, D 768: forward 226 (x) + 25 (y) + 252 (saved) MB, 0.17 ms; so the chain is what counts: 0.45 and
- * 0.5 ms, besides dr.
+ * Account of one step, P 192, in cycles of 0.57 ns (1.75 GHz). Few warps share a scheduler, so each instruction of a
+ * step costs two to three cycles, and their number counts as much as any latency: hence one unit a lane.
+ *   forward, 263 instructions: flag seen 30, ldmatrix 45, 12 mma on four chains 100, exchange 70, pointwise 150 (softplus
+ *     65, exponentials, 1/n), out 60, on the way to the other blocks 250 (3 KB arrive at a block, at about 16 bytes a
+ *     clock), during which factors, y and the next x are seen to: 700 = 0.4 us.
+ *   backward, 373 instructions: flag 30, eight parts added 70, pointwise 30, draw to shared memory and barrier 60,
+ *     ldmatrix 40, 12 mma 100, on the way 400 (6 KB): 730 = 0.42 us.
+ * Bytes, B 16, T 1024, D 768: forward 226 (x) + 25 (y) + 252 (saved) MB, 0.17 ms; so the chain is what counts: 0.45 ms
+ * for each direction, besides dr. Measured on an H100 with two units a lane and half of the warps (382 and 1001
+ * instructions): 0.615 ms forward.
  *
  * Every sum has an order that the shape fixes.
  */
@@ -46,7 +48,8 @@
 
 enum {
     SLSTM_ROWS = 8, /* batch rows of a cluster: the columns of mma */
-    SLSTM_EIGHT = 8, /* units of a warp */
+    SLSTM_EIGHT = 8, /* units of a group */
+    SLSTM_SPLIT = 2, /* warps of a group */
     STAGES = 4,     /* tokens of x, or of factors, that are on their way or there */
     MATRIX = 128,   /* bytes of eight rows' eight bf16 */
 };
@@ -56,7 +59,6 @@ typedef __nv_bfloat16 bf16;
 /* How a head is laid out on a cluster. */
 struct cluster_plan {
     unsigned blocks, units; /* units of a block */
-    int split;              /* warps for eight units */
     int tiles;              /* forward: k of a warp, in sixteens */
 };
 
@@ -64,13 +66,12 @@ static cluster_plan plan_of(int64_t P) {
     cluster_plan c;
     c.blocks = P <= 16 ? 1 : P <= 32 ? 2 : P <= 64 ? 4 : P <= 384 ? 8 : 16;
     c.units = P <= 128 ? 16 : P <= 192 ? 24 : P > 256 && P <= 384 ? 48 : 32;
-    c.split = P <= 256 ? 1 : 2;
-    c.tiles = P <= 64 ? 4 : P <= 128 ? 8 : P <= 192 || (P > 256 && P <= 384) ? 12 : 16;
+    c.tiles = P <= 64 ? 2 : P <= 128 ? 4 : P <= 192 ? 6 : P <= 256 ? 8 : P <= 384 ? 12 : 16;
     return c;
 }
 
 static unsigned threads_of(cluster_plan c) {
-    return c.units / SLSTM_EIGHT * (unsigned)c.split * WARP;
+    return c.units / SLSTM_EIGHT * SLSTM_SPLIT * WARP;
 }
 
 /* What both kernels are given. */
@@ -81,50 +82,38 @@ struct cluster_job {
     int active; /* blocks that have units */
 };
 
-/* Where a thread stands. GROUPS: of eight units, in a block; SPLIT: warps for each. */
-template <int GROUPS, int SPLIT> struct cluster_seat {
-    enum { PAIRS = SPLIT == 1 ? 2 : 1, ROWS = SLSTM_ROWS / SPLIT };
+/* Where a thread stands. GROUPS: of eight units, in a block, two warps each. A lane has one unit and one row. */
+template <int GROUPS> struct cluster_seat {
     int lane, warp, group, half, g, q, rank;
+    int row;                 /* of the eight */
     int64_t head, b0, bunch; /* bunch: which eight rows */
-    int64_t j0, unit;        /* of the group's first unit, within the head; of the lane's, among all D */
-    bool there;              /* the group has units */
+    int64_t j0, b, unit;     /* of the group's first unit, within the head; the row; the unit, among all D */
+    bool there, lives;       /* the group has units; and the row exists, too */
 
     __device__ __forceinline__ cluster_seat(const cluster_job &a) {
-        lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = warp / SPLIT, half = warp % SPLIT;
+        lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = warp / SLSTM_SPLIT, half = warp % SLSTM_SPLIT;
         g = lane / 4, q = lane % 4, rank = (int)cluster_rank();
         int64_t cluster = blockIdx.x / cluster_blocks();
         head = cluster % a.p.H, bunch = cluster / a.p.H, b0 = bunch * SLSTM_ROWS;
         j0 = ((int64_t)rank * GROUPS + group) * SLSTM_EIGHT;
-        unit = head * a.p.P + j0 + g;
-        there = j0 < a.p.P;
-    }
-    /* Row, of the eight, of the lane's pair e. */
-    __device__ __forceinline__ int row(int e) const {
-        return 2 * q + (SPLIT == 1 ? e : half);
+        row = 2 * q + half, b = b0 + row, unit = head * a.p.P + j0 + g;
+        there = j0 < a.p.P, lives = there && b < a.p.B;
     }
     /* Does row `row` of the eight pass through this warp, where lanes take rows of eight units as a whole? */
-    __device__ __forceinline__ bool has_row(int row) const {
-        return SPLIT == 1 || row % 2 == half;
-    }
-    /* The lane's pair e at token t, among all units of all tokens; the pairs are T D apart. */
-    __device__ __forceinline__ int64_t place(const slstm_problem &p, int e, int64_t t) const {
-        return ((b0 + row(e)) * p.T + t) * p.D + unit;
+    __device__ __forceinline__ bool has_row(int which) const {
+        return which % 2 == half;
     }
 };
 
 /* Where documents start, looked up a token ahead: the numbers of a token and of the next one on the way. Rows that
  * don't exist, and tokens before the first, have number 0. */
-template <int PAIRS> struct cluster_documents {
-    int now[PAIRS], next[PAIRS];
+struct cluster_documents {
+    int now, next;
 
     template <class S>
     __device__ __forceinline__ void look(const slstm_problem &p, const S &s, int64_t t) {
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) now[e] = next[e], next[e] = 0;
-        if (!p.doc || t < 0 || t >= p.T) return;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++)
-            if (s.b0 + s.row(e) < p.B) next[e] = p.doc[(s.b0 + s.row(e)) * p.T + t];
+        now = next, next = 0;
+        if (p.doc && t >= 0 && t < p.T && s.lives) next = p.doc[s.b * p.T + t];
     }
 };
 
@@ -138,17 +127,18 @@ struct forward_job {
 };
 
 /* Groups of eight units in a block whose warps have so many tiles of k. */
-constexpr int forward_groups(int tiles, int split) {
-    return split == 2 ? tiles == 12 ? 6 : 4 : tiles <= 8 ? 2 : tiles / 4;
+constexpr int forward_groups(int tiles) {
+    return tiles == 16 ? 4 : tiles <= 4 ? 2 : tiles / 2;
 }
 
 /* The block's shared memory, in bytes: y twice, flags, the ring of x, rows of y on their way out, and sums that two
  * warps of a group exchange. */
-template <int TILES, int SPLIT> struct forward_room {
-    enum { GROUPS = forward_groups(TILES, SPLIT), WARPS = GROUPS * SPLIT, SUMS = WARP * 16,
-           Y = TILES * SPLIT * 2 * MATRIX, FLAGS = 2 * Y, RING = FLAGS + 128, STAGE = WARPS * SLSTM_GATES * MATRIX,
+template <int TILES> struct forward_room {
+    enum { GROUPS = forward_groups(TILES), WARPS = GROUPS * SLSTM_SPLIT, SUMS = WARP * 16,
+           Y = TILES * SLSTM_SPLIT * 2 * MATRIX, FLAGS = 2 * Y, RING = FLAGS + 128,
+           STAGE = WARPS * SLSTM_GATES * MATRIX,
            STAGING = RING + STAGES * STAGE, EXCHANGE = STAGING + WARPS * MATRIX,
-           SIZE = EXCHANGE + (SPLIT == 2 ? GROUPS * 4 * SUMS : 0) };
+           SIZE = EXCHANGE + GROUPS * 4 * SUMS };
 
     __device__ static __forceinline__ int exchange(int group, int half, int turn) {
         return EXCHANGE + ((group * 2 + half) * 2 + turn) * SUMS;
@@ -183,7 +173,7 @@ template <int BYTES> __device__ __forceinline__ void fill_y(char *y, const slstm
     }
 }
 
-/* The product of r and y: sums of gate g, pair e, in to[e][g]; with two warps for a group, of half of k. */
+/* The product of r and y over the warp's half of k: the sums of gate g and row 2q + e in to[e][g]. */
 template <int TILES>
 __device__ __forceinline__ void multiply_y(float (&to)[2][SLSTM_GATES], const uint32_t (&a)[2][TILES][4], const char *y,
                                            int lane) {
@@ -191,7 +181,7 @@ __device__ __forceinline__ void multiply_y(float (&to)[2][SLSTM_GATES], const ui
     float d[2][2][4] = {};
     const char *row = y + lane * 16;
 #pragma unroll
-    for (int i = 0; i < 2; i++) ldmatrix_x4(b[i], row + i * 4 * MATRIX);
+    for (int i = 0; i < 2 && i < TILES / 2; i++) ldmatrix_x4(b[i], row + i * 4 * MATRIX);
 #pragma unroll
     for (int i = 0; i < TILES / 2; i++) {
         if (i + 2 < TILES / 2) ldmatrix_x4(b[(i + 2) % 3], row + (i + 2) * 4 * MATRIX);
@@ -208,43 +198,40 @@ __device__ __forceinline__ void multiply_y(float (&to)[2][SLSTM_GATES], const ui
         for (int g = 0; g < SLSTM_GATES; g++) to[e][g] = d[g / 2][0][e + 2 * (g % 2)] + d[g / 2][1][e + 2 * (g % 2)];
 }
 
-/* Two warps have half of the sums each: a lane keeps row `half` of its two and gives the other away. */
+/* Two warps have half of the sums each: a lane keeps those of its own row and gives the others away. */
 template <int TILES>
-__device__ __forceinline__ void exchange_halves(float (&sum)[2][SLSTM_GATES], char *shared,
-                                                int group, int half, int lane, int turn) {
-    typedef forward_room<TILES, 2> room;
-    float give[4], take[4];
+__device__ __forceinline__ void exchange_halves(float (&own)[SLSTM_GATES], const float (&sum)[2][SLSTM_GATES],
+                                                char *shared, int group, int half, int lane, int turn) {
+    typedef forward_room<TILES> room;
+    float give[SLSTM_GATES], take[SLSTM_GATES];
 #pragma unroll
     for (int g = 0; g < SLSTM_GATES; g++) give[g] = half ? sum[0][g] : sum[1][g];
     store_floats<4>(reinterpret_cast<float *>(shared + room::exchange(group, 1 - half, turn) + lane * 16), give);
     __barrier_sync_count(1 + group, 2 * WARP);
     load_floats<4>(take, reinterpret_cast<float *>(shared + room::exchange(group, half, turn) + lane * 16));
 #pragma unroll
-    for (int g = 0; g < SLSTM_GATES; g++) {
-        float own = half ? sum[1][g] : sum[0][g];
-        sum[0][g] = half ? take[g] + own : own + take[g]; /* the lower half first, whoever adds */
-    }
+    for (int g = 0; g < SLSTM_GATES; g++) own[g] = (half ? sum[1][g] : sum[0][g]) + take[g];
 }
 
 /* What one thread takes through the tokens. */
-template <int TILES, int SPLIT> struct forward_walk {
-    typedef forward_room<TILES, SPLIT> room;
-    typedef cluster_seat<room::GROUPS, SPLIT> seat;
-    enum { PAIRS = seat::PAIRS, ROWS = seat::ROWS, AT_ONCE = WARP / ROWS };
+template <int TILES> struct forward_walk {
+    typedef forward_room<TILES> room;
+    typedef cluster_seat<room::GROUPS> seat;
+    enum { ROWS = SLSTM_ROWS / SLSTM_SPLIT, AT_ONCE = WARP / ROWS }; /* rows of a warp; blocks it sends to at once */
 
     const forward_job &a;
     const seat &s;
     char *shared;
     uint32_t r[2][TILES][4];
-    slstm_unit unit[PAIRS];
-    float bias[SLSTM_GATES], last[PAIRS];
-    cluster_documents<PAIRS> documents;
-    const bf16 *x;       /* the lane's eight units of a gate and row, of the token that is fetched next */
-    bf16 *y;             /* those of y that the lane writes, of the token that is next */
-    int64_t place;       /* of the lane's first pair, likewise */
+    slstm_unit unit;
+    float bias[SLSTM_GATES], last;
+    cluster_documents documents;
+    const bf16 *x;        /* the lane's eight units of a gate and row, of the token that is fetched next */
+    bf16 *y;              /* those of y that the lane writes, of the token that is next */
+    int64_t place;        /* of the lane's unit, likewise */
     bool fetches, writes; /* these exist */
-    cluster_place to[2]; /* where the lane's eight units of y go, in turn 0 */
-    int to_flags;        /* from there to the first flag */
+    cluster_place to[2];  /* where the lane's eight units of y go, in turn 0 */
+    int to_flags;         /* from there to the first flag */
 
     __device__ __forceinline__ forward_walk(const forward_job &job, const seat &where, char *memory)
         : a(job), s(where), shared(memory) {}
@@ -254,16 +241,12 @@ template <int TILES, int SPLIT> struct forward_walk {
         load_r<TILES>(r, a.a.r, p, s.head, s.j0 + s.g, s.half * TILES * 16, s.q);
 #pragma unroll
         for (int g = 0; g < SLSTM_GATES; g++) bias[g] = p.bias[g * p.D + s.unit];
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            bool given = p.initial && b < p.B;
-            unit[e].c = given ? p.initial[slstm_place(p, b, SLSTM_C, s.unit)] : 0.0f;
-            unit[e].n = given ? p.initial[slstm_place(p, b, SLSTM_N, s.unit)] : 0.0f;
-            unit[e].m = given ? p.initial[slstm_place(p, b, SLSTM_M, s.unit)] : 0.0f;
-            documents.next[e] = 0, last[e] = 0;
-        }
-        int row = SPLIT == 1 ? s.lane % 8 : 2 * (s.lane % 4) + s.half, own = (int)(s.j0 / 8) * MATRIX + row * 16;
+        bool given = p.initial && s.lives;
+        unit.c = given ? p.initial[slstm_place(p, s.b, SLSTM_C, s.unit)] : 0.0f;
+        unit.n = given ? p.initial[slstm_place(p, s.b, SLSTM_N, s.unit)] : 0.0f;
+        unit.m = given ? p.initial[slstm_place(p, s.b, SLSTM_M, s.unit)] : 0.0f;
+        last = 0;
+        int row = 2 * (s.lane % 4) + s.half, own = (int)(s.j0 / 8) * MATRIX + row * 16;
         to_flags = room::FLAGS - own;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -275,7 +258,8 @@ template <int TILES, int SPLIT> struct forward_walk {
         row = s.lane % 8;
         fetches = s.has_row(row) && s.b0 + row < p.B;
         x = a.x + (fetches ? (s.b0 + row) * p.x.row : 0) + s.lane / 8 * p.D + s.head * p.P + s.j0;
-        place = s.place(p, 0, 0);
+        place = s.b * p.T * p.D + s.unit;
+        documents.next = 0;
         documents.look(p, s, 0);
         for (int t = 0; t < STAGES - 1; t++) fetch(t);
     }
@@ -287,37 +271,27 @@ template <int TILES, int SPLIT> struct forward_walk {
     }
     __device__ __forceinline__ void step(int t) {
         const slstm_problem &p = a.a.p;
-        float raw[PAIRS][SLSTM_GATES], sum[2][SLSTM_GATES], out[PAIRS];
-        slstm_factors factors[PAIRS];
-        bool begins[PAIRS];
+        float raw[SLSTM_GATES], sums[2][SLSTM_GATES], sum[SLSTM_GATES];
+        slstm_factors factors;
         int turn = t & 1;
         cp_async_wait<STAGES - 2>();
         __syncwarp();
         const bf16 *ring = reinterpret_cast<bf16 *>(shared + room::RING + t % STAGES * room::STAGE) +
-                           s.warp * SLSTM_GATES * SLSTM_ROWS * SLSTM_EIGHT + s.g;
+                           (s.warp * SLSTM_GATES * SLSTM_ROWS + s.row) * SLSTM_EIGHT + s.g;
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++)
-#pragma unroll
-            for (int g = 0; g < SLSTM_GATES; g++)
-                raw[e][g] = to_float(ring[(g * SLSTM_ROWS + s.row(e)) * SLSTM_EIGHT]) + bias[g];
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) begins[e] = documents.next[e] != documents.now[e];
+        for (int g = 0; g < SLSTM_GATES; g++) raw[g] = to_float(ring[g * SLSTM_ROWS * SLSTM_EIGHT]) + bias[g];
+        bool begins = documents.next != documents.now;
         documents.look(p, s, t + 1);
         if (t > 0) arrived(t, turn);
-        multiply_y<TILES>(sum, r, shared + turn * room::Y + s.half * TILES * 2 * MATRIX, s.lane);
-        if constexpr (SPLIT == 2) exchange_halves<TILES>(sum, shared, s.group, s.half, s.lane, turn);
+        multiply_y<TILES>(sums, r, shared + turn * room::Y + s.half * TILES * 2 * MATRIX, s.lane);
+        exchange_halves<TILES>(sum, sums, shared, s.group, s.half, s.lane, turn);
+        if (begins) unit = {0, 0, 0};
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            if (begins[e]) unit[e] = {0, 0, 0};
-#pragma unroll
-            for (int g = 0; g < SLSTM_GATES; g++) raw[e][g] += begins[e] ? 0.0f : sum[e][g];
-            out[e] = last[e] = slstm_forward_unit<false>(unit[e], raw[e], factors[e]);
-        }
-        send(t, out);
+        for (int g = 0; g < SLSTM_GATES; g++) raw[g] += begins ? 0.0f : sum[g];
+        last = slstm_forward_unit<false>(unit, raw, factors);
+        send(t);
         fetch(t + STAGES - 1);
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++)
-            if (a.a.saved.packs && s.b0 + s.row(e) < p.B) a.a.saved.store(place + e * p.T * p.D, factors[e]);
+        if (a.a.saved.packs && s.lives) a.a.saved.store(place, factors);
         place += p.D;
     }
     /* y[t-1] of all blocks is there. */
@@ -327,11 +301,10 @@ template <int TILES, int SPLIT> struct forward_walk {
         if (threadIdx.x == 0 && t + 1 < (int)a.a.p.T - 1) flag_expect(flag, (unsigned)(a.a.p.P * SLSTM_ROWS * 2));
     }
     /* Rows of eight units to all blocks and to memory. */
-    __device__ __forceinline__ void send(int t, const float (&out)[PAIRS]) {
+    __device__ __forceinline__ void send(int t) {
         bf16 *stage = reinterpret_cast<bf16 *>(shared + room::STAGING + s.warp * MATRIX);
         int turn = (t + 1) & 1;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) stage[(SPLIT == 1 ? s.row(e) : s.q) * 8 + s.g] = __float2bfloat16_rn(out[e]);
+        stage[s.q * SLSTM_EIGHT + s.g] = __float2bfloat16_rn(last);
         __syncwarp();
         uint4 mine = reinterpret_cast<const uint4 *>(stage)[s.lane % ROWS];
 #pragma unroll
@@ -344,23 +317,19 @@ template <int TILES, int SPLIT> struct forward_walk {
     __device__ __forceinline__ void close() {
         const slstm_problem &p = a.a.p;
         cp_async_wait<0>();
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            if (!a.final || b >= p.B) continue;
-            a.final[slstm_place(p, b, SLSTM_Y, s.unit)] = last[e];
-            a.final[slstm_place(p, b, SLSTM_C, s.unit)] = unit[e].c;
-            a.final[slstm_place(p, b, SLSTM_N, s.unit)] = unit[e].n;
-            a.final[slstm_place(p, b, SLSTM_M, s.unit)] = unit[e].m;
-        }
+        if (!a.final || !s.lives) return;
+        a.final[slstm_place(p, s.b, SLSTM_Y, s.unit)] = last;
+        a.final[slstm_place(p, s.b, SLSTM_C, s.unit)] = unit.c;
+        a.final[slstm_place(p, s.b, SLSTM_N, s.unit)] = unit.n;
+        a.final[slstm_place(p, s.b, SLSTM_M, s.unit)] = unit.m;
     }
 };
 
-template <int TILES, int SPLIT>
-__global__ void __launch_bounds__(WARP * SPLIT * forward_groups(TILES, SPLIT)) slstm_walk_kernel(forward_job a) {
+template <int TILES>
+__global__ void __launch_bounds__(WARP * SLSTM_SPLIT * forward_groups(TILES)) slstm_walk_kernel(forward_job a) {
 #ifndef WITHOUT_CLUSTERS
     DYNAMIC_SHARED(char, shared);
-    typedef forward_walk<TILES, SPLIT> walk_of;
+    typedef forward_walk<TILES> walk_of;
     const slstm_problem &p = a.a.p;
     const typename walk_of::seat s(a.a);
     uint64_t *flags = reinterpret_cast<uint64_t *>(shared + walk_of::room::FLAGS);
@@ -397,10 +366,10 @@ struct backward_job {
 
 /* The block's shared memory, in bytes: draw twice, flags, the ring of factors and dy, and parts of dy, from each
  * block two in turns. */
-template <int TILES, int SPLIT> struct backward_room {
-    enum { GROUPS = TILES / 2, WARPS = GROUPS * SPLIT, PAIRS = SPLIT == 1 ? 2 : 1, PART = WARP * 8,
+template <int TILES> struct backward_room {
+    enum { GROUPS = TILES / 2, WARPS = GROUPS * SLSTM_SPLIT, PART = WARP * 8,
            DRAW = TILES * 2 * MATRIX, FLAGS = 2 * DRAW, RING = FLAGS + 128,
-           PACKS = PAIRS * WARP * 16, KEEP = PAIRS * WARP * 4, OF_WARP = PACKS + KEEP + MATRIX,
+           PACKS = WARP * 16, KEEP = WARP * 4, OF_WARP = PACKS + KEEP + MATRIX,
            STAGE = WARPS * OF_WARP, PARTS = RING + STAGES * STAGE, OF_BLOCK = 2 * GROUPS * PART };
 
     static int size(unsigned blocks) {
@@ -470,10 +439,9 @@ __device__ __forceinline__ void unpack_factors(slstm_factors &f, uint4 pack, flo
 }
 
 /* The walk back: ROWS sixteens of r^T and TILES sixteens of the block's own gates and units in a warp. */
-template <int ROWS, int TILES, int SPLIT> struct backward_walk {
-    typedef backward_room<TILES, SPLIT> room;
-    typedef cluster_seat<room::GROUPS, SPLIT> seat;
-    enum { PAIRS = seat::PAIRS };
+template <int ROWS, int TILES> struct backward_walk {
+    typedef backward_room<TILES> room;
+    typedef cluster_seat<room::GROUPS> seat;
 
     const backward_job &a;
     const seat &s;
@@ -481,15 +449,15 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
     uint32_t r[ROWS][TILES][4];
     cluster_place to[ROWS][2]; /* where the sums of eight units go, in turn 0 */
     unsigned locals;           /* which group of their block they are, four bits each */
-    slstm_carry carry[PAIRS];
+    slstm_carry carry;
     float dbias[SLSTM_GATES];
-    cluster_documents<PAIRS> documents;
-    int64_t place;       /* of the lane's first pair, at the token that is fetched next */
-    const bf16 *dy;      /* eight units of a row, likewise */
-    bf16 *dx;            /* eight units of a gate and row, of the token that is next */
+    cluster_documents documents;
+    int64_t place;        /* of the lane's unit, at the token that is fetched next */
+    const bf16 *dy;       /* eight units of a row, likewise */
+    bf16 *dx;             /* eight units of a gate and row, of the token that is next */
     bool fetches, writes; /* these exist */
-    int sends;           /* how often sums go to the blocks */
-    unsigned awaited;    /* bytes that come each time */
+    int sends;            /* how often sums go to the blocks */
+    unsigned awaited;     /* bytes that come each time */
 
     __device__ __forceinline__ backward_walk(const backward_job &job, const seat &where, char *memory)
         : a(job), s(where), shared(memory) {
@@ -513,8 +481,7 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
 #pragma unroll
         for (int g = 0; g < SLSTM_GATES; g++) dbias[g] = 0;
         if (!s.there) return;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) documents.next[e] = 0;
+        documents.next = 0;
         documents.look(p, s, p.T - 1);
         int row = s.lane % 8;
         fetches = s.lane < SLSTM_ROWS && s.has_row(row) && s.b0 + row < p.B;
@@ -522,20 +489,17 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
         int64_t b = s.b0 + row, first = s.head * p.P + s.j0;
         dy = a.dy + first + (fetches ? b * p.y.row + (p.T - 1) * p.y.step : 0);
         dx = a.dx + first + s.lane / 8 * p.D + (writes ? b * p.x.row + (p.T - 1) * p.x.step : 0);
-        place = s.place(p, 0, p.T - 1);
+        place = (s.b * p.T + p.T - 1) * p.D + s.unit;
         for (int i = 0; i < STAGES - 1; i++) fetch(i);
     }
     /* Factors and dy of a token on their way: the one for round `round`. */
     __device__ __forceinline__ void fetch(int round) {
         const slstm_problem &p = a.a.p;
         char *ring = shared + room::RING + round % STAGES * room::STAGE + s.warp * room::OF_WARP;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            bool there = round < (int)p.T && s.b0 + s.row(e) < p.B;
-            int64_t at = there ? place + e * p.T * p.D : 0;
-            cp_async_16_or_zeros(ring + (e * WARP + s.lane) * 16, a.a.saved.packs + at * SLSTM_FACTORS, there);
-            cp_async<4>(ring + room::PACKS + (e * WARP + s.lane) * 4, a.a.saved.keep + at, there ? 4 : 0);
-        }
+        bool there = round < (int)p.T && s.lives;
+        int64_t at = there ? place : 0;
+        cp_async_16_or_zeros(ring + s.lane * 16, a.a.saved.packs + at * SLSTM_FACTORS, there);
+        cp_async<4>(ring + room::PACKS + s.lane * 4, a.a.saved.keep + at, there ? 4 : 0);
         if (s.lane < SLSTM_ROWS && s.has_row(s.lane))
             cp_async_16_or_zeros(ring + room::PACKS + room::KEEP + s.lane * 16, dy, fetches && round < (int)p.T);
         cp_async_commit();
@@ -543,87 +507,63 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
     }
     /* What comes to y of a token from the token after, or from the final state; the carry with it. round: how many
      * tokens are done. */
-    __device__ __forceinline__ void enter(float (&into)[PAIRS], int round) {
+    __device__ __forceinline__ float enter(int round) {
         const slstm_problem &p = a.a.p;
-        bool begins[PAIRS];
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) begins[e] = documents.next[e] != documents.now[e];
+        bool begins = documents.next != documents.now;
         documents.look(p, s, p.T - 2 - round);
         if (round > 0) {
-            take_parts(into, round);
-#pragma unroll
-            for (int e = 0; e < PAIRS; e++) {
-                into[e] = begins[e] ? 0.0f : slstm_clipped(into[e], a.clip);
-                if (begins[e]) carry[e] = {0, 0};
-            }
-            return;
+            float into = slstm_clipped(take_parts(round), a.clip);
+            if (begins) carry = {0, 0};
+            return begins ? 0.0f : into;
         }
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            bool given = a.dfinal && b < p.B;
-            into[e] = given ? a.dfinal[slstm_place(p, b, SLSTM_Y, s.unit)] : 0.0f;
-            carry[e].dc = given ? a.dfinal[slstm_place(p, b, SLSTM_C, s.unit)] : 0.0f;
-            carry[e].dn = given ? a.dfinal[slstm_place(p, b, SLSTM_N, s.unit)] : 0.0f;
-        }
+        bool given = a.dfinal && s.lives;
+        carry.dc = given ? a.dfinal[slstm_place(p, s.b, SLSTM_C, s.unit)] : 0.0f;
+        carry.dn = given ? a.dfinal[slstm_place(p, s.b, SLSTM_N, s.unit)] : 0.0f;
+        return given ? a.dfinal[slstm_place(p, s.b, SLSTM_Y, s.unit)] : 0.0f;
     }
-    /* The blocks' sums for the lane's unit and rows, added in their order. */
-    __device__ __forceinline__ void take_parts(float (&into)[PAIRS], int round) {
+    /* The blocks' sums for the lane's unit and row, added in an order of their own. */
+    __device__ __forceinline__ float take_parts(int round) {
         int turn = (round - 1) & 1;
         uint64_t *flag = reinterpret_cast<uint64_t *>(shared + room::FLAGS) + turn;
         flag_wait(flag, (unsigned)((round - 1) >> 1 & 1));
         if (threadIdx.x == 0 && round + 1 < sends) flag_expect(flag, awaited);
-        const char *parts = shared + room::PARTS + (turn * room::GROUPS + s.group) * room::PART + s.lane * 8;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) into[e] = 0;
+        const char *parts = shared + room::PARTS + (turn * room::GROUPS + s.group) * room::PART;
+        parts += s.lane * 8 + s.half * 4;
+        float all = 0;
 #pragma unroll
         for (int first = 0; first < 16; first += 8) {
             if (first >= a.a.active) break;
-            float2 part[8];
+            float part[8];
 #pragma unroll
             for (int i = 0; i < 8; i++)
                 part[i] = first + i < a.a.active
-                              ? *reinterpret_cast<const float2 *>(parts + (first + i) * room::OF_BLOCK)
-                              : make_float2(0, 0);
-#pragma unroll
-            for (int i = 0; i < 8; i += 2) part[i].x += part[i + 1].x, part[i].y += part[i + 1].y;
-            float2 all = make_float2((part[0].x + part[2].x) + (part[4].x + part[6].x),
-                                     (part[0].y + part[2].y) + (part[4].y + part[6].y));
-            if (SPLIT == 1) into[0] += all.x, into[PAIRS - 1] += all.y;
-            else into[0] += s.half ? all.y : all.x;
+                              ? *reinterpret_cast<const float *>(parts + (first + i) * room::OF_BLOCK) : 0.0f;
+            all += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
         }
+        return all;
     }
-    /* draw of the thread's units, to shared memory. */
-    __device__ __forceinline__ void units(char *draws, int round) {
-        float into[PAIRS];
-        slstm_factors f[PAIRS];
-        bf16 *to_draws = reinterpret_cast<bf16 *>(draws) + s.group * SLSTM_ROWS * SLSTM_EIGHT + s.g;
+    /* draw of the thread's unit, to shared memory. */
+    __device__ __forceinline__ void gradients(char *draws, int round) {
+        slstm_factors f;
+        float draw[SLSTM_GATES];
+        bf16 *to_draws = reinterpret_cast<bf16 *>(draws) + (s.group * SLSTM_ROWS + s.row) * SLSTM_EIGHT + s.g;
         cp_async_wait<STAGES - 2>();
         __syncwarp();
         const char *ring = shared + room::RING + round % STAGES * room::STAGE + s.warp * room::OF_WARP;
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++)
-            unpack_factors(f[e], reinterpret_cast<const uint4 *>(ring)[e * WARP + s.lane],
-                           reinterpret_cast<const float *>(ring + room::PACKS)[e * WARP + s.lane]);
+        unpack_factors(f, reinterpret_cast<const uint4 *>(ring)[s.lane],
+                       reinterpret_cast<const float *>(ring + room::PACKS)[s.lane]);
         const bf16 *given = reinterpret_cast<const bf16 *>(ring + room::PACKS + room::KEEP);
-        float above[PAIRS];
+        float above = to_float(given[s.row * SLSTM_EIGHT + s.g]);
+        slstm_backward_unit(carry, draw, f, enter(round) + above);
 #pragma unroll
-        for (int e = 0; e < PAIRS; e++) above[e] = to_float(given[s.row(e) * SLSTM_EIGHT + s.g]);
-        enter(into, round);
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            float draw[SLSTM_GATES];
-            slstm_backward_unit(carry[e], draw, f[e], into[e] + above[e]);
-#pragma unroll
-            for (int g = 0; g < SLSTM_GATES; g++) {
-                to_draws[(g * room::GROUPS * SLSTM_ROWS + s.row(e)) * SLSTM_EIGHT] = __float2bfloat16_rn(draw[g]);
-                dbias[g] += draw[g];
-            }
+        for (int g = 0; g < SLSTM_GATES; g++) {
+            to_draws[g * room::GROUPS * SLSTM_ROWS * SLSTM_EIGHT] = __float2bfloat16_rn(draw[g]);
+            dbias[g] += draw[g];
         }
     }
     __device__ __forceinline__ void step(int round) {
         char *draws = shared + (round & 1) * room::DRAW;
-        if (s.there) units(draws, round);
+        if (s.there) gradients(draws, round);
         __syncthreads();
         if (round < sends) send(draws, round & 1);
         if (!s.there) return;
@@ -649,33 +589,28 @@ template <int ROWS, int TILES, int SPLIT> struct backward_walk {
     }
     __device__ __forceinline__ void close() {
         const slstm_problem &p = a.a.p;
-        float into[PAIRS];
         cp_async_wait<0>();
-        if (a.dinitial) enter(into, (int)p.T);
-#pragma unroll
-        for (int e = 0; e < PAIRS; e++) {
-            int64_t b = s.b0 + s.row(e);
-            if (!a.dinitial || b >= p.B) continue;
-            a.dinitial[slstm_place(p, b, SLSTM_Y, s.unit)] = into[e];
-            a.dinitial[slstm_place(p, b, SLSTM_C, s.unit)] = carry[e].dc;
-            a.dinitial[slstm_place(p, b, SLSTM_N, s.unit)] = carry[e].dn;
-            a.dinitial[slstm_place(p, b, SLSTM_M, s.unit)] = 0;
+        float into = a.dinitial ? enter((int)p.T) : 0.0f;
+        if (a.dinitial && s.lives) {
+            a.dinitial[slstm_place(p, s.b, SLSTM_Y, s.unit)] = into;
+            a.dinitial[slstm_place(p, s.b, SLSTM_C, s.unit)] = carry.dc;
+            a.dinitial[slstm_place(p, s.b, SLSTM_N, s.unit)] = carry.dn;
+            a.dinitial[slstm_place(p, s.b, SLSTM_M, s.unit)] = 0;
         }
-        /* Over the lane's rows it is added already. */
 #pragma unroll
         for (int g = 0; g < SLSTM_GATES; g++) {
             float v = dbias[g] + __shfl_xor_sync(FULL, dbias[g], 1);
             v += __shfl_xor_sync(FULL, v, 2);
-            if (s.q == 0) a.partials[((s.bunch * SPLIT + s.half) * SLSTM_GATES + g) * p.D + s.unit] = v;
+            if (s.q == 0) a.partials[((s.bunch * SLSTM_SPLIT + s.half) * SLSTM_GATES + g) * p.D + s.unit] = v;
         }
     }
 };
 
-template <int ROWS, int TILES, int SPLIT>
-__global__ void __launch_bounds__(WARP * SPLIT * TILES / 2) slstm_walk_back_kernel(backward_job a) {
+template <int ROWS, int TILES>
+__global__ void __launch_bounds__(WARP * SLSTM_SPLIT * TILES / 2) slstm_walk_back_kernel(backward_job a) {
 #ifndef WITHOUT_CLUSTERS
     DYNAMIC_SHARED(char, shared);
-    typedef backward_walk<ROWS, TILES, SPLIT> walk_of;
+    typedef backward_walk<ROWS, TILES> walk_of;
     const typename walk_of::seat s(a.a);
     uint64_t *flags = reinterpret_cast<uint64_t *>(shared + walk_of::room::FLAGS);
     walk_of walk(a, s, shared);
@@ -704,20 +639,24 @@ __global__ void __launch_bounds__(WARP * SPLIT * TILES / 2) slstm_walk_back_kern
 
 /* with_forward(plan, [&](auto kernel, int shared) { ... }): the kernel and its shared memory. */
 template <class F> static bool with_forward(cluster_plan c, F f) {
-    if (c.split == 2 && c.tiles == 12) return f(slstm_walk_kernel<12, 2>, forward_room<12, 2>::SIZE);
-    if (c.split == 2) return f(slstm_walk_kernel<16, 2>, forward_room<16, 2>::SIZE);
-    if (c.tiles == 4) return f(slstm_walk_kernel<4, 1>, forward_room<4, 1>::SIZE);
-    if (c.tiles == 8) return f(slstm_walk_kernel<8, 1>, forward_room<8, 1>::SIZE);
-    if (c.tiles == 12) return f(slstm_walk_kernel<12, 1>, forward_room<12, 1>::SIZE);
-    return f(slstm_walk_kernel<16, 1>, forward_room<16, 1>::SIZE);
+    switch (c.tiles) {
+    case 2: return f(slstm_walk_kernel<2>, forward_room<2>::SIZE);
+    case 4: return f(slstm_walk_kernel<4>, forward_room<4>::SIZE);
+    case 6: return f(slstm_walk_kernel<6>, forward_room<6>::SIZE);
+    case 8: return f(slstm_walk_kernel<8>, forward_room<8>::SIZE);
+    case 12: return f(slstm_walk_kernel<12>, forward_room<12>::SIZE);
+    default: return f(slstm_walk_kernel<16>, forward_room<16>::SIZE);
+    }
 }
 
 template <class F> static bool with_backward(cluster_plan c, F f) {
-    if (c.split == 2 && c.units > 32) return f(slstm_walk_back_kernel<2, 12, 2>, backward_room<12, 2>::size(c.blocks));
-    if (c.split == 2) return f(slstm_walk_back_kernel<4, 8, 2>, backward_room<8, 2>::size(c.blocks));
-    if (c.units == 16) return f(slstm_walk_back_kernel<4, 4, 1>, backward_room<4, 1>::size(c.blocks));
-    if (c.units == 24) return f(slstm_walk_back_kernel<4, 6, 1>, backward_room<6, 1>::size(c.blocks));
-    return f(slstm_walk_back_kernel<4, 8, 1>, backward_room<8, 1>::size(c.blocks));
+    if (c.blocks == 16) return f(slstm_walk_back_kernel<4, 8>, backward_room<8>::size(c.blocks));
+    switch (c.units) {
+    case 16: return f(slstm_walk_back_kernel<2, 4>, backward_room<4>::size(c.blocks));
+    case 24: return f(slstm_walk_back_kernel<2, 6>, backward_room<6>::size(c.blocks));
+    case 32: return f(slstm_walk_back_kernel<2, 8>, backward_room<8>::size(c.blocks));
+    default: return f(slstm_walk_back_kernel<2, 12>, backward_room<12>::size(c.blocks));
+    }
 }
 
 static bool shape_fits(const slstm_problem &p) {
@@ -746,7 +685,7 @@ bool slstm_cluster_forward(struct device *dev, const slstm_problem &p, tensor y,
 }
 
 int64_t slstm_cluster_partials(struct slstm_shape s) {
-    return 2 * ceil_div(s.B, SLSTM_ROWS);
+    return SLSTM_SPLIT * ceil_div(s.B, SLSTM_ROWS);
 }
 
 bool slstm_cluster_backward(struct device *dev, const slstm_problem &p, tensor dx, tensor dinitial, tensor dy,
@@ -755,7 +694,7 @@ bool slstm_cluster_backward(struct device *dev, const slstm_problem &p, tensor d
     cluster_plan c = plan_of(p.P);
     backward_job job = {job_of(p, r, (void *)saved, c), data_of<bf16>(dx), data_of<bf16>(dy), data_of<float>(dfinal),
                         data_of<float>(dinitial), partials, clip};
-    *rows = c.split * ceil_div(p.B, SLSTM_ROWS);
+    *rows = SLSTM_SPLIT * ceil_div(p.B, SLSTM_ROWS);
     return with_backward(c, [&](auto kernel, int shared) {
         if (!clusters_fit(kernel, threads_of(c), c.blocks, (size_t)shared)) return false;
         LAUNCH_CLUSTERS(dev, kernel, grid_of(p, c), threads_of(c), c.blocks, (size_t)shared, job);
