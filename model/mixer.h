@@ -117,6 +117,7 @@ extern const struct mixer mixer_mlstm;
 extern const struct mixer mixer_mlstm_preup;
 extern const struct mixer mixer_slstm;
 extern const struct mixer mixer_attention;
+extern const struct mixer mixer_rat;
 extern const struct mixer mixer_mlp; /* every `mlp =` but none */
 
 #endif

@@ -26,6 +26,7 @@ static const struct {
     {"op-selective-scan", golden_scan},
     {"op-mlstm", golden_mlstm},
     {"op-slstm", golden_slstm},
+    {"op-rat", golden_rat},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

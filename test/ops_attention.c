@@ -81,7 +81,7 @@ static void attention_declare(struct run *r) {
         struct operand *o = (i == 0 ? output : input)(r, names[i], DIMS(B, T, i < 2 ? H : G, P));
         o->lead = 2;
         o->terms = terms;
-        o->gradient_terms = 4 * (terms + share * (double)T);
+        o->gradient_terms = 8 * (terms + share * (double)T); /* differences, which may cancel */
     }
     declare_cache(r);
     sequence_declare_doc(r);

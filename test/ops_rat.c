@@ -109,16 +109,16 @@ static void rat_declare(struct run *r) {
 static void rat_forward(struct run *r) {
     tensor positions = make_positions(r);
     r->ops->rat_forward(r->dev, value(r, "y"), state_of(r, final_names), r->saved, value(r, "z"), value(r, "v"),
-                        value(r, "g"), value(r, "bias"), value(r, "q"), value(r, "k"), positions, state_of(r, initial_names),
-                        param(r, "Q"), base_of(r), work_of(r));
+                        value(r, "g"), value(r, "bias"), value(r, "q"), value(r, "k"), positions,
+                        state_of(r, initial_names), param(r, "Q"), base_of(r), work_of(r));
 }
 
 static void rat_backward(struct run *r) {
     tensor positions = make_positions(r);
     r->ops->rat_backward(r->dev, gradient(r, "z"), gradient(r, "v"), gradient(r, "g"), gradient(r, "bias"),
                          gradient(r, "q"), gradient(r, "k"), gradient(r, "y"), r->saved, value(r, "z"), value(r, "v"),
-                         value(r, "g"), value(r, "bias"), value(r, "q"), value(r, "k"), positions, state_of(r, initial_names),
-                         param(r, "Q"), base_of(r), work_of(r));
+                         value(r, "g"), value(r, "bias"), value(r, "q"), value(r, "k"), positions,
+                         state_of(r, initial_names), param(r, "Q"), base_of(r), work_of(r));
 }
 
 static void step_declare(struct run *r) {

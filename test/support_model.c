@@ -20,6 +20,7 @@
 #define PREUP "[block.u]\nmixer = mlstm_preup\nheads = 2\nchunk = 4\neps = 0\n"
 #define SLSTM "[block.y]\nmixer = slstm\nheads = 2\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
+#define RAT "[block.r]\nmixer = rat\nheads = 4\nchunk = 3\n"
 #define ATTENTION "[block.a]\nmixer = attention\nheads = 4\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
@@ -39,6 +40,9 @@ const char *const lm_models[] = {
           SLSTM "mlp = geglu\nmlp_width = 24\n" BLOCK,
     MODEL "pattern = y*2\n[block.y]\nmixer = slstm\nheads = 4\nd_conv = 0\nrecurrent_init = uniform\n",
     MODEL "tie_embeddings = false\npattern = a*2\n" ATTENTION "kv_heads = 2\nmlp = swiglu\nmlp_width = 24\n",
+    MODEL "pattern = r*2\n" RAT,
+    MODEL "tie_embeddings = false\npattern = r a s\n[block.r]\nmixer = rat\nheads = 4\ngroups = 4\nchunk = 5\n"
+          "rope_base = 100\nmlp = gelu\nmlp_width = 24\n" ATTENTION "window = 4\n" MAMBA,
     MODEL "pattern = a m a\n" ATTENTION "window = 5\nkv_heads = 1\nhead_dim = 6\nqk_norm = true\n" BLOCK
           "mlp = gelu\nmlp_width = 24\n",
 };

@@ -11,6 +11,7 @@
 #include "model/mlp.h"
 #include "model/mlstm.h"
 #include "model/mlstm_preup.h"
+#include "model/rat.h"
 #include "model/slstm.h"
 #include <math.h>
 
@@ -406,6 +407,55 @@ static void attention_row(double *y, const double *x, const int32_t *doc, int64_
     free(k);
 }
 
+/* --- RAT */
+
+/* The score of a query with a key, both turned by their chunks. */
+static double rat_score(const double *q, const double *k, int64_t P, double base, int64_t q_chunk, int64_t k_chunk) {
+    double turned_q[64], turned_k[64], dot = 0;
+    assert_true(P <= 64);
+    memcpy(turned_q, q, (size_t)P * sizeof *q);
+    memcpy(turned_k, k, (size_t)P * sizeof *k);
+    turn_head(turned_q, NULL, P, base, q_chunk, 0);
+    turn_head(turned_k, NULL, P, base, k_chunk, 0);
+    for (int64_t c = 0; c < P; c++) dot += turned_q[c] * turned_k[c];
+    return exp(dot / sqrt((double)P));
+}
+
+static void rat_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                    const struct lm *lm) {
+    const struct rat_options *options = layer->options;
+    struct rat_sizes s = rat_sizes(options, layer->context.d_model);
+    double *w[WEIGHTS_MAX], *p = calloc((size_t)(s.E + s.D), sizeof *p), *out = p + s.E;
+    double *keys = calloc((size_t)(2 * T * s.D), sizeof *keys), *values = keys + T * s.D;
+    layer_weights(w, layer, lm);
+    for (int64_t t = 0, start = 0; t < T; t++) {
+        if (starts_document(doc, t)) start = t;
+        int64_t chunk = (t - start) / s.Q;
+        bool first = (t - start) % s.Q == 0;
+        multiply(p, w[0], x + t * s.D, s.E, s.D);
+        for (int64_t i = 0; i < s.D; i++) {
+            double a = sigmoid(p[2 * s.D + i] + w[1][i]), k = p[3 * s.D + s.G * s.P + i / s.P % s.G * s.P + i % s.P];
+            keys[t * s.D + i] = (first ? 0 : a * keys[(t - 1) * s.D + i]) + (1 - a) * k;
+            values[t * s.D + i] = (first ? 0 : a * values[(t - 1) * s.D + i]) + (1 - a) * p[s.D + i];
+        }
+        for (int64_t h = 0; h < s.H; h++) {
+            double total = 0, o[64] = {0};
+            for (int64_t j = 0; j <= chunk; j++) {
+                int64_t at = j == chunk ? t : start + j * s.Q + s.Q - 1;
+                const double *q = p + 3 * s.D + h % s.G * s.P;
+                double share = rat_score(q, keys + at * s.D + h * s.P, s.P, options->rope_base, chunk, j);
+                total += share;
+                for (int64_t c = 0; c < s.P; c++) o[c] += share * values[at * s.D + h * s.P + c];
+            }
+            for (int64_t c = 0; c < s.P; c++) out[h * s.P + c] = sigmoid(p[h * s.P + c]) * o[c] / total;
+        }
+        multiply(y + t * s.D, w[2], out, s.D, s.D);
+    }
+    free_weights(w);
+    free(p);
+    free(keys);
+}
+
 /* --- the rest of the model */
 
 typedef void row_function(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
@@ -420,6 +470,7 @@ static const struct {
     {&mixer_mlstm_preup, mlstm_preup_row},
     {&mixer_slstm, slstm_row},
     {&mixer_attention, attention_row},
+    {&mixer_rat, rat_row},
 };
 
 static row_function *row_of(const struct mixer *mixer) {
@@ -597,6 +648,14 @@ static void test_attention(void **state) {
     compare_lengths(MODEL "pattern = a\n[block.a]\nmixer = attention\nheads = 2\nrope_base = 0\nwindow = 1\n");
 }
 
+static void test_rat(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = r*2\n[block.r]\nmixer = rat\nheads = 2\nchunk = 4\nmlp = gelu\nmlp_width = 16\n");
+    compare_lengths(MODEL "tie_embeddings = false\npattern = r a q\n[block.r]\nmixer = rat\nheads = 6\ngroups = 3\n"
+                          "chunk = 1\nrope_base = 20\n[block.a]\nmixer = attention\nheads = 3\nwindow = 3\n"
+                          "[block.q]\nmixer = rat\nheads = 1\ngroups = 1\nchunk = 100\nrope_base = 0\n");
+}
+
 static void test_hybrid(void **state) {
     (void)state;
     compare_lengths(MODEL "pattern = (u y)*2 m\n" PREUP SLSTM "mlp = geglu\nmlp_width = 6\n" BLOCK);
@@ -616,6 +675,7 @@ int main(void) {
         cmocka_unit_test(test_mlstm_preup),
         cmocka_unit_test(test_slstm),
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_rat),
         cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

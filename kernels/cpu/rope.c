@@ -1,7 +1,8 @@
 /* rope.c: positions of tokens within their documents; rotary positions with an optional norm of each head before them;
  * forward and backward.
  *
- *   u = x rstd weight (or x);   y_i = u_i cos a - u_j sin a;   y_j = u_j cos a + u_i sin a;   a = p base^(-2i/P), j = i + P/2
+ *   u = x rstd weight (or x);   y_i = u_i cos a - u_j sin a;   y_j = u_j cos a + u_i sin a;
+ *   a = p base^(-2i/P), j = i + P/2
  *   backward   du_i = dy_i cos a + dy_j sin a;  du_j = dy_j cos a - dy_i sin a;
  *              xh = x rstd;  wdu = weight du;  c = mean(xh wdu);  dx = (wdu - xh c) rstd;  dweight += sum du xh
  *

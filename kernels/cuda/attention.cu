@@ -21,7 +21,7 @@
  *
  * One token: blocks of keys, each with a running softmax; then, where there are several, their sum weighted by what each
  * has seen. Bytes: the cache once. */
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_tile.cuh"
 #include "have_cudnn.h"
 #ifdef RIVERRUN_CUDNN
 #include "kernels/cuda/attention_cudnn.h"
@@ -31,15 +31,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum {
-    TILE = 32,
-    THREADS = 256,
-    WARPS = THREADS / WARP,
-    ROWS = TILE / WARPS, /* of a warp */
-    WIDEST = 256,
-    PARTS = WIDEST / WARP, /* channels of a lane, at most */
-};
 
 attention_problem attention_problem_of(tensor q, tensor k, tensor positions, struct attention_cache cache,
                                        struct attention_rule rule) {
@@ -61,17 +52,12 @@ attention_problem attention_problem_of(tensor q, tensor k, tensor positions, str
 
 /* --- tiles -------------------------------------------------------------------------------------------------------- */
 
-/* Rows of P floats, P + 1 apart. Those that are not there are zeros. */
-__device__ __forceinline__ float *tile_row(float *tile, const attention_problem &p, int i) {
-    return tile + i * (p.P + 1);
-}
-
 /* Queries t0 .. of head h, or what has their shape. */
 template <class T>
 __device__ __forceinline__ void load_queries(float *tile, const attention_problem &p, const attention_rows<T> &x,
                                              int64_t b, int t0, int h) {
     for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
-        float *to = tile_row(tile, p, i);
+        float *to = tile_row(tile, p.P, i);
         const T *from = x.at(b, t0 + i, h);
         for (int c = threadIdx.x % WARP; c < p.P; c += WARP) to[c] = t0 + i < p.T ? to_float(from[c]) : 0.0f;
     }
@@ -82,38 +68,9 @@ template <class T>
 __device__ __forceinline__ void load_keys(float *tile, const attention_problem &p, const attention_rows<T> &x,
                                           const attention_rows<T> &cache, int64_t b, int j0, int end, int g) {
     for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
-        float *to = tile_row(tile, p, i);
+        float *to = tile_row(tile, p.P, i);
         const T *from = j0 + i < end ? key_at(p, x, cache, b, j0 + i, g) : NULL;
         for (int c = threadIdx.x % WARP; c < p.P; c += WARP) to[c] = from ? to_float(from[c]) : 0.0f;
-    }
-}
-
-/* Products of the warp's ROWS rows of one tile with this lane's row of another. */
-__device__ __forceinline__ void multiply(float (&z)[ROWS], const float *rows, const float *mine, int P) {
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) z[r] = 0;
-    for (int c = 0; c < P; c++) {
-        float v = mine[c];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) z[r] += rows[r * (P + 1) + c] * v;
-    }
-}
-
-/* sum[r] += sum over the lanes of share[r] times their rows of a tile. */
-__device__ __forceinline__ void add_rows(float (&sum)[ROWS][PARTS], const float (&share)[ROWS], float *tile,
-                                         const attention_problem &p) {
-    for (int j = 0; j < TILE; j++) {
-        const float *row = tile_row(tile, p, j);
-        float weight[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) weight[r] = __shfl_sync(FULL, share[r], j);
-#pragma unroll
-        for (int i = 0; i < PARTS; i++) {
-            int c = threadIdx.x % WARP + i * WARP;
-            float v = c < p.P ? row[c] : 0.0f;
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) sum[r][i] += weight[r] * v;
-        }
     }
 }
 
@@ -133,12 +90,6 @@ __device__ __forceinline__ void store_rows(const attention_rows<T> &x, const att
     }
 }
 
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-    for (int offset = WARP / 2; offset > 0; offset /= 2) v = fmaxf(v, __shfl_xor_sync(FULL, v, offset));
-    return v;
-}
-
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
 template <class T>
@@ -146,7 +97,7 @@ __global__ void __launch_bounds__(THREADS)
 attention_forward_kernel(attention_rows<T> o, float *lse, attention_rows<T> q, attention_rows<T> k, attention_rows<T> v,
                          attention_rows<T> cache_k, attention_rows<T> cache_v, attention_problem p) {
     DYNAMIC_SHARED(float, memory);
-    float *queries = memory, *keys = tile_row(queries, p, TILE), *values = tile_row(keys, p, TILE);
+    float *queries = memory, *keys = tile_row(queries, p.P, TILE), *values = tile_row(keys, p.P, TILE);
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * ROWS, end = (int)at_most(t0 + TILE, p.T), first[ROWS];
@@ -162,7 +113,7 @@ attention_forward_kernel(attention_rows<T> o, float *lse, attention_rows<T> q, a
         load_keys(values, p, v, cache_v, b, j0, end, g);
         __syncthreads();
         float z[ROWS];
-        multiply(z, tile_row(queries, p, row), tile_row(keys, p, lane), p.P);
+        multiply(z, tile_row(queries, p.P, row), tile_row(keys, p.P, lane), p.P);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             bool sees = j0 + lane >= first[r] && j0 + lane <= t0 + row + r;
@@ -174,7 +125,7 @@ attention_forward_kernel(attention_rows<T> o, float *lse, attention_rows<T> q, a
 #pragma unroll
             for (int i = 0; i < PARTS; i++) sum[r][i] *= rest;
         }
-        add_rows(sum, z, values, p);
+        add_rows(sum, z, values, p.P);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -194,8 +145,8 @@ attention_dq_kernel(attention_rows<T> dq, float *delta, attention_rows<T> dout, 
                     attention_rows<T> q, attention_rows<T> k, attention_rows<T> v, attention_rows<T> cache_k,
                     attention_rows<T> cache_v, attention_problem p) {
     DYNAMIC_SHARED(float, memory);
-    float *queries = memory, *douts = tile_row(queries, p, TILE), *keys = tile_row(douts, p, TILE);
-    float *values = tile_row(keys, p, TILE);
+    float *queries = memory, *douts = tile_row(queries, p.P, TILE), *keys = tile_row(douts, p.P, TILE);
+    float *values = tile_row(keys, p.P, TILE);
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * ROWS, end = (int)at_most(t0 + TILE, p.T), first[ROWS];
@@ -206,7 +157,7 @@ attention_dq_kernel(attention_rows<T> dq, float *delta, attention_rows<T> dout, 
     __syncthreads();
     for (int r = 0; r < ROWS; r++) {
         int t = t0 + row + r;
-        const float *a = tile_row(douts, p, row + r), *c = tile_row(values, p, row + r);
+        const float *a = tile_row(douts, p.P, row + r), *c = tile_row(values, p.P, row + r);
         first[r] = first_key(p, b, t);
         log_sum[r] = t < p.T ? lse[(b * p.H + h) * p.T + t] : 0.0f;
         dot[r] = 0;
@@ -221,14 +172,14 @@ attention_dq_kernel(attention_rows<T> dq, float *delta, attention_rows<T> dout, 
         load_keys(values, p, v, cache_v, b, j0, end, g);
         __syncthreads();
         float z[ROWS], dz[ROWS];
-        multiply(z, tile_row(queries, p, row), tile_row(keys, p, lane), p.P);
-        multiply(dz, tile_row(douts, p, row), tile_row(values, p, lane), p.P);
+        multiply(z, tile_row(queries, p.P, row), tile_row(keys, p.P, lane), p.P);
+        multiply(dz, tile_row(douts, p.P, row), tile_row(values, p.P, lane), p.P);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             bool sees = j0 + lane >= first[r] && j0 + lane <= t0 + row + r;
             dz[r] = sees ? expf(z[r] * p.scale - log_sum[r]) * (dz[r] - dot[r]) : 0.0f;
         }
-        add_rows(sum, dz, keys, p);
+        add_rows(sum, dz, keys, p.P);
     }
     store_rows(dq, p, b, t0 + row, h, sum, scale);
 }
@@ -239,8 +190,8 @@ attention_dkv_kernel(attention_rows<T> dk, attention_rows<T> dv, attention_rows<
                      const float *lse, attention_rows<T> q, attention_rows<T> k, attention_rows<T> v,
                      attention_problem p) {
     DYNAMIC_SHARED(float, memory);
-    float *queries = memory, *douts = tile_row(queries, p, TILE), *keys = tile_row(douts, p, TILE);
-    float *values = tile_row(keys, p, TILE);
+    float *queries = memory, *douts = tile_row(queries, p.P, TILE), *keys = tile_row(douts, p.P, TILE);
+    float *values = tile_row(keys, p.P, TILE);
     int64_t b = blockIdx.z;
     int g = blockIdx.y, j0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
     float scale[ROWS], one[ROWS], sum_k[ROWS][PARTS] = {}, sum_v[ROWS][PARTS] = {};
@@ -256,16 +207,16 @@ attention_dkv_kernel(attention_rows<T> dk, attention_rows<T> dv, attention_rows<
             __syncthreads();
             int t = t0 + lane, first = first_key(p, b, t);
             float z[ROWS], dz[ROWS], log_sum = t < p.T ? lse_row[t] : 0.0f, dot = t < p.T ? delta_row[t] : 0.0f;
-            multiply(z, tile_row(keys, p, row), tile_row(queries, p, lane), p.P);
-            multiply(dz, tile_row(values, p, row), tile_row(douts, p, lane), p.P);
+            multiply(z, tile_row(keys, p.P, row), tile_row(queries, p.P, lane), p.P);
+            multiply(dz, tile_row(values, p.P, row), tile_row(douts, p.P, lane), p.P);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 bool sees = j0 + row + r >= first && j0 + row + r <= t;
                 z[r] = sees ? expf(z[r] * p.scale - log_sum) : 0.0f;
                 dz[r] = z[r] * (dz[r] - dot);
             }
-            add_rows(sum_v, z, douts, p);
-            add_rows(sum_k, dz, queries, p);
+            add_rows(sum_v, z, douts, p.P);
+            add_rows(sum_k, dz, queries, p.P);
         }
     }
     for (int r = 0; r < ROWS; r++) scale[r] = p.scale, one[r] = 1;
@@ -463,8 +414,8 @@ static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, 
 void cuda_attention_describe(struct device *dev, char *out, size_t size) {
     if (dev->precision != PRECISION_BF16) return;
     if (!cudnn_of(dev)) snprintf(out, size, ", attention by riverrun's own kernels");
-    else snprintf(out, size, ", attention by cuDNN %d.%d where a row is one document", (int)(cuda_impl(dev)->cudnn_version / 10000),
-                  (int)(cuda_impl(dev)->cudnn_version / 100 % 100));
+    else snprintf(out, size, ", attention by cuDNN %d.%d where a row is one document",
+                  (int)(cuda_impl(dev)->cudnn_version / 10000), (int)(cuda_impl(dev)->cudnn_version / 100 % 100));
 }
 #else
 static bool cudnn_serves(struct device *, const attention_problem &, bool) {

@@ -1,6 +1,7 @@
 /* rope.cu: positions of tokens within their documents; rotary positions with an optional norm of each head before them.
  *
- *   u = x rstd weight (or x);   y_i = u_i cos a - u_j sin a;   y_j = u_j cos a + u_i sin a;   a = p base^(-2i/P), j = i + P/2
+ *   u = x rstd weight (or x);   y_i = u_i cos a - u_j sin a;   y_j = u_j cos a + u_i sin a;
+ *   a = p base^(-2i/P), j = i + P/2
  *   backward   du_i = dy_i cos a + dy_j sin a;  du_j = dy_j cos a - dy_i sin a;
  *              xh = x rstd;  wdu = weight du;  c = mean(xh wdu);  dx = (wdu - xh c) rstd;  dweight += sum du xh
  *
@@ -14,29 +15,15 @@
  * Else (head_kernel, head_backward_kernel): a warp has one head of one token, a lane the pairs lane, lane + 32, ...
  * The gradient of the weight is summed by each warp over the heads that it walks, then over warps, in order: how they
  * are divided depends on the shape only, so two runs give the same bits. */
-#include "kernels/cuda/launch.cuh"
-
-#include <math.h>
+#include "kernels/cuda/turn.cuh"
 
 enum {
-    HALF_MAX = 128,
     TOKENS = 4, /* of a block of turn_kernel */
     THREADS = 256,
     WARPS = THREADS / WARP,
     PAIRS = HALF_MAX / WARP, /* of a lane, at most */
     BLOCKS_MAX = 1024,       /* of the kernels in which a warp walks */
 };
-
-/* Turns for a step of one position, for each pair of channels. */
-struct turn_rates {
-    double v[HALF_MAX];
-};
-
-static turn_rates rates_of(int64_t P, double base) {
-    turn_rates rates;
-    for (int64_t i = 0; i < P / 2; i++) rates.v[i] = base > 0 ? pow(base, -2.0 * (double)i / (double)P) / (2 * M_PI) : 0;
-    return rates;
-}
 
 /* Head h of token r of a (B,T,H,P) view is data[r / T * row + r % T * step + h * head]. */
 template <class T> struct head_rows {
@@ -61,11 +48,7 @@ struct rope {
 };
 
 __device__ __forceinline__ float2 turn_of(const rope &p, double rate, int64_t r) {
-    double turns = (double)(p.positions ? p.positions[r] : r % p.T) * rate;
-    float2 turn;
-    sincosf(6.2831853071795864769f * (float)(turns - rint(turns)), &turn.y, &turn.x);
-    turn.y *= p.direction;
-    return turn;
+    return turn_by(p.positions ? p.positions[r] : r % p.T, rate, p.direction);
 }
 
 /* --- positions ---------------------------------------------------------------------------------------------------- */

@@ -25,6 +25,8 @@
         ENTRY(token_positions), ENTRY(rope_forward), ENTRY(rope_backward), ENTRY(rope_backward_scratch),               \
         ENTRY(attention_forward), ENTRY(attention_backward),                                                           \
         ENTRY(attention_forward_scratch), ENTRY(attention_backward_scratch),                                           \
+        ENTRY(rat_forward), ENTRY(rat_backward), ENTRY(rat_forward_scratch), ENTRY(rat_backward_scratch),              \
+        ENTRY(rat_step), ENTRY(rat_step_scratch),                                                                      \
         ENTRY(attention_store), ENTRY(attention_step), ENTRY(attention_step_scratch),                                  \
         ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(adamw)
 
@@ -35,6 +37,7 @@ const struct ops ops_cuda_f32 = {
     MEMORY,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_f32,
+    .rat_saved = cuda_rat_saved_f32,
     .ssd_saved = cuda_ssd_saved_f32,
     .ssd_forward_scratch = cuda_ssd_forward_scratch_f32,
     .ssd_backward_scratch = cuda_ssd_backward_scratch_f32,
@@ -51,6 +54,7 @@ const struct ops ops_cuda_bf16 = {
     MEMORY,
     ENTRIES,
     .head_loss_scratch = cuda_head_loss_scratch_bf16,
+    .rat_saved = cuda_rat_saved_bf16,
     .ssd_saved = cuda_ssd_saved_bf16,
     .ssd_forward_scratch = cuda_ssd_forward_scratch_bf16,
     .ssd_backward_scratch = cuda_ssd_backward_scratch_bf16,
