@@ -31,6 +31,7 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             'head_norm R=17 H=2 P=67,192 strided=1' 'block_linear R=17 G=33 strided=1' 'block_linear R=17 G=2 I=24 O=16' \
             'rope T=7 P=16,64 norm=0,1 doc=4 strided=2' 'attention B=1 T=70 H=2 G=1 P=6,40 doc=4 strided=2' \
             'attention B=1 T=130 H=2 G=1 P=128 doc=4 initial=90 C=70 window=66 strided=2' 'attention_step P=80 C=300 initial=3000' \
+            'rat T=33 H=4 G=2 Q=3 doc=4 strided=1' 'rat B=2 T=40 H=2 P=40 Q=5 initial=13 final=1 C=3' \
             'head_loss R=33 D=24 V=101' 'convert n=1001' 'sum_squares n=100001' 'adamw n=1001'
     done
 done

@@ -285,6 +285,7 @@ static void backward_token(const struct problem *p, struct room *r, const real *
     }
     turn_head(r->dquery, r->dquery, &turn, p->half, -1);
     real share = exp_real(scores[c] - lse), ds = share * (dot(dout, r->values + (t + 1) * P, P) - delta);
+    if (first == c) ds = 0; /* a token that sees nothing else is not moved by its score */
     add_scaled(r->dquery, r->keys + (t + 1) * P, p->scale * ds, P);
     add_scaled(r->dkeys + t * P, q, p->scale * ds, P);
     add_scaled(r->dvalues + t * P, dout, share, P);

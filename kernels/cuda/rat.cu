@@ -308,7 +308,10 @@ __global__ void rat_own_backward_kernel(attention_rows<T> dz, attention_rows<T> 
     }
     delta = warp_sum(delta);
     float score = own_score(p, x.q, d.keys, b, t, h), share = expf(score - d.lse[(b * p.H + h) * p.T + t]);
+    /* A token that sees nothing else is not moved by its score, whatever the rounding of o. */
+    bool alone = first_end(p, b, (int)t) == p.rank[b * p.T + t];
     float ds = share * (warp_sum(along) - delta) * p.scale;
+    if (alone) ds = 0;
     if (lane == 0) d.delta[(b * p.H + h) * p.T + t] = delta;
     for (int c = lane; c < p.P; c += WARP) {
         d.dquery[at + c] = ds * d.keys[at + c];

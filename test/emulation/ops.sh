@@ -39,6 +39,8 @@ set -e
     'mlstm B=1 T=17 H=1 K=8 V=7 Q=16 rule=0,1,2,4 doc=2' 'mlstm B=1 T=130 H=2 K=33 V=96 Q=64 doc=4 strided=1' \
     'mlstm B=1 T=520 H=1 K=8 V=24 Q=64 f=6 doc=1' 'mlstm B=1 T=70 H=1 K=136 V=136 Q=64 doc=4 initial=0 final=0' \
     'mlstm_step B=1,3 H=2 K=5,64 V=7,96 rule=0,2,4 strided=0,1' \
+    'rat T=7,33 H=4 G=2 Q=1,3 doc=4' 'rat T=12 H=2 G=1 P=6 Q=2,64 doc=2 final=1 C=32 strided=1' \
+    'rat B=3 T=9 H=2 Q=2,5 doc=2 initial=13 final=0,1 C=3,32' 'rat_step H=4 G=2 Q=1,3 strided=1' \
     'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' 'slstm_step B=3,9 P=5,67 strided=0,1'
 # Clusters of blocks, on a newer chip: of one to sixteen blocks, full and ragged.
 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
