@@ -99,7 +99,8 @@ template <bool EXACT>
 __device__ __forceinline__ float slstm_forward_unit(slstm_unit &s, const float (&raw)[SLSTM_GATES], slstm_factors &f) {
     float kept = slstm_log_sigmoid<EXACT>(raw[1]) + s.m;
     float m = s.n == 0.0f ? raw[0] : fmaxf(raw[0], kept);
-    float in = slstm_exp<EXACT>(raw[0] - m), keep = fminf(slstm_exp<EXACT>(kept - m), 1.0f);
+    float in = slstm_exp<EXACT>(raw[0] - m), keep = slstm_exp<EXACT>(kept - m);
+    if (keep > 1.0f) keep = 1.0f; /* only where n was 0; what is not a number stays so, here and in the clip */
     float z = slstm_tanh<EXACT>(raw[2]), o = slstm_sigmoid<EXACT>(raw[3]);
     float c = keep * s.c + in * z, n = keep * s.n + in;
     float over_n = EXACT ? 1.0f / n : reciprocal(n), y = o * c * over_n;
@@ -133,7 +134,7 @@ __device__ __forceinline__ void slstm_backward_unit(slstm_carry &s, float (&draw
 }
 
 __device__ __forceinline__ float slstm_clipped(float v, float clip) {
-    return clip > 0.0f ? fminf(fmaxf(v, -clip), clip) : v;
+    return !(clip > 0.0f) ? v : v > clip ? clip : v < -clip ? -clip : v;
 }
 
 /* (slstm_cluster.cu) The sequence in one kernel, where the shape and the GPU allow it; false: they don't, and

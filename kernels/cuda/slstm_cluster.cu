@@ -6,13 +6,13 @@
  * heads and groups of rows fill the chip side by side, several blocks on a multiprocessor where there are many.
  *
  * Forward. A block has `units` units, two warps eight of them with all four gates: two products of 16 x 8 (gates i, f
- * of eight units; gates z, o) x (8 rows), each warp over half of k. So a lane finds sums of all gates of unit lane/4 and
- * of rows 2 (lane%4), + 1 in its own registers; the two warps exchange those of one of the rows, and then each lane has
- * one unit of one row to itself: the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16 bytes a
- * row and eight units, into the shared memory of every block of the cluster, where it waits as the other operand of the
- * next product. Nothing but these bytes synchronises the blocks: they raise a flag there when all P x 8 have come
- * (cluster.cuh). Two buffers and flags in turns are enough, because nobody can send y[t+1] before everybody's y[t] came,
- * so before everybody has read y[t-1].
+ * of eight units; gates z, o) x (8 rows), each warp over half of k. So a lane finds sums of all gates of unit lane/4
+ * and of rows 2 (lane%4), + 1 in its own registers; the two warps exchange those of one of the rows, and then each lane
+ * has one unit of one row to itself: the pointwise part, states in fp32, touches no other lane. y goes in bf16, 16
+ * bytes a row and eight units, into the shared memory of every block of the cluster, where it waits as the other
+ * operand of the next product. Nothing but these bytes synchronises the blocks: they raise a flag there when all P x 8
+ * have come (cluster.cuh). Two buffers and flags in turns are enough, because nobody can send y[t+1] before everybody's
+ * y[t] came, so before everybody has read y[t-1].
  *
  * Backward. The block has the same units, their draw (4 gates x units) is the operand, and its product with r^T is a
  * part of what comes to all P units of the head: each warp has a share of the rows of r^T and sends its sums, fp32, to
@@ -32,9 +32,9 @@
  *
  * Account of one step, P 192, in cycles of 0.57 ns (1.75 GHz). Few warps share a scheduler, so each instruction of a
  * step costs two to three cycles, and their number counts as much as any latency: hence one unit a lane.
- *   forward, 263 instructions: flag seen 30, ldmatrix 45, 12 mma on four chains 100, exchange 70, pointwise 150 (softplus
- *     65, exponentials, 1/n), out 60, on the way to the other blocks 250 (3 KB arrive at a block, at about 16 bytes a
- *     clock), during which factors, y and the next x are seen to: 700 = 0.4 us.
+ *   forward, 263 instructions: flag seen 30, ldmatrix 45, 12 mma on four chains 100, exchange 70, pointwise 150
+ *     (softplus 65, exponentials, 1/n), out 60, on the way to the other blocks 250 (3 KB arrive at a block, at about 16
+ *     bytes a clock), during which factors, y and the next x are seen to: 700 = 0.4 us.
  *   backward, 373 instructions: flag 30, eight parts added 70, pointwise 30, draw to shared memory and barrier 60,
  *     ldmatrix 40, 12 mma 100, on the way 400 (6 KB): 730 = 0.42 us.
  * Bytes, B 16, T 1024, D 768: forward 226 (x) + 25 (y) + 252 (saved) MB, 0.17 ms; so the chain is what counts: 0.45 ms
