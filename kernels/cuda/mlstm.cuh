@@ -150,13 +150,13 @@ void mlstm_walk_chunks(struct device *dev, mlstm_walk<T> walk, const float *edge
                        const mlstm_carries &carries, const mlstm_problem &p, bool leftwards);
 
 /* h from q, k, v and the states that enter chunks; or dv from q, k, dh and the gradients of those that leave them
- * (mlstm_output.cu). entering: there is a state before the first chunk, or behind the last. */
+ * (mlstm_output.cu). */
 template <class T> struct mlstm_output {
     mlstm_rows<T> to, q, k, values; /* values: v, or dh */
     const T *states;
     const float *normals;
     mlstm_factors *factors;         /* forward fills in inverse and sign */
-    bool edge;                      /* there is a state at the row's edge, where the walk began */
+    bool edge;                      /* there is a state before the first chunk; or a gradient behind the last */
 };
 
 template <class T>
@@ -227,8 +227,10 @@ __device__ __forceinline__ void mlstm_prefetch_state(const T *state, const mlstm
     if (k0 < p.K && v0 < p.wide) prefetch_line(state + (int64_t)k0 * p.wide + v0);
 }
 
-/* f(i, h, n, e, row, column, gate): every accumulator of a tile whose rows and columns are the chunk's tokens i and j,
- * with the product of the gates that lead from the input at j to the output at i: 0 where nothing does. */
+/* use(i, h, n, row, column, left, right): all accumulators of a tile whose rows and columns are the chunk's tokens, in
+ * pairs v[i][n][2 h], v[i][n][2 h + 1] at (row, column) and (row, column + 1), with the products of the gates that lead
+ * from the input at the column's token to the output at the row's: 0 where nothing does. A row's pairs follow each
+ * other. */
 template <class T, class F>
 __device__ __forceinline__ void mlstm_each_gate(const mlstm_factors &f, const product_place &at, F use) {
     constexpr bool exact = sizeof(T) == 4;

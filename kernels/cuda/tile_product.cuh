@@ -58,16 +58,19 @@ __device__ __forceinline__ product_place product_place_of() {
 struct product_sums {
     float v[4][8][4];
 
-    __device__ __forceinline__ void clear() {
-        scale(0.0f, true);
-    }
-    __device__ __forceinline__ void scale(float by, bool clear = false) {
+    template <class F> __device__ __forceinline__ void each(F f) {
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int n = 0; n < 8; n++)
 #pragma unroll
-                for (int e = 0; e < 4; e++) v[i][n][e] = clear ? 0.0f : v[i][n][e] * by;
+                for (int e = 0; e < 4; e++) f(v[i][n][e]);
+    }
+    __device__ __forceinline__ void clear() {
+        each([](float &sum) { sum = 0.0f; });
+    }
+    __device__ __forceinline__ void scale(float by) {
+        each([=](float &sum) { sum *= by; });
     }
     /* Every row by its own factor. */
     template <class F> __device__ __forceinline__ void scale_rows(const product_place &at, F factor) {
