@@ -43,17 +43,18 @@ template <int W> __device__ __forceinline__ int place(int row, int column) {
     return row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
 }
 
-/* What a lane names to ldmatrix, for 16 rows and 16 columns (mma.cuh, ssd_chunk.cuh): a of a tile that is m x k, or two b
- * of one that is k x n, transposed ... */
-template <int W> __device__ __forceinline__ const bf16 *down_right(const bf16 *tile, int row, int column) {
+/* Offsets of what a lane names to ldmatrix, for 16 rows from `row` on, a multiple of 16, and 16 columns (mma.cuh): a of a
+ * tile that is m x k, or two b of one that is k x n, transposed ... Those of columns c from there, a multiple of 16, are the
+ * offset with c put in by an exclusive or: one instruction, and rows are an addition that folds into the load. */
+template <int W> __device__ __forceinline__ int down_right(int row) {
     int lane = threadIdx.x % WARP;
-    return tile + place<W>(row + lane % 16, column + 8 * (lane / 16));
+    return (row + lane % 16) * W + (((lane / 16) ^ (lane % 8)) << 3);
 }
 
-/* ... and two b of one that is n x k. */
-template <int W> __device__ __forceinline__ const bf16 *right_down(const bf16 *tile, int row, int column) {
+/* ... and two b of one that is n x k, from its beginning. */
+template <int W> __device__ __forceinline__ int right_down() {
     int lane = threadIdx.x % WARP;
-    return tile + place<W>(row + lane % 8 + 8 * (lane / 16), column + 8 * (lane / 8 % 2));
+    return (lane % 8 + 8 * (lane / 16)) * W + (((lane / 8 % 2) ^ (lane % 8)) << 3);
 }
 
 /* Sixteen columns: d, d_next += a b. */
@@ -75,6 +76,21 @@ template <int THREADS, int W, class F> __device__ __forceinline__ void load_tile
     }
 }
 
+/* The same of rows that lie `step` apart from `first` on, of which `there` exist: a thread's pieces are so many rows apart
+ * that the exchange of columns is the same for all of them. */
+template <int THREADS, int W, int ROWS>
+__device__ __forceinline__ void load_rows(bf16 *tile, int P, const bf16 *first, int64_t step, int there) {
+    constexpr int PIECES = W / 8, APART = THREADS / PIECES;
+    static_assert(APART % 8 == 0 && ROWS % APART == 0, "whole rounds, and one place in the exchange");
+    int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    const bf16 *source = first + row * step + column;
+    bf16 *target = tile + place<W>(row, column);
+    if (column >= P) there = 0;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += APART)
+        cp_async_16_or_zeros(target + i * W, source + i * step, row + i < there);
+}
+
 /* sum (16 M rows, W columns) of the products of 16 M rows of one tile, `row` on, with all of N rows of another: M first
  * operands share each second one. */
 template <int M, int N, int W>
@@ -85,14 +101,15 @@ __device__ __forceinline__ void scores(float (&z)[M][N / 8][4], const bf16 *rows
         for (int n = 0; n < N / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) z[m][n][i] = 0;
+    const int first = down_right<W>(row), second = right_down<W>();
 #pragma unroll
     for (int k = 0; k < W; k += 16) {
         uint32_t a[M][4], b[4];
 #pragma unroll
-        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], down_right<W>(rows, row + 16 * m, k));
+        for (int m = 0; m < M; m++) ldmatrix_x4(a[m], rows + (first ^ k) + 16 * m * W);
 #pragma unroll
         for (int n = 0; n < N / 16; n++) {
-            ldmatrix_x4(b, right_down<W>(columns, 16 * n, k));
+            ldmatrix_x4(b, columns + (second ^ k) + 16 * n * W);
 #pragma unroll
             for (int m = 0; m < M; m++) mma_pair(z[m][2 * n], z[m][2 * n + 1], a[m], b);
         }
@@ -102,6 +119,7 @@ __device__ __forceinline__ void scores(float (&z)[M][N / 8][4], const bf16 *rows
 /* sum (16 M, W) += z (16 M, N), rounded, times a tile of N rows. */
 template <int M, int N, int W>
 __device__ __forceinline__ void accumulate(float (&sum)[M][W / 8][4], const float (&z)[M][N / 8][4], const bf16 *tile) {
+    const int second = down_right<W>(0);
 #pragma unroll
     for (int k = 0; k < N / 16; k++) {
         uint32_t a[M][4], b[4];
@@ -114,7 +132,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[M][W / 8][4], const floa
         }
 #pragma unroll
         for (int n = 0; n < W / 16; n++) {
-            ldmatrix_x4_transposed(b, down_right<W>(tile, 16 * k, 16 * n));
+            ldmatrix_x4_transposed(b, tile + (second ^ (16 * n)) + 16 * k * W);
 #pragma unroll
             for (int m = 0; m < M; m++) mma_pair(sum[m][2 * n], sum[m][2 * n + 1], a[m], b);
         }
@@ -164,6 +182,12 @@ struct operands {
 template <int THREADS, int W>
 __device__ __forceinline__ void load_keys(bf16 *keys, bf16 *values, const operands &x, const attention_problem &p,
                                           int64_t b, int g, int j0, int end) {
+    if (j0 >= 0) {
+        load_rows<THREADS, W, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, end - j0);
+        load_rows<THREADS, W, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, end - j0);
+        cp_async_commit();
+        return;
+    }
     load_tile<THREADS, W>(keys, KEYS, p.P, [&](int i) {
         return j0 + i < end ? key_at(p, x.k, x.cache_k, b, j0 + i, g) : (const bf16 *)NULL;
     });
@@ -221,6 +245,7 @@ mma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_pro
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 32, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
     int first[4], start = first_key(p, b, t0), last_first = first_key(p, b, (int)at_most(t0 + row + 31, p.T - 1));
+    int warp_first = first_key(p, b, (int)at_most(t0 + row, p.T - 1));
     float high[4], total[4], sum[2][W / 8][4] = {};
     for (int r = 0; r < 4; r++) {
         first[r] = first_key(p, b, t + 8 * r);
@@ -236,7 +261,7 @@ mma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_pro
         else cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
-        if (j0 <= t0 + row + 31 && j0 + KEYS > first_key(p, b, (int)at_most(t0 + row, p.T - 1))) {
+        if (j0 <= t0 + row + 31 && j0 + KEYS > warp_first) {
             float z[2][KEYS / 8][4];
             bool masks = j0 + KEYS > t0 + row + 1 || j0 < last_first || t0 + row + 32 > p.T;
             scores<2, KEYS, W>(z, queries, row, keys + turn * KEYS * W);
@@ -338,18 +363,15 @@ template <int W>
 __device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, query_facts *facts, const operands &x,
                                                   const attention_rows<bf16> &dout, const float *delta, const float *lse,
                                                   const attention_problem &p, int64_t b, int h, int t0) {
-    load_tile<BACK_THREADS, W>(queries, BACK_QUERIES, p.P, [&](int i) {
-        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
-    });
-    load_tile<BACK_THREADS, W>(douts, BACK_QUERIES, p.P, [&](int i) {
-        return t0 + i < p.T ? dout.at(b, t0 + i, h) : (const bf16 *)NULL;
-    });
+    int there = (int)at_most(BACK_QUERIES, p.T - t0);
+    load_rows<BACK_THREADS, W, BACK_QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, there);
+    load_rows<BACK_THREADS, W, BACK_QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, there);
     cp_async_commit();
     if (threadIdx.x >= BACK_QUERIES) return;
     int i = threadIdx.x;
-    bool there = t0 + i < p.T;
-    facts->log_sum[i] = there ? lse[(b * p.H + h) * p.T + t0 + i] * LOG2E : 0.0f;
-    facts->dot[i] = there ? delta[(b * p.H + h) * p.T + t0 + i] : 0.0f;
+    bool exists = t0 + i < p.T;
+    facts->log_sum[i] = exists ? lse[(b * p.H + h) * p.T + t0 + i] * LOG2E : 0.0f;
+    facts->dot[i] = exists ? delta[(b * p.H + h) * p.T + t0 + i] : 0.0f;
     facts->first[i] = first_key(p, b, t0 + i);
 }
 
