@@ -85,7 +85,7 @@ static void declare_tokens(struct run *r, const int64_t *lead, int leads, double
         struct operand *o = (i == 0 ? output : input)(r, names[i], leads + 2, dim);
         o->lead = leads;
         o->terms = terms;
-        o->gradient_terms = gradient_terms;
+        o->gradient_terms = i < 4 ? gradient_terms : 16 * gradient_terms; /* differences, which may cancel */
     }
     parameter(r, "bias", DIMS(H * P))->gradient_terms = 16 * gradient_terms * (double)lead[0];
 }
