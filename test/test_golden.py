@@ -128,7 +128,7 @@ CASES = [
     (MAMBA2, optimizer("clip", 1e9), 1, "FAIL losses"),
     (MAMBA2, optimizer("decayed", []), 1, "FAIL after."),
     (MAMBA2, optimizer("decayed", ["nothing"]), 2, "decayed"),
-    (MAMBA2, config("model_type", "llama"), 2, "model_type"),
+    (MAMBA2, config("model_type", "gpt2"), 2, "model_type"),
     (MAMBA, scaled("grad.backbone.layers.0.mixer.dt_proj.bias", 1 + 1e-4), 1, "FAIL grad.backbone.layers.0.mixer.dt_proj.bias"),
     (MAMBA, scaled("after.backbone.layers.1.mixer.A_log", 1.001), 1, "FAIL after.backbone.layers.1.mixer.A_log"),
     (MAMBA, without("param.backbone.layers.1.mixer.x_proj.weight"), 2, "has no tensor param.backbone.layers.1.mixer.x_proj.weight"),
