@@ -46,6 +46,7 @@ const char *signals_name(int signal_number) {
 void signals_restore(void) {
     signal(SIGTERM, SIG_DFL);
     signal(SIGINT, SIG_DFL);
-    signal(SIGUSR1, SIG_DFL);
+    /* A launcher may have sent the same twice, and the second arrives when the run has been saved. */
+    signal(SIGUSR1, received == SIGUSR1 ? SIG_IGN : SIG_DFL);
     received = 0;
 }

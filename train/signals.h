@@ -9,6 +9,6 @@
 void signals_install(void);
 int signals_received(void);            /* the signal that asked first, or 0 */
 const char *signals_name(int signal);  /* "SIGTERM" */
-void signals_restore(void);            /* default actions again, flag cleared */
+void signals_restore(void);            /* default actions again, flag cleared; SIGUSR1 is ignored if it was that */
 
 #endif

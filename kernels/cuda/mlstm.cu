@@ -31,14 +31,15 @@
  * saved: the factors, 37 bytes a token and head.
  *
  * Account, B 8, T 2048, H 4, K 256, V 512, bf16, H100 (3.0 TB/s):
- *   forward   factors 0.01 + walk 0.10 + outputs 0.15 = 0.26 ms expected; measured 0.298
- *   backward  delta 0.05 + walk 0.10 + walk 0.14 + dv 0.15 + dq, dk 0.30 + gates 0.01 = 0.75 ms expected; measured 0.91
+ *   forward   factors 0.01 + walk 0.10 + outputs 0.15 = 0.26 ms expected; measured 0.31
+ *   backward  delta 0.05 + walk 0.10 + walk 0.14 + dv 0.15 + dq, dk 0.30 + gates 0.01 = 0.75 ms expected; measured 0.92
  * Their bytes, as the kernels one by one must move them, are 0.57 GB forward and 1.6 GB backward, of them 0.27 and 0.8
  * the states: 0.19 and 0.54 ms; their products, 40 and 105 GFLOP. What stands above the bytes' time are products that
  * don't overlap with them, and the L2 cache, which hands every operand to several blocks. States in registers from
  * chunk to chunk, as ssd_chunk_forward.cu has them, would save forward 0.1 ms where K is 256 or less.
  * B 1, T 65536: 4 times that, and each walk is cut into segments and goes twice, the first time only over the chunks of
- * which something is left: measured 1.26 and 4.10 ms; 1.53 and 4.70 when it went over all.
+ * which something is left: measured 1.30 and 4.26 ms; 1.53 and 4.70 when it went over all. To ask for the states of
+ * later steps ahead, into the L2 cache, was slower: 1.37 and 4.58 ms, and 0.98 instead of 0.92 backward above.
  *
  * One step is a pass over C: every thread has four columns of V for some rows k, the block's warps share the rows; n
  * and m, which all blocks of a head read, are renewed by a second kernel. 2 x 4 K V bytes a head: 4 MB for one row of

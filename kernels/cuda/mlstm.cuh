@@ -217,16 +217,6 @@ __device__ __forceinline__ void mlstm_fill_state(TILE &tile, const T *state, con
     tile_fill<PRODUCT_THREADS>(tile, state + (int64_t)k0 * p.wide + v0, p.wide, p.K - k0, p.wide - v0, true);
 }
 
-/* A later step's operand from a stored state on its way to the L2 cache, a line a thread: what comes from memory takes
- * longer than the step that its copy is ahead. */
-template <bool DEEP, class T>
-__device__ __forceinline__ void mlstm_prefetch_state(const T *state, const mlstm_problem &p, int k0, int v0) {
-    enum { LINE = 128 / sizeof(T), LINES = PRODUCT / LINE };
-    static_assert(PRODUCT_SIDE / 128 == PRODUCT_THREADS, "a line a thread");
-    k0 += threadIdx.x / (DEEP ? LINES : 1), v0 += DEEP ? threadIdx.x % LINES * LINE : 0;
-    if (k0 < p.K && v0 < p.wide) prefetch_line(state + (int64_t)k0 * p.wide + v0);
-}
-
 /* use(i, h, n, row, column, left, right): all accumulators of a tile whose rows and columns are the chunk's tokens, in
  * pairs v[i][n][2 h], v[i][n][2 h + 1] at (row, column) and (row, column + 1), with the products of the gates that lead
  * from the input at the column's token to the output at the row's: 0 where nothing does. A row's pairs follow each

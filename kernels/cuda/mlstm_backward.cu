@@ -20,7 +20,7 @@
  */
 #include "kernels/cuda/mlstm.cuh"
 
-enum { STAGES = 2, AHEAD = 3 /* steps, of what comes from the states */, ROW_WARPS = 8 };
+enum { STAGES = 2, ROW_WARPS = 8 };
 
 template <class T> struct backward_room {
     product_stage<T> stages[STAGES];
@@ -143,9 +143,7 @@ __device__ __forceinline__ void slopes_load(int step, product_stage<T> &stage, c
                                             int64_t chunk, int64_t head) {
     typedef product_shape<T> shape;
     int64_t t0 = chunk * MLSTM_CHUNK, state = p.place(row, chunk, head) * p.size();
-    step_place at = step_place_of(step, count), later = step_place_of(step + AHEAD, count);
-    if (later.of_state)
-        mlstm_prefetch_state<false>((later.key ? s.grads : s.states) + state, p, later.k0, later.step * shape::DEPTH);
+    step_place at = step_place_of(step, count);
     if (at.step < 0) {
         mlstm_fill(stage.flat(0), s.dh, row, head, t0, p.T, step * shape::DEPTH);
         mlstm_fill(stage.flat(1), s.v, row, head, t0, p.T, step * shape::DEPTH);

@@ -20,7 +20,7 @@
  */
 #include "kernels/cuda/mlstm.cuh"
 
-enum { STAGES = 2, AHEAD = 3 /* steps, of what comes from the states */ };
+enum { STAGES = 2 };
 
 template <class T> struct output_room {
     product_stage<T> stages[STAGES];
@@ -92,9 +92,7 @@ mlstm_output_kernel(mlstm_output<T> o, mlstm_problem p) {
     bool from_state = o.edge || (BACKWARD ? chunk + 1 < p.chunks : chunk > 0);
     int over_k = (p.K + DEPTH - 1) / DEPTH, of_state = from_state ? over_k : 0, each = of_state + STEPS;
     auto load = [&](int step, product_stage<T> &stage) {
-        int k0 = step * DEPTH, later = step + AHEAD - over_k;
-        if (later >= 0 && later < p.v_tiles * each && later % each < of_state)
-            mlstm_prefetch_state<true>(state, p, later % each * DEPTH, later / each * PRODUCT);
+        int k0 = step * DEPTH;
         if (step < over_k) {
             mlstm_fill(stage.flat(0), o.q, row, head, t0, p.T, k0);
             mlstm_fill(stage.flat(1), o.k, row, head, t0, p.T, k0);
