@@ -163,7 +163,7 @@ static void csv_header(const struct session *s) {
 static void print_csv(const struct session *s, const struct bench_case *c, const struct bench_measured *m,
                       const struct figures f[2]) {
     if (!s->csv) return;
-    fprintf(s->csv, "%s,%s,%s,%s,%s", c->row->name, c->label, m->shape, device_choices[s->flags->device],
+    fprintf(s->csv, "%s,\"%s\",\"%s\",%s,%s", c->row->name, c->label, m->shape, device_choices[s->flags->device],
             precision_choices[s->flags->precision]);
     for (int which = 0; which < 2; which++) {
         for (int i = 0; i < FIGURES; i++) {
