@@ -5,8 +5,9 @@
 #
 #   data          prose.{train,valid}.txt[.zst] of TEXTS to shards, by TOKENIZER and byte by byte
 #   ops           riverrun bench ops in bf16 and fp32: ops-bf16.csv, ops-fp32.csv                            2 minutes
-#   steps         riverrun train on these shards, documents reset, STEPS steps: Mamba 129M, Mamba-2 129M
-#                 (16 rows of 2048 a GPU) and Mamba-2 1.34B (8 rows; or ROWS of all): steps-*.jsonl          3 minutes
+#   steps         riverrun train on these shards, documents reset, STEPS steps: Mamba 129M, Mamba-2 129M, xLSTM 255M,
+#                 Llama 124M (16 rows of 2048 a GPU), Mamba-2 1.34B, Llama 1.32B (8 rows; or ROWS of all):
+#                 steps-*.jsonl                                                                              5 minutes
 #   precision     1,000 steps of the byte models of configs/bytes in fp32 and in bf16: precision-*.jsonl     4 minutes
 #   prose         configs/prose/mamba2-130m.ini to its end: prose-N.jsonl, N the number of GPUs              5 minutes
 #   transformers  the loss of prose's checkpoint by transformers and by riverrun eval: transformers.jsonl    2 minutes
@@ -110,6 +111,9 @@ measure_steps() {
 mamba-129m configs/mamba/130m.ini 16
 mamba2-129m configs/mamba2/130m.ini 16
 mamba2-1.3b configs/mamba2/1.3b.ini 8
+xlstm-255m configs/bench/xlstm.ini 16
+llama-124m configs/bench/llama-124m.ini 16
+llama-1.3b configs/bench/llama-1.3b.ini 8
 RUNS
 }
 
@@ -155,6 +159,9 @@ measure_tables() {
         *mamba-129m*) set -- "$@" "Mamba 129M=$log" ;;
         *mamba2-129m*) set -- "$@" "Mamba-2 129M=$log" ;;
         *mamba2-1.3b*) set -- "$@" "Mamba-2 1.34B=$log" ;;
+        *xlstm-255m*) set -- "$@" "xLSTM 255M=$log" ;;
+        *llama-124m*) set -- "$@" "Llama 124M=$log" ;;
+        *llama-1.3b*) set -- "$@" "Llama 1.32B=$log" ;;
         esac
     done
     [ $# -gt 0 ] && table "Training steps" steps "$@" --png "$RESULTS/steps.png"

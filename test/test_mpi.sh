@@ -73,6 +73,47 @@ for ranks in 1 2; do
         fail "a recipe, $ranks ranks: $(cat "$WORK/err")"
 done
 close_curves "$WORK/recipe1" "$WORK/recipe2" 1e-11 "a recipe on 2 ranks"
+
+# The other layers, each with its state: xLSTM of both kinds, attention, RAT. 2 ranks are one, and two parts are the whole.
+sed -e 's/^pattern = m s/pattern = u y x a r/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" > "$WORK/layers.ini"
+cat >> "$WORK/layers.ini" <<CONFIG
+[block.u]
+mixer = mlstm_preup
+heads = 2
+chunk = 16
+[block.y]
+mixer = slstm
+heads = 2
+mlp = geglu
+mlp_width = 24
+[block.x]
+mixer = mlstm
+heads = 2
+chunk = 16
+[block.a]
+mixer = attention
+heads = 2
+window = 20
+[block.r]
+mixer = rat
+heads = 2
+chunk = 8
+CONFIG
+# train_layers RANKS RUN ARGUMENT...
+train_layers() {
+    count=$1 run=$2
+    shift 2
+    mpi "$count" "$RIVERRUN" train "$WORK/layers.ini" schedule.kind=constant model.norm_eps=0.1 train.micro_batch=3 \
+        train.out="$WORK/layers-$run" "$@" > /dev/null 2> "$WORK/err" ||
+        fail "the other layers, $run: $(cat "$WORK/err")"
+}
+train_layers 1 1 train.precision=fp64
+train_layers 2 2 train.precision=fp64
+train_layers 2 whole
+train_layers 2 parts train.steps=21
+train_layers 2 parts
+close_curves "$WORK/layers-1" "$WORK/layers-2" 1e-10 "the other layers on 2 ranks"
+same_weights "$WORK/layers-whole" "$WORK/layers-parts" "the other layers in two parts"
 cmp -s "$one64.losses" "$WORK/recipe1.losses" && fail "a recipe changes nothing"
 
 # The same number of ranks gives the same bits.
