@@ -75,6 +75,8 @@ def loss_of_transformers(options, precision, ids):
     for module in model.modules():
         if hasattr(module, "chunk_size"):
             module.chunk_size = min(module.chunk_size, 64)
+    # Without its cache transformers' xLSTM multiplies float32 by bfloat16, which fails.
+    cached = model.config.model_type == "xlstm" and precision == "bf16"
     windows = [ids[at:at + options.window + 1] for at in range(0, len(ids) - 1, options.window)]
     total, count = 0.0, 0
     # Windows of one length go together; the last may be shorter.
@@ -83,7 +85,7 @@ def loss_of_transformers(options, precision, ids):
         for at in range(0, len(group), options.batch):
             rows = torch.tensor(group[at:at + options.batch], device=options.device)
             with torch.no_grad():
-                logits = model(rows[:, :-1], use_cache=False).logits
+                logits = model(rows[:, :-1], use_cache=cached).logits
             for row, targets in zip(logits, rows[:, 1:]):
                 losses = torch.nn.functional.cross_entropy(row.float(), targets, reduction="none")
                 total += float(losses.double().sum())
