@@ -245,7 +245,7 @@ static void head_norm_declare(struct run *r) {
     o = parameter(r, "weight", DIMS(I));
     o->mean = 1;
     o->spread = 0.3;
-    set_terms(o, 1, R);
+    set_terms(o, 1, R + P / 16); /* of normed values, whose statistics are sums that a head's elements share */
     if (param(r, "skip")) {
         input(r, "x", DIMS(R, I))->lead = 1;
         o = parameter(r, "skip", DIMS(I));
