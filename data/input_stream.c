@@ -17,6 +17,7 @@
 
 enum {
     BUFFER_BYTES = 1 << 18,
+    TEXT_BYTES = 1 << 17,
     LONGEST_MAGIC = 4,
     WAIT_MS = 100, /* how late a request to stop may be noticed while waiting for a pipe */
 };
@@ -32,6 +33,8 @@ struct input_stream {
     char buffer[BUFFER_BYTES];
     size_t start, end; /* bytes of the buffer that are still to be used */
     ZSTD_DStream *zstd;
+    char text[TEXT_BYTES]; /* what zstd made of it: what it says of damage depends on the room it is given */
+    size_t text_start, text_end;
     z_stream gzip;
     bool between; /* the last compressed frame or member is complete */
 };
@@ -43,6 +46,7 @@ int input_open(input_stream **out, const char *path, const atomic_bool *stop, er
     if (!s) return error_system(err, "no memory to read input %s", path);
     memset(s, 0, offsetof(struct input_stream, buffer));
     s->start = s->end = 0;
+    s->text_start = s->text_end = 0;
     s->zstd = NULL;
     s->gzip = (z_stream){0};
     s->between = false;
@@ -151,22 +155,33 @@ static int zstd_failure(const input_stream *s, size_t code, error *err) {
     return error_input(err, "input %s is damaged zstd data: %s", s->path, ZSTD_getErrorName(code));
 }
 
-static int read_zstd(input_stream *s, char *bytes, size_t capacity, size_t *got, error *err) {
-    ZSTD_outBuffer out = {bytes, capacity, 0};
-    while (out.pos < capacity) {
+/* More text, none only at the end. */
+static int decompress(input_stream *s, error *err) {
+    ZSTD_outBuffer out = {s->text, TEXT_BYTES, 0};
+    while (out.pos == 0) {
         if (s->start == s->end) TRY(fill(s, err));
         bool exhausted = s->start == s->end; /* only at the end of the file */
         if (exhausted && s->between) break;
         ZSTD_inBuffer in = {s->buffer, s->end, s->start};
-        size_t before = out.pos, code = ZSTD_decompressStream(s->zstd, &out, &in);
+        size_t code = ZSTD_decompressStream(s->zstd, &out, &in);
         if (ZSTD_isError(code)) return zstd_failure(s, code, err);
         s->start = in.pos;
         s->between = code == 0;
-        if (exhausted && !s->between && out.pos == before) {
+        if (exhausted && !s->between && out.pos == 0) {
             return error_input(err, "input %s is cut off: it ends inside a zstd frame", s->path);
         }
     }
-    *got = out.pos;
+    s->text_start = 0;
+    s->text_end = out.pos;
+    return 0;
+}
+
+static int read_zstd(input_stream *s, char *bytes, size_t capacity, size_t *got, error *err) {
+    if (s->text_start == s->text_end) TRY(decompress(s, err));
+    size_t there = s->text_end - s->text_start;
+    *got = capacity < there ? capacity : there;
+    memcpy(bytes, s->text + s->text_start, *got);
+    s->text_start += *got;
     return 0;
 }
 

@@ -217,14 +217,14 @@ run_fuzzers() {
             record "$fuzzer" 0 0 1 0 'clang with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)'
             continue
         fi
-        # What it finds goes to the first directory, the seeds are in the second.
+        # What it finds goes to the first directory, the seeds are in the second. A failure is 1: its own 77 would be a skip.
         seeds=test/fuzz/corpus/${fuzzer#fuzz_}
         found=$BUILD/fuzz/corpus/$fuzzer
         mkdir -p "$found"
         [ -d "$seeds" ] || seeds=''
         # shellcheck disable=SC2086
         run "$fuzzer" program "$BUILD/fuzz/$fuzzer" -seed=1 -max_total_time="${FUZZ_SECONDS:-6}" -timeout=20 \
-            -rss_limit_mb=2048 -artifact_prefix="$logs/" "$found" $seeds
+            -rss_limit_mb=2048 -error_exitcode=1 -timeout_exitcode=1 -artifact_prefix="$logs/" "$found" $seeds
     done
 }
 
