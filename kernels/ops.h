@@ -27,6 +27,7 @@
 #include "kernels/tensor.h"
 
 struct device;
+struct cell; /* kernels/cells/cells.h */
 
 /* Shape of an SSD or conv problem, for the size functions. */
 struct ssd_shape {
@@ -93,6 +94,33 @@ struct rat_state {
     tensor k, v;    /* (B,C,H,P) act: rotated keys and values at the ends of chunks */
     tensor running; /* (B,2,H,P) real: key and value behind the last token */
     tensor count;   /* (B) i32: tokens of that document so far */
+};
+
+/* Shape of a nonlinear recurrence, for the size functions: N channels, a cell of kernels/cells/. */
+struct cell_shape {
+    int64_t B, T, N;
+    const struct cell *cell;
+};
+
+/* How a nonlinear recurrence is solved along time. Backward needs no such choice: its system is linear. */
+enum cell_method {
+    CELL_SEQUENTIAL, /* token after token: exact */
+    CELL_NEWTON,     /* all tokens' states are unknown (arXiv 2510.21450) */
+    CELL_SHOOTING,   /* only the states at chunks' starts are: multiple shooting */
+};
+struct cell_solver {
+    enum cell_method method;
+    int iterations; /* corrections of all unknown states, each after an evaluation of every token; one more evaluation
+                     * goes before them in Newton's method (the guess) and after them in shooting (the solution) */
+    int64_t chunk;  /* shooting: tokens of a chunk; 0 = as the device likes it */
+    bool bounded;   /* corrected states are kept within the cell's bound, which a solution never leaves */
+};
+
+/* What a solver says of its solution; in device memory. */
+struct cell_report {
+    float residual;   /* largest |f(state before, u) - state| of an unknown state: at the solution (shooting), or where
+                       * Newton's last correction started from; infinite where a state is not finite; 0 if exact */
+    float unused;
 };
 
 /* Elementwise functions of an MLP or a gate. */
@@ -413,6 +441,31 @@ struct ops {
     void (*rat_step)(struct device *dev, tensor y, struct rat_state state, tensor z, tensor v, tensor g, tensor bias,
                      tensor q, tensor k, int64_t chunk, double base, void *scratch);
     size_t (*rat_step_scratch)(struct rat_shape shape);
+
+    /* --- nonlinear diagonal recurrences: the cells of kernels/cells/ (ParaRNN, arXiv 2510.21450) ------------------------- */
+    /* Every channel is a recurrence of its own, s[t] = f(s[t-1], u[t] + bias; weight), with S states, U inputs and W weights,
+     * as the cell has them (kernels/cells/cells.h); y is the state that is the cell's output. At a document's start s[t-1] = 0.
+     * y (B,T,N) act =; others (B,T,S-1,N) act =: the states that are not the output, in their order; none where S = 1, or
+     * where no backward follows; final (B,S,N) real optional =; report (device memory) optional: residual = max(itself,
+     * what is found); u (B,T,H,U,N/H) strided: channel n = h N/H + j; bias (U,N) optional; weight (W,N); initial (B,S,N)
+     * real optional; doc optional. */
+    void (*cell_forward)(struct device *dev, tensor y, tensor others, tensor final, struct cell_report *report, tensor u,
+                         tensor bias, tensor weight, tensor initial, tensor doc, const struct cell *cell,
+                         struct cell_solver solver, void *scratch);
+    /* The gradient of the exact recurrence at the states that are given: lambda[t] = dy[t] + J[t+1]^T lambda[t+1], J the
+     * step's Jacobian, and from it du, dbias, dweight (section 2 of the paper).
+     * du strided =; dbias (U,N), dweight (W,N) real +=; dinitial (B,S,N) real optional =; dy (B,T,N); dfinal (B,S,N)
+     * real optional; y, others as forward put them out. */
+    void (*cell_backward)(struct device *dev, tensor du, tensor dbias, tensor dweight, tensor dinitial, tensor dy,
+                          tensor dfinal, tensor y, tensor others, tensor u, tensor bias, tensor weight, tensor initial,
+                          tensor doc, const struct cell *cell, void *scratch);
+    size_t (*cell_forward_scratch)(struct cell_shape shape, struct cell_solver solver);
+    size_t (*cell_backward_scratch)(struct cell_shape shape);
+    /* The fastest method that is known for a shape, with its iterations and chunk: by a table of measurements. */
+    struct cell_solver (*cell_choose)(struct cell_shape shape);
+    /* One token: y (B,N) =; state (B,S,N) real updated; u (B,H,U,N/H) strided */
+    void (*cell_step)(struct device *dev, tensor y, tensor state, tensor u, tensor bias, tensor weight,
+                      const struct cell *cell);
 
     /* --- head norm: LayerNorm of every head's P = I/H channels, skip and gate --------------------------------------- */
     /* u = (y - mean) rstd weight;  rstd = 1/sqrt(variance + eps), the variance that of all P (biased);
