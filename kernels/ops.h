@@ -118,8 +118,10 @@ struct cell_solver {
 
 /* What a solver says of its solution; in device memory. */
 struct cell_report {
-    float residual;   /* largest |f(state before, u) - state| of an unknown state: at the solution (shooting), or where
-                       * Newton's last correction started from; infinite where a state is not finite; 0 if exact */
+    /* The solution's largest |f(state before, u) - state|; infinite where a state is not finite, else 0 if exact.
+     * Shooting measures it. Newton's last correction is not evaluated again: what it leaves is estimated from the
+     * residual that it started from (cell_newton_residual). */
+    float residual;
     float unused;
 };
 

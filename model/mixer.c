@@ -1,4 +1,4 @@
-/* mixer.c: the table of mixers, and what all of them share about states. A new mixer is a line in each of the two
+/* mixer.c: the table of mixers, and what all of them share about states and solvers. A new mixer is a line in each of the two
  * lists. Called by model_config.c (by name) and model.c. */
 #include "model/mixer.h"
 
@@ -29,6 +29,25 @@ void mixer_state_view(tensor *views, int index, void *memory, enum dtype dtype, 
     int64_t count = 1;
     for (int i = 0; i < ndim; i++) count *= dim[i];
     views[index] = tensor_reshape(tensor_1d(memory ? (char *)memory + offset : NULL, dtype, count), ndim, dim);
+}
+
+struct cell_solver mixer_solver(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
+                                enum solver_level level) {
+    struct cell_solver s = layer->mixer->solver(layer, ops, B, T);
+    if (s.method == CELL_SEQUENTIAL || level == SOLVER_CHOSEN) return s;
+    if (level == SOLVER_SEQUENTIAL) return (struct cell_solver){.method = CELL_SEQUENTIAL};
+    s.iterations += SOLVER_MORE_ITERATIONS;
+    return s;
+}
+
+size_t mixer_solver_scratch(const struct layer *layer, const struct ops *ops, struct cell_shape shape) {
+    size_t most = 0;
+    for (int level = SOLVER_CHOSEN; level <= SOLVER_SEQUENTIAL; level++) {
+        struct cell_solver solver = mixer_solver(layer, ops, shape.B, shape.T, (enum solver_level)level);
+        size_t bytes = ops->cell_forward_scratch(shape, solver);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
 }
 
 size_t mixer_state_bytes(const struct layer *layer, const struct ops *ops, int64_t B) {

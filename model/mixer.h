@@ -28,6 +28,11 @@ struct layer_context {
 
 struct mixer;
 
+/* How a layer's nonlinear recurrence is solved, where it is: as its config says, with more iterations, or token after
+ * token, which is exact. train/ladder.h says when a level is raised. */
+enum solver_level { SOLVER_CHOSEN, SOLVER_MORE, SOLVER_SEQUENTIAL };
+#define SOLVER_MORE_ITERATIONS 3
+
 /* What backward computes once more instead of finding it saved; each level includes those before it. */
 enum recompute {
     RECOMPUTE_NONE,
@@ -47,6 +52,7 @@ struct layer {
     int span; /* RECOMPUTE_LAYER: the stream is kept before the layer that is so many before this one; else 0 */
     struct layer_context context;
     int norm;          /* table index of the pre-norm weight */
+    int solver;        /* its number among the model's layers whose mixers have a solver; -1: it has none */
     int first, params; /* the mixer's own tensors: table indices first .. first+params-1, in declare order */
 };
 
@@ -65,6 +71,9 @@ struct mixer_call {
      * the last token (NULL: nowhere), never the same memory but for mixers that take it (state_in_place). In a step: `final` is read and updated. */
     const void *initial;
     void *final;
+    /* For mixers with a solver, in forward and wherever backward computes a recurrence again: */
+    enum solver_level level;
+    struct cell_report *report; /* what is found is added to it, as cell_forward does; device memory */
 };
 
 #define MIXER_STATES 4 /* arrays in one layer's state */
@@ -94,6 +103,10 @@ struct mixer {
      * dimension is the sequence, each on a multiple of ARENA_ALIGN bytes; returns how many, 0 = stateless. */
     int (*state)(const struct layer *layer, const struct ops *ops, int64_t B, void *memory, tensor views[MIXER_STATES]);
 
+    /* How the recurrence of B sequences of T tokens is solved by the config alone (SOLVER_CHOSEN); NULL: the mixer solves
+     * nothing. forward and carve ask for it by mixer_solver and mixer_solver_scratch. */
+    struct cell_solver (*solver)(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T);
+
     /* Per token, in sequences of T tokens; a multiply-add is 2. */
     double (*forward_flops)(const struct layer *layer, int64_t T);
 };
@@ -106,6 +119,11 @@ const struct mixer *mixer_find(const char *name); /* NULL if unknown */
 static inline bool mixer_recomputes(const struct layer *layer, enum recompute level) {
     return layer->recompute >= level && layer->recompute != RECOMPUTE_LAYER;
 }
+/* How a layer's recurrence is solved at a level. */
+struct cell_solver mixer_solver(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
+                                enum solver_level level);
+/* Scratch of cell_forward that suffices at every level: a level may be raised long after memory was taken. */
+size_t mixer_solver_scratch(const struct layer *layer, const struct ops *ops, struct cell_shape shape);
 /* Bytes of a layer's state of B sequences: a multiple of ARENA_ALIGN, 0 = stateless. */
 size_t mixer_state_bytes(const struct layer *layer, const struct ops *ops, int64_t B);
 /* For `state` functions: make view `index` (dims: B first) of a state, behind the views before it. */

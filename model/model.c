@@ -29,6 +29,7 @@ struct model {
     bool has_targets, has_doc;
     enum stage stage;
     const struct model_state *initial; /* of the forward that backward will follow */
+    enum solver_level *levels;         /* of each layer with a solver */
     int span_first;                    /* first layer of the span whose streams lie in the shared places */
     void (*needed)(void *self, int bucket);
     void *needed_self;
@@ -83,6 +84,8 @@ static int open_views(struct model *m, error *err) {
         m->w[i] = tensor_reshape(tensor_1d(weight_at(m, i, 0), part_dtype(m, t->part), t->count), t->ndim, t->dim);
         m->dw[i] = params_view(&m->params, i, m->at.grads, m->ops->real);
     }
+    m->levels = calloc((size_t)m->mc->solver_count + 1, sizeof *m->levels);
+    if (!m->levels) return error_system(err, "out of memory for the layers' solvers");
     m->staging = malloc(PIECE * sizeof(double));
     m->staging_rounded = malloc(PIECE * sizeof(uint16_t));
     return m->staging && m->staging_rounded ? 0 : error_system(err, "out of memory for a model's staging buffer");
@@ -113,6 +116,7 @@ void model_close(struct model *m) {
     for (int i = 0; i < AREAS; i++) arena_close(&m->areas[i]);
     free(m->staging);
     free(m->staging_rounded);
+    free(m->levels);
     free(m->w);
     free(m->dw);
     params_close(&m->params);
@@ -268,6 +272,31 @@ void model_write_param(struct model *m, int index, const void *values, enum dtyp
     }
 }
 
+/* --- solvers ---------------------------------------------------------------------------------- */
+
+struct cell_report *model_reports(const struct model *m) {
+    return m->at.reports;
+}
+
+void model_zero_reports(struct model *m) {
+    if (m->mc->solver_count == 0) return;
+    device_zero(m->dev, m->at.reports, (size_t)m->mc->solver_count * sizeof *m->at.reports);
+}
+
+enum solver_level model_level(const struct model *m, int solver) {
+    ASSERT(solver >= 0 && solver < m->mc->solver_count);
+    return m->levels[solver];
+}
+
+void model_set_level(struct model *m, int solver, enum solver_level level) {
+    ASSERT(solver >= 0 && solver < m->mc->solver_count);
+    m->levels[solver] = level;
+}
+
+struct cell_solver model_solver(const struct model *m, int solver, int64_t B, int64_t T) {
+    return mixer_solver(model_solver_layer(m->mc, solver), m->ops, B, T, model_level(m, solver));
+}
+
 /* --- states ----------------------------------------------------------------------------------- */
 
 static void carve_state(struct model_state *s, arena *a) {
@@ -357,6 +386,7 @@ static arena region(const struct layer_places *l) {
 
 static struct mixer_call call_of(struct model *m, int i, int64_t B, int64_t T, arena *saved) {
     const struct layer *layer = &m->mc->layers[i];
+    bool solves = layer->solver >= 0;
     *saved = region(&m->at.layers[i]);
     return (struct mixer_call){
         .dev = m->dev,
@@ -369,6 +399,8 @@ static struct mixer_call call_of(struct model *m, int i, int64_t B, int64_t T, a
         .scratch = &m->areas[AREA_SCRATCH],
         .x = matrix(m->at.layers[i].normed, m->ops->act, B * T, m),
         .y = matrix(m->at.branch, m->ops->act, B * T, m),
+        .level = solves ? m->levels[layer->solver] : SOLVER_CHOSEN,
+        .report = solves ? &m->at.reports[layer->solver] : NULL,
     };
 }
 

@@ -55,7 +55,7 @@ struct model_config {
     struct block_kind *kinds; /* in order of first appearance in the pattern */
     int kind_count;
     struct layer *layers;
-    int layer_count;
+    int layer_count, solver_count;
     int embedding, final_norm, head; /* table indices; a tied head is the embedding's */
     struct params params;            /* declared, not laid out: a model lays out a copy */
 };
@@ -119,6 +119,18 @@ void model_init(struct model *m, uint64_t seed); /* the papers' initialisation *
  * read. Read: the masters; where this rank does not hold them all, what kernels read in their stead. */
 void model_read_param(const struct model *m, int index, void *values, enum dtype dtype);
 void model_write_param(struct model *m, int index, const void *values, enum dtype dtype);
+
+/* Layers that solve a nonlinear recurrence are numbered from 0 in their order (layer.solver; model_config.solver_count).
+ * Each forward adds what their solvers say to the reports, which are in device memory and are zeroed by
+ * model_zero_reports. A level holds for what is queued from then on; work that was recorded keeps the one it was recorded
+ * with. */
+const struct layer *model_solver_layer(const struct model_config *mc, int solver);
+struct cell_report *model_reports(const struct model *m);
+void model_zero_reports(struct model *m);
+enum solver_level model_level(const struct model *m, int solver);
+void model_set_level(struct model *m, int solver, enum solver_level level);
+/* How it is solved at its level, in batches of B sequences of T tokens. */
+struct cell_solver model_solver(const struct model *m, int solver, int64_t B, int64_t T);
 
 /* Recurrent state of a batch of sequences. */
 struct model_state;

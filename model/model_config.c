@@ -210,9 +210,11 @@ static int list_layers(struct model_config *mc, const struct pattern *p, const s
                               .block_name = kind->name,
                               .recompute = (enum recompute)kind->options.recompute,
                               .context = *context};
+        layer.solver = kind->mixer->solver ? mc->solver_count++ : -1;
         mc->layers[mc->layer_count++] = layer;
         if (!kind->mlp_options) continue;
         layer.mixer = &mixer_mlp;
+        layer.solver = -1;
         layer.options = kind->mlp_options;
         layer.is_mlp = true;
         mc->layers[mc->layer_count++] = layer;
@@ -274,6 +276,13 @@ void model_config_free(struct model_config *mc) {
     free((char *)mc->options.pattern);
     params_close(&mc->params);
     free(mc);
+}
+
+const struct layer *model_solver_layer(const struct model_config *mc, int solver) {
+    int i = 0;
+    ASSERT(solver >= 0 && solver < mc->solver_count);
+    while (mc->layers[i].solver != solver) i++;
+    return &mc->layers[i];
 }
 
 static struct model_flops *flops_of(struct model_flops *list, int *count, const struct layer *layer) {

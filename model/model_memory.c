@@ -140,6 +140,7 @@ void places_carve(struct places *places, const struct model_config *mc, const st
     places->targets = arena_take(batch, ids);
     places->doc = arena_take(batch, ids);
     places->sums = arena_take(batch, sizeof *places->sums);
+    places->reports = arena_take(batch, (size_t)mc->solver_count * sizeof *places->reports);
     carve_kept_scratch(places, mc, ops, mode, B, T, &areas[AREA_SCRATCH]);
     measure_calls(mc, ops, mode, B * T, &areas[AREA_SCRATCH]);
     carve_activations(places, mc, ops, mode, B, T, areas);

@@ -32,6 +32,7 @@ struct places {
     void *state;                     /* scratch for one layer's state, unless it is updated in place */
     int32_t *tokens, *targets, *doc; /* (B,T) */
     struct loss_sums *sums;
+    struct cell_report *reports;     /* one a layer with a solver */
     struct layer_places layers[2 * LIMIT_LAYERS + 1];
 };
 
