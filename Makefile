@@ -109,7 +109,7 @@ ifeq ($(MPI),1)
 endif
 
 # CUDA: the toolkit, then the architectures: those asked for, else this machine's GPUs, else Ampere and Hopper plus PTX.
-CUDA_SOURCES := $(sort $(wildcard kernels/cuda/*.cu train/*.cu))
+CUDA_SOURCES := $(sort $(filter-out kernels/cuda/each_cell%,$(wildcard kernels/cuda/*.cu train/*.cu)))
 ifeq ($(CUDA),1)
   NVCC         := $(wildcard $(CUDA_HOME)/bin/nvcc)
   CUDA_VERSION := $(if $(NVCC),$(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p'))
@@ -250,7 +250,7 @@ $(call write_if_new,$(BUILD)/gen/have_cudnn.h,HAVE_CUDNN_H)
 # Layers, lowest last, which is also the order in which the linker wants them.
 LAYERS := train model data kernels common
 SOURCES_common  := $(sort $(wildcard common/*.c))
-SOURCES_kernels := $(sort $(wildcard kernels/*.c) $(if $(HAVE_CUDA),$(wildcard kernels/cuda/*.c)))
+SOURCES_kernels := $(sort $(wildcard kernels/*.c kernels/cells/*.c) $(if $(HAVE_CUDA),$(wildcard kernels/cuda/*.c)))
 SOURCES_model   := $(sort $(wildcard model/*.c))
 SOURCES_data    := $(sort $(wildcard data/*.c))
 SOURCES_train   := $(sort $(filter-out train/main.c,$(wildcard train/*.c)))
@@ -258,22 +258,32 @@ SOURCES_train   := $(sort $(filter-out train/main.c,$(wildcard train/*.c)))
 # kernels/cpu/ is compiled twice, in float and in double, but for what does not depend on the type: files named
 # *_common.c and those listed here.
 CPU_ONCE    :=
-SOURCES_cpu := $(sort $(wildcard kernels/cpu/*.c))
+SOURCES_cpu := $(sort $(filter-out kernels/cpu/each_cell%,$(wildcard kernels/cpu/*.c)))
 CPU_SINGLE  := $(filter %_common.c $(CPU_ONCE),$(SOURCES_cpu))
 CPU_TWICE   := $(filter-out $(CPU_SINGLE),$(SOURCES_cpu))
+
+# Sources named each_cell* are compiled once for every cell of kernels/cells/, into each_cell*.CELL.o; on the CPU in
+# float and in double. The cells are those that kernels/cells/cells.h has in CELLS.
+CELLS     := $(patsubst CELL(%),%,$(filter CELL(%),$(file <kernels/cells/cells.h)))
+CELL_CPU  := $(foreach c,$(CELLS),$(patsubst %.c,%.$c,$(sort $(wildcard kernels/cpu/each_cell*.c))))
+CELL_CUDA := $(foreach c,$(CELLS),$(patsubst %.cu,%.$c,$(sort $(wildcard kernels/cuda/each_cell*.cu))))
+cell_flags = -DCELL=$(1) -DCELL_TEXT='"$(1)"' -DCELL_HEADER='"kernels/cells/$(1).h"'
+# Derivatives by complex numbers need no care for infinite ones, as C has it for products of complex numbers.
+CELL_COMPLEX := $(if $(findstring clang,$(CC_VERSION)),,-fcx-limited-range)
 
 # objects_of DIRECTORY,LAYER
 objects_of = $(patsubst %.c,$(1)/%.o,$(SOURCES_$(2))) $(if $(filter kernels,$(2)), \
                $(patsubst %.c,$(1)/%.o,$(CPU_SINGLE)) \
-               $(patsubst %.c,$(1)/%.f32.o,$(CPU_TWICE)) $(patsubst %.c,$(1)/%.f64.o,$(CPU_TWICE)))
+               $(patsubst %.c,$(1)/%.f32.o,$(CPU_TWICE)) $(patsubst %.c,$(1)/%.f64.o,$(CPU_TWICE)) \
+               $(CELL_CPU:%=$(1)/%.f32.o) $(CELL_CPU:%=$(1)/%.f64.o))
 OBJ := $(BUILD)/obj
 CUDA_OBJECTS := $(if $(HAVE_CUDA),$(patsubst %.cu,$(OBJ)/%.cu.o, \
-                  $(filter-out $(if $(HAVE_NCCL),,%_nccl.cu),$(CUDA_SOURCES))))
+                  $(filter-out $(if $(HAVE_NCCL),,%_nccl.cu),$(CUDA_SOURCES))) $(CELL_CUDA:%=$(OBJ)/%.cu.o))
 CUDA_OF_kernels := $(filter $(OBJ)/kernels/%,$(CUDA_OBJECTS)) $(EMULATION:%.cc=$(OBJ)/%.o) \
                    $(if $(HAVE_CUDNN),$(OBJ)/kernels/cuda/attention_cudnn.cpp.o)
 CUDA_OF_train   := $(filter $(OBJ)/train/%,$(CUDA_OBJECTS))
 # A source that goes away has to leave its library, too.
-SOURCES_TEXT := $(strip $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CUDA_OBJECTS))
+SOURCES_TEXT := $(strip $(foreach l,$(LAYERS) cpu,$(SOURCES_$l)) $(CELL_CPU) $(CUDA_OBJECTS))
 $(call write_if_new,$(BUILD)/sources,SOURCES_TEXT)
 LIBRARIES := $(LAYERS:%=$(BUILD)/lib%.a)
 
@@ -331,24 +341,45 @@ $(OBJ)/%.o: %.c $(BUILD)/flags
 	$(call compile,$(CC),$(ALL_CFLAGS))
 $(OBJ)/%.o: %.cc $(BUILD)/flags
 	$(call compile,$(CXX),$(EMULATE_FLAGS))
+# cell_rules DIRECTORY,CELL,COMPILER,FLAGS: each_cell* in C for one cell.
+define cell_rules
+$(1)/%.$(2).f32.o: %.c $(BUILD)/flags
+	$$(call compile,$(3),$(4) $$(cell_flags_$(2)) -DREAL_IS_FLOAT)
+$(1)/%.$(2).f64.o: %.c $(BUILD)/flags
+	$$(call compile,$(3),$(4) $$(cell_flags_$(2)) -DREAL_IS_DOUBLE)
+endef
+$(foreach c,$(CELLS),$(eval cell_flags_$c := $(call cell_flags,$c)))
+$(foreach c,$(CELLS),$(eval $(call cell_rules,$(OBJ),$c,$$(CC),$$(ALL_CFLAGS) $$(WIDE) $$(CELL_COMPLEX))))
+$(foreach c,$(CELLS),$(eval $(call cell_rules,$(BUILD)/fuzz/obj,$c,$$(CLANG),$$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link)))
 $(OBJ)/%.cpp.o: %.cpp $(BUILD)/flags
 	@echo "  CXX  $<"
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPP_FLAGS) -MMD -MP -c -o $@ $<
+# compile_cuda FLAGS
 ifneq ($(EMULATION),)
 # The compiler forgets the section of shared variables (test/emulation/emulation.h) in templates: it is put back.
-$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+define compile_cuda
 	@echo "  CXX  $<"
 	@mkdir -p $(@D)
-	$(Q)$(CXX) $(EMULATE_FLAGS) $(EMULATE_CUDA) -MMD -MP -MF $(@:.o=.d) -MT $@ -S -o $(@:.o=.s) $<
+	$(Q)$(CXX) $(EMULATE_FLAGS) $(EMULATE_CUDA) $(1) -MMD -MP -MF $(@:.o=.d) -MT $@ -S -o $(@:.o=.s) $<
 	$(Q)sed -i 's/^\t\.section\t\.bss\._ZZ.*/\t.section emulation_shared,"aw",%nobits/' $(@:.o=.s)
 	$(Q)$(CXX) -c -o $@ $(@:.o=.s)
+endef
 else
-$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+define compile_cuda
 	@echo "  NVCC $<"
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCCFLAGS_ALL) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(Q)$(NVCC) $(NVCCFLAGS_ALL) $(1) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+endef
 endif
+$(OBJ)/%.cu.o: %.cu $(BUILD)/flags
+	$(call compile_cuda,)
+# cell_rule_cuda CELL: each_cell* in CUDA for one cell.
+define cell_rule_cuda
+$(OBJ)/%.$(1).cu.o: %.cu $(BUILD)/flags
+	$$(call compile_cuda,$$(cell_flags_$(1)))
+endef
+$(foreach c,$(CELLS),$(eval $(call cell_rule_cuda,$c)))
 $(BUILD)/fuzz/obj/%.f32.o: %.c $(BUILD)/flags
 	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link -DREAL_IS_FLOAT)
 $(BUILD)/fuzz/obj/%.f64.o: %.c $(BUILD)/flags
