@@ -110,10 +110,12 @@ enum cell_method {
 };
 struct cell_solver {
     enum cell_method method;
-    int iterations; /* corrections of all unknown states, each after an evaluation of every token; one more evaluation
-                     * goes before them in Newton's method (the guess) and after them in shooting (the solution) */
+    int iterations; /* corrections of all unknown states, at least 1, each after an evaluation of every token; one more
+                     * evaluation goes before them in Newton's method (the guess), after them in shooting (the solution).
+                     * A linear cell gets one, whatever is asked for */
     int64_t chunk;  /* shooting: tokens of a chunk; 0 = as the device likes it */
-    bool bounded;   /* corrected states are kept within the cell's bound, which a solution never leaves */
+    bool bounded;   /* corrected states are kept within the cell's bound, which a solution never leaves: s = clamp(s + d),
+                     * where d, the correction, is solved for as if they were not. What is not a number stays so */
 };
 
 /* What a solver says of its solution; in device memory. */
@@ -447,6 +449,8 @@ struct ops {
     /* --- nonlinear diagonal recurrences: the cells of kernels/cells/ (ParaRNN, arXiv 2510.21450) ------------------------- */
     /* Every channel is a recurrence of its own, s[t] = f(s[t-1], u[t] + bias; weight), with S states, U inputs and W weights,
      * as the cell has them (kernels/cells/cells.h); y is the state that is the cell's output. At a document's start s[t-1] = 0.
+     * Unknown states are first guessed as f(0, u + bias), a row's first, if it goes on, as f(initial, u + bias): Newton's at
+     * all tokens, shooting's at the token before each chunk; where a chunk starts a document there is none.
      * y (B,T,N) act =; others (B,T,S-1,N) act =: the states that are not the output, in their order; none where S = 1, or
      * where no backward follows; final (B,S,N) real optional =; report (device memory) optional: residual = max(itself,
      * what is found); u (B,T,H,U,N/H) strided: channel n = h N/H + j; bias (U,N) optional; weight (W,N); initial (B,S,N)
