@@ -161,6 +161,41 @@ accept bench ops --check --shape "B=2 T=40 D=8 C=8 H=2 R=20 I=16 O=8 F=8 V=30 n=
 [ "$(grep -c '^ok ' "$WORK/out")" = "$("$RIVERRUN" bench ops --list | wc -l)" ] || fail "bench ops: $(cat "$WORK/out")"
 refuse "'nothing' is no part of a case" bench ops nothing
 refuse "'B' is no shape" bench ops --shape B
+cat > "$WORK/layers.ini" <<'INI'
+[model]
+d_model = 32
+vocab_size = 16
+pattern = r a m
+[block.r]
+mixer = rat
+heads = 4
+chunk = 4
+[block.a]
+mixer = attention
+heads = 4
+context = 8
+mlp = swiglu
+[block.m]
+mixer = mamba2
+head_dim = 8
+d_state = 8
+[data]
+seq_len = 20
+[train]
+batch = 2
+INI
+accept bench layer "$WORK/layers.ini" --block r --batch 3 --seq 18
+parse forward_ms both_ms both_floor_ms saved_bytes_token prefill_ms step_ms call_ms state_bytes
+grep -q '"mixer":"rat","width":32,"batch":3,"seq":18,.*"right":true,.*"decode_right":true' "$WORK/out" ||
+    fail "bench layer: $(cat "$WORK/out")"
+accept bench layer "$WORK/layers.ini" --batch 2,1 --seq 70,9
+[ "$(grep -c '"right":true.*"decode_right":true' "$WORK/out")" = 6 ] || fail "bench layer: $(cat "$WORK/out")"
+accept bench layer "$WORK/layers.ini" train.device=cpu train.precision=fp64 --mlp --what train
+parse both_ms
+refuse 'has no block x' bench layer "$WORK/layers.ini" --block x
+refuse 'has no block m with an MLP' bench layer "$WORK/layers.ini" --block m --mlp
+refuse "--seq '3,' is no list of sizes" bench layer "$WORK/layers.ini" --seq 3,
+refuse '--batch has 2 sizes and --seq 3' bench layer "$WORK/layers.ini" --batch 1,2 --seq 1,2,3
 accept bench gemm --size 33 --repeats 2 --precision fp64
 parse flops_per_s
 accept bench loader "$WORK/train" "$WORK/valid" --seq 64 --batch 3 --batches 7 --threads 2

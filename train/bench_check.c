@@ -127,11 +127,12 @@ static double limit_of(const struct device *dev) {
     return dev->precision == PRECISION_BF16 ? 2e-2 : dev->precision == PRECISION_F32 ? 2e-4 : 1e-10;
 }
 
-static int compare(struct device *dev, const struct bench_operand *o, tensor part, tensor want,
+static int compare(const struct bench_problem *p, const struct bench_operand *o, tensor part, tensor want,
                    struct bench_difference *d, bool gradient, error *err) {
-    char *given = read_span(dev, part, err);
+    char *given = read_span(p->dev, part, err);
     if (!given) return -1;
-    double sum = 0, apart = 0, limit = limit_of(dev), rms;
+    double sum = 0, apart = 0, limit = limit_of(p->dev), rms;
+    if (p->row->tolerance > 0) limit *= p->row->tolerance;
     int64_t count = tensor_count(part), at[TENSOR_DIMS] = {0}, offset = 0;
     bool wrong = false;
     for (int64_t k = 0; k < count; k++) sum += pow(bench_get_number(want.data, want.dtype, k), 2);
@@ -155,15 +156,15 @@ static int compare_all(struct bench_problem *p, const struct slice *s, const str
     for (int i = 0; i < p->count; i++) {
         const struct bench_operand *o = &p->operands[i], *right = &small->operands[i];
         tensor value = cut_tensor(o->value, o->letters, s), gradient = cut_tensor(o->gradient, o->letters, s);
-        if (o->kind != BENCH_INPUT) TRY(compare(p->dev, o, value, right->value, d, false, err));
+        if (o->kind != BENCH_INPUT) TRY(compare(p, o, value, right->value, d, false, err));
         if (o->kind == BENCH_INPUT && o->has_gradient && (p->row->backward || p->row->both))
-            TRY(compare(p->dev, o, gradient, right->gradient, d, true, err));
+            TRY(compare(p, o, gradient, right->gradient, d, true, err));
     }
     return 0;
 }
 
 int bench_check(struct bench_problem *p, struct device *oracle, struct bench_difference *difference, error *err) {
-    struct bench_problem small = {.row = p->row, .dev = oracle};
+    struct bench_problem small = {.row = p->row, .context = p->context, .dev = oracle};
     struct slice s;
     TRY(slice_of(p, &s, &small, err));
     int status = bench_problem_open(&small, err);

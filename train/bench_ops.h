@@ -13,7 +13,7 @@
 #include "kernels/device.h"
 #include "train/bench.h"
 
-enum { BENCH_OPERANDS = 24 };
+enum { BENCH_OPERANDS = 40 };
 
 enum bench_kind {
     BENCH_INPUT,  /* read */
@@ -29,7 +29,7 @@ enum bench_gradient {
     BENCH_ADDED,    /* of an input: added to */
 };
 
-enum bench_fill { BENCH_NORMAL, BENCH_SQUARE, BENCH_TOKENS, BENCH_DOCUMENTS };
+enum bench_fill { BENCH_NORMAL, BENCH_SQUARE, BENCH_TOKENS, BENCH_DOCUMENTS, BENCH_GIVEN };
 
 /* One argument. Its dimensions are letters ("BTD"), whose sizes are the problem's. */
 struct bench_operand {
@@ -37,7 +37,8 @@ struct bench_operand {
     enum bench_kind kind;
     enum bench_type type, gradient_type; /* gradient_type: as type unless set */
     enum bench_gradient has_gradient;
-    enum bench_fill fill; /* normal: mean + spread n; square: mean + spread n^2; of normal n */
+    enum bench_fill fill; /* normal: mean + spread n; square: mean + spread n^2, of normal n; given: by row->given */
+    int index;            /* given: which, to row->given */
     double mean, spread;  /* 0 and 1 unless set */
     bool masked;          /* an input: while the slice is checked, 0 (a token: -1) outside it */
     int lead;             /* with pitch: the dimensions before `lead` are rows, `pitch` elements apart; 0: all dense */
@@ -54,6 +55,7 @@ struct bench_work {
 
 struct bench_problem {
     const struct bench_row *row;
+    void *context; /* what a row may be told beside sizes */
     struct device *dev;
     const struct ops *ops;
     int64_t size[128]; /* of a letter */
@@ -75,6 +77,10 @@ struct bench_row {
     /* Adds products and special functions, and corrects the bytes where operands aren't moved once; optional. */
     void (*work)(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both);
     void (*constant)(const struct bench_problem *p, void *out);
+    /* Elements [from, from + count) of an operand whose values are given. */
+    void (*given)(const struct bench_problem *p, const struct bench_operand *o, int64_t from, int64_t count,
+                  double *values);
+    double tolerance; /* of the check, as a multiple of what a single operation is allowed; 0 = 1 */
 };
 
 struct bench_case {
@@ -109,7 +115,9 @@ tensor bench_gradient(struct bench_problem *p, const char *name);
 
 /* Set the sizes that "B=8 T=2048" names. ERROR_INPUT for what is no such text. */
 int bench_sizes(struct bench_problem *p, const char *shape, error *err);
-/* Make the operands, with random values everywhere (gradients of outputs too). Needs row, dev and size. */
+/* Bytes that the operands will take; needs row, dev and size. */
+int bench_problem_size(struct bench_problem *p, size_t *bytes, error *err);
+/* Make the operands, with random values everywhere (gradients of outputs too). */
 int bench_problem_open(struct bench_problem *p, error *err);
 void bench_problem_close(struct bench_problem *p);
 /* Bytes of its operands, moved once: forward, and forward + backward. */
@@ -136,6 +144,26 @@ double bench_get_number(const void *in, enum dtype dtype, int64_t at);
 /* Run the row once more with masked gradients and compare every result within the slice with the double CPU table. */
 int bench_check(struct bench_problem *p, struct device *oracle, struct bench_difference *difference, error *err);
 
+/* ---- times (bench_stand.c) -------------------------------------------------------------------------------------- */
+
+/* What times work on a device: a timer, and memory that a GPU reads between repetitions, so that nothing of the
+ * operands stays in its cache, which then holds lines that need not be written back, and so that the host has the time
+ * to submit the next repetition whole. */
+enum { BENCH_STAND_MOST = 60 }; /* repetitions of a measurement */
+struct bench_stand {
+    struct device *dev;
+    struct device_timer *timer;
+    arena memory;
+    tensor flush;
+    double *sum;
+};
+int bench_stand_open(struct bench_stand *s, struct device *dev, error *err);
+void bench_stand_close(struct bench_stand *s);
+/* As many repetitions as fit a tenth of a second, at least 5, or 2 of what takes very long, after some that tell how
+ * long one takes. */
+int bench_take_times(struct bench_stand *s, void (*work)(void *self), void *self, struct bench_times *times,
+                     error *err);
+
 /* ---- measuring (bench_ops.c) ------------------------------------------------------------------------------------ */
 
 struct bench_ceilings {
@@ -156,7 +184,10 @@ struct bench_measured {
 int bench_ceilings(struct device *dev, struct bench_ceilings *ceilings, error *err);
 /* Seconds that the work takes at the ceilings, whichever of the three is longest. */
 double bench_floor(const struct bench_work *work, const struct bench_ceilings *ceilings);
-/* Time (unless not `timed`) and check one row at one shape, with some of its letters changed. */
+/* Open a problem, time it (unless not `timed`), check it and close it. */
+int bench_problem_measure(struct bench_problem *p, bool timed, struct device *oracle, struct bench_measured *measured,
+                          error *err);
+/* The same for one row at one shape, with some of its letters changed. */
 int bench_operation(const struct bench_row *row, const char *shape, const char *changes, bool timed,
                     struct device *dev, struct device *oracle, struct bench_measured *measured, error *err);
 

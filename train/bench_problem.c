@@ -116,13 +116,19 @@ int64_t bench_span(tensor t) {
     return last + 1;
 }
 
+/* Neighbours lie side by side, as the tensors of a model do, whose products take several matrices for one where they
+ * can. */
 static void carve(struct bench_problem *p, arena *a) {
     for (int i = 0; i < p->count; i++) {
         struct bench_operand *o = &p->operands[i];
-        tensor value = shape_of(p, o, o->type), gradient = shape_of(p, o, o->gradient_type);
+        tensor value = shape_of(p, o, o->type);
         value.data = arena_take(a, (size_t)bench_span(value) * dtype_size(value.dtype));
         o->value = value;
+    }
+    for (int i = 0; i < p->count; i++) {
+        struct bench_operand *o = &p->operands[i];
         if (o->has_gradient == BENCH_NO_GRADIENT) continue;
+        tensor gradient = shape_of(p, o, o->gradient_type);
         gradient.data = arena_take(a, (size_t)bench_span(gradient) * dtype_size(gradient.dtype));
         o->gradient = gradient;
     }
@@ -187,6 +193,17 @@ static void fill_reals(struct bench_problem *p, const double *normals, int i, in
     repeat(p->dev, t.data, room, count, dtype_size(t.dtype));
 }
 
+static void fill_given(struct bench_problem *p, const struct bench_operand *o, double *values, void *room) {
+    int64_t count = bench_span(o->value), part;
+    for (int64_t from = 0; from < count; from += part) {
+        part = count - from < PERIOD ? count - from : PERIOD;
+        p->row->given(p, o, from, part, values);
+        for (int64_t k = 0; k < part; k++) bench_put_number(room, o->value.dtype, k, values[k]);
+        size_t size = dtype_size(o->value.dtype);
+        device_write(p->dev, (char *)o->value.data + (size_t)from * size, room, (size_t)part * size);
+    }
+}
+
 /* Tokens below V; documents of 1 to 1,200 tokens, the first of which starts with the row. */
 static void fill_indices(struct bench_problem *p, struct bench_operand *o, int32_t *out) {
     int64_t count = bench_span(o->value), T = o->value.dim[o->value.ndim - 1];
@@ -204,9 +221,9 @@ static void fill_indices(struct bench_problem *p, struct bench_operand *o, int32
 }
 
 static int fill_operands(struct bench_problem *p, error *err) {
-    double *normals = malloc(PERIOD * sizeof *normals);
+    double *normals = malloc(PERIOD * sizeof *normals), *values = malloc(PERIOD * sizeof *values);
     char *room = malloc(PERIOD * sizeof(double));
-    int status = normals && room ? 0 : error_system(err, "no memory for random numbers");
+    int status = normals && values && room ? 0 : error_system(err, "no memory for random numbers");
     rng_key key = {5, RNG_TEST, 0};
     for (int64_t k = 0; status == 0 && k < PERIOD; k++) normals[k] = rng_normal(key, (uint64_t)k);
     for (int i = 0; status == 0 && i < p->count; i++) {
@@ -221,6 +238,8 @@ static int fill_operands(struct bench_problem *p, error *err) {
             fill_indices(p, o, index);
             device_write(p->dev, o->value.data, index, (size_t)bytes);
             free(index);
+        } else if (o->fill == BENCH_GIVEN) {
+            fill_given(p, o, values, room);
         } else if (o->kind != BENCH_OUTPUT) {
             fill_reals(p, normals, i, 0, room);
         } else if (o->has_gradient) {
@@ -228,6 +247,7 @@ static int fill_operands(struct bench_problem *p, error *err) {
         }
     }
     free(normals);
+    free(values);
     free(room);
     return status;
 }
@@ -245,7 +265,7 @@ int bench_problem_fill(struct bench_problem *p, error *err) {
     return fill_operands(p, err);
 }
 
-int bench_problem_open(struct bench_problem *p, error *err) {
+int bench_problem_size(struct bench_problem *p, size_t *bytes, error *err) {
     p->ops = p->dev->ops;
     p->count = 0;
     p->row->declare(p);
@@ -255,7 +275,14 @@ int bench_problem_open(struct bench_problem *p, error *err) {
                 return error_input(err, "the shape of %s needs a size for %c, at least 1", p->row->name, *letter);
     arena counted = arena_measure("operands");
     carve(p, &counted);
-    TRY(arena_open(&p->memory, "operands", counted.peak, p->dev->memory, err));
+    *bytes = counted.peak;
+    return 0;
+}
+
+int bench_problem_open(struct bench_problem *p, error *err) {
+    size_t bytes;
+    TRY(bench_problem_size(p, &bytes, err));
+    TRY(arena_open(&p->memory, "operands", bytes, p->dev->memory, err));
     carve(p, &p->memory);
     return bench_problem_fill(p, err);
 }

@@ -1,4 +1,4 @@
-/* command_bench.c: `riverrun bench ops|train|gemm|loader|verify`: how fast this machine computes, trains, multiplies
+/* command_bench.c: `riverrun bench ops|layer|train|gemm|loader|verify`: how fast this machine computes, trains, multiplies
  * and reads. Chooses the action, and holds what all of them print (command_bench.h). Called by main.c. */
 #include "train/command_bench.h"
 
@@ -41,6 +41,7 @@ void bench_say_rate(const char *what, double flops, double seconds) {
 }
 
 static const struct action table[] = {{"ops", command_bench_ops, &bench_ops_flags},
+                                      {"layer", command_bench_layer, &bench_layer_flags},
                                       {"train", command_bench_train, &bench_train_flags},
                                       {"gemm", command_bench_gemm, &bench_gemm_flags},
                                       {"loader", command_bench_loader, &bench_loader_flags},

@@ -11,8 +11,10 @@
     { NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL }
 #define PRODUCT_MAX 32768 /* three matrices of it are 12 GiB in float */
 
-extern const struct flags bench_ops_flags, bench_train_flags, bench_gemm_flags, bench_loader_flags, bench_verify_flags;
+extern const struct flags bench_ops_flags, bench_layer_flags, bench_train_flags, bench_gemm_flags, bench_loader_flags,
+    bench_verify_flags;
 int command_bench_ops(int argc, char **argv, error *err);
+int command_bench_layer(int argc, char **argv, error *err);
 int command_bench_train(int argc, char **argv, error *err);
 int command_bench_gemm(int argc, char **argv, error *err);
 int command_bench_loader(int argc, char **argv, error *err);
