@@ -164,7 +164,7 @@ static int compare_all(struct bench_problem *p, const struct slice *s, const str
 }
 
 int bench_check(struct bench_problem *p, struct device *oracle, struct bench_difference *difference, error *err) {
-    struct bench_problem small = {.row = p->row, .context = p->context, .dev = oracle};
+    struct bench_problem small = {.row = p->row, .context = p->context, .reference = true, .dev = oracle};
     struct slice s;
     TRY(slice_of(p, &s, &small, err));
     int status = bench_problem_open(&small, err);

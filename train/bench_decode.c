@@ -47,6 +47,7 @@ static void decode_declare(struct bench_problem *p) {
     bench_statistic(p, "rstd", "R");
     bench_output(p, "y", "RD");
     for (int i = 0; i < p->count; i++) p->operands[i].has_gradient = BENCH_NO_GRADIENT;
+    p->reports = l->layer->mixer->solver != NULL;
     p->saved_bytes = measure_saved(l, p->ops, &scratch) + mixer_state_bytes(l->layer, p->ops, 1) +
                      mixer_state_bytes(l->layer, p->ops, l->B);
     p->scratch_bytes = scratch.peak;

@@ -77,6 +77,8 @@ struct mixer_call bench_layer_call(struct bench_problem *p, int64_t B, int64_t T
                                .B = B,
                                .T = T,
                                .doc = tensor_none(),
+                               .level = p->reference ? SOLVER_SEQUENTIAL : SOLVER_CHOSEN,
+                               .report = p->reports ? p->constant : NULL,
                                .w = w + 1,
                                .dw = dw ? dw + 1 : NULL};
 }
@@ -118,6 +120,8 @@ static void layer_declare(struct bench_problem *p) {
     layer->mixer->carve(layer, p->ops, SIZE(B), SIZE(T), true, &saved, &scratch);
     arena_take(&scratch, p->ops->add_norm_backward_scratch(rows(p), SIZE(D)));
     p->saved_bytes = saved.used;
+    p->reports = layer->mixer->solver != NULL;
+    if (p->reports) p->solver = mixer_solver(layer, p->ops, SIZE(B), SIZE(T), SOLVER_CHOSEN);
     p->scratch_bytes = scratch.peak;
 }
 

@@ -86,13 +86,14 @@ static int set_shape(struct bench_problem *p, const char *shape, const char *cha
                      error *err) {
     struct bench_problem changed = {0};
     int used = 0;
+    for (int i = 0; i < 128; i++) changed.size[i] = -1;
     TRY(bench_sizes(p, shape, err));
     TRY(bench_sizes(&changed, changes, err));
     if (*changes) p->size['p'] = p->size['q'] = 0;
     for (const char *at = shape; *at; at++) {
         int letter = *at;
-        if (at[1] != '=' || !p->size[letter]) continue;
-        if (changed.size[letter]) p->size[letter] = changed.size[letter];
+        if (at[1] != '=' || ((letter == 'p' || letter == 'q') && !p->size[letter])) continue;
+        if (changed.size[letter] >= 0) p->size[letter] = changed.size[letter];
         used += snprintf(text + used, (size_t)(BENCH_SHAPE_TEXT - used), "%s%c=%lld", used ? " " : "", letter,
                          (long long)p->size[letter]);
         ASSERT(used < BENCH_SHAPE_TEXT);
@@ -111,11 +112,23 @@ static int time_problem(struct bench_problem *p, struct bench_measured *m, error
     return status;
 }
 
+const char *const bench_solver_names[] = {"sequential", "newton", "shooting", NULL};
+
+static void read_report(const struct bench_problem *p, struct bench_measured *m) {
+    struct cell_report report;
+    if (!p->reports) return;
+    device_read(p->dev, &report, p->constant, sizeof report);
+    m->solved = true;
+    m->solver = p->solver;
+    m->residual = report.residual;
+}
+
 int bench_problem_measure(struct bench_problem *p, bool timed, struct device *oracle, struct bench_measured *m,
                           error *err) {
     int status = bench_problem_open(p, err);
     if (status == 0 && timed) status = time_problem(p, m, err);
     if (status == 0) status = bench_check(p, oracle, &m->difference, err);
+    if (status == 0) read_report(p, m);
     bench_problem_close(p);
     return status;
 }

@@ -55,12 +55,15 @@ struct bench_work {
 
 struct bench_problem {
     const struct bench_row *row;
-    void *context; /* what a row may be told beside sizes */
+    void *context;  /* what a row may be told beside sizes */
+    bool reference; /* others are compared with it: whatever can be exact is */
     struct device *dev;
     const struct ops *ops;
     int64_t size[128]; /* of a letter */
     int count;
     struct bench_operand operands[BENCH_OPERANDS];
+    bool reports;              /* set by declare: a nonlinear recurrence is solved so, */
+    struct cell_solver solver; /* which leaves its report in `constant` */
     size_t saved_bytes, scratch_bytes, host_bytes; /* set by declare; host_bytes: of `constant`, at most 128 */
     void *saved, *scratch, *constant;              /* on the device; row->constant writes host_bytes there */
     arena memory;
@@ -94,8 +97,8 @@ struct bench_case {
 extern const struct bench_case bench_cases[]; /* ends with row NULL */
 extern const struct bench_row bench_embedding, bench_add_norm, bench_linear, bench_conv, bench_conv_step, bench_ssd_dt,
     bench_ssd, bench_ssd_step, bench_scan, bench_scan_step, bench_gated_rmsnorm, bench_glu, bench_head_norm,
-    bench_block_linear, bench_mlstm, bench_softcap, bench_slstm, bench_attention, bench_rope, bench_head_loss,
-    bench_convert, bench_adamw;
+    bench_block_linear, bench_mlstm, bench_softcap, bench_slstm, bench_attention, bench_rope, bench_cell,
+    bench_cell_projected, bench_head_loss, bench_convert, bench_adamw;
 
 /* ---- for rows --------------------------------------------------------------------------------------------------- */
 
@@ -179,7 +182,11 @@ struct bench_measured {
     struct bench_times forward, both;    /* both.count = 0 where there is no backward */
     struct bench_work forward_work, both_work;
     struct bench_difference difference;
+    bool solved;               /* a nonlinear recurrence, by `solver`, with this residual */
+    struct cell_solver solver;
+    double residual;
 };
+extern const char *const bench_solver_names[]; /* by method */
 
 int bench_ceilings(struct device *dev, struct bench_ceilings *ceilings, error *err);
 /* Seconds that the work takes at the ceilings, whichever of the three is longest. */
@@ -187,7 +194,8 @@ double bench_floor(const struct bench_work *work, const struct bench_ceilings *c
 /* Open a problem, time it (unless not `timed`), check it and close it. */
 int bench_problem_measure(struct bench_problem *p, bool timed, struct device *oracle, struct bench_measured *measured,
                           error *err);
-/* The same for one row at one shape, with some of its letters changed. */
+/* The same for one row at one shape, with some of its letters changed: any that the shape names. Views of other sizes
+ * than the case's are dense. */
 int bench_operation(const struct bench_row *row, const char *shape, const char *changes, bool timed,
                     struct device *dev, struct device *oracle, struct bench_measured *measured, error *err);
 

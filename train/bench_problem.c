@@ -255,7 +255,8 @@ static int fill_operands(struct bench_problem *p, error *err) {
 static void fill_constant(struct bench_problem *p) {
     double content[16]; /* 128 bytes, aligned for any struct of numbers */
     ASSERT(p->host_bytes <= sizeof content);
-    if (!p->host_bytes) return;
+    if (p->reports) device_zero(p->dev, p->constant, p->host_bytes);
+    if (p->reports || !p->host_bytes) return;
     p->row->constant(p, content);
     device_write(p->dev, p->constant, content, p->host_bytes);
 }
@@ -269,6 +270,7 @@ int bench_problem_size(struct bench_problem *p, size_t *bytes, error *err) {
     p->ops = p->dev->ops;
     p->count = 0;
     p->row->declare(p);
+    if (p->reports) p->host_bytes = sizeof(struct cell_report);
     for (int i = 0; i < p->count; i++)
         for (const char *letter = p->operands[i].letters; *letter; letter++)
             if (bench_size(p, *letter) < 1)

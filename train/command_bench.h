@@ -25,7 +25,10 @@ void bench_begin_line(struct json_line *line, const char *action);
 void bench_end_line(struct json_line *line);
 /* Median, least and most seconds and the mean processor time, under names that start with `what`. */
 void bench_put_times(struct json_line *line, const char *what, const struct bench_times *times);
-/* The same for people. */
+/* How a nonlinear recurrence was solved, where one was. */
+struct bench_measured;
+void bench_put_solver(struct json_line *line, const struct bench_measured *m);
+/* The same as bench_put_times for people. */
 void bench_say_times(const char *what, const struct bench_times *times);
 void bench_say_rate(const char *what, double flops, double seconds);
 

@@ -130,6 +130,7 @@ static void put_train(struct json_line *line, const struct session *s, const str
     json_line_real(line, "forward_floor_ms", 1e3 * bench_floor(&m->forward_work, &s->ceilings));
     json_line_real(line, "both_floor_ms", 1e3 * bench_floor(&m->both_work, &s->ceilings));
     json_line_real(line, "saved_bytes_token", r->saved);
+    bench_put_solver(line, m);
     json_line_real(line, "difference", m->difference.worst);
     json_line_bool(line, "right", right);
 }

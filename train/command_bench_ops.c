@@ -26,7 +26,8 @@ static const struct option ops_table[] = {
      precision_choices},
     {"csv", OPTION_STRING, OPS(csv), "", 0, 0, "", "File for a table of the results, a line for each case.", NULL},
     {"shape", OPTION_STRING, OPS(shape), "", 0, 0, "",
-     "Other sizes for the letters of the shapes, such as \"B=2 T=512\".", NULL},
+     "Other sizes for the letters of the shapes, such as \"B=2 T=512\"; with several sizes of a letter, \"T=128,512\", "
+     "each case is measured at all of them.", NULL},
     {"check", OPTION_BOOL, OPS(check), "false", 0, 0, "", "Only check results, and time nothing.", NULL},
     {"list", OPTION_BOOL, OPS(list), "false", 0, 0, "", "Only print the cases.", NULL},
     OPTIONS_END,
@@ -37,7 +38,7 @@ const struct flags bench_ops_flags = {
     .command = "bench ops",
     .arguments = "[FILTER...]",
     .summary =
-        "Times every operation of Mamba and Mamba-2 at the shapes of real models: forward, and forward + backward,\n"
+        "Times every operation at the shapes of real models: forward, and forward + backward,\n"
         "median, least and most, beside what a device copy and a large product measured in the same run allow, and\n"
         "the times of the authors' code on an H200. A slice of each result is compared with the same computation in\n"
         "double on the CPU: a wrong result has no time. A FILTER is an operation (\"scan\"), or a part of a case's\n"
@@ -46,6 +47,59 @@ const struct flags bench_ops_flags = {
     .least = 0,
     .most = -1,
 };
+
+/* ---- which sizes ------------------------------------------------------------------------------------------------ */
+
+enum { SHAPES_MAX = 4096 };
+
+/* The sizes of one letter, "T=128,512", at `at`: how many there are; *end is behind them. */
+static int64_t count_sizes(const char *at, const char **end) {
+    int64_t count = 1;
+    for (; *at && *at != ' '; at++) count += *at == ',';
+    *end = at;
+    return count;
+}
+
+/* How many shapes a text with several sizes stands for. */
+static int64_t count_shapes(const char *text) {
+    int64_t count = 1;
+    for (const char *at = text; *at && count <= SHAPES_MAX; at += *at == ' ') count *= count_sizes(at, &at);
+    return count;
+}
+
+/* One of them: the last letter's sizes follow each other fastest. */
+static void shape_at(const char *text, int64_t index, char out[BENCH_SHAPE_TEXT]) {
+    int64_t rest = count_shapes(text);
+    int used = 0;
+    for (const char *at = text, *end; *at; at = end + (*end == ' ')) {
+        int64_t count = count_sizes(at, &end);
+        rest /= count;
+        const char *size = strchr(at, '=') + 1;
+        for (int64_t skip = index / rest % count; skip > 0; skip--) size = strchr(size, ',') + 1;
+        used += snprintf(out + used, (size_t)(BENCH_SHAPE_TEXT - used), "%s%c=%.*s", used ? " " : "", *at,
+                         (int)strcspn(size, ", "), size);
+    }
+    out[used] = 0;
+}
+
+/* Every letter has an equals sign and sizes behind it, and there is room for all of it. */
+static int check_shapes(const char *text, error *err) {
+    struct bench_problem sizes = {0};
+    char one[BENCH_SHAPE_TEXT];
+    for (const char *at = text, *end; *at; at = end + (*end == ' ')) {
+        count_sizes(at, &end);
+        if (at[0] == ' ' || at[1] != '=' || strlen(text) >= BENCH_SHAPE_TEXT * 4)
+            return error_input(err, "'%.100s' is no shape: write sizes behind letters, such as \"B=8 T=2048,4096\"",
+                               text);
+    }
+    int64_t count = count_shapes(text);
+    if (count > SHAPES_MAX) return error_input(err, "--shape stands for more than %d shapes", SHAPES_MAX);
+    for (int64_t i = 0; i < count; i++) {
+        shape_at(text, i, one);
+        TRY(bench_sizes(&sizes, one, err));
+    }
+    return 0;
+}
 
 /* ---- which cases ------------------------------------------------------------------------------------------------ */
 
@@ -129,6 +183,14 @@ static struct figures figures_of(const struct session *s, const struct bench_cas
     return f;
 }
 
+void bench_put_solver(struct json_line *line, const struct bench_measured *m) {
+    if (!m->solved) return;
+    json_line_string(line, "solver", bench_solver_names[m->solver.method]);
+    if (m->solver.method != CELL_SEQUENTIAL) json_line_int(line, "iterations", m->solver.iterations);
+    if (m->solver.method == CELL_SHOOTING) json_line_int(line, "chunk", m->solver.chunk);
+    json_line_real(line, "residual", m->residual);
+}
+
 static void print_json(const struct session *s, const struct bench_case *c, const struct bench_measured *m,
                        const struct figures f[2]) {
     struct json_line line;
@@ -146,6 +208,7 @@ static void print_json(const struct session *s, const struct bench_case *c, cons
             json_line_real(&line, key, ((const double *)&f[which])[i]);
         }
     }
+    bench_put_solver(&line, m);
     json_line_real(&line, "difference", m->difference.worst);
     json_line_bool(&line, "right", !m->difference.wrong);
     bench_end_line(&line);
@@ -206,43 +269,47 @@ static void say_case(const struct bench_case *c, const struct bench_measured *m,
 
 /* ---- the action ------------------------------------------------------------------------------------------------- */
 
-static int end_cases(const struct session *s, error *err) {
+static int check_case(struct session *s, const struct bench_case *c, const char *shape, error *err) {
+    struct bench_measured m;
+    double begun = clock_seconds();
+    TRY(bench_operation(c->row, c->shape, shape, false, s->dev, s->oracle, &m, err));
+    printf("%-5s %-13s  %s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok", c->row->name, m.shape,
+           m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst, clock_seconds() - begun);
+    fflush(stdout);
+    s->wrong += m.difference.wrong;
+    return 0;
+}
+
+static int measure_case(struct session *s, const struct bench_case *c, const char *shape, error *err) {
+    struct bench_measured m;
+    TRY(bench_operation(c->row, c->shape, shape, true, s->dev, s->oracle, &m, err));
+    struct figures f[2] = {figures_of(s, c, &m, 0), figures_of(s, c, &m, 1)};
+    say_case(c, &m, f);
+    print_json(s, c, &m, f);
+    print_csv(s, c, &m, f);
+    s->wrong += m.difference.wrong;
+    return 0;
+}
+
+static int run_cases(struct session *s, char **filters, int count, error *err) {
+    if (!s->flags->check) {
+        TRY(bench_ceilings(s->dev, &s->ceilings, err));
+        fprintf(stderr, "%s, %s: copy %.0f GB/s, product %.4g TFLOP/s\n", s->machine,
+                precision_choices[s->flags->precision], 1e-9 * s->ceilings.bytes_per_s,
+                1e-12 * s->ceilings.products_per_s);
+        say_header();
+        csv_header(s);
+    }
+    for (const struct bench_case *c = bench_cases; c->row; c++) {
+        if (!wanted(c, filters, count)) continue;
+        for (int64_t i = 0; i < count_shapes(s->flags->shape); i++) {
+            char shape[BENCH_SHAPE_TEXT];
+            shape_at(s->flags->shape, i, shape);
+            TRY((s->flags->check ? check_case : measure_case)(s, c, shape, err));
+        }
+    }
     if (s->wrong == 0) return 0;
     return error_system(err, "%d of the operations gave wrong results", s->wrong);
-}
-
-static int check_cases(struct session *s, char **filters, int count, error *err) {
-    for (const struct bench_case *c = bench_cases; c->row; c++) {
-        struct bench_measured m;
-        if (!wanted(c, filters, count)) continue;
-        double begun = clock_seconds();
-        TRY(bench_operation(c->row, c->shape, s->flags->shape, false, s->dev, s->oracle, &m, err));
-        printf("%-5s %-13s  %s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok", c->row->name,
-               m.shape, m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst,
-               clock_seconds() - begun);
-        fflush(stdout);
-        s->wrong += m.difference.wrong;
-    }
-    return end_cases(s, err);
-}
-
-static int measure_cases(struct session *s, char **filters, int count, error *err) {
-    TRY(bench_ceilings(s->dev, &s->ceilings, err));
-    fprintf(stderr, "%s, %s: copy %.0f GB/s, product %.4g TFLOP/s\n", s->machine,
-            precision_choices[s->flags->precision], 1e-9 * s->ceilings.bytes_per_s, 1e-12 * s->ceilings.products_per_s);
-    say_header();
-    csv_header(s);
-    for (const struct bench_case *c = bench_cases; c->row; c++) {
-        struct bench_measured m;
-        if (!wanted(c, filters, count)) continue;
-        TRY(bench_operation(c->row, c->shape, s->flags->shape, true, s->dev, s->oracle, &m, err));
-        struct figures f[2] = {figures_of(s, c, &m, 0), figures_of(s, c, &m, 1)};
-        say_case(c, &m, f);
-        print_json(s, c, &m, f);
-        print_csv(s, c, &m, f);
-        s->wrong += m.difference.wrong;
-    }
-    return end_cases(s, err);
 }
 
 static int close_csv(struct session *s, error *err) {
@@ -259,9 +326,8 @@ int command_bench_ops(int argc, char **argv, error *err) {
     bool helped;
     TRY(flags_parse(&bench_ops_flags, argc, argv, &f, &count, NULL, &helped, err));
     if (helped) return 0;
-    struct bench_problem sizes = {0};
     TRY(check_filters(argv + 1, count, err));
-    TRY(bench_sizes(&sizes, f.shape, err));
+    TRY(check_shapes(f.shape, err));
     if (f.list) {
         for (const struct bench_case *c = bench_cases; c->row; c++)
             if (wanted(c, argv + 1, count)) printf("%-14s%-24s%s\n", c->row->name, c->label, c->shape);
@@ -273,7 +339,7 @@ int command_bench_ops(int argc, char **argv, error *err) {
     int status = device_open(&s.oracle, DEVICE_CPU, PRECISION_F64, err);
     if (status == 0 && *f.csv && !(s.csv = fopen(f.csv, "w")))
         status = error_system(err, "cannot write %s: %s", f.csv, strerror(errno));
-    if (status == 0) status = (f.check ? check_cases : measure_cases)(&s, argv + 1, count, err);
+    if (status == 0) status = run_cases(&s, argv + 1, count, err);
     if (status == 0) status = close_csv(&s, err);
     else if (s.csv) fclose(s.csv);
     device_close(s.oracle);
