@@ -179,6 +179,8 @@ struct step_totals {
     struct loss_sums loss;
     double squares; /* of the gradients' elements, as they lie there */
     double signals; /* ranks that were asked to stop */
+    /* Not a sum: the largest residual that a solver left, in any layer and on any rank; 0 where nothing is solved. */
+    double residual;
 };
 
 /* What the host knows of the coming step; in device memory. */
@@ -191,6 +193,7 @@ struct step_rule {
     double scale; /* gradients are those of the sum over targets times this */
     double clip;  /* largest norm of the mean gradient; 0 = no clipping */
     double beta1, beta2, eps;
+    double residual_max; /* a step whose solvers left more than this computed no gradient of the model */
 };
 
 /* What came of a step; in device memory, for the host to read. */
@@ -198,7 +201,7 @@ struct step_report {
     struct step_totals totals;
     double grad_norm; /* of the mean gradient, before clipping */
     int64_t steps;    /* taken so far, this one included; skipped ones are not counted */
-    int32_t skipped;  /* loss or norm was not finite, or there was no valid target: nothing changes */
+    int32_t skipped;  /* loss or norm was not finite, there was no valid target, or a solver failed: nothing changes */
     int32_t unused;
 };
 
@@ -517,11 +520,15 @@ struct ops {
     /* *sum (device memory, f64) += sum of x[i]^2 over the flat real array x (n), in a fixed order, accumulated in f64 */
     void (*sum_squares)(struct device *dev, double *sum, tensor x);
     /* Decide a step from its totals: with c = 1/(scale valid), norm = c sqrt(squares), and t = *steps + 1,
-     *   skip unless nll, z and norm are finite and valid > 0;  grad_scale = c min(1, clip/(norm + 1e-6)), or c without
+     *   skip unless nll, z and norm are finite, valid > 0 and residual <= residual_max;  grad_scale = c min(1, clip/(norm + 1e-6)), or c without
      *   clipping;  correction_i = 1 - beta_i^t;  *steps = t unless skipped.
      * step = (for a skipped one: skip alone counts); report =; all pointers are device memory, rule is not. */
     void (*step_scalars)(struct device *dev, struct adamw_step *step, struct step_report *report, int64_t *steps,
                          const struct step_totals *totals, const struct step_rates *rates, const struct step_rule *rule);
+    /* Of the reports of n layers on every rank, (ranks,n): worst[i] = the largest residual of layer i, and *largest that of
+     * all. What is not a number counts as infinite. ranks and n > 0; all in device memory. */
+    void (*worst_reports)(struct device *dev, struct cell_report *worst, double *largest,
+                          const struct cell_report *reports, int64_t ranks, int64_t n);
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
      * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the right;
      * then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a number.

@@ -508,6 +508,7 @@ static void fill_totals(struct run *r, struct operand *o) {
     for (int64_t i = 0; i < o->count; i++) o->values[i] = 1 + draw_uniform(r, o, i);
     if (param(r, "skip")) o->values[2] = -1; /* as if there were no valid target, in numbers that can be compared */
     o->values[4] *= param(r, "large") ? 1e4 : 1e-4; /* squares */
+    o->values[6] += param(r, "unsolved"); /* residual: from 1 to 2, or from 2 to 3 */
 }
 
 static void fill_rates(struct run *r, struct operand *o) {
@@ -535,7 +536,8 @@ static void step_scalars_declare(struct run *r) {
 }
 
 static void step_scalars_forward(struct run *r) {
-    struct step_rule rule = {.scale = 0.125, .clip = param(r, "clip") ? 0.5 : 0, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8};
+    struct step_rule rule = {.scale = 0.125, .clip = param(r, "clip") ? 0.5 : 0, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
+                             .residual_max = 2};
     r->ops->step_scalars(r->dev, value(r, "step").data, value(r, "report").data, value(r, "steps").data,
                          value(r, "totals").data, value(r, "rates").data, &rule);
 }
@@ -547,7 +549,7 @@ static void step_scalars_decision(struct run *r) {
     memcpy(&step, operand_find(r, "step")->values, sizeof step);
     memcpy(&report, operand_find(r, "report")->values, sizeof report);
     memcpy(&steps, operand_find(r, "steps")->values, sizeof steps);
-    bool skip = param(r, "skip") != 0, clipped = param(r, "clip") && param(r, "large") && !skip;
+    bool skip = param(r, "skip") || param(r, "unsolved"), clipped = param(r, "clip") && param(r, "large") && !skip;
     op_expect(r, step.skip == skip && report.skipped == skip, "a step is %s", skip ? "not skipped" : "skipped");
     op_expect(r, steps == !skip && report.steps == steps, "%lld steps are counted", (long long)steps);
     double mean = 1 / (0.125 * report.totals.loss.valid), norm = step.grad_scale / mean * report.grad_norm;
@@ -556,12 +558,71 @@ static void step_scalars_decision(struct run *r) {
 
 static const struct op_row step_scalars = {
     .name = "step_scalars",
-    .parameters = "skip=0 large=0 clip=1",
-    .cases = (const struct op_cases[]){{OP_TEST, "skip=0,1 large=0,1 clip=0,1"}, {0, NULL}},
+    .parameters = "skip=0 large=0 clip=1 unsolved=0",
+    .cases = (const struct op_cases[]){{OP_TEST, "skip=0,1 large=0,1 clip=0,1 unsolved=0,1"}, {0, NULL}},
     .declare = step_scalars_declare,
     .forward = step_scalars_forward,
     .identities = (const struct op_identity[]){{"the decision", step_scalars_decision}, {NULL, NULL}},
 };
 
-const struct op_row *const ops_basic_rows[] = {&embedding, &linear,      &block_linear, &glu,   &head_loss,
-                                                &convert, &sum_squares, &step_scalars, &adamw, NULL};
+/* Reports are drawn, and of the last layer, on the last rank, one is infinite (odd = 1) or not a number (2). */
+enum { REPORTS = 4096 };
+
+static void worst_reports_declare(struct run *r) {
+    static struct cell_report reports[REPORTS];
+    int64_t n = param(r, "n"), count = param(r, "ranks") * n;
+    struct operand *o = output(r, "largest", DIMS(1));
+    ASSERT(count <= REPORTS && sizeof *reports == sizeof(double));
+    step_scalars_operand(o, NULL);
+    step_scalars_operand(output(r, "worst", DIMS(n)), NULL); /* structs, read as if they were doubles */
+    for (int64_t i = 0; i < count; i++) reports[i] = (struct cell_report){.residual = (float)draw_uniform(r, o, i)};
+    if (param(r, "odd")) reports[count - 1].residual = param(r, "odd") == 1 ? INFINITY : NAN;
+    bytes(r, "reports", reports, (size_t)count * sizeof *reports);
+}
+
+static void worst_reports_forward(struct run *r) {
+    r->ops->worst_reports(r->dev, value(r, "worst").data, value(r, "largest").data, value(r, "reports").data,
+                          param(r, "ranks"), param(r, "n"));
+}
+
+static void worst_reports_maximum(struct run *r) {
+    const struct cell_report *reports = host_bytes(r, "reports");
+    int64_t n = param(r, "n");
+    double largest = 0, found = operand_find(r, "largest")->values[0];
+    for (int64_t i = 0; i < n; i++) {
+        double worst = 0;
+        struct cell_report of_layer;
+        for (int64_t k = 0; k < param(r, "ranks"); k++) worst = fmax(worst, (double)reports[k * n + i].residual);
+        if (param(r, "odd") && i + 1 == n) worst = INFINITY;
+        memcpy(&of_layer, &operand_find(r, "worst")->values[i], sizeof of_layer);
+        op_expect(r, (double)of_layer.residual == worst, "the worst of layer %lld is %g", (long long)i, worst);
+        largest = fmax(largest, worst);
+    }
+    op_expect(r, found == largest, "the largest of all is %g, not %g", largest, found);
+}
+
+/* Apart from the comparison of devices, which takes nothing that is not finite. */
+static void worst_reports_odd(struct run *r) {
+    static const char *const changes[] = {"odd=1", "odd=2"};
+    for (int i = 0; i < 2; i++) {
+        struct run odd;
+        run_open_like(&odd, r, changes[i]);
+        run_forward(&odd);
+        worst_reports_maximum(&odd);
+        run_close(&odd);
+    }
+}
+
+static const struct op_row worst_reports = {
+    .name = "worst_reports",
+    .parameters = "ranks=2 n=3 odd=0",
+    .cases = (const struct op_cases[]){{OP_TEST, "ranks=1,2,7 n=1,2,33,257"}, {0, NULL}},
+    .declare = worst_reports_declare,
+    .forward = worst_reports_forward,
+    .identities = (const struct op_identity[]){{"the largest", worst_reports_maximum},
+                                               {"what is not finite", worst_reports_odd},
+                                               {NULL, NULL}},
+};
+
+const struct op_row *const ops_basic_rows[] = {&embedding,   &linear,       &block_linear,  &glu,   &head_loss, &convert,
+                                                &sum_squares, &step_scalars, &worst_reports, &adamw, NULL};

@@ -249,6 +249,8 @@ void OP(convert)(struct device *dev, tensor to, tensor from);
 void OP(sum_squares)(struct device *dev, double *sum, tensor x);
 void OP(step_scalars)(struct device *dev, struct adamw_step *step, struct step_report *report, int64_t *steps,
                       const struct step_totals *totals, const struct step_rates *rates, const struct step_rule *rule);
+void OP(worst_reports)(struct device *dev, struct cell_report *worst, double *largest,
+                       const struct cell_report *reports, int64_t ranks, int64_t n);
 void OP(adamw)(struct device *dev, const struct adamw_slice *slices, int64_t count, const struct adamw_step *step);
 
 #endif

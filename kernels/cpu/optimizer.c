@@ -49,6 +49,17 @@ void OP(step_scalars)(struct device *dev, struct adamw_step *step, struct step_r
     step_decide(step, report, steps, totals, rates, rule);
 }
 
+void OP(worst_reports)(struct device *dev, struct cell_report *worst, double *largest,
+                       const struct cell_report *reports, int64_t ranks, int64_t n) {
+    (void)dev;
+    ASSERT(ranks > 0 && n > 0);
+    *largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        worst[i] = (struct cell_report){.residual = worst_report(reports, ranks, n, i)};
+        *largest = worst[i].residual > *largest ? worst[i].residual : *largest;
+    }
+}
+
 /* The step's scalars as the loop wants them, for one segment. */
 struct adamw_constants {
     real beta1, rest1, beta2, rest2, eps, grad_scale;

@@ -91,5 +91,6 @@ const struct ops OP(ops_cpu) = {
     ENTRY(convert),
     ENTRY(sum_squares),
     ENTRY(step_scalars),
+    ENTRY(worst_reports),
     ENTRY(adamw),
 };

@@ -121,6 +121,7 @@ __typeof__(*((struct ops *)0)->head_loss_scratch) cuda_head_loss_scratch_f32, cu
 CUDA_OP(convert);
 CUDA_OP(sum_squares);
 CUDA_OP(step_scalars);
+CUDA_OP(worst_reports);
 CUDA_OP(adamw);
 #undef CUDA_OP
 

@@ -10,6 +10,7 @@
  * read and written, g read, and the rounded copy written, 28n + 2n in bf16; bound by bandwidth: 129 M parameters in
  * 1.3 ms at 3.0 TB/s, 0.9 ms at 4.2 TB/s. The step's scalars are read from device memory.
  * step_scalars: one thread, a few hundred operations in double: under 10 us, and no word from the host in a step.
+ * worst_reports: one block, a thread a layer, which looks through the ranks: 8 bytes a layer and rank, a few us.
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -61,6 +62,30 @@ extern "C" void cuda_step_scalars(struct device *dev, struct adamw_step *step, s
                                   int64_t *steps, const struct step_totals *totals, const struct step_rates *rates,
                                   const struct step_rule *rule) {
     LAUNCH(dev, step_scalars_kernel, 1, 1, 0, step, report, steps, totals, rates, *rule);
+}
+
+/* A layer is one thread's, and the largest of the threads' the block's: a maximum is the same in any order. */
+__global__ void worst_reports_kernel(struct cell_report *worst, double *largest, const struct cell_report *reports,
+                                     int64_t ranks, int64_t n) {
+    __shared__ float room[THREADS];
+    float mine = 0;
+    for (int64_t i = threadIdx.x; i < n; i += THREADS) {
+        struct cell_report of_layer = {worst_report(reports, ranks, n, i), 0};
+        worst[i] = of_layer;
+        mine = fmaxf(mine, of_layer.residual);
+    }
+    room[threadIdx.x] = mine;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) room[threadIdx.x] = fmaxf(room[threadIdx.x], room[threadIdx.x + half]);
+    }
+    if (threadIdx.x == 0) *largest = room[0];
+}
+
+extern "C" void cuda_worst_reports(struct device *dev, struct cell_report *worst, double *largest,
+                                   const struct cell_report *reports, int64_t ranks, int64_t n) {
+    ASSERT(ranks > 0 && n > 0);
+    LAUNCH(dev, worst_reports_kernel, 1, THREADS, 0, worst, largest, reports, ranks, n);
 }
 
 /* --- AdamW and rounding ------------------------------------------------------------------------------------------- */

@@ -28,7 +28,8 @@
         ENTRY(rat_forward), ENTRY(rat_backward), ENTRY(rat_forward_scratch), ENTRY(rat_backward_scratch),              \
         ENTRY(rat_step), ENTRY(rat_step_scratch),                                                                      \
         ENTRY(attention_store), ENTRY(attention_step), ENTRY(attention_step_scratch),                                  \
-        ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(adamw)
+        ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(worst_reports),                      \
+        ENTRY(adamw)
 
 const struct ops ops_cuda_f32 = {
     .name = "cuda-f32",

@@ -15,7 +15,7 @@ set -e
     'head_norm R=5 H=2 P=1280 skip=0,1 sigmoid=1' 'head_norm R=3 H=1 P=4104' 'head_norm R=400 H=2 P=64' \
     'block_linear R=1,17 G=1,3 I=1,4,5 O=4,3 strided=0,1' 'block_linear R=5 G=2 I=4,12 O=4,9 add=0,1 strided=0,2' \
     'block_linear R=700 G=33 add=1' 'block_linear R=0 G=2 I=4,12' \
-    convert sum_squares 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
+    convert sum_squares step_scalars worst_reports 'adamw n=0,1,257 segments=1,7 skip=0,1' 'adamw n=40009' \
     'head_loss R=1,17 D=7 V=1,11 mask=0,1 zloss=30' 'head_loss R=9 D=8 V=13 losses=0,1 dx=0,1 dw=0,1 mask=2' \
     'head_loss R=67 D=33 V=257 zloss=1 dw=1,2' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
