@@ -1,13 +1,16 @@
 #!/bin/sh
 # measure_gpu.sh: the measurements of docs/measurements/gpu.md, made here. Each part can be run by itself.
 #
-#     sh scripts/measure_gpu.sh [PART...]        (default: data ops steps precision prose transformers tables)
+#     sh scripts/measure_gpu.sh [PART...]        (default: all of these)
 #
 #   data          prose.{train,valid}.txt[.zst] of TEXTS to shards, by TOKENIZER and byte by byte
 #   ops           riverrun bench ops in bf16 and fp32: ops-bf16.csv, ops-fp32.csv                            2 minutes
 #   steps         riverrun train on these shards, documents reset, STEPS steps: Mamba 129M, Mamba-2 129M, xLSTM 255M,
 #                 Llama 124M (16 rows of 2048 a GPU), Mamba-2 1.34B, Llama 1.32B (8 rows; or ROWS of all):
 #                 steps-*.jsonl                                                                              5 minutes
+#   layers        single layers of width 2048 at the shapes of docs/measurements/layer-figures.csv: layers.jsonl 1 minute
+#   rat           layers of RAT and attention, 4,096 to 262,144 tokens, training and generation: rat.jsonl   2 minutes
+#   pararnn       nonlinear cells by each solver, 128 to 1,048,576 tokens, and by batch: pararnn.jsonl       2 minutes
 #   precision     1,000 steps of the byte models of configs/bytes in fp32 and in bf16: precision-*.jsonl     4 minutes
 #   prose         configs/prose/mamba2-130m.ini to its end: prose-N.jsonl, N the number of GPUs              5 minutes
 #   transformers  the loss of prose's checkpoint by transformers and by riverrun eval: transformers.jsonl    2 minutes
@@ -98,6 +101,39 @@ measure_ops() {
     done
 }
 
+layers=configs/bench/layers.ini
+measure_layers() {
+    for block in rat16 attention; do
+        noted "$RIVERRUN" bench layer $layers --what train --block $block --batch 4,1,1 --seq 4096,65536,131072
+    done > "$RESULTS/layers.jsonl"
+    noted "$RIVERRUN" bench ops --device cuda --precision bf16 --csv "$RESULTS/cells.csv" cell_projected cell \
+        > "$RESULTS/cells.jsonl"
+}
+
+# As many tokens in all at every length, as in the paper's figure; then a token of 512 and of 16 sequences.
+measure_rat() {
+    lengths=4096,8192,16384,32768,65536,131072,262144
+    : > "$RESULTS/rat.jsonl"
+    for block in rat16 rat64 attention; do
+        noted "$RIVERRUN" bench layer $layers --what train --block $block --batch 64,32,16,8,4,2,1 --seq $lengths \
+            >> "$RESULTS/rat.jsonl"
+        for batch in 512 16; do
+            noted "$RIVERRUN" bench layer $layers --what generate --block $block --batch $batch --seq $lengths \
+                >> "$RESULTS/rat.jsonl"
+        done
+    done
+}
+
+# Of a case of bench ops, at other sizes: one row of 2,048 channels by all solvers; a call a token, which takes as long for
+# each token however many there are; rows of 2,048 tokens, 2,048 to 262,144 channels of them.
+measure_pararnn() {
+    all=128,256,512,1024,2048,4096,8192,16384,32768,65536,131072,262144,524288,1048576
+    for shape in "B=1 e=0,1 m=1,2,3 T=$all" 'B=1 e=0,1 m=4 T=128,512,2048,8192' \
+        'B=2,4,8,16,32,64,128 e=0,1 m=1,2,3 T=2048'; do
+        noted "$RIVERRUN" bench ops --device cuda --precision bf16 --shape "$shape" 'cell/J=512 e=0 m=1 '
+    done > "$RESULTS/pararnn.jsonl"
+}
+
 # The vocabulary is padded to 50,304 in all. The learning rate is that of the batch: these are no 300 billion tokens.
 measure_steps() {
     while read -r name config rows; do
@@ -139,11 +175,12 @@ measure_transformers() {
         --riverrun "$RIVERRUN" --device cuda > "$RESULTS/transformers.jsonl"
 }
 
-# table TITLE COMMAND...: a section of gpu.md.
+# table TITLE SCRIPT COMMAND...: a section of gpu.md.
 table() {
     printf '## %s\n\n' "$1" >> "$RESULTS/gpu.md"
-    shift
-    noted "$PYTHON" scripts/plot_bench.py "$@" >> "$RESULTS/gpu.md"
+    script=scripts/$2.py
+    shift 2
+    noted "$PYTHON" "$script" "$@" >> "$RESULTS/gpu.md"
     echo >> "$RESULTS/gpu.md"
 }
 
@@ -151,7 +188,13 @@ measure_tables() {
     : > "$RESULTS/gpu.md"
     for precision in bf16 fp32; do
         [ -e "$RESULTS/ops-$precision.csv" ] &&
-            table "Operations, $precision" ops "$RESULTS/ops-$precision.csv" --png "$RESULTS/ops-$precision.png"
+            table "Operations, $precision" plot_bench ops "$RESULTS/ops-$precision.csv" --png "$RESULTS/ops-$precision.png"
+    done
+    [ -e "$RESULTS/layers.jsonl" ] && table "Layers" plot_lengths layers "$RESULTS/layers.jsonl"
+    [ -e "$RESULTS/cells.csv" ] && table "Nonlinear cells" plot_bench ops "$RESULTS/cells.csv"
+    for part in rat pararnn; do
+        [ -e "$RESULTS/$part.jsonl" ] &&
+            table "Against the length: $part" plot_lengths $part "$RESULTS/$part.jsonl" --png "$RESULTS/$part.png"
     done
     set --
     for log in "$RESULTS"/steps-*.jsonl; do
@@ -164,11 +207,11 @@ measure_tables() {
         *llama-1.3b*) set -- "$@" "Llama 1.32B=$log" ;;
         esac
     done
-    [ $# -gt 0 ] && table "Training steps" steps "$@" --png "$RESULTS/steps.png"
+    [ $# -gt 0 ] && table "Training steps" plot_bench steps "$@" --png "$RESULTS/steps.png"
     for model in mamba mamba2; do
         log=$RESULTS/precision-$model
         [ -e "$log-fp32.jsonl" ] && [ -e "$log-bf16.jsonl" ] &&
-            table "bf16 after fp32, configs/bytes/$model.ini" compare fp32="$log-fp32.jsonl" bf16="$log-bf16.jsonl" \
+            table "bf16 after fp32, configs/bytes/$model.ini" plot_bench compare fp32="$log-fp32.jsonl" bf16="$log-bf16.jsonl" \
                 --png "$log.png"
     done
     set --
@@ -176,14 +219,14 @@ measure_tables() {
         gpus=${log##*prose-}
         [ -e "$log" ] && set -- "$@" "Mamba-2 129M on prose, GPUs: ${gpus%.jsonl}=$log"
     done
-    [ $# -gt 0 ] && table "Mamba-2 129M on prose" curves "$@" --png "$RESULTS/prose.png"
+    [ $# -gt 0 ] && table "Mamba-2 129M on prose" plot_bench curves "$@" --png "$RESULTS/prose.png"
     return 0
 }
 
-[ $# -gt 0 ] || set -- data ops steps precision prose transformers tables
+[ $# -gt 0 ] || set -- data ops layers rat pararnn steps precision prose transformers tables
 for part in "$@"; do
     case $part in
-    data | ops | steps | precision | prose | transformers | tables)
+    data | ops | layers | rat | pararnn | steps | precision | prose | transformers | tables)
         say "$part"
         "measure_$part"
         ;;

@@ -56,7 +56,8 @@ struct bench_work {
 struct bench_problem {
     const struct bench_row *row;
     void *context;  /* what a row may be told beside sizes */
-    bool reference; /* others are compared with it: whatever can be exact is */
+    bool reference; /* others are compared with it, and give it their values: whatever can be exact is */
+    bool filled;    /* what is given lies there, and stays */
     struct device *dev;
     const struct ops *ops;
     int64_t size[128]; /* of a letter */

@@ -239,13 +239,14 @@ static int fill_operands(struct bench_problem *p, error *err) {
             device_write(p->dev, o->value.data, index, (size_t)bytes);
             free(index);
         } else if (o->fill == BENCH_GIVEN) {
-            fill_given(p, o, values, room);
+            if (!p->filled && !p->reference) fill_given(p, o, values, room);
         } else if (o->kind != BENCH_OUTPUT) {
             fill_reals(p, normals, i, 0, room);
         } else if (o->has_gradient) {
             fill_reals(p, normals, i, 1, room);
         }
     }
+    p->filled = true;
     free(normals);
     free(values);
     free(room);
