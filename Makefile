@@ -173,7 +173,7 @@ endif
 # Not wanted: gcc's guess that a snprintf may cut (messages are cut on purpose), and clang's note that it did not
 # vectorise a loop. gcc's guess that a variable may be unset depends on how it optimises: a warning, but no error.
 QUIET_GCC := $(if $(findstring clang,$(CC_VERSION)),,-Wno-format-truncation -Wno-error=maybe-uninitialized)
-WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-pass-failed \
+WARN := -Wall -Wextra -Wformat-security -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wno-pass-failed \
         $(if $(filter 1,$(WERROR)),-Werror)
 MARCH := $(if $(CPU_ARCH),-march=$(CPU_ARCH))
 # Loops of kernels/cpu/ use the widest registers there are; left alone, gcc stays with half of AVX-512's.

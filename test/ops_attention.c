@@ -396,7 +396,7 @@ static void rope_declare(struct run *r) {
     struct operand *x = input(r, "x", DIMS(B, T, H, P)), *y = output(r, "y", DIMS(B, T, H, P)); /* y may lie in x */
     y->lead = x->lead = 2;
     y->terms = param(r, "norm") ? (double)(4 * P) : 4;
-    x->gradient_terms = param(r, "norm") ? (double)(16 * P) : 4;
+    x->gradient_terms = param(r, "norm") ? (double)(32 * P + 32) : 4; /* what is left of terms that cancel */
     if (param(r, "norm")) {
         x->mean = 2; /* heads of two channels near zero would have steep gradients */
         statistic(r, "rstd", DIMS(B, T, H))->terms = (double)P;

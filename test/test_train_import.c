@@ -268,10 +268,10 @@ static void check_spelling(const char *spelling, const char *to) {
     snprintf(embedding->name, sizeof embedding->name, "%s", spelling);
     make_foreign(spelling, &model, true);
     write_foreign(spelling, &f);
-    must_import(at(spelling), at(to));
+    must_import(at("%s", spelling), at("%s", to));
     snprintf(embedding->name, sizeof embedding->name, "backbone.embeddings.weight");
-    expect_weights(at(spelling), &f);
-    expect_weights(at(to), &f);
+    expect_weights(at("%s", spelling), &f);
+    expect_weights(at("%s", to), &f);
     foreign_free(&f);
 }
 
