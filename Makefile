@@ -118,7 +118,7 @@ ifeq ($(CUDA),1)
   # 9.0 and newer chips have instructions of their own that only the "a" targets reach.
   GPU_ARCHS    := $(foreach c,$(GPU_CAPS),$(if $(filter 9.0 10.0 10.3 12.0 12.1,$c),$(subst .,,$c)a,$(subst .,,$c)))
   ifneq ($(CUDA_ARCH),)
-    ARCHS := $(patsubst sm_%,%,$(subst $(comma), ,$(CUDA_ARCH)))
+    ARCHS := $(patsubst 90,90a,$(patsubst sm_%,%,$(subst $(comma), ,$(CUDA_ARCH))))
   else ifneq ($(GPU_ARCHS),)
     ARCHS := $(GPU_ARCHS)
   else

@@ -1,5 +1,5 @@
-/* instructions.cu: does every function of kernels/cuda/mma.cuh and cluster.cuh, and every exchange between lanes, do
- * what its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the
+/* instructions.cu: does every function of kernels/cuda/mma.cuh, cluster.cuh and wgmma.cuh, and every exchange between lanes,
+ * do what its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the
  * GPU, in the emulated build the emulation: what passes both is the same in both, which is what the emulated tests rest
  * on.
  *
@@ -8,6 +8,7 @@
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 #include <math.h>
 #include <stdio.h>
@@ -366,6 +367,87 @@ static void check_clusters(unsigned blocks) {
     }
 }
 
+/* --- products of a warpgroup --------------------------------------------------------------------------------------- */
+
+enum { SIDE = TILE_COLUMNS };
+
+/* scores = a b^T, asked for twice, the second time over the first; sums = scores, rounded, times b. Both 64 x 64. */
+__global__ void __launch_bounds__(WARPGROUP)
+group_kernel(float *scores, float *sums, const __nv_bfloat16 *a, const __nv_bfloat16 *b) {
+#ifndef WITHOUT_WGMMA
+    DYNAMIC_SHARED(__nv_bfloat16, room_of_group);
+    __nv_bfloat16 *tile_a = tile_start(room_of_group), *tile_b = tile_a + SIDE * SIDE;
+    for (int i = threadIdx.x; i < SIDE * SIDE / 8; i += WARPGROUP) {
+        int row = i / 8, at = row * SIDE + (i % 8 ^ row % 8) * 8;
+        cp_async_16(tile_a + at, a + 8 * i);
+        cp_async_16(tile_b + at, b + 8 * i);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    shared_for_products();
+    __syncthreads();
+    float z[8][4], sum[8][4];
+    uint32_t first[4][4];
+    products_begin();
+    for (int k = 0; k < SIDE; k += 16)
+        product_of_rows(z, matrix_columns(matrix_at(tile_a), k), matrix_columns(matrix_at(tile_b), k), k > 0);
+    products_end();
+    for (int k = 0; k < SIDE; k += 16)
+        product_of_rows(sum, matrix_columns(matrix_at(tile_a), k), matrix_columns(matrix_at(tile_b), k), k > 0);
+    products_end();
+    products_wait<1>();
+    arrived(z);
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            first[k][r] = pack_bf16(z[2 * k + r / 2][r % 2 * 2], z[2 * k + r / 2][r % 2 * 2 + 1]);
+    products_wait<0>();
+    arrived(sum);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) product_of_columns(sum, first[k], matrix_rows(matrix_at(tile_b), 16 * k));
+    products_end();
+    products_wait<0>();
+    arrived(sum);
+    arrived(first);
+    for (int n = 0; n < 8; n++)
+        for (int e = 0; e < 4; e++) {
+            int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + e / 2 * 8;
+            int at = row * SIDE + 8 * n + 2 * (threadIdx.x % 4) + e % 2;
+            scores[at] = z[n][e], sums[at] = sum[n][e];
+        }
+#endif
+}
+
+static void check_groups() {
+    both<float> scores(SIDE * SIDE), sums(SIDE * SIDE);
+    both<__nv_bfloat16> a(SIDE * SIDE), b(SIDE * SIDE);
+    if (!products_fit(group_kernel)) return; /* a chip without */
+    for (int i = 0; i < SIDE * SIDE; i++) {
+        a.host[i] = (float)((i * 7 + i / SIDE) % 4 == 0) * (float)(i % 3 - 1);
+        b.host[i] = (float)((i * 5 + i / SIDE * 3) % 11 % 3 - 1);
+    }
+    size_t bytes = TILE_ALIGN + 2 * SIDE * SIDE * sizeof(__nv_bfloat16);
+    START_KERNEL(group_kernel, 1, WARPGROUP, bytes, (cudaStream_t)0, scores.device, sums.device, a.send(), b.send());
+    scores.fetch();
+    sums.fetch();
+    for (int i = 0; i < SIDE; i++) {
+        float row[SIDE] = {0};
+        for (int j = 0; j < SIDE; j++) {
+            for (int k = 0; k < SIDE; k++) row[j] += (float)a.host[i * SIDE + k] * (float)b.host[j * SIDE + k];
+            expect(scores.host[i * SIDE + j] == row[j], "product_of_rows, element", i * SIDE + j,
+                   scores.host[i * SIDE + j], row[j]);
+        }
+        for (int n = 0; n < SIDE; n++) {
+            float sum = row[n];
+            for (int j = 0; j < SIDE; j++) sum += row[j] * (float)b.host[j * SIDE + n];
+            expect(sums.host[i * SIDE + n] == sum, "product_of_columns, element", i * SIDE + n, sums.host[i * SIDE + n],
+                   sum);
+        }
+    }
+}
+
 int main() {
     int count = 0;
     if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
@@ -381,6 +463,7 @@ int main() {
     check_lanes();
     check_block();
     for (unsigned blocks = 1; blocks <= CLUSTER_MOST; blocks++) check_clusters(blocks);
+    check_groups();
     cudaError_t error = cudaDeviceSynchronize();
     if (error != cudaSuccess) fprintf(stderr, "instructions: %s\n", cudaGetErrorString(error));
     if (differences > 0) fprintf(stderr, "instructions: %d differences\n", differences);

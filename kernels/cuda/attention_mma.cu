@@ -14,19 +14,11 @@
  * Of full causal attention: 2 B H T^2 P FLOPs forward, 7 B H T^2 P backward. mma.sync reaches some 600 TFLOP/s on an H100,
  * of which softmax and loads from shared memory leave about 350: B 8, T 2048, 16 heads of 128 should take 0.4 ms
  * forward and 1.6 ms backward. */
-#include "kernels/cuda/attention.cuh"
-
-#include <math.h>
-
-typedef __nv_bfloat16 bf16;
+#include "kernels/cuda/attention_tensor.cuh"
 
 enum {
-    QUERIES = 128,     /* of a block, forward and dq */
-    KEYS = 64,         /* of a tile there */
-    BACK_KEYS = 128,   /* of a block of dk and dv */
-    BACK_QUERIES = 64, /* of a tile there */
+    BACK_KEYS = 128, /* of a block of dk and dv */
     FORWARD_THREADS = 128,
-    BACK_THREADS = 256,
 };
 
 bool attention_mma_serves(tensor q, tensor k, tensor v, tensor o) {
@@ -36,12 +28,6 @@ bool attention_mma_serves(tensor q, tensor k, tensor v, tensor o) {
 }
 
 /* --- tiles -------------------------------------------------------------------------------------------------------- */
-
-/* Offset in a tile of rows of W: eight columns stay together, and are exchanged by the row's last three bits, so that
- * the eight rows that ldmatrix takes at once lie in different banks. */
-template <int W> __device__ __forceinline__ int place(int row, int column) {
-    return row * W + (((column >> 3) ^ (row & 7)) << 3) + (column & 7);
-}
 
 /* Offsets of what a lane names to ldmatrix, for 16 rows from `row` on, a multiple of 16, and 16 columns (mma.cuh): a of a
  * tile that is m x k, or two b of one that is k x n, transposed ... Those of columns c from there, a multiple of 16, are the
@@ -63,32 +49,6 @@ __device__ __forceinline__ void mma_pair(float (&d)[4], float (&d_next)[4], cons
     uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
     mma_bf16_m16n8k16(d, a, first);
     mma_bf16_m16n8k16(d_next, a, second);
-}
-
-/* `rows` rows into a tile, row i from from(i), zeros where that is NULL and beyond P columns. To be waited for. */
-template <int THREADS, int W, class F> __device__ __forceinline__ void load_tile(bf16 *tile, int rows, int P, F from) {
-    constexpr int PIECES = W / 8;
-    for (int i = threadIdx.x; i < rows * PIECES; i += THREADS) {
-        int row = i / PIECES, column = i % PIECES * 8;
-        const bf16 *source = from(row);
-        bool there = source != NULL && column < P;
-        cp_async_16_or_zeros(tile + place<W>(row, column), there ? source + column : NULL, there);
-    }
-}
-
-/* The same of rows that lie `step` apart from `first` on, of which `there` exist: a thread's pieces are so many rows apart
- * that the exchange of columns is the same for all of them. */
-template <int THREADS, int W, int ROWS>
-__device__ __forceinline__ void load_rows(bf16 *tile, int P, const bf16 *first, int64_t step, int there) {
-    constexpr int PIECES = W / 8, APART = THREADS / PIECES;
-    static_assert(APART % 8 == 0 && ROWS % APART == 0, "whole rounds, and one place in the exchange");
-    int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
-    const bf16 *source = first + row * step + column;
-    bf16 *target = tile + place<W>(row, column);
-    if (column >= P) there = 0;
-#pragma unroll
-    for (int i = 0; i < ROWS; i += APART)
-        cp_async_16_or_zeros(target + i * W, source + i * step, row + i < there);
 }
 
 /* sum (16 M rows, W columns) of the products of 16 M rows of one tile, `row` on, with all of N rows of another: M first
@@ -124,12 +84,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[M][W / 8][4], const floa
     for (int k = 0; k < N / 16; k++) {
         uint32_t a[M][4], b[4];
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-            a[m][0] = pack_bf16(z[m][2 * k][0], z[m][2 * k][1]);
-            a[m][1] = pack_bf16(z[m][2 * k][2], z[m][2 * k][3]);
-            a[m][2] = pack_bf16(z[m][2 * k + 1][0], z[m][2 * k + 1][1]);
-            a[m][3] = pack_bf16(z[m][2 * k + 1][2], z[m][2 * k + 1][3]);
-        }
+        for (int m = 0; m < M; m++) pack_scores(a[m], z[m], k);
 #pragma unroll
         for (int n = 0; n < W / 16; n++) {
             ldmatrix_x4_transposed(b, tile + (second ^ (16 * n)) + 16 * k * W);
@@ -138,45 +93,6 @@ __device__ __forceinline__ void accumulate(float (&sum)[M][W / 8][4], const floa
         }
     }
 }
-
-/* 16 rows of a warp's sum, times a factor for the upper and the lower eight, through rows `row` .. of a tile that only
- * this warp uses by now, to where to(i) says for row i; NULL: nowhere. */
-template <int W, class F>
-__device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum)[W / 8][4], float upper, float lower,
-                                          int P, F to) {
-    int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int n = 0; n < W / 8; n++) {
-        int column = 8 * n + 2 * (lane % 4);
-        *reinterpret_cast<uint32_t *>(tile + place<W>(row + lane / 4, column)) =
-            pack_bf16(sum[n][0] * upper, sum[n][1] * upper);
-        *reinterpret_cast<uint32_t *>(tile + place<W>(row + lane / 4 + 8, column)) =
-            pack_bf16(sum[n][2] * lower, sum[n][3] * lower);
-    }
-    __syncwarp();
-    for (int i = lane; i < 16 * (W / 8); i += WARP) {
-        int r = i / (W / 8), column = i % (W / 8) * 8;
-        bf16 *target = to(row + r);
-        if (target && column < P)
-            *reinterpret_cast<uint4 *>(target + column) = *reinterpret_cast<uint4 *>(tile + place<W>(row + r, column));
-    }
-    __syncwarp();
-}
-
-/* The four lanes of a row of an accumulator. */
-__device__ __forceinline__ float row_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(FULL, v, 1));
-    return fmaxf(v, __shfl_xor_sync(FULL, v, 2));
-}
-
-__device__ __forceinline__ float row_sum(float v) {
-    v += __shfl_xor_sync(FULL, v, 1);
-    return v + __shfl_xor_sync(FULL, v, 2);
-}
-
-struct operands {
-    attention_rows<bf16> q, k, v, cache_k, cache_v;
-};
 
 /* Keys and values j0 .. before `end`, into the place that the tile's number has. */
 template <int THREADS, int W>
@@ -198,43 +114,6 @@ __device__ __forceinline__ void load_keys(bf16 *keys, bf16 *values, const operan
 }
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
-
-/* Scores of a warp's 32 queries with a tile of keys become powers of two of them, under the running maximum; what has
- * been summed up is scaled to it. `first` and t: what the lane's rows see; only where `masks`. */
-template <int W>
-__device__ __forceinline__ void take_scores(float (&z)[2][KEYS / 8][4], float (&sum)[2][W / 8][4], float (&high)[4],
-                                            float (&total)[4], const int (&first)[4], int t, int j0, bool masks,
-                                            float scale) {
-    int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int r = 0; r < 4; r++) { /* rows lane / 4 + 8 r of the warp's */
-        int m = r / 2, half = r % 2 * 2;
-        float now = high[r];
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int j = j0 + 8 * n + 2 * (lane % 4) + i;
-                if (masks && (j < first[r] || j > t + 8 * r)) z[m][n][half + i] = -INFINITY;
-                now = fmaxf(now, z[m][n][half + i]);
-            }
-        }
-        now = row_max(now);
-        float base = now == -INFINITY ? 0.0f : now * scale, rest = power_of_two(high[r] * scale - base), added = 0;
-        high[r] = now;
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                z[m][n][half + i] = power_of_two(z[m][n][half + i] * scale - base);
-                added += z[m][n][half + i];
-            }
-        }
-        total[r] = total[r] * rest + added; /* of this lane's columns */
-#pragma unroll
-        for (int n = 0; n < W / 8; n++) sum[m][n][half] *= rest, sum[m][n][half + 1] *= rest;
-    }
-}
 
 template <int W>
 __global__ void __launch_bounds__(FORWARD_THREADS)
@@ -265,7 +144,7 @@ mma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_pro
             float z[2][KEYS / 8][4];
             bool masks = j0 + KEYS > t0 + row + 1 || j0 < last_first || t0 + row + 32 > p.T;
             scores<2, KEYS, W>(z, queries, row, keys + turn * KEYS * W);
-            take_scores<W>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
+            take_scores<2, W>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
             accumulate<2, KEYS, W>(sum, z, values + turn * KEYS * W);
         }
         __syncthreads();
@@ -353,54 +232,6 @@ mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *d
                  [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
 }
 
-/* What the columns of a tile of transposed scores need to know: their tokens' logarithms, deltas and first keys. */
-struct query_facts {
-    float log_sum[BACK_QUERIES], dot[BACK_QUERIES];
-    int first[BACK_QUERIES];
-};
-
-template <int W>
-__device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, query_facts *facts, const operands &x,
-                                                  const attention_rows<bf16> &dout, const float *delta, const float *lse,
-                                                  const attention_problem &p, int64_t b, int h, int t0) {
-    int there = (int)at_most(BACK_QUERIES, p.T - t0);
-    load_rows<BACK_THREADS, W, BACK_QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, there);
-    load_rows<BACK_THREADS, W, BACK_QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, there);
-    cp_async_commit();
-    if (threadIdx.x >= BACK_QUERIES) return;
-    int i = threadIdx.x;
-    bool exists = t0 + i < p.T;
-    facts->log_sum[i] = exists ? lse[(b * p.H + h) * p.T + t0 + i] * LOG2E : 0.0f;
-    facts->dot[i] = exists ? delta[(b * p.H + h) * p.T + t0 + i] : 0.0f;
-    facts->first[i] = first_key(p, b, t0 + i);
-}
-
-/* The tile of queries behind (i, t0): the i-th head that reads the keys, from token t0 on. A head's last is followed by
- * the next head's first, the last head's last by i = share. */
-__device__ __forceinline__ void next_queries(const attention_problem &p, int64_t b, int j0, int *i, int *t0) {
-    *t0 += BACK_QUERIES;
-    if (*t0 < p.T && first_key(p, b, *t0) < j0 + BACK_KEYS) return;
-    *t0 = j0;
-    *i += 1;
-}
-
-/* Transposed scores and their gradients of a warp's 16 keys with a tile of queries become probabilities and gradients of
- * scores. */
-__device__ __forceinline__ void take_back_scores(float (&z)[1][BACK_QUERIES / 8][4], float (&dz)[1][BACK_QUERIES / 8][4],
-                                                 const query_facts &facts, int j, int t0, float scale) {
-    int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int n = 0; n < BACK_QUERIES / 8; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int c = 8 * n + 2 * (lane % 4) + i % 2, key = j + i / 2 * 8;
-            bool sees = key >= facts.first[c] && key <= t0 + c;
-            z[0][n][i] = sees ? power_of_two(z[0][n][i] * scale - facts.log_sum[c]) : 0.0f;
-            dz[0][n][i] = z[0][n][i] * (dz[0][n][i] - facts.dot[c]);
-        }
-    }
-}
-
 template <int W>
 __global__ void __launch_bounds__(BACK_THREADS)
 mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
@@ -419,13 +250,13 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         return j0 + i < p.T ? x.v.at(b, j0 + i, g) : (const bf16 *)NULL;
     });
     int i = 0, t0 = j0, turn = 0;
-    load_back_queries<W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
+    load_back_queries<BACK_THREADS, W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
     while (i < p.share) {
         int now = t0;
         bf16 *mine = queries + turn * BACK_QUERIES * W, *its = douts + turn * BACK_QUERIES * W;
-        next_queries(p, b, j0, &i, &t0);
+        next_queries(p, b, j0, BACK_KEYS, &i, &t0);
         if (i < p.share)
-            load_back_queries<W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
+            load_back_queries<BACK_THREADS, W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
                                  &facts[turn ^ 1], x, dout, delta, lse, p, b, query_head(p, g, i), t0);
         else cp_async_commit();
         cp_async_wait<1>();
@@ -433,7 +264,9 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         float z[1][BACK_QUERIES / 8][4], dz[1][BACK_QUERIES / 8][4];
         scores<1, BACK_QUERIES, W>(z, keys, row, mine);
         scores<1, BACK_QUERIES, W>(dz, values, row, its);
-        take_back_scores(z, dz, facts[turn], j0 + row + lane / 4, now, p.scale * LOG2E);
+        bool masks = back_masks(facts[turn], j0, BACK_KEYS, now);
+        take_back_scores(z[0], facts[turn], j0 + row + lane / 4, now, masks, p.scale * LOG2E);
+        take_back_gradients(dz[0], z[0], facts[turn]);
         accumulate<1, BACK_QUERIES, W>(sum_v, z, its);
         accumulate<1, BACK_QUERIES, W>(sum_k, dz, mine);
         __syncthreads();
@@ -453,22 +286,10 @@ template <class F> static void with_padding(int P, F f) {
     else f(constant<128>());
 }
 
-template <class K> static void allow_shared(struct device *dev, K kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "attention");
-}
-
-static operands operands_of(tensor q, tensor k, tensor v, struct attention_cache cache) {
-    return {attention_rows_of<bf16>(q), attention_rows_of<bf16>(k), attention_rows_of<bf16>(v),
-            attention_rows_of<bf16>(cache.k), attention_rows_of<bf16>(cache.v)};
-}
-
-static dim3 grid_of(const attention_problem &p, int tokens, int heads) {
-    return dim3((unsigned)ceil_div(p.T, tokens), (unsigned)heads, (unsigned)p.B);
-}
-
 void attention_mma_forward(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v,
                            struct attention_cache cache, const attention_problem &p) {
     operands x = operands_of(q, k, v, cache);
+    if (attention_wgmma_forward(dev, o, lse, x, p)) return;
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
         size_t bytes = (QUERIES + 4 * KEYS) * W * sizeof(bf16);
@@ -486,6 +307,7 @@ void attention_mma_backward(struct device *dev, tensor dq, tensor dk, tensor dv,
     const float *log_sums = data_of<float>(lse);
     LAUNCH(dev, mma_delta_kernel, (unsigned)ceil_div(p.B * p.T * p.H, 256 / WARP), 256, 0, delta, douts,
            attention_rows_of<bf16>(o), p);
+    if (attention_wgmma_backward(dev, dq, dk, dv, dout, lse, x, p, delta)) return;
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
         size_t of_dq = (2 * QUERIES + 4 * KEYS) * W * sizeof(bf16);

@@ -1,7 +1,7 @@
 /* mma.cuh: instructions that CUDA C++ has no name for, each behind a function of its own: products of small matrices on
  * tensor cores, loads of their fragments from shared memory, copies from global to shared memory that don't wait, and a
- * fast power of two. All exist from sm_80 on. No other file of this directory holds assembly, so that test/emulation can
- * stand in for all of it on machines without a GPU.
+ * fast power of two. All exist from sm_80 on. No other file of this directory but cluster.cuh and wgmma.cuh holds assembly,
+ * so that test/emulation can stand in for all of it on machines without a GPU.
  *
  * Fragments of mma, for lane l of a warp, with g = l / 4 and q = l % 4. A register holds two bf16 that lie next to each
  * other along k; the one with the lower index is in the lower 16 bits.

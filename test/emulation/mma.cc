@@ -1,5 +1,11 @@
-/* mma.cc: products and fragments (mma.h), as the PTX manual lays them out. */
+/* mma.cc: products and fragments (mma.h, wgmma.h), as the PTX manual lays them out. */
 #include "mma.h"
+
+#include "cuda_bf16.h"
+#include "kernels/cuda/wgmma.cuh"
+
+#include <stdlib.h>
+#include <vector>
 
 namespace emulation {
 
@@ -74,6 +80,78 @@ void fragments_x4_transposed(void **all) {
 
 void fragments_x2_transposed(void **all) {
     load(all, 2, true);
+}
+
+/* --- products of a warpgroup ---------------------------------------------------------------------------------------- */
+
+/* What a warp asked for: its lanes' operands, round by round. */
+struct round_of_warp {
+    std::vector<std::vector<group_product>> products;
+    bool ended = false;
+};
+
+static std::vector<round_of_warp> &rounds_of_warp() {
+    static std::vector<round_of_warp> all[32];
+    return all[threadIdx.x / WARP_LANES];
+}
+
+static bool at_once() {
+    const char *order = getenv("RIVERRUN_EMULATE_ORDER");
+    return !order || strcmp(order, "forward") == 0;
+}
+
+static float tile_element(const matrix &x, int row, int column) {
+    row += x.row, column += x.column;
+    if ((uintptr_t)x.tile % TILE_ALIGN != 0) misuse("a tile at %p, which is not aligned to %d", (void *)x.tile, TILE_ALIGN);
+    if (column < 0 || column >= TILE_COLUMNS) misuse("column %d of a tile", column);
+    const char *at = x.tile + row * TILE_COLUMNS * 2 + ((column / 8 ^ row % 8) * 8 + column % 8) * 2;
+    if (!is_shared(at, 2)) misuse("a product's row %d, column %d, in memory that is not shared", row, column);
+    uint16_t bits;
+    memcpy(&bits, at, sizeof bits);
+    return half_of((uint32_t)bits << 16, 1);
+}
+
+static void multiply_group(const std::vector<group_product> &lanes) {
+    float a[M][K_MOST];
+    const group_product &first = lanes[0];
+    int warp = (int)threadIdx.x / WARP_LANES % 4;
+    for (int l = 0; l < WARP_LANES && first.from; l++)
+        for (int r = 0; r < 4; r++)
+            for (int e = 0; e < 2; e++)
+                a[l / 4 + 8 * (r % 2)][2 * (l % 4) + e + 8 * (r / 2)] = half_of(lanes[l].from[r], e);
+    for (int m = 0; m < M && !first.from; m++)
+        for (int k = 0; k < K_MOST; k++) a[m][k] = tile_element(first.a, 16 * warp + m, k);
+    for (int n = 0; n < TILE_COLUMNS; n++) {
+        float b[K_MOST];
+        for (int k = 0; k < K_MOST; k++) b[k] = first.from ? tile_element(first.b, k, n) : tile_element(first.b, n, k);
+        for (int m = 0; m < M; m++) {
+            float sum = 0, &d = lanes[m % 8 * 4 + n % 8 / 2].d[n / 8][m / 8 * 2 + n % 2];
+            for (int k = 0; k < K_MOST; k++) sum += a[m][k] * b[k];
+            d = first.add ? d + sum : sum;
+        }
+    }
+}
+
+void group_product_all(void **all) {
+    std::vector<group_product> lanes;
+    for (int l = 0; l < WARP_LANES; l++) lanes.push_back(*(group_product *)all[l]);
+    std::vector<round_of_warp> &rounds = rounds_of_warp();
+    if (rounds.empty() || rounds.back().ended) rounds.emplace_back();
+    if (at_once()) multiply_group(lanes);
+    else rounds.back().products.push_back(lanes);
+}
+
+void group_end_all(void **) {
+    std::vector<round_of_warp> &rounds = rounds_of_warp();
+    if (rounds.empty() || rounds.back().ended) rounds.emplace_back();
+    rounds.back().ended = true;
+}
+
+void group_wait_all(void **all) {
+    std::vector<round_of_warp> &rounds = rounds_of_warp();
+    if (!rounds.empty() && !rounds.back().ended) misuse("a wait for products that products_end did not end");
+    for (int left = *(int *)all[0]; (int)rounds.size() > left; rounds.erase(rounds.begin()))
+        for (const std::vector<group_product> &lanes : rounds[0].products) multiply_group(lanes);
 }
 
 } // namespace emulation

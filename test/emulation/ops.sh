@@ -42,8 +42,10 @@ set -e
     'rat T=7,33 H=4 G=2 Q=1,3 doc=4' 'rat T=12 H=2 G=1 P=6 Q=2,64 doc=2 final=1 C=32 strided=1' \
     'rat B=3 T=9 H=2 Q=2,5 doc=2 initial=13 final=0,1 C=3,32' 'rat_step H=4 G=2 Q=1,3 strided=1' \
     'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' 'slstm_step B=3,9 P=5,67 strided=0,1'
-# Clusters of blocks, on a newer chip, which only bf16 uses: of one to sixteen blocks, full and ragged.
+# A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 [ "$2" = bf16 ] || exit 0
-RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
+RIVERRUN_WGMMA=1 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
     'slstm T=1,7 P=8,16 doc=2 initial=0,1 final=0,1,2 clip=3' 'slstm B=9 T=5 P=24,64 doc=4 strided=0,2' \
-    'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0'
+    'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0' \
+    'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' 'attention B=1 T=130 H=2 G=1 P=64 doc=0,4 strided=2' \
+    'attention B=1 T=300 H=2 G=1 P=64 window=0,100 doc=5 strided=2'
