@@ -351,13 +351,18 @@ __global__ void attention_store_kernel(T *cache_k, T *cache_v, int32_t *count, a
 
 /* --- the operations ----------------------------------------------------------------------------------------------- */
 
-/* cuDNN, opened when it is first asked for. RIVERRUN_CUDNN=0 in the environment does without. */
+/* cuDNN, opened when it is first asked for. RIVERRUN_CUDNN=0 in the environment does without; RIVERRUN_CUDNN=unordered
+ * is for comparisons: its backward then may add in any order. */
 #ifdef RIVERRUN_CUDNN
+static bool cudnn_wanted(const char *how) {
+    const char *wanted = getenv("RIVERRUN_CUDNN");
+    return wanted && strcmp(wanted, how) == 0;
+}
+
 static struct attention_cudnn *cudnn_of(struct device *dev) {
     struct cuda_device *c = cuda_impl(dev);
-    const char *wanted = getenv("RIVERRUN_CUDNN");
     if (c->cudnn_version >= 0) return c->cudnn;
-    c->cudnn_version = wanted && strcmp(wanted, "0") == 0 ? 0 : attention_cudnn_open(&c->cudnn, c->stream);
+    c->cudnn_version = cudnn_wanted("0") ? 0 : attention_cudnn_open(&c->cudnn, c->stream);
     return c->cudnn;
 }
 
@@ -371,6 +376,33 @@ static bool cudnn_serves(struct device *dev, const attention_problem &p, bool al
     enum { SHORTEST = 128 }; /* below this there is nothing to gain */
     if (!aligned || p.positions || p.count || p.T < SHORTEST || (p.tiled && p.G > 1 && p.G < p.H)) return false;
     return cudnn_of(dev) != NULL;
+}
+
+/* The deterministic backward has two bytes of memory for every pair of tokens that a head could have, T rounded up to 64
+ * and to 128 (cuDNN's frontend 1.32, scaled_dot_product_flash_attention.h, "dP workspace"), and a sum for every token.
+ * So it is called for some rows, or some heads of a row, at a time: as many as PAIRS_MOST holds, which is one head of
+ * 16,384 tokens; longer rows are not for it. */
+static const size_t PAIRS_MOST = (size_t)512 << 20, PAIRS_BESIDE = (size_t)1 << 20;
+
+static size_t pair_bytes(int64_t T) {
+    return 2 * (size_t)(ceil_div(T, 64) * 64) * (size_t)(ceil_div(T, 128) * 128);
+}
+
+static size_t cudnn_workspace(struct attention_shape s) {
+    size_t wanted = pair_bytes(s.T) < PAIRS_MOST ? (size_t)(s.B * s.H) * pair_bytes(s.T) : PAIRS_MOST;
+    return (wanted < PAIRS_MOST ? wanted : PAIRS_MOST) + PAIRS_BESIDE;
+}
+
+/* What one call of backward is for. */
+struct cudnn_part {
+    int64_t rows, heads;
+};
+
+static cudnn_part cudnn_part_of(const attention_problem &p) {
+    if (cudnn_wanted("unordered")) return {p.B, p.H};
+    int64_t pairs = (int64_t)(PAIRS_MOST / pair_bytes(p.T));
+    if (pairs >= p.H) return {at_most(pairs / p.H, p.B), p.H};
+    return {1, pairs / p.share * p.share};
 }
 
 static struct attention_cudnn_strides cudnn_strides(tensor t) {
@@ -389,33 +421,54 @@ static attention_cudnn_shape cudnn_shape(const attention_problem &p, tensor q, t
 
 static bool cudnn_run(struct device *dev, const attention_cudnn_shape &s, const attention_cudnn_operands &x) {
     char why[256] = "";
-    if (attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x, why, sizeof why)) return true;
+    bool done = attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x, why, sizeof why);
     if (why[0])
-        fprintf(stderr, "riverrun: cuDNN does not serve attention of %lld x %lld tokens, %lld heads of %lld (%s); "
-                        "riverrun's own kernels do\n", (long long)s.B, (long long)s.T, (long long)s.H, (long long)s.P, why);
-    return false;
+        fprintf(stderr, "riverrun: cuDNN%s attention of %lld x %lld tokens, %lld heads of %lld: %s%s\n",
+                done ? ", for" : " does not serve", (long long)s.B, (long long)s.T, (long long)s.H, (long long)s.P, why,
+                done ? "" : "; riverrun's own kernels do");
+    return done;
 }
 
 static bool cudnn_forward(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v,
                           const attention_problem &p) {
     attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
     s.logarithms = tensor_given(lse);
-    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse)});
+    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse), NULL, 0});
+}
+
+/* Rows from b on and heads from h on of an operand. */
+static void *cudnn_from(tensor t, int64_t b, int64_t h) {
+    return (char *)t.data + (size_t)(b * t.stride[0] + h * t.stride[2]) * dtype_size(t.dtype);
 }
 
 static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
-                           tensor q, tensor k, tensor v, const attention_problem &p) {
+                           tensor q, tensor k, tensor v, const attention_problem &p, void *workspace, size_t bytes) {
+    cudnn_part part = cudnn_part_of(p);
     attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
     s.backward = 1;
+    s.unordered = cudnn_wanted("unordered");
     s.dq = cudnn_strides(dq), s.dk = cudnn_strides(dk), s.dv = cudnn_strides(dv), s.dout = cudnn_strides(dout);
-    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, dq.data, dk.data, dv.data, dout.data, data_of<float>(lse)});
+    if (part.heads == 0) return false;
+    for (int64_t b = 0; b < p.B; b += part.rows)
+        for (int64_t h = 0; h < p.H; h += part.heads) {
+            int64_t g = h / p.share;
+            s.B = at_most(part.rows, p.B - b);
+            s.H = at_most(part.heads, p.H - h), s.G = s.H / p.share;
+            attention_cudnn_operands x = {
+                cudnn_from(q, b, h), cudnn_from(k, b, g), cudnn_from(v, b, g), cudnn_from(o, b, h),
+                cudnn_from(dq, b, h), cudnn_from(dk, b, g), cudnn_from(dv, b, g), cudnn_from(dout, b, h),
+                data_of<float>(lse) + (b * p.H + h) * p.T, workspace, bytes};
+            if (!cudnn_run(dev, s, x)) return false;
+        }
+    return true;
 }
 
 void cuda_attention_describe(struct device *dev, char *out, size_t size) {
     if (dev->precision != PRECISION_BF16) return;
     if (!cudnn_of(dev)) snprintf(out, size, ", attention by riverrun's own kernels");
-    else snprintf(out, size, ", attention by cuDNN %d.%d where a row is one document",
-                  (int)(cuda_impl(dev)->cudnn_version / 10000), (int)(cuda_impl(dev)->cudnn_version / 100 % 100));
+    else snprintf(out, size, ", attention by cuDNN %d.%d%s where a row is one document",
+                  (int)(cuda_impl(dev)->cudnn_version / 10000), (int)(cuda_impl(dev)->cudnn_version / 100 % 100),
+                  cudnn_wanted("unordered") ? ", backward in any order," : "");
 }
 #else
 static bool cudnn_serves(struct device *, const attention_problem &, bool) {
@@ -427,8 +480,12 @@ static bool cudnn_forward(struct device *, tensor, tensor, tensor, tensor, tenso
 }
 
 static bool cudnn_backward(struct device *, tensor, tensor, tensor, tensor, tensor, tensor, tensor, tensor, tensor,
-                           const attention_problem &) {
+                           const attention_problem &, void *, size_t) {
     return false;
+}
+
+static size_t cudnn_workspace(struct attention_shape) {
+    return 0;
 }
 
 void cuda_attention_close(struct cuda_device *) {}
@@ -491,12 +548,18 @@ extern "C" void cuda_attention_forward(struct device *dev, tensor o, tensor lse,
     else forward_plain(dev, o, lse, q, k, v, cache, p);
 }
 
+extern "C" size_t cuda_attention_backward_scratch(struct attention_shape s) {
+    return (size_t)(s.B * s.H * s.T) * sizeof(float) + cudnn_workspace(s); /* delta, or cuDNN's sums */
+}
+
 extern "C" void cuda_attention_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o,
                                         tensor lse, tensor q, tensor k, tensor v, tensor positions,
                                         struct attention_cache cache, struct attention_rule rule, void *scratch) {
     attention_problem p = attention_problem_of(q, k, positions, cache, rule);
     bool aligned = attention_mma_serves(dq, dk, dv, o) && attention_mma_serves(q, k, v, dout);
-    if (cudnn_serves(dev, p, aligned) && cudnn_backward(dev, dq, dk, dv, dout, o, lse, q, k, v, p)) return;
+    size_t bytes = cuda_attention_backward_scratch({p.B, p.T, p.H, p.G, p.P, 0});
+    if (cudnn_serves(dev, p, aligned) && cudnn_backward(dev, dq, dk, dv, dout, o, lse, q, k, v, p, scratch, bytes))
+        return;
     if (aligned) attention_mma_backward(dev, dq, dk, dv, dout, o, lse, q, k, v, cache, p, (float *)scratch);
     else backward_plain(dev, dq, dk, dv, dout, o, lse, q, k, v, cache, p, (float *)scratch);
 }
@@ -504,10 +567,6 @@ extern "C" void cuda_attention_backward(struct device *dev, tensor dq, tensor dk
 extern "C" size_t cuda_attention_forward_scratch(struct attention_shape shape) {
     (void)shape;
     return 0;
-}
-
-extern "C" size_t cuda_attention_backward_scratch(struct attention_shape s) {
-    return (size_t)(s.B * s.H * s.T) * sizeof(float); /* delta */
 }
 
 extern "C" void cuda_attention_store(struct device *dev, struct attention_cache cache, tensor k, tensor v,

@@ -3,7 +3,8 @@
  *
  * A graph is one node: scores, the causal mask (with a left bound for a window), softmax, values; and its backward by the
  * deterministic algorithm. Operands are addressed by strides, so columns of one projection serve as they are. cuDNN's
- * first proposal for a shape is taken, which depends on nothing measured. The library is loaded when it is asked for,
+ * first proposal for a shape is taken, which depends on nothing measured. A plan works in the caller's memory if it is
+ * enough. The library is loaded when it is asked for,
  * and the frontend finds its functions in it: the program starts, and runs, without cuDNN. Exceptions of the frontend
  * end here. */
 #define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
@@ -30,10 +31,13 @@ void *cudnn_dlhandle = nullptr; /* the frontend declares it, and looks its funct
 /* Numbers by which a graph knows its operands. */
 enum { Q = 1, K, V, O, STATS, DO, DQ, DK, DV };
 
+enum { UNSPOKEN = 1 << 20 }; /* bytes that a plan may take of its own without a word */
+
 struct plan {
     attention_cudnn_shape shape;
     std::shared_ptr<fe::graph::Graph> graph;
-    void *workspace = nullptr; /* kept as long as the plan: a recorded step goes on using it */
+    int64_t bytes = 0;         /* that it works in */
+    void *workspace = nullptr; /* its own, kept as long as the plan: a recorded step goes on using it */
     bool failed = false;
 };
 
@@ -89,7 +93,7 @@ static void describe_forward(fe::graph::Graph &graph, const attention_cudnn_shap
 
 static void describe_backward(fe::graph::Graph &graph, const attention_cudnn_shape &s) {
     auto attributes = mask(fe::graph::SDPA_backward_attributes(), s);
-    attributes.set_deterministic_algorithm(true);
+    attributes.set_deterministic_algorithm(s.unordered == 0);
     fe::graph::Tensor_attributes stats;
     auto logarithms = graph.tensor(statistics(stats.set_name("stats"), s));
     auto results = graph.sdpa_backward(operand(graph, "q", Q, s, s.H, s.q), operand(graph, "k", K, s, s.G, s.k),
@@ -98,6 +102,14 @@ static void describe_backward(fe::graph::Graph &graph, const attention_cudnn_sha
     result(results[0], DQ, s, s.H, s.dq);
     result(results[1], DK, s, s.G, s.dk);
     result(results[2], DV, s, s.G, s.dv);
+}
+
+/* Memory of the plan's own. Empty, or why there is none. */
+static std::string allocate(plan &p) {
+    if (cudaMalloc(&p.workspace, (size_t)p.bytes) == cudaSuccess) return "";
+    cudaGetLastError();
+    p.workspace = nullptr;
+    return "no memory for its workspace of " + std::to_string(p.bytes) + " bytes";
 }
 
 /* Empty, or why cuDNN does not serve the shape. */
@@ -113,14 +125,8 @@ static std::string make(plan &p, cudnnHandle_t handle) {
     if (status.is_good()) status = graph->create_execution_plans({fe::HeurMode_t::A});
     if (status.is_good()) status = graph->check_support(handle);
     if (status.is_good()) status = graph->build_plans(handle, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE);
-    int64_t bytes = 0;
-    if (status.is_good()) status = graph->get_workspace_size(bytes);
+    if (status.is_good()) status = graph->get_workspace_size(p.bytes);
     if (status.is_bad()) return status.get_message();
-    if (bytes > 0 && cudaMalloc(&p.workspace, (size_t)bytes) != cudaSuccess) {
-        cudaGetLastError();
-        p.workspace = nullptr;
-        return "no memory for its workspace of " + std::to_string(bytes) + " bytes";
-    }
     p.graph = graph;
     return "";
 }
@@ -130,7 +136,7 @@ static std::string run(plan &p, cudnnHandle_t handle, const attention_cudnn_oper
         {Q, (void *)x.q}, {K, (void *)x.k}, {V, (void *)x.v}, {O, x.o}};
     if (p.shape.backward || p.shape.logarithms) places[STATS] = x.lse;
     if (p.shape.backward) places.insert({{DO, (void *)x.dout}, {DQ, x.dq}, {DK, x.dk}, {DV, x.dv}});
-    auto status = p.graph->execute(handle, places, p.workspace);
+    auto status = p.graph->execute(handle, places, p.workspace ? p.workspace : x.workspace);
     return status.is_bad() ? status.get_message() : "";
 }
 
@@ -151,8 +157,12 @@ bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn
     plan *p = nullptr;
     try {
         p = &plan_of(c, *shape, reason);
-        if (!p->failed) reason = run(*p, c->handle, *x);
+        bool own = !p->failed && !p->workspace && p->bytes > (int64_t)x->workspace_bytes;
+        if (own) reason = allocate(*p);
+        if (!p->failed && reason.empty()) reason = run(*p, c->handle, *x);
         done = !p->failed && reason.empty();
+        if (done && own && p->bytes > UNSPOKEN)
+            reason = "takes " + std::to_string(p->bytes >> 20) + " MiB beside what was planned";
     } catch (const std::exception &e) {
         reason = e.what();
     }

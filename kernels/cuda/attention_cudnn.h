@@ -22,6 +22,7 @@ struct attention_cudnn_shape {
     int64_t B, T, H, G, P;
     int64_t window; /* keys that a token sees at most, itself included; 0 = all before it */
     int64_t backward, logarithms; /* whether it is a backward; whether a forward leaves the logarithms of its sums */
+    int64_t unordered;            /* a backward may add in any order: no two runs need give the same bits */
     double scale;
     struct attention_cudnn_strides q, k, v, o, dq, dk, dv, dout;
 };
@@ -32,6 +33,8 @@ struct attention_cudnn_operands {
     void *o, *dq, *dk, *dv;
     const void *dout;
     float *lse;
+    void *workspace; /* memory to work in, which stays there as long as the operands */
+    size_t workspace_bytes;
 };
 
 /* cuDNN of this machine, such as 91900, and its handle for a stream; 0 where it can't be loaded. Nothing is loaded before
@@ -40,9 +43,10 @@ struct attention_cudnn;
 int64_t attention_cudnn_open(struct attention_cudnn **c, void *stream);
 void attention_cudnn_close(struct attention_cudnn *c);
 
-/* Queue the work. The first call for a shape makes its plan and takes what memory it works in, which takes a second and
- * may not happen while a stream is captured. False, with nothing queued: cuDNN does not serve this shape, now and later;
- * `why`, of `size` bytes, is filled the first time and empty later. */
+/* Queue the work. The first call for a shape makes its plan, and takes memory of its own if the workspace is too small,
+ * which takes a second and may not happen while a stream is captured. False, with nothing queued: cuDNN does not serve
+ * this shape, now and later. `why`, of `size` bytes, says why the first time, or what memory was taken if that is more
+ * than a MiB; else it is empty. */
 bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn_shape *shape,
                          const struct attention_cudnn_operands *x, char *why, size_t size);
 
