@@ -37,7 +37,7 @@
 #include "kernels/ops.h"
 #include "kernels/tensor.h"
 
-#define OP_PARAMETERS 16
+#define OP_PARAMETERS 20
 #define OP_OPERANDS 24
 
 enum { OP_TEST = 1, OP_GRAD = 2, OP_PERF = 4, OP_LARGE = 8 };
@@ -195,5 +195,6 @@ extern const struct op_row *const ops_mlstm_rows[];     /* test/ops_mlstm.c */
 extern const struct op_row *const ops_slstm_rows[];     /* test/ops_slstm.c */
 extern const struct op_row *const ops_attention_rows[]; /* test/ops_attention.c */
 extern const struct op_row *const ops_rat_rows[];       /* test/ops_rat.c */
+extern const struct op_row *const ops_cell_rows[];      /* test/ops_cell.c */
 
 #endif

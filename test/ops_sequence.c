@@ -83,7 +83,8 @@ static struct operand *find_state(struct run *r, const char *prefix, const char 
 }
 
 static enum place operand_place(const struct operand *o) {
-    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "q", "k", "v", "i", "f", "g", "doc"};
+    static const char *const tokens[] = {"y", "x", "dt", "a", "b", "c", "raw", "z", "q", "k", "v", "i", "f", "g", "u",
+                                         "others", "doc"};
     for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
         if (strcmp(o->name, tokens[i]) == 0) return PLACE_TOKENS;
     if (part_of_state(o, "initial") || part_of_state(o, "final")) return PLACE_STATE;

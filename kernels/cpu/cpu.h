@@ -219,6 +219,18 @@ void OP(rat_step)(struct device *dev, tensor y, struct rat_state state, tensor z
                   tensor q, tensor k, int64_t chunk, double base, void *scratch);
 size_t OP(rat_step_scratch)(struct rat_shape shape);
 
+void OP(cell_forward)(struct device *dev, tensor y, tensor others, tensor final, struct cell_report *report, tensor u,
+                      tensor bias, tensor weight, tensor initial, tensor doc, const struct cell *cell,
+                      struct cell_solver solver, void *scratch);
+void OP(cell_backward)(struct device *dev, tensor du, tensor dbias, tensor dweight, tensor dinitial, tensor dy,
+                       tensor dfinal, tensor y, tensor others, tensor u, tensor bias, tensor weight, tensor initial,
+                       tensor doc, const struct cell *cell, void *scratch);
+size_t OP(cell_forward_scratch)(struct cell_shape shape, struct cell_solver solver);
+size_t OP(cell_backward_scratch)(struct cell_shape shape);
+struct cell_solver OP(cell_choose)(struct cell_shape shape);
+void OP(cell_step)(struct device *dev, tensor y, tensor state, tensor u, tensor bias, tensor weight,
+                   const struct cell *cell);
+
 void OP(glu_forward)(struct device *dev, tensor h, tensor u, enum activation act);
 void OP(glu_backward)(struct device *dev, tensor du, tensor dh, tensor u, enum activation act);
 void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before);

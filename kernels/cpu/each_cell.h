@@ -9,8 +9,7 @@
 #ifndef RIVERRUN_CPU_EACH_CELL_H
 #define RIVERRUN_CPU_EACH_CELL_H
 
-#include "kernels/cells/cells.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/cell.h"
 
 #ifdef __clang__
 #pragma STDC CX_LIMITED_RANGE ON
@@ -130,6 +129,11 @@ static inline void automatic_gradient(const real *before, const real *u, const r
     UNROLL
     for (int k = 0; k < W; k++) dw[k] = dual_product(before, u, w, lambda, -1, -1, k);
 }
+
+/* OWN(forward) is the name of this cell's code of that kind (CELL_CODE in kernels/cpu/cell.h). */
+#define OWN(name) OWN_OF(CELL, name)
+#define OWN_OF(cell, name) OWN_PASTE(cell, name)
+#define OWN_PASTE(cell, name) OP(cell##_##name)
 
 /* What the solvers call. */
 #ifdef CELL_HAS_JACOBIAN

@@ -20,6 +20,7 @@ typedef float real;
 #define OP(name) name##_f32
 #define REAL_DTYPE DTYPE_F32
 #define REAL_EPS FLT_EPSILON
+#define REAL_MAX FLT_MAX
 #define REAL_MIN FLT_MIN       /* the smallest normal number; arithmetic below it is a hundred times slower */
 #define REAL_EXP_LOWEST -87.0f /* exp of it is just above REAL_MIN */
 #elif defined(REAL_IS_DOUBLE) && !defined(REAL_IS_FLOAT)
@@ -27,6 +28,7 @@ typedef double real;
 #define OP(name) name##_f64
 #define REAL_DTYPE DTYPE_F64
 #define REAL_EPS DBL_EPSILON
+#define REAL_MAX DBL_MAX
 #define REAL_MIN DBL_MIN
 #define REAL_EXP_LOWEST -708.0
 #else
