@@ -27,6 +27,7 @@ static const struct {
     {"op-mlstm", golden_mlstm},
     {"op-slstm", golden_slstm},
     {"op-rat", golden_rat},
+    {"op-para", golden_cell},
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

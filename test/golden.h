@@ -42,6 +42,7 @@ int golden_scan(struct golden *g, error *err);  /* op-selective-scan*: test/gold
 int golden_mlstm(struct golden *g, error *err); /* op-mlstm*: test/golden_mlstm.c */
 int golden_slstm(struct golden *g, error *err); /* op-slstm*: test/golden_slstm.c */
 int golden_rat(struct golden *g, error *err);   /* op-rat*: test/golden_rat.c */
+int golden_cell(struct golden *g, error *err);  /* op-para*: test/golden_cell.c */
 int golden_model(struct golden *g, error *err); /* hf-*: test/golden_model.c */
 
 /* An entry of the file, marked as used; absent: NULL with *err filled. `optional`: NULL and no error. */
