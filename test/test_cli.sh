@@ -157,8 +157,10 @@ accept bench ops conv/width --shape "T=40 C=8" --csv "$WORK/o.csv"
 parse forward_ms forward_share both_ms both_gb_per_s difference right
 [ "$(wc -l < "$WORK/o.csv")" = 2 ] || fail "bench ops --csv: $(cat "$WORK/o.csv")"
 grep -q '"shape":"B=8 T=40 C=8".*"right":true' "$WORK/out" || fail "bench ops --shape: $(cat "$WORK/out")"
-accept bench ops --check --shape "B=2 T=40 D=8 C=8 H=2 R=20 I=16 O=8 F=8 V=30 n=5000"
+accept bench ops --check --shape "B=2 T=40 D=8 C=8 H=2 J=8 K=8 R=20 I=16 O=8 F=8 V=30 n=5000"
 [ "$(grep -c '^ok ' "$WORK/out")" = "$("$RIVERRUN" bench ops --list | wc -l)" ] || fail "bench ops: $(cat "$WORK/out")"
+accept bench ops --check --shape "B=2 T=9,40 H=2 J=8 m=0,1,2,3,4 e=0,1,2" 'cell/J=512 e=0 m=1 '
+[ "$(grep -c '^ok ' "$WORK/out")" = 30 ] || fail "bench ops cell: $(cat "$WORK/out")"
 refuse "'nothing' is no part of a case" bench ops nothing
 refuse "'B' is no shape" bench ops --shape B
 cat > "$WORK/layers.ini" <<'INI'

@@ -15,7 +15,25 @@ const struct bench_case bench_cases[] = {
     {&bench_mlstm, "one long row", "B=1 T=65536 H=4 K=256 V=512", {3.86, 12.9}, {3.9, 13}, {1.8, 6.0}},
     {&bench_slstm, "4 heads of 192", "B=16 T=1024 H=4 P=192", {0}, {4, 10}, {2, 6}},
 
+    {&bench_cell_projected, "ParaGRU, width 2048", "B=8 T=2048 H=4 J=512 K=512 e=0 m=0 k=3 c=0",
+     {3.03, 12.6}, {1.2, 4.0}, {0.6, 2.0}},
+    {&bench_cell_projected, "ParaLSTM, width 2048", "B=8 T=2048 H=4 J=512 K=512 e=1 m=0 k=3 c=0",
+     {4.97, 15.8}, {1.6, 5.0}, {0.8, 2.6}},
+    {&bench_cell_projected, "ParaGRU, one long row", "B=1 T=65536 H=4 J=512 K=512 e=0 m=0 k=3 c=0",
+     {0}, {2.0, 6.0}, {1.0, 3.0}},
+    {&bench_cell_projected, "ParaLSTM, one long row", "B=1 T=65536 H=4 J=512 K=512 e=1 m=0 k=3 c=0",
+     {0}, {2.0, 6.0}, {1.0, 3.0}},
+
     {&bench_attention, "width 2048", "B=8 T=2048 H=16 P=128", {0.30, 1.21}, {0.33, 1.33}, {0.30, 1.21}},
+
+    /* The cells alone, by each of their solvers. */
+    {&bench_cell, "ParaGRU", "B=8 T=2048 H=4 J=512 e=0 m=1 k=3 c=0", {0}, {0}, {0}},
+    {&bench_cell, "ParaGRU, Newton", "B=8 T=2048 H=4 J=512 e=0 m=2 k=3 c=0", {1.33, 0}, {0}, {0}},
+    {&bench_cell, "ParaGRU, shooting", "B=8 T=2048 H=4 J=512 e=0 m=3 k=3 c=0", {0}, {0}, {0}},
+    {&bench_cell, "ParaLSTM", "B=8 T=2048 H=4 J=512 e=1 m=1 k=3 c=0", {0}, {0}, {0}},
+    {&bench_cell, "ParaLSTM, Newton", "B=8 T=2048 H=4 J=512 e=1 m=2 k=3 c=0", {2.71, 0}, {0}, {0}},
+    {&bench_cell, "ParaLSTM, shooting", "B=8 T=2048 H=4 J=512 e=1 m=3 k=3 c=0", {0}, {0}, {0}},
+    {&bench_cell, "ParaGRU, a call a token", "B=1 T=512 H=4 J=512 e=0 m=4 k=3 c=0", {0}, {0}, {0}},
 
     /* The operations of Mamba 129M and Mamba-2 129M, 16 rows of 2048 tokens, in the views that the models cut. */
     {&bench_scan, "Mamba 129M", "B=16 T=2048 D=1536 N=16 d=1 p=3072 q=80", {0}, {0}, {0}},

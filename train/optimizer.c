@@ -286,7 +286,8 @@ static void sum_totals(struct optimizer *o) {
             count += o->slices[next].count;
         o->dev->ops->sum_squares(o->dev, &totals->squares, run_of(grads.data, grads.dtype, offset, count));
     }
-    _Static_assert(sizeof *totals == 6 * sizeof(double), "the ranks add the totals up as doubles");
+    _Static_assert(offsetof(struct step_totals, residual) == 6 * sizeof(double), "the ranks add the totals up as doubles");
+    device_zero(o->dev, &totals->residual, sizeof totals->residual);
     comm_sum_device(o->comm, &totals->loss.nll, 6);
 }
 
