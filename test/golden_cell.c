@@ -1,9 +1,9 @@
-/* test/golden_cell.c: files op-para*: a cell of ParaRNN with its input projection: in.x, y, dy (B,T,D), in.B (H, D/H, 3,
- * N/H), in.A and in.b (3,N), of the LSTM in.C (2,N); grad.* of every in.*. y and grad.* are those of the exact recurrence;
- * y_newton3, and grad_newton3.* at those states, of three of Newton's iterations.
+/* test/golden_cell.c: files op-para*: a cell of ParaRNN with its input projection: in.x, y, dy (B,T,D), in.B (H, D/H,
+ * 3, N/H), in.A and in.b (3,N), of the LSTM in.C (2,N); grad.* of every in.*. y and grad.* are those of the exact
+ * recurrence; y_newton3, and grad_newton3.* at those states, of three of Newton's iterations.
  *
- * Our weight is A, and C below it; our projection (block_linear) has its input last. The weights reach 1.4, so that three
- * iterations are seen not to be enough, but only in double: y_newton3 is within 1e-4 of y.
+ * Our weight is A, and C below it; our projection (block_linear) has its input last. The weights reach 1.4, so that
+ * three iterations are seen not to be enough, but only in double: y_newton3 is within 1e-4 of y.
  */
 #include "test/golden.h"
 
@@ -34,9 +34,9 @@ static int read_problem(struct golden *g, struct problem *p, error *err) {
     bool good = x->ndim == 3 && w->ndim == 4;
     if (good) {
         p->rows = x->dim[0], p->T = x->dim[1], p->H = w->dim[0], p->D = w->dim[1], p->P = w->dim[3];
-        uint64_t N = (uint64_t)(p->H * p->P), weights = p->in[A]->count + (p->in[C] ? p->in[C]->count : 0);
-        good = x->dim[2] == p->H * p->D && w->dim[2] == p->cell->inputs && p->in[BIAS]->count == (uint64_t)p->cell->inputs * N &&
-               weights == (uint64_t)p->cell->weights * N && p->in[DY]->count == (uint64_t)(p->rows * p->T) * N;
+        int64_t N = p->H * p->P, weights = (int64_t)(p->in[A]->count + (p->in[C] ? p->in[C]->count : 0));
+        good = x->dim[2] == p->H * p->D && w->dim[2] == p->cell->inputs && weights == p->cell->weights * N &&
+               (int64_t)p->in[BIAS]->count == p->cell->inputs * N && (int64_t)p->in[DY]->count == p->rows * p->T * N;
     }
     return good ? 0 : error_input(err, "%s: the shapes of its tensors do not go together", g->path);
 }
@@ -134,14 +134,14 @@ static void run(struct golden *g, const struct problem *p, struct memory *v, enu
     const struct ops *ops = g->dev->ops;
     const tensor none = tensor_none(), sums[] = {v->dprojection, v->dweight, v->dbias};
     tensor u = tokens(p, v->u), others = v->others;
-    if (tensor_given(others)) others = tensor_4d(others.data, others.dtype, p->rows, p->T, p->cell->states - 1, p->H * p->P);
+    if (tensor_given(others)) others = tensor_split_last(others, p->cell->states - 1, p->H * p->P);
     for (int i = 0; i < 3; i++)
         device_zero(g->dev, sums[i].data, (size_t)tensor_count(sums[i]) * dtype_size(ops->real));
     ops->block_linear_forward(g->dev, matrix(v->u), matrix(v->x), v->projection);
     ops->cell_forward(g->dev, v->y, others, none, NULL, u, matrix(v->bias), matrix(v->weight), none, none, p->cell,
                       solver_of(method), v->scratch);
-    ops->cell_backward(g->dev, tokens(p, v->du), matrix(v->dbias), matrix(v->dweight), none, v->dy, none, v->y, others, u,
-                       matrix(v->bias), matrix(v->weight), none, none, p->cell, v->scratch);
+    ops->cell_backward(g->dev, tokens(p, v->du), matrix(v->dbias), matrix(v->dweight), none, v->dy, none, v->y, others,
+                       u, matrix(v->bias), matrix(v->weight), none, none, p->cell, v->scratch);
     ops->block_linear_backward(g->dev, matrix(v->dx), false, v->dprojection, matrix(v->du), matrix(v->x), v->projection,
                                v->scratch);
 }

@@ -26,9 +26,10 @@
  *   step_gradient(before, u, w, now, lambda, dbefore, du, dw)
  *       Given the gradient lambda (S) of the states behind the token, those of what went in, all three written, not
  *       added to: dbefore (S) = J^T lambda, du (U), dw (W). `now`: the stored states behind the token.
- * Their text is compiled as C, with REAL a real type and then a complex one, whose imaginary part carries derivatives, and
- * as CUDA C++ templates. So it may use + - * / of REALs, whole numbers as constants, or (REAL) of others, cell_sigmoid and
- * cell_tanh; not compare numbers, nor keep anything between calls. A header is included several times: no include guard.
+ * Their text is compiled as C, with REAL a real type and then a complex one, whose imaginary part carries derivatives,
+ * and as CUDA C++ templates. So it may use + - * / of REALs, whole numbers as constants, or (REAL) of others,
+ * cell_sigmoid and cell_tanh; not compare numbers, nor keep anything between calls. A header is included several times:
+ * no include guard.
  */
 #ifndef RIVERRUN_CELLS_H
 #define RIVERRUN_CELLS_H
@@ -48,7 +49,8 @@ enum { CELLS(CELL_ID) CELL_COUNT };
 /* The functions of a cell for one channel in double, on the host: for tests and tables of measurements. */
 struct cell_functions {
     void (*step)(const double *before, const double *u, const double *w, double *after);
-    void (*jacobian)(const double *before, const double *u, const double *w, const double *now, double *after, double *J);
+    void (*jacobian)(const double *before, const double *u, const double *w, const double *now, double *after,
+                     double *J);
     void (*gradient)(const double *before, const double *u, const double *w, const double *now, const double *lambda,
                      double *dbefore, double *du, double *dw);
 };

@@ -1,16 +1,16 @@
-/* lstm.h: ParaLSTM (arXiv 2510.21450, equation 3.1b): an LSTM whose input gate is 1 - f, with diagonal recurrent matrices
- * and peepholes; the output gate's peephole sees the new c.
+/* lstm.h: ParaLSTM (arXiv 2510.21450, equation 3.1b): an LSTM whose input gate is 1 - f, with diagonal recurrent
+ * matrices and peepholes; the output gate's peephole sees the new c.
  *
  *   f = sigmoid(u0 + w0 h + w3 c)   q = tanh(u2 + w2 h)   c' = f c + (1 - f) q
  *   o = sigmoid(u1 + w1 h + w4 c')  h' = o tanh(c')
  *
  * c' lies between c and q, so both states stay within +-1.
  *
- * The Jacobian and the gradient take o and tanh(c') at the c' that the solver has, as the published implementation does:
- * away from the solution the Jacobian is then off by something proportional to the residual, so that Newton's method
- * stays quadratic, and at the solution it is exact.
+ * The Jacobian and the gradient take o and tanh(c') at the c' that the solver has, as the published implementation
+ * does: away from the solution the Jacobian is then off by something proportional to the residual, so that Newton's
+ * method stays quadratic, and at the solution it is exact.
  */
-#define CELL_HELP "ParaLSTM: forget gate f, output gate o, candidate q; weights of h in this order, then peepholes of f and o"
+#define CELL_HELP "ParaLSTM: forget gate f, output gate o, candidate q; weights in this order, then peepholes of f and o"
 #define CELL_STATES 2
 #define CELL_INPUTS 3
 #define CELL_WEIGHTS 5

@@ -2,7 +2,8 @@
  *
  *   f = sigmoid(u0 + w0 h)   c = tanh(u1 + w1 h)   h' = (1 - f) h + f c
  *
- * h' lies between h and c, so it stays within +-1. There is no more to it: the Jacobian and the gradient come from the step.
+ * h' lies between h and c, so it stays within +-1. There is no more to it: the Jacobian and the gradient come from the
+ * step.
  */
 #define CELL_HELP "Minimal gated recurrent unit: gate f, candidate c; weights and inputs in this order"
 #define CELL_STATES 1

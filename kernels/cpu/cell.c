@@ -1,14 +1,15 @@
-/* cell.c: nonlinear diagonal recurrences on the CPU (kernels/ops.h; ParaRNN, arXiv 2510.21450): checks, blocks, scratch.
- * What is computed is in each_cell_forward.c and each_cell_backward.c, which are compiled for every cell.
+/* cell.c: nonlinear diagonal recurrences on the CPU (kernels/ops.h; ParaRNN, arXiv 2510.21450): checks, blocks,
+ * scratch. What is computed is in each_cell_forward.c and each_cell_backward.c, which are compiled for every cell.
  *
- * Work is divided into blocks of CELL_LANES channels of one batch row, each of which walks its tokens by itself. Memory:
- * forward reads U and writes S reals for a token's channel, backward moves 2U + S + 1; nothing is saved but the states.
+ * Work is divided into blocks of CELL_LANES channels of one batch row, each of which walks its tokens by itself.
+ * Memory: forward reads U and writes S reals for a token's channel, backward moves 2U + S + 1; nothing is saved but the
+ * states.
  */
 #include "kernels/cpu/cell.h"
 
 #include "kernels/cells/residual.h"
 
-/* --- the cells' code -------------------------------------------------------------------------------------------------- */
+/* --- the cells' code ---------------------------------------------------------------------------------------------- */
 
 static const struct code {
     void (*forward)(const struct cell_block *, struct cell_solver, cell_lanes *, struct cell_found *);
@@ -18,7 +19,7 @@ static const struct code {
     CELLS(CODE)
 };
 
-/* --- the problem and its blocks --------------------------------------------------------------------------------------- */
+/* --- the problem and its blocks ----------------------------------------------------------------------------------- */
 
 static struct cell_problem problem_of(tensor u, tensor bias, tensor weight, tensor initial, tensor doc, tensor y,
                                       tensor others, const struct cell *cell) {
@@ -56,9 +57,9 @@ static struct cell_block block_at(const struct cell_problem *p, int64_t i) {
 /* Multiply-adds of an evaluation, about: two nonlinear functions and some products. */
 enum { STEP_WORK = 50 };
 
-/* --- scratch ---------------------------------------------------------------------------------------------------------- */
+/* --- scratch ------------------------------------------------------------------------------------------------------ */
 
-/* Every thread's unknown states. Into how many heads the channels are divided is not known here, and it makes blocks. */
+/* Every thread's unknown states. How many blocks the channels make depends on heads, which are not known here. */
 static int64_t slots(struct cell_shape s) {
     return s.B * s.N < WORKERS_MAX ? s.B * s.N : WORKERS_MAX;
 }
@@ -84,7 +85,7 @@ size_t OP(cell_backward_scratch)(struct cell_shape shape) {
     return lay_out(shape, NULL).size;
 }
 
-/* --- the operations --------------------------------------------------------------------------------------------------- */
+/* --- the operations ----------------------------------------------------------------------------------------------- */
 
 /* Vectors of channels fill the processor whatever the shape is, so that nothing needs another method. */
 struct cell_solver OP(cell_choose)(struct cell_shape shape) {

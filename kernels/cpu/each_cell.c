@@ -1,5 +1,5 @@
-/* each_cell.c: the entry of one cell in the list of kernels/cells/cells.c. Compiled once for every cell; what it holds is in
- * double, so that the compilation for float leaves nothing. */
+/* each_cell.c: the entry of one cell in the list of kernels/cells/cells.c. Compiled once for every cell; what it holds
+ * is in double, so that the compilation for float leaves nothing. */
 #include "kernels/cpu/each_cell.h"
 
 #ifdef REAL_IS_DOUBLE

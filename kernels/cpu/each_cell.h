@@ -1,5 +1,5 @@
-/* each_cell.h: the functions of one cell (kernels/cells/cells.h) on the CPU, for one channel: as its header has them, and
- * from its step by dual numbers.
+/* each_cell.h: the functions of one cell (kernels/cells/cells.h) on the CPU, for one channel: as its header has them,
+ * and from its step by dual numbers.
  *
  * C has no operators for types of one's own, but complex numbers have them, and a small imaginary part behaves like a
  * dual number: f(x + i h) = f(x) + i h f'(x) + O(h^2). With h = 2^-40 (2^-300 in double) h^2 is far below what rounding

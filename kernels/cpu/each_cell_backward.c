@@ -6,9 +6,9 @@
  * in one walk from the last token to the first. Nothing of it was saved but the states: the gates are computed again.
  * Where a document starts, s[t-1] is 0 and nothing goes back.
  *
- * dw and dbias are sums over all tokens: first over SUM_TOKENS of them, then over those sums, so that rounding grows with
- * the square root of their number at most; then over batch rows in order, by the caller. So the bits don't depend on the
- * number of threads.
+ * dw and dbias are sums over all tokens: first over SUM_TOKENS of them, then over those sums, so that no sum has
+ * more than T / SUM_TOKENS terms that are much smaller than itself; then over batch rows in order, by the caller. So the
+ * bits don't depend on the number of threads.
  */
 #include "kernels/cpu/each_cell_block.h"
 

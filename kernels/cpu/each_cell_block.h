@@ -4,7 +4,7 @@
 
 #include "kernels/cpu/each_cell.h"
 
-/* Of functions that loop over lanes: what gcc has inlined into a longer function it does not always turn into vectors. */
+/* Of functions that loop over lanes: gcc does not always make vectors of what it has inlined elsewhere. */
 #define NOT_INLINED __attribute__((noinline))
 
 /* What all tokens of a block share. */
@@ -24,7 +24,8 @@ static inline void channels_open(struct channels *c, const struct cell_block *bl
     memset(c, 0, sizeof *c);
     c->block = block;
     for (int k = 0; k < W; k++) cell_read(c->w[k], cell_row(block, p->weight, k), block->count);
-    for (int k = 0; k < U && tensor_given(p->bias); k++) cell_read(c->bias[k], cell_row(block, p->bias, k), block->count);
+    for (int k = 0; k < U && tensor_given(p->bias); k++)
+        cell_read(c->bias[k], cell_row(block, p->bias, k), block->count);
 }
 
 static inline void token_open(struct token *token, const struct channels *c, int64_t t) {

@@ -1,7 +1,8 @@
-/* each_cell_forward.c: the solvers of a nonlinear recurrence s[t] = f(s[t-1], u[t]) for one cell and one block of channels.
+/* each_cell_forward.c: the solvers of a nonlinear recurrence s[t] = f(s[t-1], u[t]) for one cell and one block of
+ * channels.
  *
- * Sequential: token after token. Its cost is one step a token, and it is exact: on a CPU, where vectors of channels fill
- * the processor, nothing is faster. The other two are here as the reference of what a GPU does, and to be studied.
+ * Sequential: token after token. Its cost is one step a token, and it is exact: on a CPU, where vectors of channels
+ * fill the processor, nothing is faster. The other two are here as the reference of what a GPU does, and to be studied.
  *
  * Newton (arXiv 2510.21450): all s[t] are unknown. From a guess, a number of times, with J[t] the step's Jacobian at
  * s[t-1]:
@@ -9,15 +10,15 @@
  * in one pass over the tokens, because a CPU solves the system for d in the order of time as well as in any. What is
  * written is f + J d, which is s + d with one rounding less, and makes a state that is reached keep its bits.
  *
- * Multiple shooting: only the states at the starts of chunks are unknown. A chunk is walked from its start S to its end e
- * with the product P of its Jacobians, then the next chunk's start is e + P (S' - S), S' the new start of this one. After
- * the last correction the chunks are walked once more, for the states within.
+ * Multiple shooting: only the states at the starts of chunks are unknown. A chunk is walked from its start S to its end
+ * e with the product P of its Jacobians, then the next chunk's start is e + P (S' - S), S' the new start of this one.
+ * After the last correction the chunks are walked once more, for the states within.
  *
  * At a document's start the state before is 0 whatever it was, so that J and P are 0 from there.
  */
 #include "kernels/cpu/each_cell_block.h"
 
-/* --- a token of all lanes ------------------------------------------------------------------------------------------- */
+/* --- a token of all lanes ----------------------------------------------------------------------------------------- */
 
 NOT_INLINED static void lanes_step(real (*restrict after)[CELL_LANES], const real (*restrict before)[CELL_LANES],
                                    const real (*restrict u)[CELL_LANES], const real (*restrict w)[CELL_LANES]) {
@@ -35,8 +36,8 @@ NOT_INLINED static void lanes_step(real (*restrict after)[CELL_LANES], const rea
     }
 }
 
-/* One lane. The Jacobian at the states `before` and, where the cell's looks at it, `now`; or, if `exact`, at what follows
- * from `before`. */
+/* One lane. The Jacobian at the states `before` and, where the cell's looks at it, `now`; or, if `exact`, at what
+ * follows from `before`. */
 static inline void lane_jacobian(int l, cell_lanes *after, cell_lanes *J, const cell_lanes *before,
                                  const cell_lanes *now, const cell_lanes *u, const cell_lanes *w, bool exact) {
     real b[S], n[S], inputs[U], weights[W], a[S], j[S * S];
@@ -69,7 +70,7 @@ NOT_INLINED static void lanes_exact_jacobian(real (*restrict after)[CELL_LANES],
     for (int l = 0; l < CELL_LANES; l++) lane_jacobian(l, after, J, before, NULL, u, w, true);
 }
 
-/* --- residuals ------------------------------------------------------------------------------------------------------ */
+/* --- residuals ---------------------------------------------------------------------------------------------------- */
 
 /* worst = max(worst, |difference|), infinite where that or `number` is not finite. */
 static void observe(real *restrict worst, const real *restrict difference, const real *restrict number) {
@@ -98,7 +99,7 @@ static inline real clamped(real v, bool bounded) {
     return v > bound ? bound : v < -bound ? -bound : v;
 }
 
-/* --- sequential ------------------------------------------------------------------------------------------------------ */
+/* --- sequential --------------------------------------------------------------------------------------------------- */
 
 /* Walk tokens from..to-1 from `state`, which is left behind the last; the states are written. */
 static void walk(const struct channels *c, int64_t from, int64_t to, cell_lanes *state, real *worst) {
@@ -114,7 +115,7 @@ static void walk(const struct channels *c, int64_t from, int64_t to, cell_lanes 
     }
 }
 
-/* --- Newton ---------------------------------------------------------------------------------------------------------- */
+/* --- Newton ------------------------------------------------------------------------------------------------------- */
 
 /* What a state is taken for at first: f(0, u), or f(initial, u) of the first token of a row that goes on. */
 static void guess(const struct channels *c, int64_t t, cell_lanes *state) {
@@ -171,7 +172,7 @@ static void newton(const struct channels *c, struct cell_solver solver, cell_lan
     for (int64_t t = 0; t < T; t++) store(c->block, t, x + t * S);
 }
 
-/* --- multiple shooting ------------------------------------------------------------------------------------------------ */
+/* --- multiple shooting -------------------------------------------------------------------------------------------- */
 
 struct chunks {
     int64_t length, count;
@@ -206,8 +207,8 @@ static void multiply(real (*restrict P)[CELL_LANES], const real (*restrict J)[CE
         }
 }
 
-/* Walk chunk j: `state` goes from its start to its end, and P says how the end answers to the start. Returns false where
- * it does not, because a document starts within. */
+/* Walk chunk j: `state` goes from its start to its end, and P says how the end answers to the start. Returns false
+ * where it does not, because a document starts within. */
 static bool shoot(const struct channels *c, const struct chunks *k, int64_t j, cell_lanes *state, cell_lanes *P) {
     struct token token;
     bool answers = true;
@@ -224,8 +225,8 @@ static bool shoot(const struct channels *c, const struct chunks *k, int64_t j, c
     return answers;
 }
 
-/* One correction of all starts, first to last: the end of the chunk before, walked from its old start, and P d, where d is
- * that start's own correction. */
+/* One correction of all starts, first to last: the end of the chunk before, walked from its old start, and P d, where d
+ * is that start's own correction. */
 static void shoot_all(const struct channels *c, const struct chunks *k) {
     cell_lanes state[S], d[S], next[S];
     memset(d, 0, sizeof d);
@@ -262,7 +263,7 @@ static void shooting(const struct channels *c, struct cell_solver solver, cell_l
     }
 }
 
-/* --- all of them ------------------------------------------------------------------------------------------------------ */
+/* --- all of them -------------------------------------------------------------------------------------------------- */
 
 void OWN(forward)(const struct cell_block *block, struct cell_solver solver, cell_lanes *unknowns,
                   struct cell_found *found) {
