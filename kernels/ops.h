@@ -220,19 +220,23 @@ struct ops {
     size_t (*embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
     /* --- residual add + norm: LayerNorm where there is a mean, else RMSNorm --------------------------------------- */
-    /* r = residual + branch;  y = (r - m) * rstd * weight;  rstd = 1/sqrt(mean((r - m)^2) + eps).
+    /* r = scale * residual + branch;  y = (r - m) * rstd * weight;  rstd = 1/sqrt(mean((r - m)^2) + eps).
      * m = mean(r) with `mean` (LayerNorm without a bias: the variance is that of all D), else 0 (RMSNorm).
      * out_residual (R,D) real = r, may be the same memory as residual; y (R,D) act =; mean (R) real optional =;
-     * rstd (R) real =; residual (R,D) real; branch (R,D) act optional (absent: r = residual); weight (D) */
+     * rstd (R) real =; residual (R,D) real; scale (D) optional (absent: 1); branch (R,D) act optional (absent: 0);
+     * weight (D) */
     void (*add_norm_forward)(struct device *dev, tensor out_residual, tensor y, tensor mean, tensor rstd, tensor residual,
-                             tensor branch, tensor weight, double eps);
+                             tensor scale, tensor branch, tensor weight, double eps);
     /* With xh = (r - m)*rstd, wdy = weight*dy, c = mean(xh*wdy), b = mean(wdy) with `mean`, else 0:
-     *   dr = (wdy - b - xh*c)*rstd + dnext;  dweight += sum dy*xh.
+     *   dr = (wdy - b - xh*c)*rstd + next_scale * dnext;  dweight += sum dy*xh;  dnext_scale += sum dnext * r.
+     * next_scale is that of the addition above, which read this r as its residual: what a layer's own scale multiplies is
+     * at hand here. next_scale (D) and dnext_scale (D) real: both or neither (then 1), and only with dnext.
      * dresidual (R,D) real = dr (may be the memory of dnext); dbranch (R,D) act = dr rounded, optional (where act is real
      * the caller reads dresidual instead); dnext (R,D) real, the gradient arriving on r from above, optional;
      * residual = the r that forward put out. */
-    void (*add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy, tensor dnext,
-                              tensor residual, tensor mean, tensor rstd, tensor weight, void *scratch);
+    void (*add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dnext_scale,
+                              tensor dy, tensor dnext, tensor residual, tensor mean, tensor rstd, tensor weight,
+                              tensor next_scale, void *scratch);
     size_t (*add_norm_backward_scratch)(int64_t R, int64_t D);
 
     /* --- linear: y = x w^T (+ bias) --------------------------------------------------------------------------- */
@@ -244,19 +248,20 @@ struct ops {
     void (*linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy, tensor x,
                             tensor w);
 
-    /* --- causal depthwise convolution + SiLU ------------------------------------------------------------------ */
-    /* c[t,k] = bias[k] + sum_{w<W} weight[k,w] * x[t-(W-1)+w, k];  y = silu(c). The last tap multiplies the current token;
-     * taps before the row read `initial` (its last row is the token just before), or 0; taps of another document are 0.
+    /* --- causal depthwise convolution, with SiLU or without ----------------------------------------------------- */
+    /* c[t,k] = bias[k] + sum_{w<W} weight[k,w] * x[t-(W-1)+w, k];  y = silu(c), or c without with_silu. The last tap
+     * multiplies the current token; taps before the row read `initial` (its last row is the token just before), or 0; taps of another document are 0.
      * y (B,T,C) strided =; final (B,W-1,C) real optional = the last W-1 inputs of the last document (0 where it is
      * shorter); x (B,T,C) strided; weight (C,W); bias (C); initial (B,W-1,C) optional; doc (B,T) optional. W in 2..8. */
     void (*conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias, tensor initial,
-                         tensor doc);
+                         tensor doc, bool with_silu);
     /* dx (B,T,C) strided =; dinitial (B,W-1,C) optional =; dweight (C,W), dbias (C) real +=; dy strided; dfinal optional */
     void (*conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias, tensor dy,
-                          tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, void *scratch);
+                          tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, bool with_silu,
+                          void *scratch);
     size_t (*conv_backward_scratch)(int64_t B, int64_t T, int64_t C, int64_t W);
     /* One token: y (B,C) strided =; state (B,W-1,C) real is read and shifted; x (B,C) strided */
-    void (*conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias);
+    void (*conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias, bool with_silu);
 
     /* --- SSD step sizes: dt = clamp(softplus(raw + bias), dt_min, dt_max);  a = -exp(A_log) * dt ----------------- */
     /* dt, a (B,T,H) real =; raw (B,T,H) strided; bias, A_log (H). softplus(v) = log1p(exp(v)) for v <= 20, else v. */
@@ -310,12 +315,14 @@ struct ops {
                       tensor b, tensor c, tensor d, tensor z);
 
     /* --- gated RMSNorm: u = y * silu(z), normalised per group of I/groups channels, times weight ------------------ */
-    /* g (R,I) act =; rstd (R,groups) real =; y (R,I); z (R,I) strided; weight (I) */
-    void (*gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight, double eps);
+    /* norm_first: y is normalised, and the result times silu(z) and weight.
+     * g (R,I) act =; rstd (R,groups) real =; y (R,I); z (R,I) strided; weight (I) */
+    void (*gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
+                                  bool norm_first, double eps);
     /* dy (R,I) =; dz (R,I) strided =; dweight (I) real +=; g (R,I) act optional =: forward's again, bit for bit, for who
      * did not keep it; it may lie in dg's memory */
     void (*gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor g, tensor dg, tensor y,
-                                   tensor z, tensor rstd, tensor weight, void *scratch);
+                                   tensor z, tensor rstd, tensor weight, bool norm_first, void *scratch);
     size_t (*gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
     /* --- soft cap: y = cap tanh((x + bias) / cap), or x + bias where cap is 0 ---------------------------------- */

@@ -17,6 +17,8 @@ static const struct architecture *const architectures[] = {&architecture_mamba, 
 #define ARCHITECTURES (sizeof architectures / sizeof *architectures)
 
 static const struct architecture *architecture_of(const struct model_config *mc) {
+    for (int i = 0; i < mc->layer_count; i++)
+        if (mc->layers[i].scaled) return NULL; /* which none of them knows */
     for (size_t i = 0; i < ARCHITECTURES; i++) {
         if (architectures[i]->expresses(mc)) return architectures[i];
     }

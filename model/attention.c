@@ -93,14 +93,11 @@ enum { W_Q, W_K, W_V, W_O, Q_NORM, K_NORM, PROJECTIONS = W_V + 1 }; /* in declar
 
 static void attention_declare(const struct layer *layer, struct params *p, const char *prefix) {
     struct attention_sizes s = sizes_of(layer);
-    bool small = layer->context.small_init;
-    struct init in = small ? mixer_small_init(s.D) : (struct init){INIT_NORMAL, 0.02, 0, 0};
-    struct init out = small ? mixer_wang_init(layer)
-                            : (struct init){INIT_NORMAL, 0.02 * mixer_residual_scale(layer), 0, 0};
-    params_add(p, 2, (int64_t[]){s.HP, s.D}, in, true, false, "%sq_proj.weight", prefix);
-    params_add(p, 2, (int64_t[]){s.GP, s.D}, in, true, false, "%sk_proj.weight", prefix);
-    params_add(p, 2, (int64_t[]){s.GP, s.D}, in, true, false, "%sv_proj.weight", prefix);
-    params_add(p, 2, (int64_t[]){s.D, s.HP}, out, true, false, "%so_proj.weight", prefix);
+    struct init in = {INIT_NORMAL, 0.02, 0, 0}, out = {INIT_NORMAL, 0.02 * mixer_residual_scale(layer), 0, 0};
+    mixer_declare_projection(layer, p, prefix, "q_proj.weight", s.HP, s.D, false, in);
+    mixer_declare_projection(layer, p, prefix, "k_proj.weight", s.GP, s.D, false, in);
+    mixer_declare_projection(layer, p, prefix, "v_proj.weight", s.GP, s.D, false, in);
+    mixer_declare_projection(layer, p, prefix, "o_proj.weight", s.D, s.HP, true, out);
     params_filled(p, PROJECTIONS + 1);
     if (!options_of(layer)->qk_norm) return;
     struct init one = {INIT_CONSTANT, 1, 0, 0};

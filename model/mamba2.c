@@ -243,7 +243,7 @@ static tensor by_head(const struct mixer_call *call, const struct views *v, tens
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     const tensor *w = call->w;
     call->dev->ops->conv_forward(call->dev, v->xbc, final, v->xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                                 initial, call->doc);
+                                 initial, call->doc, true);
 }
 
 static void recur(const struct mixer_call *call, const struct views *v, tensor initial, tensor final, void *work) {
@@ -254,7 +254,7 @@ static void recur(const struct mixer_call *call, const struct views *v, tensor i
 
 static void normalise(const struct mixer_call *call, const struct views *v) {
     call->dev->ops->gated_rmsnorm_forward(call->dev, v->g, v->rstd, v->y, v->z, call->w[NORM],
-                                          call->layer->context.norm_eps);
+                                          false, call->layer->context.norm_eps);
 }
 
 static void mamba2_forward(const struct mixer_call *call) {
@@ -294,7 +294,7 @@ static void project_back(const struct mixer_call *call, const struct views *v, c
     tensor none = tensor_none(), g = again ? d->dg : v->g;
     ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
     ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,
-                                call->w[NORM], d->work);
+                                call->w[NORM], false, d->work);
     ops->linear_backward(call->dev, none, false, call->dw[OUT_PROJ], none, call->dy, g, call->w[OUT_PROJ]);
 }
 
@@ -317,7 +317,7 @@ static void mamba2_backward(const struct mixer_call *call) {
                          o->dt_limit_min, dt_limit(o), d.work);
     ops->conv_backward(call->dev, d.dxbc_in, tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], d.dxbc,
                        tensor_none(), v.xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
-                       call->doc, d.work);
+                       call->doc, true, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), d.dzxbcdt, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }
@@ -337,7 +337,7 @@ static void mamba2_step(const struct mixer_call *call) {
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
     ops->conv_step(call->dev, tensor_join_first(v.xbc), state[STATE_CONV], tensor_join_first(v.xbc_in),
-                   mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS]);
+                   mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], true);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     ops->ssd_step(call->dev, y, state[STATE_SSD], tensor_join_first(v.x), dt, a, tensor_join_first(v.b),
                   tensor_join_first(v.c), w[SKIP]);

@@ -6,10 +6,12 @@
 
 static const struct mixer *const mixers[] = {
     &mixer_mamba, &mixer_mamba2, &mixer_mlstm, &mixer_mlstm_preup, &mixer_slstm, &mixer_attention, &mixer_rat,
+    &mixer_pararnn,
 };
 
 /* The choices of `mixer =`, in the order of the table. */
-const char *const mixer_names[] = {"mamba", "mamba2", "mlstm", "mlstm_preup", "slstm", "attention", "rat", NULL};
+const char *const mixer_names[] = {"mamba",     "mamba2", "mlstm",   "mlstm_preup", "slstm",
+                                   "attention", "rat",    "pararnn", NULL};
 
 const struct mixer *mixer_find(const char *name) {
     for (size_t i = 0; i < sizeof mixers / sizeof *mixers; i++)

@@ -18,12 +18,15 @@
 #include "kernels/device.h"
 #include "model/params.h"
 
+/* model.init */
+enum model_start { MODEL_INIT_DEFAULT = 0, MODEL_INIT_SMALL, MODEL_INIT_OPEN_LM };
+
 /* What a mixer may know of the model around it. */
 struct layer_context {
     int64_t d_model;
     int64_t blocks; /* number of blocks: scales the initialisation of output projections */
     double norm_eps;
-    bool small_init; /* model.init = small, for layers that leave their initialisation to the model */
+    int init; /* enum model_start, for layers that leave their initialisation to the model */
 };
 
 struct mixer;
@@ -52,6 +55,8 @@ struct layer {
     int span; /* RECOMPUTE_LAYER: the stream is kept before the layer that is so many before this one; else 0 */
     struct layer_context context;
     int norm;          /* table index of the pre-norm weight */
+    bool scaled;       /* the stream is multiplied by a vector when the layer's output is added to it, */
+    int scale;         /* which has this table index; -1: it is not */
     int solver;        /* its number among the model's layers whose mixers have a solver; -1: it has none */
     int first, params; /* the mixer's own tensors: table indices first .. first+params-1, in declare order */
 };
@@ -136,6 +141,7 @@ extern const struct mixer mixer_mlstm_preup;
 extern const struct mixer mixer_slstm;
 extern const struct mixer mixer_attention;
 extern const struct mixer mixer_rat;
+extern const struct mixer mixer_pararnn;
 extern const struct mixer mixer_mlp; /* every `mlp =` but none */
 
 #endif

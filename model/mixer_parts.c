@@ -15,9 +15,13 @@ void mixer_state_views(const struct mixer_call *call, const void *memory, tensor
 
 void mixer_declare_linear(struct params *p, const char *prefix, const char *name, int64_t outputs, int64_t inputs,
                           double scale) {
+    params_add(p, 2, (int64_t[]){outputs, inputs}, mixer_uniform_init(inputs, scale), true, false, "%s%s", prefix,
+               name);
+}
+
+struct init mixer_uniform_init(int64_t inputs, double scale) {
     double bound = scale / sqrt((double)inputs);
-    params_add(p, 2, (int64_t[]){outputs, inputs}, (struct init){INIT_UNIFORM, -bound, bound, 0}, true, false, "%s%s",
-               prefix, name);
+    return (struct init){INIT_UNIFORM, -bound, bound, 0};
 }
 
 double mixer_residual_scale(const struct layer *layer) {
@@ -31,6 +35,26 @@ struct init mixer_small_init(int64_t d_model) {
 struct init mixer_wang_init(const struct layer *layer) {
     double deviation = 2 / ((double)layer->context.blocks * sqrt((double)layer->context.d_model));
     return (struct init){INIT_NORMAL, deviation, 0, 0};
+}
+
+struct init mixer_open_lm_init(int64_t inputs) {
+    double deviation = 1 / sqrt((double)inputs);
+    return (struct init){INIT_TRUNCATED, deviation, 3 * deviation, 0};
+}
+
+struct init mixer_open_lm_residual_init(const struct layer *layer, int64_t inputs) {
+    double deviation = 1 / sqrt((double)inputs) / sqrt(2 * (double)(layer->block + 1));
+    return (struct init){INIT_TRUNCATED, deviation, 3 * deviation, 0};
+}
+
+void mixer_declare_projection(const struct layer *layer, struct params *p, const char *prefix, const char *name,
+                              int64_t outputs, int64_t inputs, bool residual, struct init usual) {
+    struct init init = usual;
+    if (layer->context.init == MODEL_INIT_SMALL)
+        init = residual ? mixer_wang_init(layer) : mixer_small_init(layer->context.d_model);
+    if (layer->context.init == MODEL_INIT_OPEN_LM)
+        init = residual ? mixer_open_lm_residual_init(layer, inputs) : mixer_open_lm_init(inputs);
+    params_add(p, 2, (int64_t[]){outputs, inputs}, init, true, false, "%s%s", prefix, name);
 }
 
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps) {

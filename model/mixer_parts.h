@@ -27,6 +27,16 @@ double mixer_residual_scale(const struct layer *layer);
  * 2/(blocks sqrt(d_model)) where the projection ends in the residual stream. */
 struct init mixer_small_init(int64_t d_model);
 struct init mixer_wang_init(const struct layer *layer);
+/* The same two as open_lm and DCLM draw them: normal within three deviations, of deviation 1/sqrt(inputs), and less by
+ * sqrt(2 (block + 1)) where the projection ends in the residual stream. */
+struct init mixer_open_lm_init(int64_t inputs);
+struct init mixer_open_lm_residual_init(const struct layer *layer, int64_t inputs);
+/* What model.init says of a projection `prefix``name` that reads the stream or, `residual`, ends in it; `usual` is what
+ * the default says. Decayed. */
+void mixer_declare_projection(const struct layer *layer, struct params *p, const char *prefix, const char *name,
+                              int64_t outputs, int64_t inputs, bool residual, struct init usual);
+/* The usual one of mixer_declare_linear. */
+struct init mixer_uniform_init(int64_t inputs, double scale);
 /* conv1d.weight (channels, 1, taps) and conv1d.bias (channels), as PyTorch draws them. */
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps);
 /* Such a weight, or its gradient, as the operation wants it: (channels, taps). */

@@ -51,16 +51,10 @@ static int mlp_check(void *options, const struct layer_context *context, const c
 static void mlp_declare(const struct layer *layer, struct params *p, const char *prefix) {
     const struct mlp_options *o = options_of(layer);
     int64_t D = layer->context.d_model, F = o->width;
-    if (!layer->context.small_init) {
-        if (mlp_gated(o)) mixer_declare_linear(p, prefix, "gate.weight", F, D, 1);
-        mixer_declare_linear(p, prefix, "up.weight", F, D, 1);
-        mixer_declare_linear(p, prefix, "down.weight", D, F, mixer_residual_scale(layer));
-    } else {
-        struct init small = mixer_small_init(D);
-        if (mlp_gated(o)) params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sgate.weight", prefix);
-        params_add(p, 2, (int64_t[]){F, D}, small, true, false, "%sup.weight", prefix);
-        params_add(p, 2, (int64_t[]){D, F}, mixer_wang_init(layer), true, false, "%sdown.weight", prefix);
-    }
+    struct init in = mixer_uniform_init(D, 1), out = mixer_uniform_init(F, mixer_residual_scale(layer));
+    if (mlp_gated(o)) mixer_declare_projection(layer, p, prefix, "gate.weight", F, D, false, in);
+    mixer_declare_projection(layer, p, prefix, "up.weight", F, D, false, in);
+    mixer_declare_projection(layer, p, prefix, "down.weight", D, F, true, out);
     params_filled(p, mlp_gated(o) ? 3 : 2);
 }
 

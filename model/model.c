@@ -423,6 +423,13 @@ static tensor statistic(const struct model *m, void *place, int64_t R) {
     return tensor_1d(place, m->ops->real, R);
 }
 
+/* What the stream before layer i is multiplied by when the layer's output is added, or that of another array of tensors
+ * in the place of the weights'. */
+static tensor scale_of(const struct model *m, const tensor *w, int i) {
+    bool scaled = i >= 0 && i < m->mc->layer_count && m->mc->layers[i].scale >= 0;
+    return scaled ? w[m->mc->layers[i].scale] : tensor_none();
+}
+
 /* The norm before layer i: adds what the layer before put out, and leaves the stream and its norm in layer i's places.
  */
 static void enter_layer(struct model *m, int i, int64_t R) {
@@ -432,8 +439,8 @@ static void enter_layer(struct model *m, int i, int64_t R) {
     tensor residual = matrix(before->residual, m->ops->real, R, m);
     tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
     m->ops->add_norm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
-                             statistic(m, l->mean, R), statistic(m, l->rstd, R), residual, branch, m->w[norm],
-                             m->mc->options.norm_eps);
+                             statistic(m, l->mean, R), statistic(m, l->rstd, R), residual, scale_of(m, m->w, i - 1), branch,
+                             m->w[norm], m->mc->options.norm_eps);
 }
 
 static void embed(struct model *m, int64_t R) {
@@ -480,8 +487,8 @@ static void enter_again(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
     tensor residual = matrix(l->residual, m->ops->real, R, m);
     m->ops->add_norm_forward(m->dev, residual, matrix(l->normed, m->ops->act, R, m), statistic(m, l->mean, R),
-                             statistic(m, l->rstd, R), residual, tensor_none(), m->w[m->mc->layers[i].norm],
-                             m->mc->options.norm_eps);
+                             statistic(m, l->rstd, R), residual, tensor_none(), tensor_none(),
+                             m->w[m->mc->layers[i].norm], m->mc->options.norm_eps);
 }
 
 /* Layer i once more, from its normed input. */
@@ -573,7 +580,8 @@ void model_begin_grads(struct model *m) {
 }
 
 /* Back through the norm before layer i: dnormed is the gradient at its output; dresidual, the stream's gradient from
- * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. */
+ * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. On its way it
+ * passes the layer's scale, whose gradient needs the same two arrays. */
 static void leave_layer(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
     arena *scratch = &m->areas[AREA_SCRATCH];
@@ -583,9 +591,10 @@ static void leave_layer(struct model *m, int i, int64_t R) {
     tensor dresidual = matrix(m->at.dresidual, m->ops->real, R, m);
     tensor dbranch = m->at.dbranch && i > 0 ? matrix(m->at.dbranch, m->ops->act, R, m) : tensor_none();
     void *work = arena_take(scratch, m->ops->add_norm_backward_scratch(R, m->mc->options.d_model));
-    m->ops->add_norm_backward(m->dev, dresidual, dbranch, m->dw[norm], matrix(m->at.dnormed, m->ops->act, R, m),
-                              top ? tensor_none() : dresidual, matrix(l->residual, m->ops->real, R, m),
-                              statistic(m, l->mean, R), statistic(m, l->rstd, R), m->w[norm], work);
+    m->ops->add_norm_backward(m->dev, dresidual, dbranch, m->dw[norm], scale_of(m, m->dw, i),
+                              matrix(m->at.dnormed, m->ops->act, R, m), top ? tensor_none() : dresidual,
+                              matrix(l->residual, m->ops->real, R, m), statistic(m, l->mean, R),
+                              statistic(m, l->rstd, R), m->w[norm], scale_of(m, m->w, i), work);
     arena_rewind(scratch, mark);
 }
 

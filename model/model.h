@@ -1,6 +1,7 @@
 /* model.h: the language model: embedding, layers, final norm, head; forward, loss, backward, decode.
  *
- *   r = E[token];   for each layer i: (r += out of layer i-1), a = norm_i(r), out = mixer_i(a);
+ *   r = E[token];   for each layer i: (r = s_i-1 r + out of layer i-1), a = norm_i(r), out = mixer_i(a);   s_i is 1, or a
+ *   vector of weights;
  *   f = norm_f(r + out);   logits = f W^T, W = E if tied, or c tanh(f W^T / c) with a cap c.
  * A block is a mixer layer and, if the config says so, an MLP layer. Source: arXiv 2312.00752 and 2405.21060;
  * docs/mamba2.md.
@@ -15,10 +16,9 @@
 
 /* --- configuration -------------------------------------------------------------------------------------------------
  * [model] d_model, vocab_size (0 = the tokenizer's), pad_vocab_to, tie_embeddings, norm, norm_eps, logit_cap, init,
- * pattern ("m*24", "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp, recompute, and the keys of both. */
+ * pattern ("m*24", "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp, recompute, residual_scale, and the keys of both. */
 #define MODEL_FLOPS_MAX (2 * LIMIT_BLOCK_KINDS + 1)
 enum model_norm { MODEL_NORM_RMS = 0, MODEL_NORM_LAYER };
-enum model_start { MODEL_INIT_DEFAULT = 0, MODEL_INIT_SMALL };
 struct model_options {
     int64_t d_model, vocab_size, pad_vocab_to;
     bool tie_embeddings;
@@ -36,6 +36,7 @@ struct block_options {
     int mixer; /* index into mixer_names */
     int mlp;   /* enum mlp_kind: model/mlp.h */
     int recompute; /* enum recompute */
+    bool residual_scale;
 };
 
 /* A [block.NAME] section; all blocks of that name share its options. */

@@ -20,7 +20,7 @@ _Static_assert(sizeof(((struct block_kind *)0)->name) == PATTERN_NAME, "a block'
 #define FIELD(type, name) offsetof(struct type, name)
 
 static const char *const norm_names[] = {"rms", "layer", NULL};
-static const char *const init_names[] = {"default", "small", NULL};
+static const char *const init_names[] = {"default", "small", "open_lm", NULL};
 
 const struct option model_options_table[] = {
     {"d_model", OPTION_INT, FIELD(model_options, d_model), NULL, 1, 65536, "", "Width D of the residual stream.", NULL},
@@ -39,8 +39,9 @@ const struct option model_options_table[] = {
      "Logits u become cap tanh(u / cap), in training and everywhere else; 0 = they stay as they are.", NULL},
     {"init", OPTION_CHOICE, FIELD(model_options, init), "default", 0, 0, "",
      "Initial values of embedding, head and MLPs. default: as Mamba's code draws them; small: as xLSTM's, normal with "
-     "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections. Mixers "
-     "have rules of their own.", init_names},
+     "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections; open_lm: "
+     "as open_lm's and DCLM's, normal within three standard deviations of 1 / sqrt(inputs), last projections divided by "
+     "sqrt(2 (block + 1)). Attention and ParaRNN follow it, too; other mixers have rules of their own.", init_names},
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
@@ -59,6 +60,9 @@ const struct option block_options_table[] = {
      "What backward computes a second time, to save memory: light: what elementwise operations made (norms, "
      "convolution, gates); scan: the recurrence, too; layer: everything but the residual stream. The results are the "
      "same, bit for bit.", recompute_names},
+    {"residual_scale", OPTION_BOOL, FIELD(block_options, residual_scale), "false", 0, 0, "",
+     "Whether the residual stream is multiplied by a vector of weights, which starts as 1, when the mixer's output is "
+     "added to it; an MLP's output is added to the stream as it is.", NULL},
     {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
 };
 
@@ -158,6 +162,10 @@ static void declare_layer(struct model_config *mc, struct layer *layer) {
     char prefix[64];
     layer->norm = params_add(p, 1, &mc->options.d_model, one, false, true, "backbone.layers.%d.%s.weight", layer->block,
                              layer->is_mlp ? "norm2" : "norm");
+    layer->scale = -1;
+    if (layer->scaled)
+        layer->scale = params_add(p, 1, &mc->options.d_model, one, false, true, "backbone.layers.%d.residual_scale",
+                                  layer->block);
     snprintf(prefix, sizeof prefix, "backbone.layers.%d.%s.", layer->block, layer->is_mlp ? "mlp" : "mixer");
     layer->first = p->count;
     layer->mixer->declare(layer, p, prefix);
@@ -181,6 +189,7 @@ static void declare_model(struct model_config *mc) {
     double bound = 1 / sqrt((double)shape[1]);
     struct init embedding = {INIT_NORMAL, 0.02, 0, 0}, head = {INIT_UNIFORM, -bound, bound, 0};
     if (mc->options.init == MODEL_INIT_SMALL) embedding = head = mixer_small_init(shape[1]);
+    if (mc->options.init == MODEL_INIT_OPEN_LM) embedding = head = mixer_open_lm_init(shape[1]);
     mc->embedding = params_add(p, 2, shape, embedding, false, false, "backbone.embeddings.weight");
     if (mc->options.tie_embeddings) params_filled(p, 1); /* by the head; the lookup's gradient is added to that */
     for (int i = 0; i < mc->layer_count; i++) {
@@ -209,6 +218,7 @@ static int list_layers(struct model_config *mc, const struct pattern *p, const s
                               .block = b,
                               .block_name = kind->name,
                               .recompute = (enum recompute)kind->options.recompute,
+                              .scaled = kind->options.residual_scale,
                               .context = *context};
         layer.solver = kind->mixer->solver ? mc->solver_count++ : -1;
         mc->layers[mc->layer_count++] = layer;
@@ -217,6 +227,7 @@ static int list_layers(struct model_config *mc, const struct pattern *p, const s
         layer.solver = -1;
         layer.options = kind->mlp_options;
         layer.is_mlp = true;
+        layer.scaled = false;
         mc->layers[mc->layer_count++] = layer;
     }
     return 0;
@@ -237,7 +248,7 @@ static int bind_all(struct model_config *mc, config *c, int64_t tokenizer_vocab,
     struct layer_context context = {.d_model = mc->options.d_model,
                                     .blocks = mc->blocks,
                                     .norm_eps = mc->options.norm_eps,
-                                    .small_init = mc->options.init == MODEL_INIT_SMALL};
+                                    .init = mc->options.init};
     mc->kinds = allocate((size_t)p.name_count, sizeof *mc->kinds, err);
     if (!mc->kinds) return -1;
     for (int k = 0; k < p.name_count; k++) {

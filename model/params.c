@@ -80,6 +80,10 @@ void params_filled(struct params *p, int count) {
     for (int i = p->count - 1; i >= 0 && i >= p->count - count; i--) p->list[i].filled = true;
 }
 
+void params_clamp(struct params *p, double limit) {
+    if (p->count > 0) p->list[p->count - 1].clamp = limit;
+}
+
 void params_next_bucket(struct params *p) {
     if (p->bucket_count > 0 && p->buckets[p->bucket_count - 1].params == 0)
         return; /* an empty one is started already */
@@ -173,10 +177,22 @@ static double inverse_softplus(double dt) {
     return dt + log(-expm1(-dt));
 }
 
+/* The draws of an element lie 2^48 apart, which is more than the elements of any tensor. One in 370 is drawn again at
+ * three deviations; the last draw of a hopeless interval is cut off. */
+static double truncated_normal(double deviation, double bound, rng_key key, uint64_t element) {
+    double value = 0;
+    for (uint64_t attempt = 0; attempt < 256; attempt++) {
+        value = deviation * rng_normal(key, element + (attempt << 48));
+        if (fabs(value) <= bound) return value;
+    }
+    return fmin(fmax(value, -bound), bound);
+}
+
 static double initial_value(struct init init, rng_key key, uint64_t element) {
     switch (init.kind) {
     case INIT_CONSTANT: return init.a;
     case INIT_NORMAL: return init.a * rng_normal(key, element);
+    case INIT_TRUNCATED: return truncated_normal(init.a, init.b, key, element);
     case INIT_UNIFORM: return init.a + (init.b - init.a) * rng_uniform(key, element);
     case INIT_LOG_UNIFORM: return log(init.a + (init.b - init.a) * rng_uniform(key, element));
     case INIT_LOG_COUNT: return log((double)(element % (uint64_t)init.a + 1));
@@ -184,6 +200,7 @@ static double initial_value(struct init init, rng_key key, uint64_t element) {
         return inverse_softplus(
             fmax(exp(log(init.a) + (log(init.b) - log(init.a)) * rng_uniform(key, element)), init.c));
     case INIT_LINSPACE: return between(init.a, init.b, element % (uint64_t)init.c, (uint64_t)init.c);
+    case INIT_FIRST_ROW: return element < (uint64_t)init.c ? between(init.a, init.b, element, (uint64_t)init.c) : 0;
     case INIT_SLSTM_BIAS:
         if (element / (uint64_t)init.b != 1) return 0;
         return 5 - 12 * pow(between(0, 1, element % (uint64_t)init.c, (uint64_t)init.c), init.a);
@@ -197,11 +214,13 @@ void params_initial_part(const struct params *p, int index, uint64_t seed, int64
     ASSERT(index >= 0 && index < p->count && from >= 0 && count >= 0 && from <= p->list[index].count - count);
     ASSERT(dtype == DTYPE_F32 || dtype == DTYPE_F64);
     struct init init = p->list[index].init;
+    double clamp = p->list[index].clamp;
     rng_key key = {.seed = seed, .purpose = RNG_INIT, .stream = (uint32_t)index};
     /* Each value is a function of its number alone, so threads don't change it. */
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i++) {
         double value = initial_value(init, key, (uint64_t)(from + i));
+        if (clamp > 0) value = fmin(fmax(value, -clamp), clamp);
         if (dtype == DTYPE_F32)
             ((float *)values)[i] = (float)value;
         else

@@ -29,11 +29,13 @@
 enum init_kind {
     INIT_CONSTANT,    /* a */
     INIT_NORMAL,      /* mean 0, standard deviation a */
+    INIT_TRUNCATED,   /* INIT_NORMAL, drawn again until it lies within [-b, b] */
     INIT_UNIFORM,     /* [a, b) */
     INIT_LOG_UNIFORM, /* ln of Uniform[a, b): Mamba-2's A_log */
     INIT_LOG_COUNT,   /* ln of 1, 2, ..., a, over and over: Mamba's A_log, each row */
     INIT_DT_BIAS,     /* inverse softplus of max(exp(Uniform[ln a, ln b)), c) */
     INIT_LINSPACE,    /* c values evenly from a to b, both included; c = 1: a */
+    INIT_FIRST_ROW,   /* c values evenly from a to b in the first row, as INIT_LINSPACE, and 0 in the others */
     INIT_SLSTM_BIAS,  /* sLSTM's (4, b): in row f, the second, 5 - 12 (j / (c-1))^a for j = 0 .. c-1, over and over */
 };
 struct init {
@@ -49,6 +51,7 @@ struct param {
     bool decay;     /* weight decay applies under the table's policy: 2-D projections and conv weights only */
     bool head;      /* the head's matrix, where it is not the embedding's; `decay` is false for it */
     bool keep_real; /* stays f32 where compute weights are bf16: A_log, D, dt_bias, norms, conv */
+    double clamp;   /* after every step, and from the start, weights are kept within [-clamp, clamp]; 0 = as they are */
     bool filled;    /* one product gives its gradient, in every backward pass: params_filled */
     int bucket;
     int64_t count;  /* elements */
@@ -94,6 +97,8 @@ int params_add(struct params *p, int ndim, const int64_t *dim, struct init init,
 /* The `count` tensors added last have gradients that a single linear_backward or head_loss adds to, before anything else
  * does and to all of it: the first micro-batch of a step need not find zeros there. */
 void params_filled(struct params *p, int count);
+/* The tensor added last is kept within [-limit, limit]; 0: not at all. */
+void params_clamp(struct params *p, double limit);
 /* Start a new bucket: the tensors added from now on belong to it. */
 void params_next_bucket(struct params *p);
 /* Fix offsets for this many ranks; `rounds`: products read weights rounded, so that there are two kinds of part. Called

@@ -185,7 +185,8 @@ static tensor by_token(const struct mixer_call *call, tensor rows) {
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     call->dev->ops->conv_forward(call->dev, by_token(call, v->u), final, by_token(call, call->x),
-                                 mixer_conv_weight(call->w[CONV_WEIGHT]), call->w[CONV_BIAS], initial, call->doc);
+                                 mixer_conv_weight(call->w[CONV_WEIGHT]), call->w[CONV_BIAS], initial, call->doc,
+                                 true);
 }
 
 /* What gate g reads. */
@@ -245,7 +246,7 @@ static void gates_backward(const struct mixer_call *call, const struct views *v,
         if (through && g == F_WEIGHT)
             ops->conv_backward(call->dev, by_token(call, call->dx), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
                                dw[CONV_BIAS], by_token(call, d->du), tensor_none(), by_token(call, call->x),
-                               mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, d->work);
+                               mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true, d->work);
     }
 }
 
@@ -282,7 +283,8 @@ static void slstm_step(const struct mixer_call *call) {
     void *work = carve_forward_work(call->layer, ops, call->B, 1, call->scratch);
 
     if (convolves(call))
-        ops->conv_step(call->dev, v.u, state[STATE_CONV], call->x, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS]);
+        ops->conv_step(call->dev, v.u, state[STATE_CONV], call->x, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
+                       true);
     make_gates(call, &v);
     ops->slstm_step(call->dev, v.y, state[STATE_SLSTM], v.x, w[RECURRENT], w[BIAS], work);
     normalise(call, &v);

@@ -114,7 +114,8 @@ static void run(struct golden *g, const struct problem *p, struct memory *v) {
     const struct rat_state nothing = {none, none, none, none};
     struct columns c = cut(p, v->projected), dc = cut(p, v->dprojected);
     tensor y = heads(p, v->rat, 0, p->s.H), dy = heads(p, v->drat, 0, p->s.H);
-    ops->add_norm_forward(g->dev, in[X], v->normed, none, row_of(v->rstd), in[X], none, row_of(in[INPUT_NORM]), EPS);
+    ops->add_norm_forward(g->dev, in[X], v->normed, none, row_of(v->rstd), in[X], none, none,
+                          row_of(in[INPUT_NORM]), EPS);
     ops->linear_forward(g->dev, v->projected, v->normed, in[IN_PROJ], none);
     ops->rat_forward(g->dev, y, nothing, v->saved, c.z, c.v, c.g, row_of(in[GATE_BIAS]), c.q, c.k, none, nothing, p->s.Q,
                      BASE, v->work);
@@ -124,8 +125,8 @@ static void run(struct golden *g, const struct problem *p, struct memory *v) {
     ops->rat_backward(g->dev, dc.z, dc.v, dc.g, row_of(d[GATE_BIAS]), dc.q, dc.k, dy, v->saved, c.z, c.v, c.g,
                       row_of(in[GATE_BIAS]), c.q, c.k, none, nothing, p->s.Q, BASE, v->work);
     ops->linear_backward(g->dev, v->dnormed, false, d[IN_PROJ], none, v->dprojected, v->normed, in[IN_PROJ]);
-    ops->add_norm_backward(g->dev, d[X], none, row_of(d[INPUT_NORM]), v->dnormed, in[DY], in[X], none, row_of(v->rstd),
-                           row_of(in[INPUT_NORM]), v->work);
+    ops->add_norm_backward(g->dev, d[X], none, row_of(d[INPUT_NORM]), none, v->dnormed, in[DY], in[X], none,
+                           row_of(v->rstd), row_of(in[INPUT_NORM]), none, v->work);
 }
 
 /* The stream is x and what the layer adds to it. */

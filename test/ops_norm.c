@@ -46,13 +46,13 @@ static void add_norm_declare(struct run *r) {
 
 static void add_norm_forward(struct run *r) {
     r->ops->add_norm_forward(r->dev, value(r, "r"), value(r, "y"), value(r, "mean"), value(r, "rstd"),
-                             value(r, "residual"), value(r, "branch"), value(r, "weight"), norm_eps(r));
+                             value(r, "residual"), tensor_none(), value(r, "branch"), value(r, "weight"), norm_eps(r));
 }
 
 static void add_norm_backward(struct run *r) {
     r->ops->add_norm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
-                              gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "mean"), value(r, "rstd"),
-                              value(r, "weight"), r->scratch);
+                              tensor_none(), gradient(r, "y"), gradient(r, "r"), value(r, "r"), value(r, "mean"),
+                              value(r, "rstd"), value(r, "weight"), tensor_none(), r->scratch);
 }
 
 static void add_norm_flops(struct run *r, double *forward, double *backward) {
@@ -110,6 +110,74 @@ static const struct op_row add_norm = {
                                                {NULL, NULL}},
 };
 
+/* --- scaled residual + add + norm --------------------------------------------------------------------------------- */
+
+/* Backward's scale is that of the addition above the one whose norm it goes through, so forward makes both: the sum and
+ * its norm, then the next sum, scale * r + 0, whose own norm nothing reads. */
+static void scaled_norm_declare(struct run *r) {
+    int64_t R = param(r, "R"), D = param(r, "D");
+    add_norm_declare(r);
+    operand_find(r, "r")->no_gradient = true;
+    struct operand *o = output(r, "next", DIMS(R, D));
+    o->type = OPERAND_REAL;
+    o = statistic(r, "next_rstd", DIMS(R));
+    set_terms(o, D, 1);
+    o = output(r, "next_y", DIMS(R, D));
+    o->no_gradient = true;
+    set_terms(o, D, 1);
+    o = parameter(r, "scale", DIMS(D));
+    o->mean = 1;
+    o->spread = 0.5;
+    set_terms(o, 1, R);
+}
+
+static void scaled_norm_forward(struct run *r) {
+    add_norm_forward(r);
+    r->ops->add_norm_forward(r->dev, value(r, "next"), value(r, "next_y"), tensor_none(), value(r, "next_rstd"),
+                             value(r, "r"), value(r, "scale"), tensor_none(), value(r, "weight"), norm_eps(r));
+}
+
+static void scaled_norm_backward(struct run *r) {
+    r->ops->add_norm_backward(r->dev, gradient(r, "residual"), gradient(r, "branch"), gradient(r, "weight"),
+                              gradient(r, "scale"), gradient(r, "y"), gradient(r, "next"), value(r, "r"),
+                              value(r, "mean"), value(r, "rstd"), value(r, "weight"), value(r, "scale"), r->scratch);
+}
+
+/* A scale of 1 changes no bit. */
+static void scaled_norm_by_one(struct run *r) {
+    struct run one;
+    struct operand *next = operand_find(r, "next"), *sum = operand_find(r, "r");
+    run_open_like(&one, r, "");
+    double *scale = operand_find(&one, "scale")->values;
+    for (int64_t i = 0; i < param(r, "D"); i++) scale[i] = 1;
+    run_forward(&one);
+    op_expect(r, memcmp(operand_find(&one, "next")->values, sum->values, (size_t)sum->count * sizeof(double)) == 0,
+              "next differs from r with a scale of 1");
+    run_close(&one);
+    scale = operand_find(r, "scale")->values;
+    double *want = malloc((size_t)(next->count + 1) * sizeof(double));
+    ASSERT(want != NULL);
+    for (int64_t i = 0; i < next->count; i++) want[i] = sum->values[i] * scale[i % param(r, "D")];
+    op_compare(r, "next", next->values, want, next->count, 1);
+    free(want);
+}
+
+static const struct op_row scaled_norm = {
+    .name = "scaled_norm",
+    .parameters = "R=3 D=8 layer=0 branch=1 dbranch=1 dnext=1 inplace=0 eps=10",
+    .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 D=7,16 layer=0,1 branch=0,1"},
+                                       {OP_TEST, "R=0 D=4 layer=0,1"},
+                                       {OP_TEST, "R=5,67 D=13,257 layer=0,1 dbranch=0,1"},
+                                       {OP_TEST, "R=37 D=64,768,1028,2560,4096,8192 layer=0,1"},
+                                       {OP_TEST, "R=1700 D=64,67 layer=0,1"},
+                                       {0, NULL}},
+    .declare = scaled_norm_declare,
+    .forward = scaled_norm_forward,
+    .backward = scaled_norm_backward,
+    .identities = (const struct op_identity[]){{"a scale of 1 = none, and scaled is times scale", scaled_norm_by_one},
+                                               {NULL, NULL}},
+};
+
 /* --- gated RMSNorm ------------------------------------------------------------------------------------------------ */
 
 static void gated_rmsnorm_declare(struct run *r) {
@@ -126,7 +194,7 @@ static void gated_rmsnorm_declare(struct run *r) {
     o = parameter(r, "weight", DIMS(I));
     o->mean = 1;
     o->spread = 0.3;
-    set_terms(o, 1, R);
+    set_terms(o, 1, R + param(r, "n") / 16); /* the statistics are sums that a group's elements share */
     if (param(r, "again")) { /* backward's own g, as the gradient of an input that nothing reads; 2: where dg lies */
         o = input(r, "again", DIMS(R, I));
         set_terms(o, 1, param(r, "n"));
@@ -137,14 +205,14 @@ static void gated_rmsnorm_declare(struct run *r) {
 
 static void gated_rmsnorm_forward(struct run *r) {
     r->ops->gated_rmsnorm_forward(r->dev, value(r, "g"), value(r, "rstd"), value(r, "y"), value(r, "z"),
-                                  value(r, "weight"), norm_eps(r));
+                                  value(r, "weight"), param(r, "first") != 0, norm_eps(r));
 }
 
 static void gated_rmsnorm_backward(struct run *r) {
     tensor again = param(r, "again") ? gradient(r, "again") : tensor_none();
     r->ops->gated_rmsnorm_backward(r->dev, gradient(r, "y"), gradient(r, "z"), gradient(r, "weight"), again,
                                    gradient(r, "g"), value(r, "y"), value(r, "z"), value(r, "rstd"),
-                                   value(r, "weight"), r->scratch);
+                                   value(r, "weight"), param(r, "first") != 0, r->scratch);
 }
 
 static void gated_rmsnorm_flops(struct run *r, double *forward, double *backward) {
@@ -209,7 +277,7 @@ static void gated_rmsnorm_g_again(struct run *r) {
 
 static const struct op_row gated_rmsnorm = {
     .name = "gated_rmsnorm",
-    .parameters = "R=3 n=8 groups=1 eps=10 strided=0 again=0",
+    .parameters = "R=3 n=8 groups=1 eps=10 strided=0 again=0 first=0",
     .cases = (const struct op_cases[]){{OP_TEST | OP_GRAD, "R=1,2,17 n=7,16 groups=1,2,4 eps=300000 strided=0,1"},
                                        {OP_TEST | OP_GRAD, "R=1,17 n=1,2 groups=1,2,4 eps=10000000"},
                                        {OP_TEST, "R=0 n=4"},
@@ -220,6 +288,9 @@ static const struct op_row gated_rmsnorm = {
                                        {OP_TEST, "R=1700 n=64,67"},
                                        {OP_TEST, "R=601 n=1544"},
                                        {OP_TEST, "R=2,37 n=7,64,1544 groups=1,2 strided=0,1 again=1,2"},
+                                       {OP_TEST | OP_GRAD, "R=1,17 n=7,16 groups=1,2 eps=300000 strided=0,1 first=1"},
+                                       {OP_TEST, "R=37 n=67,768,2568 groups=1,2 first=1"},
+                                       {OP_TEST, "R=2,37 n=7,64,1544 strided=0,1 again=1,2 first=1"},
                                        {OP_PERF, "R=4096 n=1536 strided=1"},
                                        {OP_PERF, "R=4096 n=640 groups=8 strided=1"},
                                        {0, NULL}},
@@ -341,4 +412,4 @@ static const struct op_row head_norm = {
                                                {NULL, NULL}},
 };
 
-const struct op_row *const ops_norm_rows[] = {&add_norm, &gated_rmsnorm, &head_norm, NULL};
+const struct op_row *const ops_norm_rows[] = {&add_norm, &scaled_norm, &gated_rmsnorm, &head_norm, NULL};

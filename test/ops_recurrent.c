@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- causal convolution + SiLU ------------------------------------------------------------------------------------ */
+/* --- causal convolution, with SiLU or without --------------------------------------------------------------------- */
 
 static void conv_declare(struct run *r) {
     int64_t B = param(r, "B"), T = param(r, "T"), C = param(r, "C"), W = param(r, "W");
@@ -26,13 +26,13 @@ static void conv_declare(struct run *r) {
 
 static void conv_forward(struct run *r) {
     r->ops->conv_forward(r->dev, value(r, "y"), value(r, "final"), value(r, "x"), value(r, "weight"), value(r, "bias"),
-                         value(r, "initial"), value(r, "doc"));
+                         value(r, "initial"), value(r, "doc"), param(r, "silu") != 0);
 }
 
 static void conv_backward(struct run *r) {
     r->ops->conv_backward(r->dev, gradient(r, "x"), gradient(r, "initial"), gradient(r, "weight"), gradient(r, "bias"),
                           gradient(r, "y"), gradient(r, "final"), value(r, "x"), value(r, "weight"), value(r, "bias"),
-                          value(r, "initial"), value(r, "doc"), r->scratch);
+                          value(r, "initial"), value(r, "doc"), param(r, "silu") != 0, r->scratch);
 }
 
 static void conv_step_declare(struct run *r) {
@@ -47,13 +47,15 @@ static void conv_step_declare(struct run *r) {
 }
 
 static void conv_step_forward(struct run *r) {
-    r->ops->conv_step(r->dev, value(r, "y"), value(r, "state"), value(r, "x"), value(r, "weight"), value(r, "bias"));
+    r->ops->conv_step(r->dev, value(r, "y"), value(r, "state"), value(r, "x"), value(r, "weight"), value(r, "bias"),
+                      param(r, "silu") != 0);
 }
 
 static const struct op_row conv_step = {
     .name = "conv_step",
-    .parameters = "B=2 C=5 W=4 strided=0",
+    .parameters = "B=2 C=5 W=4 strided=0 silu=1",
     .cases = (const struct op_cases[]){{OP_TEST, "B=1,3 C=1,7,64,130 W=2,3,4,8 strided=0,1"},
+                                       {OP_TEST, "B=3 C=7,130 W=2,4 silu=0"},
                                        {OP_PERF, "B=1,8 C=1792 W=4"},
                                        {0, NULL}},
     .declare = conv_step_declare,
@@ -62,14 +64,14 @@ static const struct op_row conv_step = {
 
 static void conv_steps(struct run *r) {
     char parameters[128];
-    snprintf(parameters, sizeof parameters, "B=%lld C=%lld W=%lld", (long long)param(r, "B"), (long long)param(r, "C"),
-             (long long)param(r, "W"));
+    snprintf(parameters, sizeof parameters, "B=%lld C=%lld W=%lld silu=%lld", (long long)param(r, "B"),
+             (long long)param(r, "C"), (long long)param(r, "W"), (long long)param(r, "silu"));
     sequence_equals_steps(r, &conv_step, parameters);
 }
 
 static const struct op_row conv = {
     .name = "conv",
-    .parameters = "B=2 T=5 C=3 W=4 doc=0 initial=1 final=1 strided=0",
+    .parameters = "B=2 T=5 C=3 W=4 doc=0 initial=1 final=1 strided=0 silu=1",
     .cases = (const struct op_cases[]){
         {OP_TEST, "T=1,2,3,5,7,16,17,64,97 C=3 W=2,3,4,8 doc=0,1,2,3,4"},
         {OP_TEST, "T=2,17 C=5 doc=0,2,4 initial=0,1,2 final=0,1,2 strided=0,1"},
@@ -77,6 +79,8 @@ static const struct op_row conv = {
         {OP_TEST, "T=1,7,40 C=64 W=2,3,8 doc=0,4 strided=0,1"},
         {OP_GRAD, "T=1,2,3,7 C=2 W=2,4,8 doc=0,1,2,3,4 initial=0,1,2 final=0,1,2"},
         {OP_GRAD, "T=17 C=3,65 doc=0,4 strided=1"},
+        {OP_TEST | OP_GRAD, "T=1,2,17 C=3 W=2,4,8 doc=0,4 silu=0"},
+        {OP_TEST, "T=7,300 C=65,200 doc=0,4 strided=0,1 silu=0"},
         {OP_PERF, "B=8 T=512 C=640 initial=0 final=0"},
         {OP_PERF, "B=8 T=512 C=640 initial=0 final=0 doc=1 strided=1"},
         {OP_PERF, "B=2 T=2048 C=1792 initial=0 final=0"},

@@ -21,6 +21,7 @@
 #define SLSTM "[block.y]\nmixer = slstm\nheads = 2\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
 #define RAT "[block.r]\nmixer = rat\nheads = 4\nchunk = 3\n"
+#define PARARNN "[block.p]\nmixer = pararnn\n"
 #define ATTENTION "[block.a]\nmixer = attention\nheads = 4\n"
 const char *const lm_models[] = {
     MODEL "pattern = m*2\n" BLOCK,
@@ -45,6 +46,14 @@ const char *const lm_models[] = {
           "rope_base = 100\nmlp = gelu\nmlp_width = 24\n" ATTENTION "window = 4\n" MAMBA,
     MODEL "pattern = a m a\n" ATTENTION "window = 5\nkv_heads = 1\nhead_dim = 6\nqk_norm = true\n" BLOCK
           "mlp = gelu\nmlp_width = 24\n",
+    MODEL "pattern = p*2\n" PARARNN "cell = gru\nsolver = sequential\nresidual_scale = true\n",
+    MODEL "norm = layer\ntie_embeddings = false\ninit = open_lm\npattern = p q*2 s\n"
+          PARARNN "cell = lstm\nheads = 2\nsolver = newton\niterations = 16\ngate_order = norm_first\n"
+          "residual_scale = true\nmlp = swiglu\nmlp_width = 24\n"
+          "[block.q]\nmixer = pararnn\ncell = gru\nheads = 8\nd_conv = 2\nconv_silu = false\nsolver = shooting\n"
+          "chunk = 4\niterations = 8\nresidual_scale = true\n" MAMBA,
+    MODEL "pattern = p a p\n" PARARNN "cell = mgru\nheads = 1\nd_conv = 0\nbounded = false\nsolver = newton\n"
+          "iterations = 16\nmlp = gelu\nmlp_width = 24\n" ATTENTION "residual_scale = true\n",
 };
 const int lm_model_count = sizeof lm_models / sizeof *lm_models;
 

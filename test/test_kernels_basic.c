@@ -156,8 +156,8 @@ static void test_norm_definitions(void **state) {
     const double eps = 0.125;
     enum { N = COLUMNS / GROUPS };
 
-    dev->ops->add_norm_forward(dev, r, y, tensor_none(), tensor_1d(rstd.data, rstd.dtype, ROWS), x, branch, weight,
-                               eps);
+    dev->ops->add_norm_forward(dev, r, y, tensor_none(), tensor_1d(rstd.data, rstd.dtype, ROWS), x, tensor_none(),
+                               branch, weight, eps);
     for (int row = 0; row < ROWS; row++) {
         double squares = 0;
         for (int i = row * COLUMNS; i < (row + 1) * COLUMNS; i++) squares += pow(get(x, i) + get(branch, i), 2);
@@ -168,7 +168,7 @@ static void test_norm_definitions(void **state) {
             assert_close(get(y, i), get(r, i) * want * get(weight, c), 1e-13, 0, "y", i);
         }
     }
-    dev->ops->gated_rmsnorm_forward(dev, y, rstd, x, branch, weight, eps);
+    dev->ops->gated_rmsnorm_forward(dev, y, rstd, x, branch, weight, false, eps);
     for (int group = 0; group < ROWS * GROUPS; group++) {
         double u[N], squares = 0;
         for (int c = 0, i = group * N; c < N; c++, i++) {
@@ -395,9 +395,10 @@ static void test_not_finite(void **state) {
     set(x, 1 * D + 7, NAN);
     for (int op = 0; op < 3; op++) {
         tensor rstd_groups = tensor_2d(rstd.data, DTYPE_F32, R, 1);
-        if (op == 0) dev->ops->add_norm_forward(dev, r, y, tensor_none(), rstd, x, tensor_none(), weight, 1e-5);
+        if (op == 0) dev->ops->add_norm_forward(dev, r, y, tensor_none(), rstd, x, tensor_none(), tensor_none(), weight,
+                                                1e-5);
         if (op == 1) dev->ops->linear_forward(dev, y, x, w, tensor_none());
-        if (op == 2) dev->ops->gated_rmsnorm_forward(dev, y, rstd_groups, x, r, weight, 1e-5);
+        if (op == 2) dev->ops->gated_rmsnorm_forward(dev, y, rstd_groups, x, r, weight, false, 1e-5);
         for (int64_t row = 0; row < R; row++)
             for (int64_t i = 0; i < D; i++)
                 if (isnan(get(y, row * D + i)) != (row == 1))
@@ -436,9 +437,9 @@ static size_t sums_over_rows(struct device *dev, double *results) {
     }
     results[0] = 0;
     dev->ops->sum_squares(dev, &results[0], tensor_1d(a.data, a.dtype, MANY_ROWS * WIDTH));
-    dev->ops->add_norm_backward(dev, dx, none, sums[0], a, none, b, none,
-                                tensor_1d(rstd.data, rstd.dtype, MANY_ROWS), weight, scratch);
-    dev->ops->gated_rmsnorm_backward(dev, dx, dz, sums[1], none, a, b, a, rstd, weight, scratch);
+    dev->ops->add_norm_backward(dev, dx, none, sums[0], none, a, none, b, none,
+                                tensor_1d(rstd.data, rstd.dtype, MANY_ROWS), weight, none, scratch);
+    dev->ops->gated_rmsnorm_backward(dev, dx, dz, sums[1], none, a, b, a, rstd, weight, false, scratch);
     tensor y = tensor_2d(dz.data, dz.dtype, MANY_ROWS, TABLE_ROWS);
     dev->ops->linear_backward(dev, none, false, none, tensor_1d(sums[2].data, dev->ops->real, TABLE_ROWS), y, a, w);
     dev->ops->embedding_backward(dev, table, a, tensor_1d(tokens, DTYPE_I32, MANY_ROWS), NULL);

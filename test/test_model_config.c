@@ -426,7 +426,8 @@ static void test_config_errors(void **state) {
         {"block.m.chunk=0",
          "command line: block.m.chunk=0: must be a whole number of tokens from 1 to 4096; the nearest is 1"},
         {"block.m.mixer=mamba3",
-         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm, mlstm_preup, slstm, attention, rat; did you "
+         "command line: block.m.mixer=mamba3: must be one of mamba, mamba2, mlstm, mlstm_preup, slstm, attention, rat, "
+         "pararnn; did you "
          "mean mamba?"},
         {"block.m.mixer=mlstm;block.m.heads=3;model.d_model=20",
          "block.m.heads = 3 must divide qk_factor * d_model = 10 and v_factor * d_model = 20; the nearest that does is "

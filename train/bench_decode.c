@@ -94,7 +94,7 @@ static void run_rows(struct decode *d, int64_t from, int64_t B, int64_t T, void 
     call.scratch = &scratch;
     p->ops->add_norm_forward(p->dev, rows_at(p, "stream", from, B * T), call.x, rows_at(p, "mean", from, B * T),
                              rows_at(p, "rstd", from, B * T), rows_at(p, "residual", from, B * T),
-                             rows_at(p, "branch", from, B * T), w[0], call.layer->context.norm_eps);
+                             tensor_none(), rows_at(p, "branch", from, B * T), w[0], call.layer->context.norm_eps);
     (step ? call.layer->mixer->step : call.layer->mixer->forward)(&call);
 }
 

@@ -134,8 +134,8 @@ static void layer_forward(struct bench_problem *p) {
     arena saved = region("saved", p->saved, p->saved_bytes), scratch = region("scratch", p->scratch, p->scratch_bytes);
     struct mixer_call call = bench_layer_call(p, SIZE(B), SIZE(T), w, NULL);
     p->ops->add_norm_forward(p->dev, matrix(p, VALUE("stream")), matrix(p, VALUE("normed")), flat(p, VALUE("mean")),
-                             flat(p, VALUE("rstd")), matrix(p, VALUE("residual")), matrix(p, VALUE("branch")), w[0],
-                             call.layer->context.norm_eps);
+                             flat(p, VALUE("rstd")), matrix(p, VALUE("residual")), tensor_none(), matrix(p, VALUE("branch")),
+                             w[0], call.layer->context.norm_eps);
     call.keep = true;
     call.x = matrix(p, VALUE("normed"));
     call.y = matrix(p, VALUE("y"));
@@ -158,9 +158,9 @@ static void layer_backward(struct bench_problem *p) {
     call.scratch = &scratch;
     call.layer->mixer->backward(&call);
     void *work = arena_take(&scratch, p->ops->add_norm_backward_scratch(rows(p), SIZE(D)));
-    p->ops->add_norm_backward(p->dev, matrix(p, GRADIENT("residual")), matrix(p, GRADIENT("branch")), dw[0], call.dx,
-                              matrix(p, GRADIENT("stream")), matrix(p, VALUE("stream")), flat(p, VALUE("mean")),
-                              flat(p, VALUE("rstd")), w[0], work);
+    p->ops->add_norm_backward(p->dev, matrix(p, GRADIENT("residual")), matrix(p, GRADIENT("branch")), dw[0],
+                              tensor_none(), call.dx, matrix(p, GRADIENT("stream")), matrix(p, VALUE("stream")),
+                              flat(p, VALUE("mean")), flat(p, VALUE("rstd")), w[0], tensor_none(), work);
 }
 
 static void layer_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {

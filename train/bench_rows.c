@@ -98,13 +98,13 @@ static void add_norm_declare(struct bench_problem *p) {
 
 static void add_norm_forward(struct bench_problem *p) {
     p->ops->add_norm_forward(p->dev, VALUE("out_residual"), VALUE("y"), VALUE("mean"), VALUE("rstd"), VALUE("residual"),
-                             VALUE("branch"), VALUE("weight"), norm_eps);
+                             tensor_none(), VALUE("branch"), VALUE("weight"), norm_eps);
 }
 
 static void add_norm_backward(struct bench_problem *p) {
-    p->ops->add_norm_backward(p->dev, GRADIENT("residual"), GRADIENT("branch"), GRADIENT("weight"), GRADIENT("y"),
-                              GRADIENT("out_residual"), VALUE("out_residual"), VALUE("mean"), VALUE("rstd"),
-                              VALUE("weight"), p->scratch);
+    p->ops->add_norm_backward(p->dev, GRADIENT("residual"), GRADIENT("branch"), GRADIENT("weight"), tensor_none(),
+                              GRADIENT("y"), GRADIENT("out_residual"), VALUE("out_residual"), VALUE("mean"),
+                              VALUE("rstd"), VALUE("weight"), tensor_none(), p->scratch);
 }
 
 /* Backward reads the sum in place of the two that were added. */
@@ -202,13 +202,13 @@ static void conv_declare(struct bench_problem *p) {
 
 static void conv_forward(struct bench_problem *p) {
     p->ops->conv_forward(p->dev, VALUE("y"), tensor_none(), VALUE("x"), VALUE("weight"), VALUE("bias"), tensor_none(),
-                         VALUE("doc"));
+                         VALUE("doc"), true);
 }
 
 static void conv_backward(struct bench_problem *p) {
     p->ops->conv_backward(p->dev, GRADIENT("x"), tensor_none(), GRADIENT("weight"), GRADIENT("bias"), GRADIENT("y"),
                           tensor_none(), VALUE("x"), VALUE("weight"), VALUE("bias"), tensor_none(), VALUE("doc"),
-                          p->scratch);
+                          true, p->scratch);
 }
 
 /* An exponential and a reciprocal for each sigmoid. */
@@ -235,7 +235,7 @@ static void conv_step_declare(struct bench_problem *p) {
 }
 
 static void conv_step_forward(struct bench_problem *p) {
-    p->ops->conv_step(p->dev, VALUE("y"), VALUE("state"), VALUE("x"), VALUE("weight"), VALUE("bias"));
+    p->ops->conv_step(p->dev, VALUE("y"), VALUE("state"), VALUE("x"), VALUE("weight"), VALUE("bias"), true);
 }
 
 const struct bench_row bench_conv_step = {
@@ -470,12 +470,14 @@ static void gated_rmsnorm_declare(struct bench_problem *p) {
 }
 
 static void gated_rmsnorm_forward(struct bench_problem *p) {
-    p->ops->gated_rmsnorm_forward(p->dev, VALUE("g"), VALUE("rstd"), VALUE("y"), VALUE("z"), VALUE("weight"), norm_eps);
+    p->ops->gated_rmsnorm_forward(p->dev, VALUE("g"), VALUE("rstd"), VALUE("y"), VALUE("z"), VALUE("weight"), false,
+                                  norm_eps);
 }
 
 static void gated_rmsnorm_backward(struct bench_problem *p) {
     p->ops->gated_rmsnorm_backward(p->dev, GRADIENT("y"), GRADIENT("z"), GRADIENT("weight"), tensor_none(),
-                                   GRADIENT("g"), VALUE("y"), VALUE("z"), VALUE("rstd"), VALUE("weight"), p->scratch);
+                                   GRADIENT("g"), VALUE("y"), VALUE("z"), VALUE("rstd"), VALUE("weight"), false,
+                                   p->scratch);
 }
 
 static void gated_rmsnorm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {

@@ -84,8 +84,9 @@ enum { NUMBERS = sizeof numbers / sizeof *numbers };
 static int treat(struct treatment *out, const struct param *param, const struct optimizer_options *o, error *err) {
     const struct group_options *givers[NUMBERS] = {NULL};
     bool decays = o->decay == DECAY_ALL || (o->decay == DECAY_HEAD && param->head) || param->decay;
+    double clamp = param->clamp > 0 ? param->clamp : INFINITY;
     *out = (struct treatment){
-        .lr_scale = 1, .weight_decay = decays ? o->weight_decay : 0, .clamp_min = -INFINITY, .clamp_max = INFINITY};
+        .lr_scale = 1, .weight_decay = decays ? o->weight_decay : 0, .clamp_min = -clamp, .clamp_max = clamp};
     for (size_t i = 0; i < o->group_count; i++) {
         const struct group_options *g = &o->groups[i];
         if (!matches(g->match, param->name)) continue;

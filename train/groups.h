@@ -1,4 +1,4 @@
-/* groups.h: how the optimizer treats each tensor: the table's decay, changed by the [group.NAME] sections that match
+/* groups.h: how the optimizer treats each tensor: the table's decay and clamp, changed by the [group.NAME] sections that match
  * its name. Called by optimizer.c, and by the trainer and `riverrun plan`, which check a config before anything starts.
  *
  * A tensor may be in several groups, and takes each number from the one group that gives it. Two groups that give the

@@ -1,7 +1,7 @@
-/* conv.c: causal depthwise convolution + SiLU on the CPU: forward, backward, one step.
+/* conv.c: causal depthwise convolution on the CPU, with SiLU or without: forward, backward, one step.
  *
- *   c[t,k] = bias[k] + sum_{w<W} weight[k,w] x[t-(W-1)+w, k]        y[t,k] = silu(c[t,k])
- *   dc = dy silu'(c)    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
+ *   c[t,k] = bias[k] + sum_{w<W} weight[k,w] x[t-(W-1)+w, k]        y[t,k] = silu(c[t,k]), or c[t,k]
+ *   dc = dy silu'(c), or dy    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
  *   dweight[w] = sum dc[t] x[t-(W-1)+w]    dbias = sum dc
  *
  * A tap that lies in another document, or before the row where there is no initial state, reads a row of zeros, so that
@@ -118,7 +118,7 @@ static void store_final(tensor final, const struct strip *s, int64_t b) {
 }
 
 void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias, tensor initial,
-                      tensor doc) {
+                      tensor doc, bool with_silu) {
     (void)dev;
     check_conv(y, x, weight, bias, initial, final, doc);
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2];
@@ -134,7 +134,7 @@ void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tens
                     real *first = (real *)y.data + b * y.stride[0] + k0, *out = first + t * y.stride[1];
                     strip_prefetch(&s, t + AHEAD, s.x, s.x_step, first, y.stride[1]);
                     strip_convolve(&s, t, rows, c);
-                    for (int64_t k = 0; k < s.count; k++) out[k] = silu(c[k]);
+                    for (int64_t k = 0; k < s.count; k++) out[k] = with_silu ? silu(c[k]) : c[k];
                 }
                 if (tensor_given(final) && t0 == 0) store_final(final, &s, b);
             }
@@ -161,16 +161,17 @@ static void input_gradient(const struct strip *s, int64_t t, const real (*ring)[
 
 struct conv_gradients {
     tensor dx, dinitial, dy, dfinal;
+    bool with_silu;
     real *partial; /* (B, W+1, C): dweight transposed, then dbias, of one batch row */
 };
 
 /* dc of the token at time t into the ring; its part of dweight and dbias. */
-static void token_gradient(const struct strip *s, int64_t t, const real *dy, real (*ring)[CHANNELS],
+static void token_gradient(const struct strip *s, int64_t t, const real *dy, bool with_silu, real (*ring)[CHANNELS],
                            real (*dtaps)[CHANNELS], real *dbias) {
     const real *rows[TAPS_MAX];
     real c[CHANNELS], *dc = ring[t % RING];
     strip_convolve(s, t, rows, c);
-    for (int64_t k = 0; k < s->count; k++) dc[k] = dy[k] * silu_derivative(c[k]);
+    for (int64_t k = 0; k < s->count; k++) dc[k] = with_silu ? dy[k] * silu_derivative(c[k]) : dy[k];
     for (int64_t w = 0; w < s->W; w++)
         for (int64_t k = 0; k < s->count; k++) dtaps[w][k] += dc[k] * rows[w][k];
     for (int64_t k = 0; k < s->count; k++) dbias[k] += dc[k];
@@ -185,7 +186,7 @@ static void strip_backward(const struct strip *s, const struct conv_gradients *g
     for (int64_t t = s->T - 1; t >= 0; t--) {
         strip_prefetch(s, t - AHEAD, dy, g->dy.stride[1], dx, g->dx.stride[1]);
         strip_prefetch(s, t - AHEAD, s->x, s->x_step, dx, g->dx.stride[1]);
-        token_gradient(s, t, dy + t * g->dy.stride[1], ring, dtaps, dbias);
+        token_gradient(s, t, dy + t * g->dy.stride[1], g->with_silu, ring, dtaps, dbias);
         input_gradient(s, t, (const real(*)[CHANNELS])ring, dfinal, dx + t * g->dx.stride[1]);
     }
     for (int64_t t = -1; tensor_given(g->dinitial) && t >= -before; t--) {
@@ -198,12 +199,13 @@ static void strip_backward(const struct strip *s, const struct conv_gradients *g
 }
 
 void OP(conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias, tensor dy,
-                       tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, void *scratch) {
+                       tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, bool with_silu,
+                       void *scratch) {
     (void)dev;
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2], W = weight.dim[1];
     check_conv(dy, x, weight, bias, initial, dfinal, doc);
     check_conv(dx, x, dweight, dbias, dinitial, dfinal, doc);
-    struct conv_gradients g = {dx, dinitial, dy, dfinal, scratch};
+    struct conv_gradients g = {dx, dinitial, dy, dfinal, with_silu, scratch};
     _Static_assert(RING >= TAPS_MAX, "the ring holds dc of every token that reads an input");
 #pragma omp parallel for collapse(2) schedule(static) if (B * T * C >= PARALLEL_MIN)
     for (int64_t b = 0; b < B; b++) {
@@ -227,7 +229,7 @@ size_t OP(conv_backward_scratch)(int64_t B, int64_t T, int64_t C, int64_t W) {
     return (size_t)(B * (W + 1) * C) * sizeof(real);
 }
 
-void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias) {
+void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias, bool with_silu) {
     (void)dev;
     int64_t B = x.dim[0], C = x.dim[1], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX);
@@ -243,7 +245,8 @@ void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor 
         for (int64_t k = 0; k < C; k++) {
             real sum = shift[k];
             for (int64_t w = 0; w < W - 1; w++) sum += taps[k * W + w] * past[w * C + k];
-            out[k] = silu(sum + taps[k * W + W - 1] * now[k]);
+            sum += taps[k * W + W - 1] * now[k];
+            out[k] = with_silu ? silu(sum) : sum;
         }
         memmove(past, past + C, (size_t)((W - 2) * C) * sizeof(real));
         memcpy(past + (W - 2) * C, now, (size_t)C * sizeof(real));

@@ -116,9 +116,10 @@ void OP(embedding_backward)(struct device *dev, tensor dtable, tensor dout, tens
 size_t OP(embedding_backward_scratch)(int64_t R, int64_t D, int64_t V);
 
 void OP(add_norm_forward)(struct device *dev, tensor out_residual, tensor y, tensor mean, tensor rstd, tensor residual,
-                          tensor branch, tensor weight, double eps);
-void OP(add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dy,
-                           tensor dnext, tensor residual, tensor mean, tensor rstd, tensor weight, void *scratch);
+                          tensor scale, tensor branch, tensor weight, double eps);
+void OP(add_norm_backward)(struct device *dev, tensor dresidual, tensor dbranch, tensor dweight, tensor dnext_scale,
+                           tensor dy, tensor dnext, tensor residual, tensor mean, tensor rstd, tensor weight,
+                           tensor next_scale, void *scratch);
 size_t OP(add_norm_backward_scratch)(int64_t R, int64_t D);
 
 void OP(linear_forward)(struct device *dev, tensor y, tensor x, tensor w, tensor bias);
@@ -126,11 +127,12 @@ void OP(linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, 
                          tensor w);
 
 void OP(conv_forward)(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias, tensor initial,
-                      tensor doc);
+                      tensor doc, bool with_silu);
 void OP(conv_backward)(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias, tensor dy,
-                       tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, void *scratch);
+                       tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial, tensor doc, bool with_silu,
+                       void *scratch);
 size_t OP(conv_backward_scratch)(int64_t B, int64_t T, int64_t C, int64_t W);
-void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias);
+void OP(conv_step)(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias, bool with_silu);
 
 void OP(ssd_dt_forward)(struct device *dev, tensor dt, tensor a, tensor raw, tensor bias, tensor A_log, double dt_min,
                         double dt_max);
@@ -163,9 +165,9 @@ void OP(scan_step)(struct device *dev, tensor g, tensor state, tensor x, tensor 
                    tensor b, tensor c, tensor d, tensor z);
 
 void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor y, tensor z, tensor weight,
-                               double eps);
+                               bool norm_first, double eps);
 void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor dweight, tensor g, tensor dg, tensor y,
-                                tensor z, tensor rstd, tensor weight, void *scratch);
+                                tensor z, tensor rstd, tensor weight, bool norm_first, void *scratch);
 size_t OP(gated_rmsnorm_backward_scratch)(int64_t R, int64_t I);
 
 void OP(softcap_forward)(struct device *dev, tensor y, tensor x, tensor bias, double cap);

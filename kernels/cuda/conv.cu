@@ -1,7 +1,7 @@
-/* conv.cu: causal depthwise convolution + SiLU: forward, backward, one step.
+/* conv.cu: causal depthwise convolution, with SiLU or without: forward, backward, one step.
  *
- *   c[t,k] = bias[k] + sum_{w<W} weight[k,w] x[t-(W-1)+w, k]        y[t,k] = silu(c[t,k])
- *   dc = dy silu'(c)    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
+ *   c[t,k] = bias[k] + sum_{w<W} weight[k,w] x[t-(W-1)+w, k]        y[t,k] = silu(c[t,k]), or c[t,k]
+ *   dc = dy silu'(c), or dy    dx[t] = sum_{s<W} weight[W-1-s] dc[t+s]
  *   dweight[w] = sum dc[t] x[t-(W-1)+w]    dbias = sum dc
  *
  * A thread owns V neighbouring channels and walks a run of tokens, the last W inputs in registers, so each input is
@@ -36,6 +36,7 @@ struct conv_problem {
     const float *weight, *bias, *initial; /* initial: NULL when absent */
     const int32_t *doc;                   /* NULL: one document a row */
     int64_t run, strips;                  /* tokens of a run; blocks along time of one batch row */
+    bool silu;
 };
 
 /* Where a thread works. */
@@ -235,7 +236,7 @@ conv_forward_kernel(T *y, const T *x, conv_problem p) {
                 if (!plain.value && t + s >= length) break;
                 in.template take<plain.value>(c, s, *ring.at(stage, 0, s), documents[s], taps, bias);
 #pragma unroll
-                for (int j = 0; j < V; j++) c[j] = silu_of(c[j]);
+                for (int j = 0; j < V; j++) c[j] = p.silu ? silu_of(c[j]) : c[j];
                 to.store(t + s, c);
             }
         };
@@ -261,12 +262,12 @@ template <class T> __global__ void conv_final_kernel(float *final, const T *x, c
 template <int V, int W> struct conv_sums {
     float dc[W][V], dtaps[W][V], dbias[V];
 
-    /* c of token s of a group, d its dy: its dc, and, where it belongs to the run, its part of the sums. */
+    /* c of token s of a group, d its dy, through a SiLU or not: its dc, and, where it belongs to the run, its part of the sums. */
     template <bool PLAIN, bool DOC>
     __device__ __forceinline__ void add(const window<V, W, DOC> &in, int s, const float (&c)[V], const float (&d)[V],
-                                        bool there, bool counts) {
+                                        bool silu, bool there, bool counts) {
 #pragma unroll
-        for (int j = 0; j < V; j++) dc[s][j] = there ? d[j] * silu_slope(c[j]) : 0.0f;
+        for (int j = 0; j < V; j++) dc[s][j] = there ? d[j] * (silu ? silu_slope(c[j]) : 1.0f) : 0.0f;
         if (!counts) return;
 #pragma unroll
         for (int j = 0; j < V; j++) dbias[j] += dc[s][j];
@@ -363,7 +364,7 @@ conv_backward_kernel(T *dx, int64_t dx_row, int64_t dx_step, float *dinitial, fl
                     if (!PLAIN && now >= length + W - 1) break;
                     in.template take<PLAIN>(c, s, *ring.at(stage, 0, s), documents[s], taps, bias);
                     unpack(d, *ring.at(stage, 1, s));
-                    sums.template add<PLAIN>(in, s, c, d, PLAIN || now < there, PLAIN || now < length);
+                    sums.template add<PLAIN>(in, s, c, d, p.silu, PLAIN || now < there, PLAIN || now < length);
                     if (PLAIN || now >= lead)
                         store_dx<PLAIN>(to, dinitial, dfinal, taps, sums, in, s, p, at, at.first + now - (W - 1));
                 }
@@ -401,12 +402,12 @@ static int64_t strips_of(int64_t T, int64_t run) {
 }
 
 static conv_problem problem_of(tensor x, tensor y, tensor weight, tensor bias, tensor initial, tensor doc,
-                               int64_t run) {
+                               bool silu, int64_t run) {
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX && tensor_is(y, 3, B, T, C) && y.dtype == x.dtype && weight.dtype == DTYPE_F32);
     ASSERT((x.stride[1] > y.stride[1] ? x.stride[1] : y.stride[1]) * 4 <= INT32_MAX); /* conv_line */
     return {B, T, C, W, x.stride[0], x.stride[1], y.stride[0], y.stride[1], data_of<float>(weight),
-            data_of<float>(bias), data_of<float>(initial), data_of<int32_t>(doc), run, strips_of(T, run)};
+            data_of<float>(bias), data_of<float>(initial), data_of<int32_t>(doc), run, strips_of(T, run), silu};
 }
 
 /* f(constant<size of the window>, constant<1 where documents are given>). */
@@ -434,8 +435,8 @@ static void launch_forward(struct device *dev, tensor y, tensor x, const conv_pr
 }
 
 extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias,
-                                  tensor initial, tensor doc) {
-    conv_problem p = problem_of(x, y, weight, bias, initial, doc, RUN_FORWARD);
+                                  tensor initial, tensor doc, bool with_silu) {
+    conv_problem p = problem_of(x, y, weight, bias, initial, doc, with_silu, RUN_FORWARD);
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         constexpr int MOST = 16 / sizeof(T);
@@ -459,8 +460,8 @@ extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, in
 
 extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias,
                                    tensor dy, tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial,
-                                   tensor doc, void *scratch) {
-    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, RUN_BACKWARD);
+                                   tensor doc, bool with_silu, void *scratch) {
+    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, with_silu, RUN_BACKWARD);
     ASSERT(tensor_is(dx, 3, p.B, p.T, p.C) && dx.stride[1] * 4 <= INT32_MAX);
     float *partial = (float *)scratch;
     with_type(x.dtype, [&](auto of_type) {
@@ -489,7 +490,7 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
 
 template <class T>
 __global__ void conv_step_kernel(T *y, int64_t y_step, float *state, const T *x, int64_t x_step, const float *weight,
-                                 const float *bias, int64_t C, int W) {
+                                 const float *bias, bool silu, int64_t C, int W) {
     int64_t k = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
     if (k >= C) return;
     float *past = state + b * (W - 1) * C + k, now = to_float(x[b * x_step + k]), c = bias[k];
@@ -497,16 +498,18 @@ __global__ void conv_step_kernel(T *y, int64_t y_step, float *state, const T *x,
         c += weight[k * W + w] * past[w * C];
         past[w * C] = w + 1 < W - 1 ? past[(w + 1) * C] : now;
     }
-    y[b * y_step + k] = from_float<T>(silu_of(c + weight[k * W + W - 1] * now));
+    c += weight[k * W + W - 1] * now;
+    y[b * y_step + k] = from_float<T>(silu ? silu_of(c) : c);
 }
 
-extern "C" void cuda_conv_step(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias) {
+extern "C" void cuda_conv_step(struct device *dev, tensor y, tensor state, tensor x, tensor weight, tensor bias,
+                               bool with_silu) {
     int64_t B = x.dim[0], C = x.dim[1], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX && tensor_is(state, 3, B, W - 1, C) && tensor_is(y, 2, B, C));
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         LAUNCH(dev, conv_step_kernel<T>, dim3((unsigned)ceil_div(C, 128), (unsigned)B), 128, 0, data_of<T>(y),
                y.stride[0], data_of<float>(state), data_of<T>(x), x.stride[0], data_of<float>(weight),
-               data_of<float>(bias), C, (int)W);
+               data_of<float>(bias), with_silu, C, (int)W);
     });
 }

@@ -7,10 +7,12 @@ set -e
     'add_norm R=2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1' 'add_norm R=37 D=257,768,2560 layer=0,1 branch=1' \
     'add_norm R=5 D=1,2 eps=1000000' 'add_norm R=5 D=2 layer=1 eps=1000000' \
     'add_norm R=5 D=13 branch=1 dbranch=0,1 dnext=0,1 inplace=0,1' 'add_norm R=1700 D=67 layer=0,1' \
+    'scaled_norm R=17 D=7,16 layer=0,1 branch=0,1' 'scaled_norm R=37 D=257,2560' 'scaled_norm R=1700 D=67' \
     'linear R=1,17 I=7,16 O=5 bias=0,1 strided=0,1' 'linear R=131 I=257 O=67 bias=1 add=1 dw=1,2' \
     'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
-    'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
+    'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' \
+    'gated_rmsnorm R=17 n=7,16 groups=4 eps=300000 first=1' 'gated_rmsnorm R=37 n=67,2568 strided=1 again=1 first=1' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
     'head_norm R=2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000' 'head_norm R=5 H=2 P=67,192,384 strided=0,1,2' \
     'head_norm R=5 H=2 P=1280 skip=0,1 sigmoid=1' 'head_norm R=3 H=1 P=4104' 'head_norm R=400 H=2 P=64' \
     'block_linear R=1,17 G=1,3 I=1,4,5 O=4,3 strided=0,1' 'block_linear R=5 G=2 I=4,12 O=4,9 add=0,1 strided=0,2' \
@@ -20,6 +22,7 @@ set -e
     'head_loss R=67 D=33 V=257 zloss=1 dw=1,2' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
     'conv T=7,300 C=64,65,200 doc=4' 'conv T=7,40 C=64 W=2,8 doc=0,4' 'conv_step C=1,7,130 W=2,4,8' \
+    'conv T=17,97 C=3,64 W=2,4 doc=0,4 silu=0' 'conv_step C=7 silu=0' \
     'ssd_dt T=1,7,97 H=1,8 min=100 max=900 spread=1,30 strided=0,1' \
     'ssd T=1,7,97 G=1,2 Q=16 doc=0,4' 'ssd T=17 H=4 P=5 G=2 N=7 Q=16 doc=2 initial=0,1,2 final=0,2' \
     'ssd T=17 Q=16 doc=2 initial=1 final=1 d=0,1 strided=1' 'ssd B=1 T=130 H=4 P=64 G=4 N=33 Q=64 doc=4 strided=1' \
