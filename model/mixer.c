@@ -33,6 +33,8 @@ void mixer_state_view(tensor *views, int index, void *memory, enum dtype dtype, 
     views[index] = tensor_reshape(tensor_1d(memory ? (char *)memory + offset : NULL, dtype, count), ndim, dim);
 }
 
+const char *const solver_method_names[] = {"sequential", "newton", "shooting", NULL};
+
 struct cell_solver mixer_solver(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
                                 enum solver_level level) {
     struct cell_solver s = layer->mixer->solver(layer, ops, B, T);

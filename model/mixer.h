@@ -124,6 +124,8 @@ const struct mixer *mixer_find(const char *name); /* NULL if unknown */
 static inline bool mixer_recomputes(const struct layer *layer, enum recompute level) {
     return layer->recompute >= level && layer->recompute != RECOMPUTE_LAYER;
 }
+/* "sequential", "newton", ... by enum cell_method. */
+extern const char *const solver_method_names[];
 /* How a layer's recurrence is solved at a level. */
 struct cell_solver mixer_solver(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T,
                                 enum solver_level level);

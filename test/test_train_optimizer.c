@@ -108,8 +108,8 @@ static struct optimizer *reload(struct optimizer *old, struct model *m, struct c
 static struct step_report take_step(struct optimizer *o, double lr, bool signalled) {
     struct step_report r;
     optimizer_begin(o, lr, signalled);
-    optimizer_step(o, scale);
-    optimizer_fetch(o, &r);
+    optimizer_step(o, scale, 0.1);
+    optimizer_fetch(o, &r, NULL);
     return r;
 }
 

@@ -25,7 +25,8 @@ static void run_open(struct run *r) {
     lm_open(&r->lm, lm_models[0], PRECISION_F32, MODEL_TRAIN, B, T);
     comm_open_alone(&r->comm);
     assert_int_equal(optimizer_open(&r->optimizer, r->lm.m, &r->comm, &options, &err), 0);
-    assert_int_equal(step_open(&r->step, r->lm.m, r->optimizer, &r->comm, 1.0 / (ACCUMULATE * B * T), 1e-4, &err), 0);
+    assert_int_equal(step_open(&r->step, r->lm.m, r->optimizer, &r->comm, 1.0 / (ACCUMULATE * B * T), 1e-4, 0.1,
+                               &err), 0);
 }
 
 static void run_close(struct run *r) {
@@ -56,7 +57,7 @@ static void begin(struct run *r, int number) {
 
 static void finish(struct run *r) {
     error err = {0};
-    assert_int_equal(step_wait(r->step, &r->reports[r->reported++], &err), 0);
+    assert_int_equal(step_wait(r->step, &r->reports[r->reported++], NULL, &err), 0);
 }
 
 /* All steps, each waited for when `ahead` more are queued. */

@@ -145,7 +145,7 @@ static int training_open(struct training *t, struct model_config *mc, const stru
     TRY(model_open(&t->model, mc, dev, MODEL_TRAIN, t->micro_batch, T, comm->rank, comm->ranks, err));
     TRY(optimizer_open(&t->optimizer, t->model, comm, &o->optimizer, err));
     double scale = 1 / ((double)o->train.batch * (double)T);
-    TRY(step_open(&t->step, t->model, t->optimizer, comm, scale, o->optimizer.z_loss, err));
+    TRY(step_open(&t->step, t->model, t->optimizer, comm, scale, o->optimizer.z_loss, o->solver.limit, err));
     size_t count = (size_t)(t->micro_batch * T);
     t->tokens = calloc(count, sizeof *t->tokens);
     t->targets = calloc(count, sizeof *t->targets);
@@ -187,7 +187,7 @@ static int training_step(struct training *t, struct stopwatch *watch, double lr,
         if (!last) stopwatch_pause(watch);
     }
     struct step_report done;
-    TRY(step_wait(t->step, &done, err));
+    TRY(step_wait(t->step, &done, NULL, err));
     *loss = done.totals.loss.nll / done.totals.loss.valid;
     stopwatch_pause(watch);
     stopwatch_lap(watch);

@@ -18,6 +18,7 @@
 #include "data/tokenizer.h"
 #include "model/model.h"
 #include "train/comm.h"
+#include "train/ladder.h"
 #include "train/optimizer.h"
 
 /* The trainer's own state: where a run stands. */
@@ -29,6 +30,8 @@ struct trainer_state {
     double tokens;           /* valid targets trained on */
     double seconds;          /* of training, over all sessions */
     double best_valid;       /* lowest validation loss so far; NaN: none */
+    int64_t inexact;         /* steps taken although a solver left more than solver.warn */
+    struct rung rungs[LIMIT_LAYERS]; /* of the layers with solvers, in their order: train/ladder.h */
 };
 
 /* Collective. Saves RUN/step-<state.step>/ and moves latest; keeps the newest `keep` (0 = all). Rank 0 writes; all

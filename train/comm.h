@@ -45,7 +45,8 @@ void comm_tell(struct comm *c, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */
 void comm_sum_f64(struct comm *c, double *values, int count);
-/* Largest of each value over ranks: flags, votes. */
+/* Largest of each value over ranks: flags, votes; at most COMM_VOTES of them. */
+#define COMM_VOTES 64
 void comm_max_i64(struct comm *c, int64_t *values, int count);
 void comm_broadcast(struct comm *c, void *bytes, size_t count, int root);
 void comm_barrier(struct comm *c);

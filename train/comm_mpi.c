@@ -18,7 +18,7 @@
 #include <string.h>
 
 enum {
-    SMALL = 64,              /* values that one call of sum_f64 or max_i64 may have */
+    SMALL = COMM_VOTES,      /* values that one call of sum_f64 or max_i64 may have */
     BUFFER_BYTES = 16 << 20, /* for pieces received from all ranks */
     PIECE_LEAST = 1 << 12,   /* elements: with very many ranks the buffer grows, pieces shrink no further */
     PLAIN_PIECE = 1 << 28,   /* bytes of a message that needs no buffer */

@@ -3,6 +3,7 @@
 #include "train/command_bench.h"
 
 #include "common/text.h"
+#include "train/optimizer.h"
 #include "train/version.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -168,7 +169,7 @@ static int run_training(const struct train_flags *f, config *c, const char *path
                                 comm_device_index(comm), err);
     if (dev) dev->direct = !o->train.graph;
     status = comm_agree(comm, status, err);
-    if (status == 0) status = comm_agree(comm, comm_attach(comm, dev, mc->params.bucket_count, err), err);
+    if (status == 0) status = comm_agree(comm, comm_attach(comm, dev, optimizer_slots(mc), err), err);
     if (f->silent) comm_silence(comm);
     if (status == 0) comm->least_bytes = o->comm.bucket_mib << 20;
     if (status == 0) status = bench_train(mc, o, dev, comm, &plan, &result, err);

@@ -225,6 +225,7 @@ static void print_result(const struct evaluator *v, const struct evaluation *e) 
         json_line_int(&l, "sequences", (int64_t)e->sequences);
         json_line_real(&l, "sequence_accuracy", e->sequence_accuracy);
     }
+    evaluation_log_solvers(e, &l);
     json_line_string(&l, "mode", eval_mode_choices[v->options.mode]);
     json_line_int(&l, "window", v->options.window);
     json_line_bool(&l, "reset", v->reset);

@@ -53,6 +53,10 @@ int command_help_config(void) {
     for (int i = 0; task_kind_names[i]; i++) task_section(task_kind_at(i));
     section("eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table);
     section("checkpoint", "Saves.", checkpoint_options_table);
+    section("solver",
+            "What is done about layers whose recurrence is solved iteratively (docs/training.md), where it was not\n"
+            "solved.",
+            solver_options_table);
     section("comm", "Several ranks.", comm_options_table);
     section("model", "The language model.", model_options_table);
     section("block.NAME",

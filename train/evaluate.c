@@ -2,6 +2,8 @@
  * `riverrun eval`. */
 #include "train/evaluate.h"
 
+#include "train/ladder.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -132,6 +134,16 @@ static int run_carried(struct pass *p, int64_t inputs, error *err) {
     return result;
 }
 
+/* Everything once, and what came of it on this rank. */
+static int run_pass(struct pass *p, int64_t inputs, bool carry, struct comm *comm, struct loss_sums *sums, error *err) {
+    p->bytes = p->sequences = p->solved = 0;
+    model_zero_sums(p->model);
+    if (!carry) TRY(run_windows(p, inputs, comm, err));
+    if (carry && comm->rank == 0) TRY(run_carried(p, inputs, err));
+    model_read_sums(p->model, sums);
+    return device_check(model_device(p->model), err);
+}
+
 static void summarise(struct evaluation *e, const double sums[6]) {
     double nll = sums[0], targets = sums[1], correct = sums[2], bytes = sums[3];
     e->loss = nll / targets; /* NaN if nothing counts */
@@ -142,6 +154,12 @@ static void summarise(struct evaluation *e, const double sums[6]) {
     e->bytes = bytes;
     e->sequences = sums[4];
     e->sequence_accuracy = sums[4] > 0 ? sums[5] / sums[4] : NAN;
+}
+
+void evaluation_log_solvers(const struct evaluation *e, struct json_line *l) {
+    if (e->solvers == 0) return;
+    json_line_real(l, "residual", e->residual);
+    json_line_int(l, "sequential", e->sequential);
 }
 
 int64_t evaluate_window(const row_source *d, int64_t T) {
@@ -173,15 +191,17 @@ int evaluate(struct evaluation *e, struct model *m, const row_source *d, const t
     if (options->tokens > 0 && options->tokens < inputs) inputs = options->tokens;
     struct pass p = {
         .model = m, .data = d, .tokenizer = t, .B = carry ? 1 : options->batch, .T = options->window, .reset = reset};
-    model_zero_sums(m);
-    int result = pass_open(&p, err);
-    if (result == 0 && !carry) result = run_windows(&p, inputs, comm, err);
-    if (result == 0 && carry && comm->rank == 0) result = run_carried(&p, inputs, err);
+    struct guard guard;
     struct loss_sums sums = {0};
-    if (result == 0) {
-        model_read_sums(m, &sums);
-        result = device_check(model_device(m), err);
-    }
+    TRY(guard_open(&guard, m, err));
+    int result = pass_open(&p, err);
+    do {
+        if (result == 0) result = run_pass(&p, inputs, carry, comm, &sums, err);
+    } while (result == 0 && guard_repeat(&guard, comm, "the evaluation"));
+    e->solvers = model_get_config(m)->solver_count;
+    e->residual = guard.residual;
+    e->sequential = guard.raised;
+    guard_close(&guard);
     pass_close(&p);
     if (result != 0) return -1;
     double all[6] = {sums.nll, sums.valid, sums.correct, p.bytes, p.sequences, p.solved};

@@ -16,6 +16,7 @@
 #include "data/tokenizer.h"
 #include "model/model.h"
 #include "train/comm.h"
+#include "train/json_line.h"
 #include "train/options.h"
 
 struct evaluation {
@@ -28,7 +29,13 @@ struct evaluation {
     double bytes;      /* of text that the targets stand for */
     double sequences;  /* samples of a task; 0 for text */
     double sequence_accuracy; /* share of them of which all targets are the argmax; NaN for text */
+    int solvers;       /* layers with one; 0: what follows says nothing */
+    double residual;   /* the largest that one left */
+    int sequential;    /* layers that were solved again, token after token, because more was left (train/ladder.h) */
 };
+
+/* The members "residual" and "sequential" of a result; nothing for a model without solvers. */
+void evaluation_log_solvers(const struct evaluation *e, struct json_line *l);
 
 /* The window that eval.window = 0 stands for: T, the length of a training row, or a task's longest sample. */
 int64_t evaluate_window(const row_source *d, int64_t T);

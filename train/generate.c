@@ -2,6 +2,7 @@
 #include "train/generate.h"
 
 #include "common/rng.h"
+#include "train/ladder.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -85,8 +86,8 @@ static int generator_open(struct generator *g, struct model *m, error *err) {
     return model_state_open(&g->state, m, 1, err);
 }
 
-/* The prompt through the model; its last logits are left in g->row. */
-static void read_prompt(struct generator *g, struct model *m, const int32_t *prompt, size_t count, int64_t piece) {
+/* The prompt through the model once; its last logits are left in g->row. */
+static void read_once(struct generator *g, struct model *m, const int32_t *prompt, size_t count, int64_t piece) {
     for (size_t at = 0; at < count;) {
         int64_t T = count - at < (size_t)piece ? (int64_t)(count - at) : piece;
         model_set_batch(m, prompt + at, NULL, NULL, 1, T);
@@ -94,6 +95,22 @@ static void read_prompt(struct generator *g, struct model *m, const int32_t *pro
         at += (size_t)T;
         if (at == count) model_logits(m, T - 1, 1, g->row);
     }
+}
+
+/* The same, and again if a layer's recurrence was not solved. */
+static int read_prompt(struct generator *g, struct model *m, const int32_t *prompt, size_t count, int64_t piece,
+                       error *err) {
+    struct comm alone;
+    struct guard guard;
+    comm_open_alone(&alone);
+    TRY(guard_open(&guard, m, err));
+    do {
+        model_state_reset(g->state, -1);
+        read_once(g, m, prompt, count, piece);
+    } while (guard_repeat(&guard, &alone, "the prompt"));
+    guard_close(&guard);
+    comm_close(&alone);
+    return 0;
 }
 
 static int32_t pick(struct generator *g, struct model *m, const struct generate_options *options, uint64_t position) {
@@ -106,7 +123,7 @@ static int32_t pick(struct generator *g, struct model *m, const struct generate_
 static int generate_all(struct generator *g, struct model *m, const int32_t *prompt, size_t count,
                         const struct generate_options *options, int (*emit)(void *self, int32_t token), void *self,
                         error *err) {
-    read_prompt(g, m, prompt, count, options->piece);
+    TRY(read_prompt(g, m, prompt, count, options->piece, err));
     for (int64_t i = 0; i < options->tokens; i++) {
         TRY(device_check(model_device(m), err));
         int32_t token = pick(g, m, options, (uint64_t)i);

@@ -41,6 +41,18 @@ static json_t *files_object(const struct model_directory *d) {
     return files;
 }
 
+/* Where layers stand that are not, or not yet, where their config says. */
+static json_t *rungs_array(const struct trainer_state *state) {
+    json_t *array = json_array();
+    for (int i = 0; i < LIMIT_LAYERS; i++) {
+        const struct rung *r = &state->rungs[i];
+        if (r->level == SOLVER_CHOSEN && (r->before == SOLVER_CHOSEN || r->since <= state->step)) continue;
+        json_array_append_new(array, json_pack("{s:i, s:s, s:s, s:I}", "solver", i, "level", solver_level_names[r->level],
+                                               "before", solver_level_names[r->before], "since", (json_int_t)r->since));
+    }
+    return array;
+}
+
 int manifest_write(struct model_directory *d, const struct trainer_state *state, error *err) {
     char program[200];
     snprintf(program, sizeof program, "%s (%s)", version_number(), version_commit());
@@ -56,6 +68,10 @@ int manifest_write(struct model_directory *d, const struct trainer_state *state,
     json_object_set_new(object, "tokens", json_real(state->tokens));
     json_object_set_new(object, "seconds", json_real(state->seconds));
     json_object_set_new(object, "best_valid", isfinite(state->best_valid) ? json_real(state->best_valid) : json_null());
+    if (state->inexact > 0) json_object_set_new(object, "inexact", json_integer(state->inexact));
+    json_t *rungs = rungs_array(state);
+    if (json_array_size(rungs) > 0) json_object_set(object, "solvers", rungs);
+    json_decref(rungs);
     json_object_set_new(object, "files", files_object(d));
     uint64_t hash;
     int result = object_hash(object, MANIFEST_NAME, &hash, err);
@@ -111,6 +127,35 @@ static int read_files(struct manifest *m, const json_t *files, const char *name,
     return 0;
 }
 
+static int read_level(const json_t *object, const char *key, const char *name, int32_t *level, error *err) {
+    const char *text;
+    TRY(json_get_string(object, key, name, &text, err));
+    for (*level = SOLVER_CHOSEN; *level <= SOLVER_SEQUENTIAL; ++*level)
+        if (strcmp(text, solver_level_names[*level]) == 0) return 0;
+    return error_input(err, "%s: '%s' of a solver must be one of chosen, more, sequential", name, key);
+}
+
+/* "inexact" and "solvers" are there only where they say something. */
+static int read_solvers(struct trainer_state *s, const json_t *object, const char *name, error *err) {
+    const json_t *rungs = json_object_get(object, "solvers"), *item;
+    size_t i;
+    if (json_object_get(object, "inexact")) TRY(json_get_int(object, "inexact", name, &s->inexact, err));
+    if (rungs && !json_is_array(rungs)) return error_input(err, "%s: 'solvers' must be an array", name);
+    json_array_foreach(rungs, i, item) {
+        int64_t solver;
+        struct rung r;
+        TRY(json_get_int(item, "solver", name, &solver, err));
+        TRY(read_level(item, "level", name, &r.level, err));
+        TRY(read_level(item, "before", name, &r.before, err));
+        TRY(json_get_int(item, "since", name, &r.since, err));
+        if (solver < 0 || solver >= LIMIT_LAYERS || r.since < 0) {
+            return error_input(err, "%s: 'solver' must be from 0 to %d, and 'since' not negative", name, LIMIT_LAYERS - 1);
+        }
+        s->rungs[solver] = r;
+    }
+    return 0;
+}
+
 static int read_state(struct trainer_state *s, const json_t *object, const char *name, error *err) {
     int64_t samples;
     TRY(json_get_int(object, "step", name, &s->step, err));
@@ -124,8 +169,9 @@ static int read_state(struct trainer_state *s, const json_t *object, const char 
     if (!json_is_null(json_object_get(object, "best_valid"))) {
         TRY(json_get_real(object, "best_valid", name, &s->best_valid, err));
     }
-    if (s->step >= 0 && s->optimizer_steps >= 0 && s->skipped >= 0 && samples >= 0) return 0;
-    return error_input(err, "%s: step, optimizer_steps, skipped and samples must not be negative", name);
+    TRY(read_solvers(s, object, name, err));
+    if (s->step >= 0 && s->optimizer_steps >= 0 && s->skipped >= 0 && samples >= 0 && s->inexact >= 0) return 0;
+    return error_input(err, "%s: step, optimizer_steps, skipped, inexact and samples must not be negative", name);
 }
 
 static int read_object(struct manifest *m, json_t *object, const char *name, error *err) {

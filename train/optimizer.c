@@ -60,6 +60,9 @@ struct optimizer {
     bool *under_way; /* loads whose weights are being gathered */
     struct comm_piece *pieces; /* room for a load's */
     int reduced, last_reduced; /* buckets reduced since the last step, and the load that went last */
+    /* Of each layer with a solver, in device memory: what every rank reports, rank by rank, and the worst of it. */
+    int solvers;
+    struct cell_report *reports, *worst;
 };
 
 /* ---- which elements are treated how ----------------------------------------------------------------------------- */
@@ -157,6 +160,13 @@ static void carve(struct optimizer *o, arena *a, int64_t elements) {
     o->moments[0] = arena_take(a, bytes);
     o->moments[1] = arena_take(a, bytes);
     o->now = arena_take(a, sizeof *o->now);
+    if (o->solvers == 0) return;
+    o->reports = arena_take(a, (size_t)(o->solvers * o->comm->ranks) * sizeof *o->reports);
+    o->worst = arena_take(a, (size_t)o->solvers * sizeof *o->worst);
+}
+
+int optimizer_slots(const struct model_config *mc) {
+    return mc->params.bucket_count + 1; /* a load has at least a bucket; the last slot is that of the reports */
 }
 
 int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, const struct optimizer_options *options,
@@ -167,6 +177,7 @@ int optimizer_open(struct optimizer **out, struct model *m, struct comm *comm, c
     struct optimizer *o = calloc(1, sizeof *o);
     if (!o) return error_system(err, "no memory for the optimizer");
     *o = (struct optimizer){.model = m, .dev = model_device(m), .comm = comm, .options = *options};
+    o->solvers = model_get_config(m)->solver_count;
     o->slices = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->slices);
     o->segments = calloc((size_t)p->count, sizeof *o->segments); /* at most one a tensor */
     o->updates = calloc(PARTS * (size_t)p->bucket_count, sizeof *o->updates);
@@ -266,6 +277,25 @@ void optimizer_reduce(struct optimizer *o, int bucket) {
     o->last_reduced = load;
 }
 
+void optimizer_share_reports(struct optimizer *o) {
+    if (o->solvers == 0) return;
+    struct cell_report *mine = o->reports + o->solvers * o->comm->rank;
+    struct comm_piece all = {o->reports, o->solvers * (int64_t)(sizeof *mine / sizeof(float)), DTYPE_F32};
+    device_copy(o->dev, mine, model_reports(o->model), (size_t)o->solvers * sizeof *mine);
+    comm_all_gather(o->comm, o->load_count, &all, 1);
+}
+
+/* The largest residual of each layer and of all: nothing that is added up, so every rank looks for it. */
+static void find_worst(struct optimizer *o) {
+    struct step_totals *totals = &o->now->totals;
+    if (o->solvers == 0) {
+        device_zero(o->dev, &totals->residual, sizeof totals->residual);
+        return;
+    }
+    comm_wait(o->comm, o->load_count);
+    o->dev->ops->worst_reports(o->dev, o->worst, &totals->residual, o->reports, o->comm->ranks, o->solvers);
+}
+
 /* `count` elements of a flat array from element `at` on. */
 static tensor run_of(void *flat, enum dtype dtype, int64_t at, int64_t count) {
     return tensor_1d((char *)flat + at * (int64_t)dtype_size(dtype), dtype, count);
@@ -286,9 +316,9 @@ static void sum_totals(struct optimizer *o) {
             count += o->slices[next].count;
         o->dev->ops->sum_squares(o->dev, &totals->squares, run_of(grads.data, grads.dtype, offset, count));
     }
-    _Static_assert(offsetof(struct step_totals, residual) == 6 * sizeof(double), "the ranks add the totals up as doubles");
-    device_zero(o->dev, &totals->residual, sizeof totals->residual);
+    _Static_assert(offsetof(struct step_totals, residual) == 6 * sizeof(double), "the ranks add up what lies before it");
     comm_sum_device(o->comm, &totals->loss.nll, 6);
+    find_worst(o);
 }
 
 /* The slices of buckets [first, end): of the parameters, with what belongs to them. */
@@ -330,14 +360,15 @@ void optimizer_begin(struct optimizer *o, double lr, bool signalled) {
     device_write(o->dev, &o->now->word, &word, sizeof word);
 }
 
-void optimizer_step(struct optimizer *o, double scale) {
+void optimizer_step(struct optimizer *o, double scale, double residual_max) {
     ASSERT(o->reduced == model_params(o->model)->bucket_count);
     o->reduced = 0;
     struct step_rule rule = {.scale = scale,
                              .clip = o->options.clip,
                              .beta1 = o->options.beta1,
                              .beta2 = o->options.beta2,
-                             .eps = o->options.eps};
+                             .eps = o->options.eps,
+                             .residual_max = residual_max};
     struct numbers *now = o->now;
     comm_wait(o->comm, o->last_reduced); /* they went one after the other */
     device_range_push(o->dev, "optimizer");
@@ -347,8 +378,9 @@ void optimizer_step(struct optimizer *o, double scale) {
     device_range_pop(o->dev);
 }
 
-void optimizer_fetch(struct optimizer *o, struct step_report *report) {
+void optimizer_fetch(struct optimizer *o, struct step_report *report, struct cell_report *worst) {
     device_fetch(o->dev, report, &o->now->report, sizeof *report);
+    if (worst && o->solvers > 0) device_fetch(o->dev, worst, o->worst, (size_t)o->solvers * sizeof *worst);
 }
 
 int64_t optimizer_steps(const struct optimizer *o) {

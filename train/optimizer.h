@@ -35,15 +35,23 @@ void optimizer_settle(struct optimizer *o);
  * in the last micro-batch of a step). */
 void optimizer_reduce(struct optimizer *o, int bucket);
 
+/* Give the reports of this rank's solvers (model_reports), complete for the step, to all ranks: called behind its last
+ * forward, so that they travel while it goes back. Nothing where the model solves nothing. */
+void optimizer_share_reports(struct optimizer *o);
+
 /* A step, in three calls that only queue work on the device. The host's word on it: the learning rate, and whether this
  * rank was asked to stop, which the ranks add up. */
 void optimizer_begin(struct optimizer *o, double lr, bool signalled);
 /* After every bucket was reduced: norm over all ranks, the decision (step_scalars of kernels/ops.h, on the model's loss
  * sums over all ranks), AdamW on this rank's slices, all-gather of the first weights. Gradients hold the sum over valid
- * targets times `scale`. A step that is skipped leaves weights, m, v and the step count untouched. May be recorded. */
-void optimizer_step(struct optimizer *o, double scale);
-/* What came of it, into memory from device_fetch's kind of host memory; the same on all ranks. */
-void optimizer_fetch(struct optimizer *o, struct step_report *report);
+ * targets times `scale`; a step with a residual above `residual_max` is skipped. One that is skipped leaves weights, m, v
+ * and the step count untouched. May be recorded. */
+void optimizer_step(struct optimizer *o, double scale, double residual_max);
+/* What came of it, into memory from device_fetch's kind of host memory; the same on all ranks. `worst`: for each layer
+ * with a solver, the largest residual on any rank; NULL: not asked for. */
+void optimizer_fetch(struct optimizer *o, struct step_report *report, struct cell_report *worst);
+/* Slots that the optimizer's calls of comm.h take, for comm_attach. */
+int optimizer_slots(const struct model_config *mc);
 
 /* Runs of equal treatment within elements [offset, offset + count) of the flat array, for the tensors [first,
  * first + params) of the table, `treatments` being those of the whole table and `mode` an enum decay_mode; their

@@ -1,5 +1,5 @@
-/* options.c: the option tables of [train], [ramp], [optimizer], [group.NAME], [schedule], [eval] and [checkpoint],
- * and the rules between options that no table can say. Called by every program that reads a config. */
+/* options.c: the option tables of [train], [ramp], [optimizer], [group.NAME], [schedule], [eval], [checkpoint],
+ * [solver] and [comm], and the rules between options that no table can say. Called by every program that reads a config. */
 #include "train/options.h"
 
 #include <math.h>
@@ -150,6 +150,18 @@ const struct option checkpoint_options_table[] = {
     END_OF_TABLE,
 };
 
+const struct option solver_options_table[] = {
+    {"warn", OPTION_FLOAT, AT(solver_options, warn), "1e-3", 0, 1e30, "",
+     "Residual of a layer's states above which a step is counted as inexact; the first one is told.", NULL},
+    {"limit", OPTION_FLOAT, AT(solver_options, limit), "0.1", 0, 1e30, "",
+     "Residual above which a step's gradient is not the model's: the step changes nothing, and the layer is raised, to 3 "
+     "more iterations at first, then to the sequential solver, which is exact.",
+     NULL},
+    {"hold", OPTION_INT, AT(solver_options, hold), "1000", 0, COUNT_MAX, "steps",
+     "A raised layer is tried a level lower after so many steps; 0: it stays for the rest of the run.", NULL},
+    END_OF_TABLE,
+};
+
 const struct option comm_options_table[] = {
     {"timeout", OPTION_FLOAT, AT(comm_options, timeout), "600", 0, 1e6, "seconds",
      "Without progress in a step for so long, a job of several ranks ends and says where it stood; 0: it waits on.",
@@ -222,6 +234,12 @@ static int bind_groups(struct optimizer_options *o, config *c, error *err) {
     return 0;
 }
 
+static int check_solver(const struct solver_options *o, error *err) {
+    if (o->warn <= o->limit) return 0;
+    return error_input(err, "solver.warn = %g is above solver.limit = %g, where steps are skipped; it must be from 0 to %g",
+                       o->warn, o->limit, o->limit);
+}
+
 static int check_optimizer(const struct optimizer_options *o, error *err) {
     if (o->decay_mode == DECAY_DETACHED && !(o->lr > 0)) {
         return error_input(err,
@@ -255,9 +273,11 @@ int run_options_bind(struct run_options *o, config *c, error *err) {
     TRY(data_options_bind(c, &o->data, err));
     TRY(config_bind(c, "eval", eval_options_table, &o->eval, err));
     TRY(config_bind(c, "checkpoint", checkpoint_options_table, &o->checkpoint, err));
+    TRY(config_bind(c, "solver", solver_options_table, &o->solver, err));
     TRY(config_bind(c, "comm", comm_options_table, &o->comm, err));
     TRY(ramp_make(&o->ramp, &ramp, o->train.batch, o->train.steps, o->data.T, err));
     TRY(check_optimizer(&o->optimizer, err));
+    TRY(check_solver(&o->solver, err));
     return check_schedule(o, err);
 }
 

@@ -67,6 +67,11 @@ struct checkpoint_options { /* [checkpoint] */
     int64_t keep;        /* newest ones kept; 0 = all */
 };
 
+struct solver_options { /* [solver]: what is done about recurrences that were not solved: train/ladder.h */
+    double warn, limit; /* residuals from which on a step is counted, and from which on it is skipped */
+    int64_t hold;       /* steps after which a raised layer is tried a level lower; 0 = never */
+};
+
 struct comm_options { /* [comm] */
     double timeout;     /* seconds without progress after which a job of several ranks is given up; 0 = never */
     int64_t bucket_mib; /* gradients travel when at least so many MiB of them are complete */
@@ -74,7 +79,7 @@ struct comm_options { /* [comm] */
 
 extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],
     ramp_options_table[], schedule_options_table[], eval_options_table[], checkpoint_options_table[],
-    comm_options_table[];
+    solver_options_table[], comm_options_table[];
 
 struct run_options {
     struct train_options train;
@@ -84,6 +89,7 @@ struct run_options {
     struct data_options data;
     struct eval_options eval;
     struct checkpoint_options checkpoint;
+    struct solver_options solver;
     struct comm_options comm;
 };
 

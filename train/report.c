@@ -22,6 +22,7 @@ struct report {
     int64_t steps, log_every;
     const char *unit;
     bool started; /* a step of this session was reported */
+    bool inexact; /* and one of them was told to be inexact */
     double flops_per_sequence, peak_flops;
     size_t planned;
     /* as of the last line on the terminal */
@@ -188,8 +189,27 @@ static void print_step(struct report *r, const struct report_step *s) {
             "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  %sFLOP/s%s  left %s",
             (long long)s->step, (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, flops, share,
             left);
+    if (s->solvers) fprintf(stderr, "  residual %.1e  iterations %d", s->solvers->residual, s->solvers->iterations);
+    if (s->solvers && s->solvers->inexact_total > 0) {
+        fprintf(stderr, "  inexact %lld", (long long)s->solvers->inexact_total);
+    }
     if (s->skipped_total > 0) fprintf(stderr, "  skipped %lld", (long long)s->skipped_total);
     fprintf(stderr, "\n");
+}
+
+/* What a person should hear of at once. Inexact steps may be many: the first of a session is told, then they are counted. */
+static void tell_oddities(struct report *r, const struct report_step *s) {
+    const struct report_solvers *v = s->solvers;
+    if (s->skipped) {
+        fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g", (long long)s->step, s->loss, s->grad_norm);
+        if (v) fprintf(stderr, ", residual %.1e in block %d (%s)", v->residual, v->layer->block, v->layer->block_name);
+        fprintf(stderr, "; nothing was changed\n");
+    } else if (v && v->inexact && !r->inexact) {
+        r->inexact = true;
+        fprintf(stderr, "step %lld: the solver of block %d (%s) left a residual of %.1e, above solver.warn; such steps are "
+                        "counted as inexact\n",
+                (long long)s->step, v->layer->block, v->layer->block_name, v->residual);
+    }
 }
 
 int report_step(struct report *r, const struct report_step *s, error *err) {
@@ -209,6 +229,12 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
     json_line_real(&l, "flops_per_s", round(flops));
     if (r->peak_flops > 0) json_line_real(&l, "mfu", round(1e4 * flops / r->peak_flops) / 1e4);
     json_line_bool(&l, "skipped", s->skipped);
+    if (s->solvers) {
+        json_line_real(&l, "residual", s->solvers->residual);
+        json_line_int(&l, "residual_block", s->solvers->layer->block);
+        json_line_int(&l, "iterations", s->solvers->iterations);
+        json_line_int(&l, "raised", s->solvers->raised);
+    }
     json_line_real(&l, "seconds", round(s->seconds * 1e3) / 1e3);
     TRY(end(r, &l, err));
     if (!r->started) { /* rates count from the start of the session */
@@ -216,10 +242,7 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
         r->seconds = s->seconds - s->step_seconds;
     }
     r->samples += s->batch;
-    if (s->skipped) {
-        fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g; nothing was changed\n", (long long)s->step,
-                s->loss, s->grad_norm);
-    }
+    tell_oddities(r, s);
     if (s->step % r->log_every == 0 || s->step == r->steps || !r->started) {
         print_step(r, s);
         r->samples = 0;
@@ -227,6 +250,28 @@ int report_step(struct report *r, const struct report_step *s, error *err) {
         r->seconds = s->seconds;
     }
     r->started = true;
+    return 0;
+}
+
+int report_level(struct report *r, const struct report_level *v, error *err) {
+    if (!r) return 0;
+    struct json_line l;
+    bool sequential = v->solver.method == CELL_SEQUENTIAL;
+    int iterations = sequential ? 0 : v->solver.iterations;
+    begin(&l, "solver", v->step);
+    json_line_int(&l, "block", v->layer->block);
+    json_line_real(&l, "residual", v->residual);
+    json_line_string(&l, "level", solver_level_names[v->level]);
+    json_line_string(&l, "before", solver_level_names[v->before]);
+    json_line_int(&l, "first_step", v->first_step);
+    json_line_string(&l, "method", solver_method_names[v->solver.method]);
+    json_line_int(&l, "iterations", iterations);
+    TRY(end(r, &l, err));
+    fprintf(stderr, "block %d (%s): residual %.1e at step %lld; from step %lld on ", v->layer->block,
+            v->layer->block_name, v->residual, (long long)v->step, (long long)v->first_step);
+    if (sequential) fprintf(stderr, "it is solved token after token\n");
+    else fprintf(stderr, "%s takes %d iterations%s\n", solver_method_names[v->solver.method], iterations,
+                 v->level < v->before ? " again" : "");
     return 0;
 }
 
@@ -265,6 +310,7 @@ int report_valid(struct report *r, int64_t step, const struct evaluation *e, dou
         json_line_int(&l, "sequences", (int64_t)e->sequences);
         json_line_real(&l, "sequence_accuracy", e->sequence_accuracy);
     }
+    evaluation_log_solvers(e, &l);
     json_line_real(&l, "seconds", round(seconds * 1e3) / 1e3);
     TRY(end(r, &l, err));
     fprintf(stderr, "step %lld/%lld  validation loss %.4f %s  ppl %.2f  accuracy %.1f %%", (long long)step,

@@ -10,8 +10,13 @@
  *           step), batch (sequences of this step), tokens_per_s, flops_per_s (masked targets count, recomputation does
  *           not), mfu (its share of the peak, where that is known), skipped (true where the step was not finite and
  *           changed nothing), seconds (of training so far)
+ *           of a model with solvers also residual (the largest of a layer), residual_block (whose it is), iterations (the
+ *           most that a layer was solved with; 0: all of them sequentially), raised (layers above their config's level)
+ *   solver  a layer's level changes (train/ladder.h): step behind which that was decided, block, residual, level and what
+ *           it was before, first_step with it, method and iterations from there on
  *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, for a task sequences and sequence_accuracy
- *           (samples, and the share of them that are right in every target), seconds it took
+ *           (samples, and the share of them that are right in every target), with solvers residual and sequential (layers
+ *           that were solved again, token after token), seconds it took
  *   save    step, path, seconds it took
  *   memory  on a GPU, at the end of a session: step, peak_bytes (of everything on the device), planned_bytes
  *   stop    step, signal
@@ -25,6 +30,7 @@
 
 #include "common/error.h"
 #include "train/evaluate.h"
+#include "train/ladder.h"
 #include "train/settings.h"
 #include <stdint.h>
 
@@ -67,8 +73,27 @@ struct report_step {
     double step_seconds, seconds;
     bool skipped;
     int64_t skipped_total;
+    const struct report_solvers *solvers; /* NULL: none */
+};
+/* How the recurrences of a step were solved. */
+struct report_solvers {
+    double residual; /* the largest, over ranks and layers, and a layer that has it */
+    const struct layer *layer;
+    int iterations, raised;
+    bool inexact; /* the residual is above solver.warn */
+    int64_t inexact_total;
 };
 int report_step(struct report *r, const struct report_step *s, error *err);
+/* Behind `step` it was decided that a layer is solved differently from `first_step` on, because of `residual`, or because
+ * it was raised for long enough. */
+struct report_level {
+    int64_t step, first_step; /* counted from 1, as in the log */
+    const struct layer *layer;
+    double residual;
+    enum solver_level level, before;
+    struct cell_solver solver; /* at that level */
+};
+int report_level(struct report *r, const struct report_level *l, error *err);
 /* After the session's first step: how long that took from the start of the program on. */
 int report_start(struct report *r, int64_t step, double seconds, error *err);
 /* On a GPU: the most bytes of device memory that were seen in use, beside what report_run said of the plan. */

@@ -72,6 +72,7 @@ enum setting_change settings_change(const char *section, const char *key) {
         {"eval", NULL, CHANGE_FREE},      {"checkpoint", NULL, CHANGE_FREE},     {"data", "threads", CHANGE_FREE},
         {"data", "ahead", CHANGE_FREE},   {"data", "valid", CHANGE_FREE},        {"data", "train", CHANGE_NOTED},
         {"model", "recompute_span", CHANGE_FREE}, {"comm", NULL, CHANGE_FREE},   {"train", "graph", CHANGE_FREE},
+        {"solver", NULL, CHANGE_NOTED},
     };
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         if (strcmp(rules[i].section, section) == 0 && (!rules[i].key || strcmp(rules[i].key, key) == 0))

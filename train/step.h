@@ -12,10 +12,11 @@
 
 struct step;
 
-/* Gradients are those of the sum over targets times `scale`. Model, optimizer and comm must outlive it; micro-batches
+/* Gradients are those of the sum over targets times `scale`; a step whose solvers left more than `residual_max` changes
+ * nothing. Model, optimizer and comm must outlive it; micro-batches
  * all have the same shape, and all have document numbers or none. */
 int step_open(struct step **s, struct model *m, struct optimizer *o, struct comm *comm, double scale, double z_loss,
-              error *err);
+              double residual_max, error *err);
 void step_close(struct step *s);
 
 /* Queue a step: its word (optimizer_begin), then each of this rank's micro-batches (model_set_batch), `last` for the
@@ -24,8 +25,13 @@ void step_begin(struct step *s, double lr, bool signalled);
 void step_batch(struct step *s, const int32_t *tokens, const int32_t *targets, const int32_t *doc, int64_t B, int64_t T,
                 bool last);
 
-/* Wait for the oldest step under way; its report is the same on all ranks. Fails with the device's failure, if any. */
-int step_wait(struct step *s, struct step_report *report, error *err);
+/* From the next step on, layer `solver` (its number in model.h) is solved so. What was recorded is forgotten. */
+void step_set_level(struct step *s, int solver, enum solver_level level);
+
+/* Wait for the oldest step under way; its report is the same on all ranks. *worst (NULL: not asked for): the largest
+ * residual of each layer with a solver, on any rank, to be read before the step after the next is queued. Fails with the
+ * device's failure, if any. */
+int step_wait(struct step *s, struct step_report *report, const struct cell_report **worst, error *err);
 
 /* Steps that should be under way while the report of the one before is waited for: 1 where the device works by itself,
  * so that it always has something to do. One more may be queued. */

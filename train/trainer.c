@@ -19,10 +19,17 @@ static double step_lr(const struct trainer *t, int64_t step) {
     return schedule_lr(&t->options.schedule, t->options.optimizer.lr, t->options.train.steps, step);
 }
 
+/* Every layer with a solver to its level for a step. */
+static void set_levels(struct trainer *t, int64_t step) {
+    for (int i = 0; i < t->model_config->solver_count; i++)
+        step_set_level(t->step, i, rung_level(&t->state.rungs[i], step));
+}
+
 /* Queue step number `step`: this rank's micro-batches, reduced over the ranks as the last one goes back. */
 static int begin_step(struct trainer *t, int64_t step, error *err) {
     int64_t accumulate = ramp_batch(&t->options.ramp, step) / (t->comm->ranks * t->micro_batch);
     if (t->begun == t->state.step) t->waiting_since = clock_seconds(); /* nothing was under way */
+    set_levels(t, step);
     step_begin(t->step, step_lr(t, step), signals_received() != 0);
     for (int64_t k = 0; k < accumulate; k++) {
         struct batch b;
@@ -35,13 +42,58 @@ static int begin_step(struct trainer *t, int64_t step, error *err) {
     return 0;
 }
 
+static struct cell_solver solver_at(const struct trainer *t, int solver, enum solver_level level) {
+    const struct layer *layer = model_solver_layer(t->model_config, solver);
+    return mixer_solver(layer, t->dev->ops, t->micro_batch, t->options.data.T, level);
+}
+
+/* How the recurrences of step number `step` were solved, as far as it is told. */
+static struct report_solvers describe_solvers(const struct trainer *t, int64_t step, const struct cell_report *worst) {
+    struct report_solvers s = {.residual = -1};
+    for (int i = 0; i < t->model_config->solver_count; i++) {
+        enum solver_level level = rung_level(&t->state.rungs[i], step);
+        struct cell_solver solver = solver_at(t, i, level);
+        if (solver.method != CELL_SEQUENTIAL && solver.iterations > s.iterations) s.iterations = solver.iterations;
+        s.raised += level != SOLVER_CHOSEN;
+        if ((double)worst[i].residual <= s.residual) continue;
+        s.residual = (double)worst[i].residual;
+        s.layer = model_solver_layer(t->model_config, i);
+    }
+    s.inexact = s.residual > t->options.solver.warn;
+    return s;
+}
+
+/* What the reports of step number `step` change for steps to come, told. */
+static int judge_solvers(struct trainer *t, int64_t step, const struct cell_report *worst, error *err) {
+    int count = t->model_config->solver_count, judged = ladder_judged(worst, count);
+    for (int i = 0; i < count; i++) {
+        struct rung *r = &t->state.rungs[i];
+        double residual = (double)worst[i].residual;
+        if (!rung_judge(r, step, residual, i < judged, step_ahead(t->step), &t->options.solver)) continue;
+        struct report_level line = {
+            .step = step + 1,
+            .first_step = r->since + 1,
+            .layer = model_solver_layer(t->model_config, i),
+            .residual = residual,
+            .level = (enum solver_level)r->level,
+            .before = (enum solver_level)r->before,
+            .solver = solver_at(t, i, (enum solver_level)r->level),
+        };
+        TRY(report_level(t->report, &line, err));
+    }
+    return 0;
+}
+
 /* Wait for the oldest step under way and report it; *stop is set if a signal on any rank asks for the end. */
 static int end_step(struct trainer *t, bool *stop, error *err) {
     const struct run_options *o = &t->options;
     struct trainer_state *state = &t->state;
     struct step_report done;
+    const struct cell_report *worst;
     comm_note(t->comm, state->step + 1, "the wait for the device");
-    TRY(step_wait(t->step, &done, err));
+    TRY(step_wait(t->step, &done, &worst, err));
+    struct report_solvers solvers = {0};
+    if (worst) solvers = describe_solvers(t, state->step, worst);
     const struct loss_sums *sums = &done.totals.loss;
     double now = clock_seconds(), seconds = now - t->waiting_since, lr = step_lr(t, state->step);
     t->waiting_since = now;
@@ -49,6 +101,8 @@ static int end_step(struct trainer *t, bool *stop, error *err) {
     state->step++;
     state->optimizer_steps = done.steps;
     state->skipped += done.skipped;
+    state->inexact += solvers.inexact && !done.skipped;
+    solvers.inexact_total = state->inexact;
     state->samples += (uint64_t)batch;
     state->tokens += sums->valid;
     state->seconds += seconds;
@@ -67,8 +121,10 @@ static int end_step(struct trainer *t, bool *stop, error *err) {
         .seconds = state->seconds,
         .skipped = done.skipped,
         .skipped_total = state->skipped,
+        .solvers = worst ? &solvers : NULL,
     };
     TRY(report_step(t->report, &line, err));
+    if (worst) TRY(judge_solvers(t, state->step - 1, worst, err));
     if (t->started) return 0;
     t->started = true;
     return report_start(t->report, state->step, program_seconds(), err);
@@ -115,6 +171,7 @@ static int validate(struct trainer *t, error *err) {
     comm_note(t->comm, t->state.step, "validation");
     comm_watch(t->comm, 0); /* carrying the state, rank 0 works alone */
     optimizer_settle(t->optimizer);
+    set_levels(t, t->state.step);
     if (evaluate(&e, t->model, t->data.valid, t->tokenizer, &t->eval, t->options.data.reset, t->comm, err) != 0) {
         return error_context(err, "validation");
     }

@@ -212,7 +212,8 @@ static int open_model(struct trainer *t, error *err) {
     TRY(optimizer_open(&t->optimizer, t->model, t->comm, &o->optimizer, err));
     /* The gradient is that of the sum over targets; a nominal count keeps it near the mean's size in floating point. */
     double scale = 1 / ((double)o->train.batch * (double)o->data.T);
-    TRY(step_open(&t->step, t->model, t->optimizer, t->comm, scale, o->optimizer.z_loss, err));
+    TRY(step_open(&t->step, t->model, t->optimizer, t->comm, scale, o->optimizer.z_loss,
+                  o->solver.limit, err));
     if (!t->from) {
         model_init(t->model, (uint64_t)o->train.seed);
         return 0;
@@ -342,7 +343,7 @@ static int open_stages(struct trainer *t, error *err) {
     comm_broadcast(comm, &t->history, sizeof t->history, 0);
     if (t->state.step == t->options.train.steps) return comm_agree(comm, clear_up(t, err), err);
     TRY(comm_agree(comm, open_loader(t, err), err));
-    TRY(comm_agree(comm, comm_attach(comm, t->dev, t->model_config->params.bucket_count, err), err));
+    TRY(comm_agree(comm, comm_attach(comm, t->dev, optimizer_slots(t->model_config), err), err));
     TRY(comm_agree(comm, open_model(t, err), err));
     TRY(comm_agree(comm, load_optimizer(t, err), err));
     TRY(comm_agree(comm, open_directory(t, err), err));
