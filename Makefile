@@ -387,6 +387,13 @@ $(BUILD)/fuzz/obj/%.f64.o: %.c $(BUILD)/flags
 $(BUILD)/fuzz/obj/%.o: %.c $(BUILD)/flags
 	$(call compile,$(CLANG),$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link)
 
+# The Python that goes into checkpoints, as C: every line a string.
+HUB_TEXT := $(patsubst %,$(BUILD)/gen/%.inc,$(sort $(wildcard model/hub/*.py)))
+$(BUILD)/gen/%.py.inc: %.py
+	@mkdir -p $(@D)
+	$(Q)sed -e 's/[\\"]/\\&/g' -e 's/.*/"&\\n"/' $< >$@
+$(OBJ)/model/architecture_own.o $(BUILD)/fuzz/obj/model/architecture_own.o: $(HUB_TEXT)
+
 # Test programs. The name says how much of the tree a program needs: test_common_* links common/, test_kernels_*
 # kernels/ and common/, and so on; a name without a layer links everything. test/support*.c goes into each that uses it.
 archives = $(1:%=$(BUILD)/lib%.a)

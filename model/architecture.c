@@ -1,5 +1,5 @@
-/* architecture.c: the table of architectures, and the config.json of models that none of them expresses. See
- * architecture.h. Owns no state. */
+/* architecture.c: the table of architectures, and what they share. Models that none of them expresses are
+ * architecture_own.c's. See architecture.h. Owns no state. */
 #include "model/architecture.h"
 
 #include "common/json.h"
@@ -7,9 +7,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define OWN_TYPE "riverrun"
-#define SETTINGS "settings" /* the member of such a config.json that holds [model] and [block.*] as strings */
 
 static const struct architecture *const architectures[] = {&architecture_mamba, &architecture_mamba2,
                                                            &architecture_xlstm,
@@ -120,104 +117,23 @@ int architecture_check_flag(const json_t *object, const char *name, const char *
                        wanted ? "true" : "false");
 }
 
-/* ---- models that transformers does not have ---------------------------------------------------------------------- */
-
-static bool describes_model(const char *section) {
-    return strcmp(section, "model") == 0 || strncmp(section, "block.", 6) == 0;
-}
-
-/* The lines `[section]` and `key = value` of the effective config as {section: {key: value}}, sections of the model
- * only. */
-static json_t *settings_of(const config *c) {
-    json_t *settings = json_object(), *section = NULL;
-    char *text = config_text(c), *rest = text;
-    ASSERT(text != NULL);
-    for (char *line; (line = strsep(&rest, "\n"));) {
-        char *end = strchr(line, ']'), *equals = strstr(line, " = ");
-        if (line[0] == '[' && end) {
-            *end = 0;
-            section = NULL;
-            if (!describes_model(line + 1)) continue;
-            section = json_object();
-            json_object_set_new(settings, line + 1, section);
-        } else if (section && equals) {
-            *equals = 0;
-            json_object_set_new(section, line, json_string(equals + 3));
-        }
-    }
-    free(text);
-    return settings;
-}
-
-static json_t *write_own(const struct model_config *mc, const config *c, int64_t eod) {
-    json_t *object = json_object(), *settings = settings_of(c);
-    json_object_set_new(object, "architectures", json_pack("[s]", "RiverrunForCausalLM"));
-    architecture_put_text(object, "model_type", OWN_TYPE);
-    architecture_put_int(object, "vocab_size", mc->rows);
-    architecture_put_int(object, "hidden_size", mc->options.d_model);
-    architecture_put_int(object, "num_hidden_layers", mc->blocks);
-    architecture_put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings);
-    architecture_put_ids(object, eod);
-    architecture_put_text(object, "torch_dtype", "float32");
-    /* The file must be enough without a tokenizer, which may have given the number of ids. */
-    char vocab[32];
-    snprintf(vocab, sizeof vocab, "%" PRId64, mc->vocab);
-    json_object_set_new(json_object_get(settings, "model"), "vocab_size", json_string(vocab));
-    json_object_set_new(object, SETTINGS, settings);
-    return object;
-}
-
 json_t *architecture_write(const struct model_config *mc, const config *c, int64_t eod) {
     const struct architecture *a = architecture_of(mc);
-    json_t *object = a ? a->write(mc, eod) : write_own(mc, c, eod);
+    json_t *object = a ? a->write(mc, eod) : architecture_write_own(mc, c, eod);
     ASSERT(object != NULL || json_exhausted()); /* which who writes it will find */
     return object;
-}
-
-/* What config_set takes as a name, and what the config's own files can say: letters, digits, "_" and "-". */
-static bool plain_name(const char *name) {
-    size_t length = strlen(name);
-    return length > 0 && length <= LIMIT_CONFIG_NAME &&
-           strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == length;
-}
-
-static bool model_section(const char *name) {
-    if (strcmp(name, "model") == 0) return true;
-    return strncmp(name, "block.", 6) == 0 && plain_name(name + 6) && strlen(name) <= LIMIT_CONFIG_NAME;
-}
-
-static int read_own(const json_t *object, const char *name, config *c, error *err) {
-    json_t *settings = json_object_get(object, SETTINGS);
-    const char *section, *key;
-    json_t *members, *value;
-    char shown[65];
-    if (!json_is_object(json_object_get(settings, "model")))
-        return error_input(
-            err, "%s: a model of type " OWN_TYPE " must have '" SETTINGS "' with an object 'model' in it", name);
-    json_object_foreach(settings, section, members) {
-        if (!model_section(section) || !json_is_object(members))
-            return error_input(err, "%s: '%s' in '" SETTINGS "' must be an object called model or block.NAME", name,
-                               architecture_shown(section, shown));
-        json_object_foreach(members, key, value) {
-            if (!plain_name(key) || !json_is_string(value))
-                return error_input(err, "%s: '%s' in '" SETTINGS ".%s' must be a plain name with a string", name,
-                                   architecture_shown(key, shown), section);
-            TRY(config_set(c, section, key, json_string_value(value), err));
-        }
-    }
-    return 0;
 }
 
 int architecture_read(const json_t *object, const char *name, config *c, error *err) {
     const char *type;
     char shown[65];
     TRY(json_get_string(object, "model_type", name, &type, err));
-    if (strcmp(type, OWN_TYPE) == 0) return read_own(object, name, c, err);
+    if (strcmp(type, ARCHITECTURE_OWN_TYPE) == 0) return architecture_read_own(object, name, c, err);
     char known[256] = "";
     for (size_t i = 0; i < ARCHITECTURES; i++) {
         if (strcmp(type, architectures[i]->model_type) == 0) return architectures[i]->read(object, name, c, err);
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s, ", architectures[i]->model_type);
     }
-    return error_input(err, "%s: model_type is '%s'; riverrun reads %sand its own, " OWN_TYPE, name,
+    return error_input(err, "%s: model_type is '%s'; riverrun reads %sand its own, " ARCHITECTURE_OWN_TYPE, name,
                        architecture_shown(type, shown), known);
 }

@@ -2,11 +2,12 @@
  *
  * An architecture recognises the models it can express (say, all blocks Mamba-2 with equal options and no MLP) and
  * turns their config into config.json; or reads a config.json into [model] and [block.*] settings. Models that no
- * architecture expresses get a config.json of model_type "riverrun" holding the same settings: riverrun reads it back,
- * transformers says that it does not know it. Called by train/ (checkpoints, import, export), and by model_config.c,
- * which gives every tensor the name that it has in the architecture's checkpoints. Layers declare theirs as
- * backbone.layers.N.mixer.*, N.mlp.*, N.norm.* and N.norm2.* (before mixer and MLP), between backbone.embeddings.weight
- * and backbone.norm_f.weight, lm_head.weight: Mamba's names, which models without an architecture keep.
+ * architecture expresses get a config.json of model_type "riverrun" holding the same settings, which riverrun reads
+ * back, and Python files by which transformers opens them. Called by train/ (checkpoints, import, export), and by
+ * model_config.c, which gives every tensor the name that it has in the architecture's checkpoints. Layers declare
+ * theirs as backbone.layers.N.mixer.*, N.mlp.*, N.norm.* and N.norm2.* (before mixer and MLP), between
+ * backbone.embeddings.weight and backbone.norm_f.weight, lm_head.weight: Mamba's names, which models without an
+ * architecture keep.
  */
 #ifndef RIVERRUN_ARCHITECTURE_H
 #define RIVERRUN_ARCHITECTURE_H
@@ -51,6 +52,18 @@ void architecture_name_tensors(struct model_config *mc);
 
 /* The class name, or NULL if transformers has no such architecture. */
 const char *architecture_class(const struct model_config *mc);
+
+/* What a model directory holds beside config.json for transformers to open it: Python files (model/hub/) where it has
+ * no such architecture, else none. The list ends with a NULL. */
+struct architecture_file {
+    const char *name, *text;
+};
+const struct architecture_file *architecture_files(const struct model_config *mc);
+
+/* architecture_write and architecture_read for models that no architecture expresses. */
+#define ARCHITECTURE_OWN_TYPE "riverrun" /* their "model_type" */
+json_t *architecture_write_own(const struct model_config *mc, const config *c, int64_t eod);
+int architecture_read_own(const json_t *object, const char *name, config *c, error *err);
 
 /* For implementations: config_set with a number; members of a new config.json; bos, eos and pad ids (null if eod < 0)
  * as members. */

@@ -9,6 +9,9 @@ the most probable continuation of a text, token by token from a state on both si
 AutoTokenizer gives riverrun's ids and its texts back. With OTHER, riverrun reads that in place of DIRECTORY: what
 `riverrun import` made of it. Prints one line per comparison; exit code 1 if any fails.
 
+A model that opens by Python files of its own is also read in pieces from a state, in rows of a batch and by beam search,
+and saved from transformers and opened again, there and in riverrun. Those files are run: give directories that you trust.
+
 riverrun's side comes from the test program `logits` beside the riverrun binary (`make tests` builds it), or --logits.
 """
 
@@ -19,6 +22,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,6 +51,15 @@ TEXTS = (
 
 PROMPT = "static int "
 CONTINUATION = 48  # tokens
+PIECES = (50, 1, 1, 30, 1, 48)  # of a text of 131 tokens
+
+
+def read_config(directory):
+    return json.loads((directory / "config.json").read_text().replace("Infinity", "1e400"))
+
+
+def has_own_code(directory):
+    return "auto_map" in read_config(directory)
 
 
 class Check:
@@ -72,11 +85,11 @@ class Check:
 
     def model(self, directory, ours):
         """Opens it as it is, and in fp32; compares logits."""
-        plain = AutoModelForCausalLM.from_pretrained(directory)
-        wanted = json.loads((directory / "config.json").read_text().replace("Infinity", "1e400"))
+        wanted, own = read_config(directory), {"trust_remote_code": True} if has_own_code(directory) else {}
+        plain = AutoModelForCausalLM.from_pretrained(directory, **own)
         self.report(type(plain).__name__ == wanted["architectures"][0],
                     f"{directory}: opens as {type(plain).__name__}, {plain.dtype}")
-        model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **own)
         trouble = {k: v for k, v in info.items() if v}
         self.report(not trouble, f"{directory}: every tensor has its place{' but ' + str(trouble) if trouble else ''}")
         model.eval()
@@ -93,7 +106,55 @@ class Check:
             error = float((theirs - mine).norm() / theirs.norm())
             worst = max(worst, error) if error == error else float("inf")
         self.report(worst <= LIMIT, f"{directory}: logits differ by {worst:.1e} at most, the limit is {LIMIT:.0e}")
+        if own:
+            if plain.dtype != torch.float32:
+                self.rounded(directory, plain, model, ids)
+            self.own(directory, model, wanted)
         return model
+
+    def rounded(self, directory, plain, model, ids):
+        """In its own narrower type it computes about the same."""
+        with torch.no_grad():
+            coarse, fine = plain(ids).logits.double(), model(ids).logits.double()
+        error = float((coarse - fine).norm() / fine.norm())
+        self.report(error < 0.1, f"{directory}: in {plain.dtype} logits differ by {error:.1e} from those in float32")
+
+    def own(self, directory, model, wanted):
+        """A model that came with Python files: states, batches, beams, and saving it from there."""
+        ids = torch.randint(0, model.config.vocab_size, (2, sum(PIECES)), generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            whole = model(ids).logits
+            rows = torch.cat([model(row[None]).logits for row in ids])
+            self.equal(whole, rows, f"{directory}: rows of a batch are as if alone")
+            room = min((s.get("context", 1 << 30) for s in wanted["settings"].values()), default=0)
+            if room >= ids.shape[1]:
+                cache, parts = None, []
+                for piece in ids.split(PIECES, 1):
+                    out = model(piece, past_key_values=cache, use_cache=True)
+                    cache = out.past_key_values
+                    parts.append(out.logits)
+                self.equal(whole, torch.cat(parts, 1), f"{directory}: {len(PIECES)} pieces are as the whole")
+                beams = [model.generate(ids[:, :20], max_new_tokens=12, num_beams=3, do_sample=False, use_cache=use,
+                                        eos_token_id=None).tolist() for use in (True, False)]
+                self.report(beams[0] == beams[1], f"{directory}: beam search is the same with and without a state")
+            mask = torch.ones_like(ids)
+            mask[0, :3] = 0
+            try:
+                model(ids, attention_mask=mask)
+                self.report(False, f"{directory}: padding on the left is read as text")
+            except ValueError:
+                self.equal(whole[:, :100], model(ids, attention_mask=mask.flip(1)).logits[:, :100],
+                           f"{directory}: padding on the left is refused, on the right it changes nothing")
+            with tempfile.TemporaryDirectory() as again:
+                model.save_pretrained(again)
+                saved = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+                self.report(torch.equal(saved(ids).logits, whole), f"{directory}: saved and opened again it is the same")
+                mine = self.logits_of_riverrun(again, ids[0].tolist())
+                self.equal(whole[0], mine, f"{directory}: riverrun reads what transformers saved")
+
+    def equal(self, wanted, got, text):
+        error = float((wanted.double() - got.double()).norm() / wanted.double().norm())
+        self.report(error <= LIMIT, f"{text}: {error:.1e}")
 
     def generation(self, directory, ours, model, tokenizer):
         """Without a tokenizer, bytes are ids. Ids beyond the tokenizer's are padding, which riverrun never takes."""
@@ -142,13 +203,15 @@ def main():
     program = arguments.logits or arguments.riverrun.resolve().parent / "test" / "logits"
     if not os.access(program, os.X_OK):
         parser.error(f"there is no program {program}; `make tests` builds it")
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
     check = Check(str(program), str(arguments.riverrun))
     for argument in arguments.directories:
         directory, _, other = argument.partition("=")
         directory, ours = pathlib.Path(directory), other or directory
         model = check.model(directory, ours)
-        tokenizer = AutoTokenizer.from_pretrained(directory) if (directory / "tokenizer.json").exists() else None
+        tokenizer = None
+        if (directory / "tokenizer.json").exists():
+            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=has_own_code(directory))
         check.generation(directory, ours, model, tokenizer)
         if tokenizer:
             check.tokenizer(directory, ours, model, tokenizer)

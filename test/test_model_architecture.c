@@ -657,6 +657,11 @@ static void what_transformers_lacks_comes_back_too(void **state) {
     assert_string_equal(json_string_value(json_object_get(object, "model_type")), "riverrun");
     assert_int_equal(json_integer_value(json_object_get(object, "vocab_size")), 32);
     assert_int_equal(json_integer_value(json_object_get(object, "eos_token_id")), 29);
+    json_t *settings = json_object_get(object, "settings"), *block = json_object_get(settings, "block.a");
+    assert_true(json_is_true(json_object_get(json_object_get(settings, "model"), "tie_embeddings")));
+    assert_string_equal(json_string_value(json_object_get(block, "mixer")), "mamba2");
+    assert_int_equal(json_integer_value(json_object_get(block, "d_state")), 6);
+    assert_true(json_real_value(json_object_get(block, "dt_max")) == 0.1);
     struct bound r = read_back(object);
     expect_same_tensors(b.mc, r.mc);
     char *before = config_text(b.c), *after = config_text(r.c);
@@ -676,6 +681,33 @@ static void what_transformers_lacks_comes_back_too(void **state) {
     assert_int_equal(r.mc->vocab, 20);
     unbind(&r);
     json_decref(object);
+    unbind(&b);
+}
+
+/* Files of Python that name each other and the classes in config.json; none where transformers has a class. */
+static void what_transformers_lacks_has_python(void **state) {
+    (void)state;
+    struct bound b = bind(own_text, NULL);
+    json_t *object = architecture_write(b.mc, b.c, 29), *classes = json_object_get(object, "auto_map"), *class;
+    const char *key;
+    json_object_foreach(classes, key, class) {
+        char file[64], *dot, wanted[80];
+        assert_true(strlen(json_string_value(class)) < sizeof file);
+        strcpy(file, json_string_value(class));
+        assert_non_null(dot = strchr(file, '.'));
+        snprintf(wanted, sizeof wanted, "class %s(", dot + 1);
+        strcpy(dot, ".py");
+        const struct architecture_file *f = architecture_files(b.mc);
+        while (f->name && strcmp(f->name, file) != 0) f++;
+        assert_non_null(f->name);
+        assert_non_null(strstr(f->text, wanted));
+        assert_int_equal(f->text[strlen(f->text) - 1], '\n');
+    }
+    assert_int_equal(json_object_size(classes), 3);
+    json_decref(object);
+    unbind(&b);
+    b = bind(llama_text, NULL);
+    assert_null(architecture_files(b.mc)->name);
     unbind(&b);
 }
 
@@ -707,7 +739,8 @@ static void strange_settings_are_refused(void **state) {
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block.m\": []}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"\": \"1\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"a=b\": \"1\"}}}",
-        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"d_model\": 1}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"d_model\": null}}}",
+        "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"d_model\": [1]}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"" LONG_NAME "\": \"1\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {}, \"block." LONG_NAME "\": {\"mlp\": \"none\"}}}",
         "{\"model_type\": \"riverrun\", \"settings\": {\"model\": {\"pattern\": \"a\\nb\"}}}",
@@ -750,6 +783,7 @@ int main(void) {
         cmocka_unit_test(what_llama_can_not_be_is_refused),
         cmocka_unit_test(llama_that_transformers_lacks),
         cmocka_unit_test(what_transformers_lacks_comes_back_too),
+        cmocka_unit_test(what_transformers_lacks_has_python),
         cmocka_unit_test(what_transformers_would_compute_otherwise),
         cmocka_unit_test(strange_settings_are_refused),
     };

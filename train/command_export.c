@@ -47,7 +47,9 @@ static void tell(const struct conversion *v) {
     fprintf(stderr, "%s: %s, %s parameters, %s, from %s\n", v->out, name ? name : "a model of riverrun's own",
             text_count(total, sizeof total, (double)v->model->params.total),
             text_bytes(size, sizeof size, (double)bytes), v->from->path);
-    if (!name) fprintf(stderr, "note: transformers has no architecture for this model; riverrun import reads it.\n");
+    if (!name)
+        fprintf(stderr, "note: transformers has no class for this model; with trust_remote_code=True it opens it by the "
+                        "Python files in the directory.\n");
 }
 
 static int export(struct conversion *v, const char *from, const struct export_flags *f, error *err) {

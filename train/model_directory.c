@@ -151,6 +151,8 @@ static int write_weights(struct model_directory *d, const struct weight_source *
 int model_directory_model(struct model_directory *d, const struct model_config *mc, const config *c, int64_t eod,
                           const struct weight_source *source, enum weight_form form, error *err) {
     TRY(write_config(d, mc, c, eod, form, err));
+    for (const struct architecture_file *f = architecture_files(mc); f->name; f++)
+        TRY(model_directory_text(d, f->name, f->text, strlen(f->text), err));
     TRY(write_generation_config(d, eod, err));
     return write_weights(d, source, form, err);
 }
