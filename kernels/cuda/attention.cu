@@ -21,11 +21,9 @@
  *
  * One token: blocks of keys, each with a running softmax; then, where there are several, their sum weighted by what each
  * has seen. Bytes: the cache once. */
-#include "kernels/cuda/attention_tile.cuh"
 #include "have_cudnn.h"
-#ifdef RIVERRUN_CUDNN
 #include "kernels/cuda/attention_cudnn.h"
-#endif
+#include "kernels/cuda/attention_tile.cuh"
 
 #include <math.h>
 #include <stdio.h>
@@ -359,7 +357,7 @@ static bool cudnn_wanted(const char *how) {
     return wanted && strcmp(wanted, how) == 0;
 }
 
-static struct attention_cudnn *cudnn_of(struct device *dev) {
+struct attention_cudnn *cuda_attention_cudnn(struct device *dev) {
     struct cuda_device *c = cuda_impl(dev);
     if (c->cudnn_version >= 0) return c->cudnn;
     c->cudnn_version = cudnn_wanted("0") ? 0 : attention_cudnn_open(&c->cudnn, c->stream);
@@ -375,7 +373,7 @@ void cuda_attention_close(struct cuda_device *c) {
 static bool cudnn_serves(struct device *dev, const attention_problem &p, bool aligned) {
     enum { SHORTEST = 128 }; /* below this there is nothing to gain */
     if (!aligned || p.positions || p.count || p.T < SHORTEST || (p.tiled && p.G > 1 && p.G < p.H)) return false;
-    return cudnn_of(dev) != NULL;
+    return cuda_attention_cudnn(dev) != NULL;
 }
 
 /* The deterministic backward has two bytes of memory for every pair of tokens that a head could have, T rounded up to 64
@@ -419,12 +417,13 @@ static attention_cudnn_shape cudnn_shape(const attention_problem &p, tensor q, t
     return s;
 }
 
-static bool cudnn_run(struct device *dev, const attention_cudnn_shape &s, const attention_cudnn_operands &x) {
+bool cuda_attention_cudnn_run(struct device *dev, const attention_cudnn_shape *s, const attention_cudnn_operands *x) {
     char why[256] = "";
-    bool done = attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x, why, sizeof why);
+    bool done = attention_cudnn_run(cuda_impl(dev)->cudnn, s, x, why, sizeof why);
     if (why[0])
         fprintf(stderr, "riverrun: cuDNN%s attention of %lld x %lld tokens, %lld heads of %lld: %s%s\n",
-                done ? ", for" : " does not serve", (long long)s.B, (long long)s.T, (long long)s.H, (long long)s.P, why,
+                done ? ", for" : " does not serve", (long long)s->B, (long long)s->T, (long long)s->H,
+                (long long)s->P, why,
                 done ? "" : "; riverrun's own kernels do");
     return done;
 }
@@ -433,7 +432,8 @@ static bool cudnn_forward(struct device *dev, tensor o, tensor lse, tensor q, te
                           const attention_problem &p) {
     attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
     s.logarithms = tensor_given(lse);
-    return cudnn_run(dev, s, {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse), NULL, 0});
+    attention_cudnn_operands x = {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse), NULL, 0};
+    return cuda_attention_cudnn_run(dev, &s, &x);
 }
 
 /* Rows from b on and heads from h on of an operand. */
@@ -458,19 +458,27 @@ static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, 
                 cudnn_from(q, b, h), cudnn_from(k, b, g), cudnn_from(v, b, g), cudnn_from(o, b, h),
                 cudnn_from(dq, b, h), cudnn_from(dk, b, g), cudnn_from(dv, b, g), cudnn_from(dout, b, h),
                 data_of<float>(lse) + (b * p.H + h) * p.T, workspace, bytes};
-            if (!cudnn_run(dev, s, x)) return false;
+            if (!cuda_attention_cudnn_run(dev, &s, &x)) return false;
         }
     return true;
 }
 
 void cuda_attention_describe(struct device *dev, char *out, size_t size) {
     if (dev->precision != PRECISION_BF16) return;
-    if (!cudnn_of(dev)) snprintf(out, size, ", attention by riverrun's own kernels");
+    if (!cuda_attention_cudnn(dev)) snprintf(out, size, ", attention by riverrun's own kernels");
     else snprintf(out, size, ", attention by cuDNN %d.%d%s where a row is one document",
                   (int)(cuda_impl(dev)->cudnn_version / 10000), (int)(cuda_impl(dev)->cudnn_version / 100 % 100),
                   cudnn_wanted("unordered") ? ", backward in any order," : "");
 }
 #else
+struct attention_cudnn *cuda_attention_cudnn(struct device *) {
+    return NULL;
+}
+
+bool cuda_attention_cudnn_run(struct device *, const attention_cudnn_shape *, const attention_cudnn_operands *) {
+    return false;
+}
+
 static bool cudnn_serves(struct device *, const attention_problem &, bool) {
     return false;
 }

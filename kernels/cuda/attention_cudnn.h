@@ -1,5 +1,5 @@
 /* attention_cudnn.h: attention by cuDNN, behind plain C: attention_cudnn.cpp is the one C++ host file of riverrun, because
- * cuDNN's frontend is C++ headers. Only in builds that found them (RIVERRUN_CUDNN). Called by attention.cu. */
+ * cuDNN's frontend is C++ headers. Only in builds that found them (RIVERRUN_CUDNN); the last two functions always. Called by attention.cu, and through it by rat_fold.cu. */
 #ifndef RIVERRUN_ATTENTION_CUDNN_H
 #define RIVERRUN_ATTENTION_CUDNN_H
 
@@ -49,6 +49,13 @@ void attention_cudnn_close(struct attention_cudnn *c);
  * than a MiB; else it is empty. */
 bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn_shape *shape,
                          const struct attention_cudnn_operands *x, char *why, size_t size);
+
+/* The device's, opened when it is first asked for; NULL: there is none, or this build does without. And a run of it, which
+ * says once on stderr why a shape is not served. (attention.cu) */
+struct device;
+struct attention_cudnn *cuda_attention_cudnn(struct device *dev);
+bool cuda_attention_cudnn_run(struct device *dev, const struct attention_cudnn_shape *shape,
+                              const struct attention_cudnn_operands *x);
 
 #ifdef __cplusplus
 }

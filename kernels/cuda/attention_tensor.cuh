@@ -1,4 +1,4 @@
-/* attention_tensor.cuh: what attention's files for tensor cores share (attention_mma.cu, attention_wgmma.cu): tiles in
+/* attention_tensor.cuh: what files for tensor cores share (attention_mma.cu, attention_wgmma.cu, rat_mma.cu): tiles in
  * shared memory, the softmax of scores that lie in accumulators, sums on their way out. attention.cu has the mathematics. */
 #ifndef RIVERRUN_CUDA_ATTENTION_TENSOR_CUH
 #define RIVERRUN_CUDA_ATTENTION_TENSOR_CUH
@@ -99,20 +99,10 @@ __device__ __forceinline__ float row_sum(float v) {
 }
 
 /* Scores of 16 M rows with a tile of keys become powers of two of them, under the running maximum; what has been summed
- * up is scaled to it. Row r of a lane is lane / 4 + 8 r of the rows, token t + 8 r, which sees keys from first[r] on; that
- * is looked at only where `masks`. */
+ * up is scaled to it. What is not to be seen is -INFINITY. Row r of a lane is lane / 4 + 8 r of the rows. */
 template <int M, int W>
-__device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
-                                            float (&total)[2 * M], const int (&first)[2 * M], int t, int j0, bool masks,
-                                            float scale) {
-    int lane = threadIdx.x % WARP;
-    if (masks) {
-#pragma unroll
-        for (int i = 0; i < M * KEYS / 2; i++) {
-            int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2, j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
-            if (j < first[r] || j > t + 8 * r) z[m][n][i % 4] = -INFINITY;
-        }
-    }
+__device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
+                                           float (&total)[2 * M], float scale) {
 #pragma unroll
     for (int r = 0; r < 2 * M; r++) {
         int m = r / 2, half = r % 2 * 2;
@@ -134,6 +124,23 @@ __device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&
 #pragma unroll
         for (int n = 0; n < W / 8; n++) sum[m][n][half] *= rest, sum[m][n][half + 1] *= rest;
     }
+}
+
+/* The same where a lane's row r is token t + 8 r, which sees keys from first[r] on up to its own; that is looked at only
+ * where `masks`. */
+template <int M, int W>
+__device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
+                                            float (&total)[2 * M], const int (&first)[2 * M], int t, int j0, bool masks,
+                                            float scale) {
+    int lane = threadIdx.x % WARP;
+    if (masks) {
+#pragma unroll
+        for (int i = 0; i < M * KEYS / 2; i++) {
+            int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2, j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
+            if (j < first[r] || j > t + 8 * r) z[m][n][i % 4] = -INFINITY;
+        }
+    }
+    sum_scores<M, W>(z, sum, high, total, scale);
 }
 
 /* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? */
@@ -177,11 +184,9 @@ template <int N> __device__ __forceinline__ void pack_scores(uint32_t (&a)[4], c
     a[3] = pack_bf16(z[2 * k + 1][2], z[2 * k + 1][3]);
 }
 
-/* 16 rows of a warp's sum, times a factor for the upper and the lower eight, through rows `row` .. of a tile that only
- * this warp uses by now, to where to(i) says for row i; NULL: nowhere. */
-template <int W, class F>
-__device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum)[W / 8][4], float upper, float lower,
-                                          int P, F to) {
+/* 16 rows of a warp's sum, times a factor for the upper and the lower eight, into rows `row` .. of a tile. */
+template <int W>
+__device__ __forceinline__ void place_sum(bf16 *tile, int row, const float (&sum)[W / 8][4], float upper, float lower) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < W / 8; n++) {
@@ -192,7 +197,14 @@ __device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum
             pack_bf16(sum[n][2] * lower, sum[n][3] * lower);
     }
     __syncwarp();
-    for (int i = lane; i < 16 * (W / 8); i += WARP) {
+}
+
+/* The same through rows of a tile that only this warp uses by now, to where to(i) says for row i; NULL: nowhere. */
+template <int W, class F>
+__device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum)[W / 8][4], float upper, float lower,
+                                          int P, F to) {
+    place_sum<W>(tile, row, sum, upper, lower);
+    for (int i = threadIdx.x % WARP; i < 16 * (W / 8); i += WARP) {
         int r = i / (W / 8), column = i % (W / 8) * 8;
         bf16 *target = to(row + r);
         if (target && column < P)

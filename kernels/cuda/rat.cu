@@ -20,59 +20,52 @@
  * Bytes: k~ and v~ are fp32, written once and read by what follows; 2 B H T (T / Q) P FLOPs of attention forward and 3.5
  * times as many backward, at fp32's rate: this path is for checking and for shapes of all kinds. */
 #include "kernels/cuda/attention_tile.cuh"
-#include "kernels/cuda/turn.cuh"
+#include "kernels/cuda/rat.cuh"
+
+#include <type_traits>
+
+typedef __nv_bfloat16 bf16;
 
 enum {
     SEGMENT = 256,    /* tokens of a thread's walk, where chunks are no longer than */
     WALK_CHUNK = 128, /* this */
+    LIST_THREADS = 512,
+    LIST_TOKENS = 4, /* of a thread at once */
 };
-
-/* A (B,T,H,P) array of floats in scratch is told by its beginning. */
-struct rat_problem {
-    const int32_t *positions, *count; /* count: NULL without a state */
-    const int32_t *rank, *ends;       /* (B,T) each */
-    const float *bias;
-    int64_t B, T, C;
-    int Q, H, G, P, half;
-    float scale;
-    turn_rates rates;
-};
-
-__device__ __forceinline__ int position_at(const rat_problem &p, int64_t b, int64_t t) {
-    return p.positions ? p.positions[b * p.T + t] : (int)t;
-}
-
-__device__ __forceinline__ int64_t place_of(const rat_problem &p, int64_t b, int64_t t, int h) {
-    return ((b * p.T + t) * p.H + h) * p.P;
-}
-
-/* The first end that token t sees; below 0: in the state. */
-__device__ __forceinline__ int first_end(const rat_problem &p, int64_t b, int t) {
-    int position = position_at(p, b, t), before = position - t, closed = before > 0 ? before / p.Q : 0;
-    int in_row = position / p.Q - closed;
-    return p.rank[b * p.T + t] - in_row - (int)at_most(closed, p.C);
-}
 
 /* --- ends of chunks ----------------------------------------------------------------------------------------------- */
 
-/* A block has a row. */
-__global__ void rat_ends_kernel(int32_t *rank, int32_t *ends, __grid_constant__ const rat_problem p) {
-    __shared__ int counts[WARPS];
+/* The lists of a row: a block has one. */
+__global__ void __launch_bounds__(LIST_THREADS)
+rat_ends_kernel(int32_t *first, int32_t *rank, int32_t *ends, __grid_constant__ const rat_problem p) {
+    __shared__ int counts[LIST_THREADS / WARP];
     int64_t b = blockIdx.x;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, before = 0;
-    for (int64_t t0 = 0; t0 < p.T; t0 += THREADS) {
-        int64_t t = t0 + threadIdx.x;
-        bool ends_here = t < p.T && position_at(p, b, t) % p.Q == p.Q - 1;
-        unsigned votes = __ballot_sync(FULL, ends_here);
-        if (lane == 0) counts[warp] = __popc(votes);
+    for (int64_t t0 = 0; t0 < p.T; t0 += LIST_THREADS * LIST_TOKENS) {
+        int64_t mine = t0 + (int64_t)threadIdx.x * LIST_TOKENS;
+        int position[LIST_TOKENS], here = 0, sum, number = before;
+        for (int i = 0; i < LIST_TOKENS; i++) {
+            position[i] = mine + i < p.T ? position_at(p, b, mine + i) : 0;
+            here += mine + i < p.T && position[i] % p.Q == p.Q - 1;
+        }
+        sum = here;
+        for (int offset = 1; offset < WARP; offset *= 2) {
+            int other = __shfl_up_sync(FULL, sum, offset);
+            if (lane >= offset) sum += other;
+        }
+        if (lane == WARP - 1) counts[warp] = sum;
         __syncthreads();
-        int number = before + __popc(votes & ((1u << lane) - 1));
-        for (int w = 0; w < WARPS; w++) {
+        for (int w = 0; w < LIST_THREADS / WARP; w++) {
             if (w < warp) number += counts[w];
             before += counts[w];
         }
-        if (t < p.T) rank[b * p.T + t] = number;
-        if (ends_here) ends[b * p.T + number] = (int32_t)t;
+        number += sum - here;
+        for (int i = 0; i < LIST_TOKENS && mine + i < p.T; i++) {
+            int at = (int)(mine + i), earlier = position[i] - at, closed = earlier > 0 ? earlier / p.Q : 0;
+            rank[b * p.T + at] = number;
+            first[b * p.T + at] = number - (position[i] / p.Q - closed) - (int)at_most(closed, p.C);
+            if (position[i] % p.Q == p.Q - 1) ends[b * p.T + number++] = at;
+        }
         __syncthreads();
     }
 }
@@ -160,11 +153,11 @@ __device__ __forceinline__ void load_ends(float *key_tile, float *value_tile, co
             clear_row(key, p.P);
             clear_row(value, p.P);
         } else if (e >= 0) {
-            int t = p.ends[b * p.T + e];
+            int t = end_at(p, b, e);
             turn_row(key, keys + place_of(p, b, t, h), p, position_at(p, b, t) / p.Q, 1);
             copy_row(value, values + place_of(p, b, t, h), p.P);
         } else {
-            int64_t slot = (p.count[b] / p.Q + e) % p.C;
+            int64_t slot = slot_of(p, b, e);
             copy_row(key, state_k.at(b, slot, h), p.P);
             copy_row(value, state_v.at(b, slot, h), p.P);
         }
@@ -182,11 +175,6 @@ __device__ __forceinline__ float own_score(const rat_problem &p, const attention
     return p.scale * warp_sum(sum);
 }
 
-template <class T> struct rat_operands {
-    attention_rows<T> z, v, g, q, k, state_k, state_v;
-    const float *running;
-};
-
 /* saved: o, dense, and lse (B,H,T), or NULL. */
 template <class T>
 __global__ void __launch_bounds__(THREADS)
@@ -196,13 +184,13 @@ rat_forward_kernel(attention_rows<T> y, T *saved_o, float *lse, rat_operands<T> 
     float *queries = memory, *key_tile = tile_row(queries, p.P, TILE), *value_tile = tile_row(key_tile, p.P, TILE);
     int64_t b = blockIdx.z;
     int h = blockIdx.y, t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
-    int last_token = (int)at_most(t0 + TILE, p.T) - 1, last = p.rank[b * p.T + last_token];
+    int last_token = (int)at_most(t0 + TILE, p.T) - 1, last = last_end(p, b, last_token);
     int first[ROWS], stop[ROWS];
     float high[ROWS], total[ROWS], sum[ROWS][PARTS];
     for (int r = 0; r < ROWS; r++) {
         int t = (int)at_most(t0 + row + r, p.T - 1); /* rows beyond the last token repeat it, and go nowhere */
         first[r] = first_end(p, b, t);
-        stop[r] = p.rank[b * p.T + t];
+        stop[r] = last_end(p, b, t);
         high[r] = own_score(p, x.q, keys, b, t, h);
         total[r] = 1;
 #pragma unroll
@@ -309,7 +297,7 @@ __global__ void rat_own_backward_kernel(attention_rows<T> dz, attention_rows<T> 
     delta = warp_sum(delta);
     float score = own_score(p, x.q, d.keys, b, t, h), share = expf(score - d.lse[(b * p.H + h) * p.T + t]);
     /* A token that sees nothing else is not moved by its score, whatever the rounding of o. */
-    bool alone = first_end(p, b, (int)t) == p.rank[b * p.T + t];
+    bool alone = first_end(p, b, t) == last_end(p, b, t);
     float ds = share * (warp_sum(along) - delta) * p.scale;
     if (alone) ds = 0;
     if (lane == 0) d.delta[(b * p.H + h) * p.T + t] = delta;
@@ -351,12 +339,12 @@ rat_dq_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_pr
     float *value_tile = tile_row(key_tile, p.P, TILE);
     int64_t b = blockIdx.z;
     int h = blockIdx.y, t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
-    int last = p.rank[b * p.T + at_most(t0 + TILE, p.T) - 1], first[ROWS], stop[ROWS];
+    int last = last_end(p, b, at_most(t0 + TILE, p.T) - 1), first[ROWS], stop[ROWS];
     float log_sum[ROWS], delta[ROWS], sum[ROWS][PARTS] = {};
     for (int r = 0; r < ROWS; r++) {
         int64_t t = at_most(t0 + row + r, p.T - 1), at = (b * p.H + h) * p.T + t;
         first[r] = first_end(p, b, (int)t);
-        stop[r] = p.rank[b * p.T + t];
+        stop[r] = last_end(p, b, t);
         log_sum[r] = d.lse[at];
         delta[r] = d.delta[at];
     }
@@ -394,19 +382,19 @@ rat_dkv_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_p
     float *value_tile = tile_row(key_tile, p.P, TILE);
     int64_t b = blockIdx.z;
     int h = blockIdx.y, e0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
-    int count = p.rank[b * p.T + p.T - 1] + (position_at(p, b, p.T - 1) % p.Q == p.Q - 1);
+    int count = ends_of(p, b);
     int last = (int)at_most(e0 + TILE, count);
     float sum_k[ROWS][PARTS] = {}, sum_v[ROWS][PARTS] = {};
     if (e0 >= count) return;
     load_ends(key_tile, value_tile, p, d.keys, d.values, x.state_k, x.state_v, b, e0, last, h);
-    for (int t0 = p.ends[b * p.T + e0] + 1; t0 < p.T && first_end(p, b, t0) < last; t0 += TILE) {
+    for (int t0 = end_at(p, b, e0) + 1; t0 < p.T && first_end(p, b, t0) < last; t0 += TILE) {
         __syncthreads();
         load_queries(queries, p, x.q, b, t0, h);
         load_floats_of(douts, p, d.dout, b, t0, h);
         __syncthreads();
         int t = t0 + lane;
         bool there = t < p.T;
-        int first = there ? first_end(p, b, t) : 0, stop = there ? p.rank[b * p.T + t] : 0;
+        int first = there ? first_end(p, b, t) : 0, stop = there ? last_end(p, b, t) : 0;
         float s[ROWS], ds[ROWS], log_sum = there ? d.lse[(b * p.H + h) * p.T + t] : 0.0f;
         float delta = there ? d.delta[(b * p.H + h) * p.T + t] : 0.0f;
         multiply(s, tile_row(key_tile, p.P, row), tile_row(queries, p.P, lane), p.P);
@@ -424,14 +412,14 @@ rat_dkv_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_p
     add_turned_back(tile_row(queries, p.P, row), sum_k, p, [&](int r, int *chunk) {
         int e = e0 + row + r;
         if (e >= last) return (float *)NULL;
-        int t = p.ends[b * p.T + e];
+        int t = end_at(p, b, e);
         *chunk = position_at(p, b, t) / p.Q;
         return d.dkeys + place_of(p, b, t, h);
     });
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         if (e0 + row + r >= last) continue;
-        float *target = d.dvalues + place_of(p, b, p.ends[b * p.T + e0 + row + r], h);
+        float *target = d.dvalues + place_of(p, b, end_at(p, b, e0 + row + r), h);
 #pragma unroll
         for (int i = 0; i < PARTS; i++)
             if (lane + i * WARP < p.P) target[lane + i * WARP] += sum_v[r][i];
@@ -500,6 +488,10 @@ static size_t list_bytes(struct rat_shape s) {
     return ((size_t)(s.B * s.T) * sizeof(int32_t) + 255) / 256 * 256;
 }
 
+static struct rat_shape shape_of(const rat_problem &p) {
+    return {p.B, p.T, p.H, p.G, p.P, p.Q, 0};
+}
+
 static rat_problem rat_problem_of(tensor z, tensor bias, tensor q, tensor positions, struct rat_state initial,
                                   int64_t chunk, double base, void *scratch) {
     rat_problem p = {};
@@ -508,6 +500,7 @@ static rat_problem rat_problem_of(tensor z, tensor bias, tensor q, tensor positi
     p.B = z.dim[0], p.T = z.dim[1], p.H = (int)z.dim[2], p.P = (int)z.dim[3], p.G = (int)q.dim[2];
     p.half = p.P / 2;
     p.Q = (int)at_most(chunk, INT32_MAX / 2);
+    p.E = p.T / p.Q + 1; /* with what a state has begun */
     p.scale = (float)(1 / sqrt((double)p.P));
     p.rates = rates_of(p.P, base);
     ASSERT(p.P % 2 == 0 && p.P <= WIDEST && p.H % p.G == 0 && p.T < INT32_MAX / 2 && chunk >= 1);
@@ -516,15 +509,21 @@ static rat_problem rat_problem_of(tensor z, tensor bias, tensor q, tensor positi
         p.C = initial.k.dim[1];
         ASSERT(tensor_given(positions) && tensor_contiguous(initial.k) && tensor_contiguous(initial.v));
     }
-    struct rat_shape s = {p.B, p.T, p.H, p.G, p.P, chunk, 0};
-    p.rank = (int32_t *)scratch;
-    p.ends = (int32_t *)((char *)scratch + list_bytes(s));
+    if (!p.positions) return p;
+    size_t bytes = list_bytes(shape_of(p));
+    p.first = (int32_t *)scratch;
+    p.rank = (int32_t *)((char *)scratch + bytes);
+    p.ends = (int32_t *)((char *)scratch + 2 * bytes);
     return p;
 }
 
+/* Behind the lists. */
+static void *arrays_in(void *scratch, const rat_problem &p) {
+    return (char *)scratch + 3 * list_bytes(shape_of(p));
+}
+
 static rat_gradients arrays_of(const rat_problem &p, void *scratch, bool backward) {
-    struct rat_shape s = {p.B, p.T, p.H, p.G, p.P, p.Q, 0};
-    float *first = (float *)((char *)scratch + 2 * list_bytes(s));
+    float *first = (float *)arrays_in(scratch, p);
     int64_t size = p.B * p.T * p.H * p.P;
     rat_gradients d = {};
     d.keys = first, d.values = first + size;
@@ -553,44 +552,179 @@ static dim3 walks_of(const rat_problem &p) {
     return dim3((unsigned)ceil_div(p.H * p.P, THREADS), (unsigned)segments_of(p.T, p.Q), (unsigned)p.B);
 }
 
-/* Ends of chunks, k~ and v~ into scratch. */
+static void find_ends(struct device *dev, const rat_problem &p) {
+    if (!p.positions) return;
+    LAUNCH(dev, rat_ends_kernel, (unsigned)p.B, LIST_THREADS, 0, (int32_t *)p.first, (int32_t *)p.rank,
+           (int32_t *)p.ends, p);
+}
+
+/* k~ and v~ into scratch. */
 template <class T>
-static void rat_prepare(struct device *dev, const rat_operands<T> &x, const rat_gradients &d, const rat_problem &p) {
-    LAUNCH(dev, rat_ends_kernel, (unsigned)p.B, THREADS, 0, (int32_t *)p.rank, (int32_t *)p.ends, p);
+static void rat_scan(struct device *dev, const rat_operands<T> &x, const rat_gradients &d, const rat_problem &p) {
     LAUNCH(dev, rat_scan_kernel<T>, walks_of(p), THREADS, 0, d.keys, d.values, x.v, x.g, x.k, x.running, p,
            ceil_div(p.T, segments_of(p.T, p.Q)));
 }
 
-template <class T>
-static void rat_store(struct device *dev, struct rat_state final, struct rat_state initial, const rat_gradients &d,
-                      const rat_problem &p) {
-    int64_t C = final.k.dim[1], ends = at_most(C, p.T / p.Q + 1);
+/* What is common to both paths when a state is left: slots that keep what they had, and the count; the ends that a state
+ * may need. */
+static int64_t begin_store(struct device *dev, struct rat_state final, struct rat_state initial, const rat_problem &p) {
+    int64_t C = final.k.dim[1];
     if (p.C && final.k.data != initial.k.data) {
-        size_t bytes = (size_t)tensor_count(final.k) * sizeof(T);
+        size_t bytes = (size_t)tensor_count(final.k) * dtype_size(final.k.dtype);
         ASSERT(C == p.C);
         cuda_device_copy(dev, final.k.data, initial.k.data, bytes);
         cuda_device_copy(dev, final.v.data, initial.v.data, bytes);
     }
-    LAUNCH(dev, rat_store_kernel<T>, dim3((unsigned)ends + 1, (unsigned)p.B), THREADS, 0, data_of<T>(final.k),
-           data_of<T>(final.v), data_of<float>(final.running), d.keys, d.values, p, C, (int)ends);
+    return at_most(C, p.T / p.Q + 1);
+}
+
+static void end_store(struct device *dev, struct rat_state final, const rat_problem &p) {
     LAUNCH(dev, rat_count_kernel, (unsigned)ceil_div(p.B, THREADS), THREADS, 0, data_of<int32_t>(final.count), p);
 }
+
+template <class T>
+static void forward_plain(struct device *dev, tensor y, struct rat_state final, T *saved_o, float *lse,
+                          const rat_operands<T> &x, struct rat_state initial, const rat_problem &p, void *scratch) {
+    rat_gradients d = arrays_of(p, scratch, false);
+    size_t bytes = tiles_bytes(p, 3);
+    rat_scan<T>(dev, x, d, p);
+    allow_shared(dev, rat_forward_kernel<T>, bytes);
+    LAUNCH(dev, rat_forward_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes,
+           attention_rows_of<T>(y), saved_o, lse, x, d.keys, d.values, p);
+    if (!tensor_given(final.k)) return;
+    int64_t ends = begin_store(dev, final, initial, p);
+    LAUNCH(dev, rat_store_kernel<T>, dim3((unsigned)ends + 1, (unsigned)p.B), THREADS, 0, data_of<T>(final.k),
+           data_of<T>(final.v), data_of<float>(final.running), d.keys, d.values, p, final.k.dim[1], (int)ends);
+    end_store(dev, final, p);
+}
+
+template <class T>
+static void backward_plain(struct device *dev, const rat_gradients_of<T> &to, float *dbias, const rat_operands<T> &x,
+                           const rat_problem &p, void *scratch) {
+    rat_gradients d = arrays_of(p, scratch, true);
+    float *partial = d.delta + p.B * p.H * p.T;
+    size_t bytes = tiles_bytes(p, 4);
+    d.lse = to.lse;
+    rat_scan<T>(dev, x, d, p);
+    allow_shared(dev, rat_dq_kernel<T>, bytes);
+    allow_shared(dev, rat_dkv_kernel<T>, bytes);
+    LAUNCH(dev, rat_own_backward_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.H, WARPS), THREADS, 0, to.dz, to.dy, to.o, x,
+           d, p);
+    LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes, x, d,
+           p);
+    LAUNCH(dev, rat_dkv_kernel<T>, dim3((unsigned)ceil_div(p.T / p.Q + 1, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
+           bytes, x, d, p);
+    LAUNCH(dev, rat_scan_backward_kernel<T>, walks_of(p), THREADS, 0, to.dv, to.dg, partial, x, d, p,
+           ceil_div(p.T, segments_of(p.T, p.Q)));
+    LAUNCH(dev, rat_share_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.G * p.P, THREADS), THREADS, 0, to.dq, to.dk, d, p);
+    cuda_add_partials(dev, dbias, partial, p.B * segments_of(p.T, p.Q), (int64_t)p.H * p.P);
+}
+
+/* --- the fast path ------------------------------------------------------------------------------------------------ */
+
+size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backward) {
+    size_t used = 0, tokens = (size_t)(s.B * s.T), wide = (size_t)(s.H * s.P) * sizeof(bf16);
+    size_t ends = (size_t)(s.B * (s.T / s.Q + 1)) * wide, scalars = tokens * (size_t)s.H * sizeof(float);
+    auto take = [&](auto **to, size_t bytes) {
+        *to = base ? (std::remove_reference_t<decltype(**to)> *)((char *)base + used) : NULL;
+        used += (bytes + 255) / 256 * 256;
+    };
+    bool folds = s.T / s.Q >= RAT_FOLDED_CHUNKS;
+    size_t queries = folds ? tokens * wide : tokens * (size_t)(s.G * s.P) * sizeof(bf16);
+    a->query_heads = a->dquery_heads = (int)(folds ? s.H : s.G);
+    take(&a->values, tokens * wide);
+    take(&a->queries, queries);
+    if (folds) take(&a->folded, scalars);
+    take(&a->end_keys, ends);
+    take(&a->end_values, ends);
+    if (!backward) {
+        take(&a->own, scalars);
+        take(&a->running, (size_t)(s.B * 2 * s.H * s.P) * sizeof(float));
+        return used;
+    }
+    take(&a->keys, tokens * wide);
+    take(&a->dout, tokens * wide);
+    take(&a->dqueries, queries);
+    take(&a->dend_keys, ends);
+    take(&a->dend_values, ends);
+    take(&a->log_sum, scalars);
+    take(&a->delta, scalars);
+    take(&a->share, scalars);
+    take(&a->slope, scalars);
+    take(&a->partial, (size_t)(s.B * ceil_div(s.T, rat_segment(s.Q)) * s.H * s.P) * sizeof(float));
+    return used;
+}
+
+/* Vectors of 16 bytes, in bf16, and shapes that the walks and tiles have. */
+static bool fast_serves(const rat_problem &p, tensor y, tensor z, tensor v, tensor g, tensor q, tensor k) {
+    return y.dtype == DTYPE_BF16 && rat_walk_serves(p) && vectors_fit(y, 8) && vectors_fit(z, 8) && vectors_fit(v, 8) &&
+           vectors_fit(g, 8) && vectors_fit(q, 8) && vectors_fit(k, 8);
+}
+
+/* Block x of a row: its x-th end from the last into the state; the block behind these: where the recurrence stands. */
+__global__ void rat_store_ends_kernel(bf16 *state_k, bf16 *state_v, float *running, rat_arrays a,
+                                      __grid_constant__ const rat_problem p, int64_t C, int ends) {
+    int64_t b = blockIdx.y, wide = (int64_t)p.H * p.P;
+    int last = position_at(p, b, p.T - 1), chunk = (last + 1) / p.Q - 1 - (int)blockIdx.x;
+    int64_t t = p.T - 1 - (last - (chunk * p.Q + p.Q - 1)), e = ends_of(p, b) - 1 - (int64_t)blockIdx.x;
+    if ((int)blockIdx.x == ends) {
+        for (int64_t c = threadIdx.x; c < 2 * wide; c += THREADS) running[b * 2 * wide + c] = a.running[b * 2 * wide + c];
+    } else if (chunk >= 0 && t >= 0) {
+        for (int64_t c = threadIdx.x; c < wide; c += THREADS) {
+            state_k[(b * C + chunk % C) * wide + c] = a.end_keys[(b * p.E + e) * wide + c];
+            state_v[(b * C + chunk % C) * wide + c] = a.end_values[(b * p.E + e) * wide + c];
+        }
+    }
+}
+
+static void forward_fast(struct device *dev, tensor y, struct rat_state final, bf16 *saved_o, float *lse,
+                         const rat_operands<bf16> &x, struct rat_state initial, const rat_problem &p, void *scratch) {
+    rat_arrays a = {};
+    rat_arrays_at(&a, shape_of(p), arrays_in(scratch, p), false);
+    bool folds = rat_folds(dev, p);
+    if (!folds) a.query_heads = p.G;
+    rat_walk_forward(dev, x, a, p);
+    if (!folds || !rat_fold_forward(dev, attention_rows_of<bf16>(y), saved_o, lse, x, a, p))
+        rat_mma_forward(dev, attention_rows_of<bf16>(y), saved_o, lse, x, a, p);
+    if (!tensor_given(final.k)) return;
+    int64_t ends = begin_store(dev, final, initial, p);
+    LAUNCH(dev, rat_store_ends_kernel, dim3((unsigned)ends + 1, (unsigned)p.B), THREADS, 0, data_of<bf16>(final.k),
+           data_of<bf16>(final.v), data_of<float>(final.running), a, p, final.k.dim[1], (int)ends);
+    end_store(dev, final, p);
+}
+
+static void backward_fast(struct device *dev, const rat_gradients_of<bf16> &to, float *dbias,
+                          const rat_operands<bf16> &x, const rat_problem &p, void *scratch) {
+    rat_arrays a = {};
+    rat_arrays_at(&a, shape_of(p), arrays_in(scratch, p), true);
+    bool folds = rat_folds(dev, p);
+    if (!folds) a.query_heads = p.G, a.folded = NULL;
+    rat_walk_again(dev, x, to, a, p);
+    if (!folds || !rat_fold_backward(dev, to.o, a, p)) {
+        a.dquery_heads = p.G, a.folded = NULL;
+        rat_mma_backward(dev, x, a, p);
+    }
+    rat_walk_back(dev, x, to, a, p);
+    cuda_add_partials(dev, dbias, a.partial, p.B * ceil_div(p.T, rat_segment(p.Q)), (int64_t)p.H * p.P);
+}
+
+/* --- the table's entries ------------------------------------------------------------------------------------------ */
 
 extern "C" void cuda_rat_forward(struct device *dev, tensor y, struct rat_state final, void *saved, tensor z, tensor v,
                                  tensor g, tensor bias, tensor q, tensor k, tensor positions, struct rat_state initial,
                                  int64_t chunk, double base, void *scratch) {
     rat_problem p = rat_problem_of(z, bias, q, positions, initial, chunk, base, scratch);
-    rat_gradients d = arrays_of(p, scratch, false);
+    int64_t size = p.B * p.T * p.H * p.P;
+    find_ends(dev, p);
+    if (fast_serves(p, y, z, v, g, q, k)) {
+        float *lse = saved ? (float *)((bf16 *)saved + size) : NULL;
+        forward_fast(dev, y, final, (bf16 *)saved, lse, rat_operands_of<bf16>(z, v, g, q, k, initial), initial, p, scratch);
+        return;
+    }
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        rat_operands<T> x = rat_operands_of<T>(z, v, g, q, k, initial);
-        size_t bytes = tiles_bytes(p, 3);
-        rat_prepare<T>(dev, x, d, p);
-        allow_shared(dev, rat_forward_kernel<T>, bytes);
-        float *lse = saved ? (float *)((T *)saved + p.B * p.T * p.H * p.P) : NULL;
-        LAUNCH(dev, rat_forward_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
-               bytes, attention_rows_of<T>(y), (T *)saved, lse, x, d.keys, d.values, p);
-        if (tensor_given(final.k)) rat_store<T>(dev, final, initial, d, p);
+        float *lse = saved ? (float *)((T *)saved + size) : NULL;
+        forward_plain<T>(dev, y, final, (T *)saved, lse, rat_operands_of<T>(z, v, g, q, k, initial), initial, p, scratch);
     });
 }
 
@@ -599,28 +733,21 @@ extern "C" void cuda_rat_backward(struct device *dev, tensor dz, tensor dv, tens
                                   tensor k, tensor positions, struct rat_state initial, int64_t chunk, double base,
                                   void *scratch) {
     rat_problem p = rat_problem_of(z, bias, q, positions, initial, chunk, base, scratch);
-    rat_gradients d = arrays_of(p, scratch, true);
-    float *partial = d.delta + p.B * p.H * p.T;
-    int64_t rows = p.B * segments_of(p.T, p.Q);
+    bool fast = fast_serves(p, dy, z, v, g, q, k) && fast_serves(p, dy, dz, dv, dg, dq, dk);
+    find_ends(dev, p);
     with_type(dy.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         rat_operands<T> x = rat_operands_of<T>(z, v, g, q, k, initial);
-        size_t bytes = tiles_bytes(p, 4);
-        d.lse = (const float *)((const T *)saved + p.B * p.T * p.H * p.P);
-        rat_prepare<T>(dev, x, d, p);
-        allow_shared(dev, rat_dq_kernel<T>, bytes);
-        allow_shared(dev, rat_dkv_kernel<T>, bytes);
-        LAUNCH(dev, rat_own_backward_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.H, WARPS), THREADS, 0,
-               attention_rows_of<T>(dz), attention_rows_of<T>(dy), (const T *)saved, x, d, p);
-        LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes,
-               x, d, p);
-        LAUNCH(dev, rat_dkv_kernel<T>, dim3((unsigned)ceil_div(p.T / p.Q + 1, TILE), (unsigned)p.H, (unsigned)p.B),
-               THREADS, bytes, x, d, p);
-        LAUNCH(dev, rat_scan_backward_kernel<T>, walks_of(p), THREADS, 0, attention_rows_of<T>(dv),
-               attention_rows_of<T>(dg), partial, x, d, p, ceil_div(p.T, segments_of(p.T, p.Q)));
-        LAUNCH(dev, rat_share_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.G * p.P, THREADS), THREADS, 0,
-               attention_rows_of<T>(dq), attention_rows_of<T>(dk), d, p);
-        cuda_add_partials(dev, data_of<float>(dbias), partial, rows, (int64_t)p.H * p.P);
+        rat_gradients_of<T> to = {attention_rows_of<T>(dz), attention_rows_of<T>(dv), attention_rows_of<T>(dg),
+                                  attention_rows_of<T>(dq), attention_rows_of<T>(dk), attention_rows_of<T>(dy),
+                                  (const T *)saved, (const float *)((const T *)saved + p.B * p.T * p.H * p.P)};
+        if constexpr (std::is_same<T, bf16>::value) {
+            if (fast) {
+                backward_fast(dev, to, data_of<float>(dbias), x, p, scratch);
+                return;
+            }
+        }
+        backward_plain<T>(dev, to, data_of<float>(dbias), x, p, scratch);
     });
 }
 
@@ -632,13 +759,18 @@ extern "C" size_t cuda_rat_saved_bf16(struct rat_shape s) {
     return array_bytes(s) / 2 + (size_t)(s.B * s.H * s.T) * sizeof(float);
 }
 
+/* Either path's. */
 extern "C" size_t cuda_rat_forward_scratch(struct rat_shape s) {
-    return 2 * list_bytes(s) + 2 * array_bytes(s);
+    rat_arrays a = {};
+    size_t plain = 2 * array_bytes(s), fast = rat_arrays_at(&a, s, NULL, false);
+    return 3 * list_bytes(s) + (plain > fast ? plain : fast);
 }
 
 extern "C" size_t cuda_rat_backward_scratch(struct rat_shape s) {
+    rat_arrays a = {};
     size_t small = (size_t)(s.B * s.H * s.T + s.B * segments_of(s.T, s.Q) * s.H * s.P) * sizeof(float);
-    return 2 * list_bytes(s) + 6 * array_bytes(s) + small;
+    size_t plain = 6 * array_bytes(s) + small, fast = rat_arrays_at(&a, s, NULL, true);
+    return 3 * list_bytes(s) + (plain > fast ? plain : fast);
 }
 
 /* A token is a row of length one whose final state is its initial one. */

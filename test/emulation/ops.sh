@@ -44,6 +44,8 @@ set -e
     'mlstm_step B=1,3 H=2 K=5,64 V=7,96 rule=0,2,4 strided=0,1' \
     'rat T=7,33 H=4 G=2 Q=1,3 doc=4' 'rat T=12 H=2 G=1 P=6 Q=2,64 doc=2 final=1 C=32 strided=1' \
     'rat B=3 T=9 H=2 Q=2,5 doc=2 initial=13 final=0,1 C=3,32' 'rat_step H=4 G=2 Q=1,3 strided=1' \
+    'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=4 strided=2' 'rat B=1 T=70 H=2 G=1 P=128 Q=16 doc=0,4 strided=2' \
+    'rat B=2 T=40 H=2 P=72 Q=2 initial=300 final=1 C=70 doc=0,3 strided=2' 'rat_step H=2 P=64 Q=16 C=20 strided=2' \
     'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' 'slstm_step B=3,9 P=5,67 strided=0,1'
 # A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 [ "$2" = bf16 ] || exit 0

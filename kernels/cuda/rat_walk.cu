@@ -1,0 +1,503 @@
+/* rat_walk.cu: RAT's recurrence on the fast path, bf16, along and back. rat.cu has the mathematics, rat_mma.cu what lies
+ * between: attention over the ends of chunks.
+ *
+ * A walk is a segment of tokens' chunks: those that begin in it, each to its end, so that every chunk belongs to one walk
+ * wherever documents begin. Per head of P channels, W / 8 lanes (W = 64 or 128) have eight channels each, four and the
+ * four half a head further: both of a rotation's pair lie in one lane, and a query's product with a key is added up by
+ * three or four shuffles. States stay in registers, in fp32; angles are found once a chunk.
+ *
+ *   along    reads v, g (4D bytes a token for the width D), q, k; writes v~ (2D), own scores, and, at ends, the turned
+ *            key and the value (4D / Q); the first heads of each group also the turned queries
+ *   again    the same with z, dy and o (6D): writes k~, v~, do, dz (8D) and, for each head of a token, delta and what the
+ *            own score's softmax and gradient are
+ *   back     a block has the heads of a group, from the chunk's end to its beginning: reads g, v, do, k~, v~ (10D), writes
+ *            dv, dg (4D); the gradients of the query and the key that the heads share are added up over the lanes of a
+ *            warp and then over its warps in order, two tokens at a time
+ *
+ * So 6.5D, 18D and 14D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384 tokens
+ * 0.22, 0.6 and 0.48 GB, or 0.08, 0.2 and 0.16 ms at 3 TB/s. No sum is atomic, and two runs give the same bits. */
+#include "kernels/cuda/rat.cuh"
+
+typedef __nv_bfloat16 bf16;
+
+enum { WALK_THREADS = 256, BACK_TOKENS = 2 };
+
+/* --- a lane's channels -------------------------------------------------------------------------------------------- */
+
+/* Four channels from `low` on and four from half + low. Lanes that have none read the first ones and write nothing. */
+struct lane_place {
+    int h, low, half;
+    bool there;
+};
+
+template <int W> __device__ __forceinline__ lane_place lane_of(const rat_problem &p, int head, int heads) {
+    lane_place l = {head, (int)threadIdx.x % (W / 8) * 4, p.half, false};
+    l.there = head < heads && l.low < p.half;
+    if (!l.there) l.h = 0, l.low = 0;
+    return l;
+}
+
+struct eight {
+    pack<bf16, 4> low, high;
+};
+
+__device__ __forceinline__ eight read_eight(const bf16 *row, const lane_place &l) {
+    return {*reinterpret_cast<const pack<bf16, 4> *>(row + l.low),
+            *reinterpret_cast<const pack<bf16, 4> *>(row + l.half + l.low)};
+}
+
+__device__ __forceinline__ void widen(float (&to)[8], const eight &from) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[i] = to_float(from.low.v[i]), to[i + 4] = to_float(from.high.v[i]);
+}
+
+__device__ __forceinline__ void write_eight(bf16 *row, const lane_place &l, const float (&from)[8]) {
+    const float low[4] = {from[0], from[1], from[2], from[3]}, high[4] = {from[4], from[5], from[6], from[7]};
+    if (!l.there) return;
+    store_floats<4>(row + l.low, low);
+    store_floats<4>(row + l.half + l.low, high);
+}
+
+__device__ __forceinline__ void read_floats(float (&to)[8], const float *row, const lane_place &l) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) to[i] = row[l.low + i], to[i + 4] = row[l.half + l.low + i];
+}
+
+__device__ __forceinline__ void write_floats(float *row, const lane_place &l, const float (&from)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (l.there) row[l.low + i] = from[i], row[l.half + l.low + i] = from[i + 4];
+}
+
+__device__ __forceinline__ void clear(float (&v)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = 0;
+}
+
+/* Over the lanes of a head. */
+template <int GROUP> __device__ __forceinline__ float head_sum(float v) {
+#pragma unroll
+    for (int offset = GROUP / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(FULL, v, offset);
+    return v;
+}
+
+/* --- gates, rotations, chunks ------------------------------------------------------------------------------------- */
+
+/* sigmoid(u) and sigmoid(-u) by one power: no digit of the second is lost where the first is close to 1. */
+__device__ __forceinline__ void gates_of(float u, float *a, float *rest) {
+    float power = -LOG2E * u;
+    power = power_of_two(power > 126.0f ? 126.0f : power);
+    *a = reciprocal(1.0f + power);
+    *rest = power * *a;
+}
+
+/* Rotations of a lane's four pairs by a chunk's index. */
+__device__ __forceinline__ void find_turns(float2 (&turn)[4], const rat_problem &p, int chunk, const lane_place &l) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) turn[i] = turn_by(chunk, p.rates.v[l.low + i], 1);
+}
+
+__device__ __forceinline__ void turn_eight(float (&to)[8], const float (&from)[8], const float2 (&turn)[4],
+                                           float direction) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float cosine = turn[i].x, sine = turn[i].y * direction, low = from[i], high = from[i + 4];
+        to[i] = low * cosine - high * sine;
+        to[i + 4] = high * cosine + low * sine;
+    }
+}
+
+/* The first token from `from` on, a segment's beginning, that a walk can begin with; `limit` where there is none. */
+__device__ __forceinline__ int64_t chunk_begin(const rat_problem &p, int64_t b, int64_t from, int64_t limit) {
+    if (!p.positions) return at_most(from, limit);
+    for (int64_t t0 = from; t0 < limit; t0 += WARP) {
+        int64_t t = t0 + threadIdx.x % WARP;
+        bool begins = t < limit && (t == 0 || p.positions[b * p.T + t] % p.Q == 0);
+        unsigned votes = __ballot_sync(FULL, begins);
+        if (votes) return t0 + __ffs((int)votes) - 1;
+    }
+    return limit;
+}
+
+/* The tokens of a segment's walk: none where first = stop. */
+struct walk {
+    int64_t first, stop;
+};
+
+__device__ __forceinline__ walk walk_of(const rat_problem &p, int64_t b, int64_t segment, int64_t length) {
+    int64_t from = segment * length, to = at_most(from + length, p.T);
+    walk w = {chunk_begin(p, b, from, to), to};
+    if (w.first < to) w.stop = chunk_begin(p, b, to, p.T);
+    return w;
+}
+
+/* Where a token stands: its place in the chunk, and the chunk's index. */
+struct standing {
+    int place, chunk;
+};
+
+__device__ __forceinline__ standing standing_at(const rat_problem &p, int64_t b, int64_t t) {
+    int position = position_at(p, b, t);
+    return {position % p.Q, position / p.Q};
+}
+
+/* From token t - 1 to t. */
+__device__ __forceinline__ void stand_next(standing *s, const rat_problem &p, int64_t b, int64_t t) {
+    s->place++;
+    if (s->place == p.Q) s->place = 0, s->chunk++;
+    if (p.positions && p.positions[b * p.T + t] == 0) *s = {0, 0};
+}
+
+/* --- along -------------------------------------------------------------------------------------------------------- */
+
+/* One token's operands. */
+template <bool AGAIN> struct token {
+    eight v, g, q, k;
+};
+template <> struct token<true> {
+    eight v, g, q, k, z, dy, o;
+};
+
+template <bool AGAIN>
+__device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                                           const rat_problem &p, int64_t b, int64_t t, const lane_place &l) {
+    to->g = read_eight(x.g.at(b, t, l.h), l);
+    to->v = read_eight(x.v.at(b, t, l.h), l);
+    to->k = read_eight(x.k.at(b, t, l.h % p.G), l);
+    to->q = read_eight(x.q.at(b, t, l.h % p.G), l);
+    if constexpr (AGAIN) {
+        to->z = read_eight(x.z.at(b, t, l.h), l);
+        to->dy = read_eight(d.dy.at(b, t, l.h), l);
+        to->o = read_eight(d.o + place_of(p, b, t, l.h), l);
+    }
+}
+
+/* What backward needs to know of a head of a token, own: its score, not scaled. do as it is rounded counts, here too. */
+template <int GROUP>
+__device__ __forceinline__ void find_slopes(const token<true> &x, const float (&value)[8], float own,
+                                            const rat_gradients_of<bf16> &d, const rat_arrays &a, const rat_problem &p,
+                                            int64_t b, int64_t t, standing s, const lane_place &l) {
+    float z[8], dy[8], o[8], dz[8], dout[8], delta = 0, along = 0;
+    widen(z, x.z);
+    widen(dy, x.dy);
+    widen(o, x.o);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float gate = sigmoid_of(z[i]);
+        dz[i] = dy[i] * o[i] * gate * (1 - gate);
+        dout[i] = to_float(from_float<bf16>(dy[i] * gate));
+        delta += dout[i] * o[i];
+        along += dout[i] * value[i];
+    }
+    if (!l.there) delta = 0, along = 0;
+    delta = head_sum<GROUP>(delta);
+    along = head_sum<GROUP>(along);
+    write_eight(d.dz.at(b, t, l.h), l, dz);
+    write_eight(a.dout + place_of(p, b, t, l.h), l, dout);
+    if (!l.there || l.low != 0) return;
+    int64_t at = (b * p.H + l.h) * p.T + t, by_token = (b * p.T + t) * p.H + l.h;
+    float log_sum = d.lse[at], share = power_of_two((own * p.scale - log_sum) * LOG2E);
+    /* A token that sees nothing else is not moved by its score, whatever the rounding of o. */
+    bool alone = p.first ? p.first[b * p.T + t] == p.rank[b * p.T + t] : s.chunk == 0;
+    a.log_sum[at] = log_sum * LOG2E;
+    a.delta[at] = delta;
+    a.share[by_token] = share;
+    a.slope[by_token] = alone ? 0.0f : share * (along - delta) * p.scale;
+    if (a.folded && s.chunk > 0)
+        a.folded[((b * p.H + l.h) * p.Q + s.place) * (p.T / p.Q - 1) + s.chunk - 1] = log_sum;
+}
+
+/* A lane's states. */
+struct recurrence {
+    float key[8], value[8];
+};
+
+/* A token's step, and what is written of it. */
+template <int GROUP, bool AGAIN>
+__device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x, const float (&bias)[8],
+                                           const float2 (&turn)[4], const rat_gradients_of<bf16> &d, const rat_arrays &a,
+                                           const rat_problem &p, int64_t b, int64_t t, standing s, const lane_place &l) {
+    float v[8], g[8], q[8], k[8], own = 0, turned[8];
+    widen(v, x.v);
+    widen(g, x.g);
+    widen(q, x.q);
+    widen(k, x.k);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float gate, rest;
+        gates_of(g[i] + bias[i], &gate, &rest);
+        r->key[i] = gate * r->key[i] + rest * k[i];
+        r->value[i] = gate * r->value[i] + rest * v[i];
+        own += q[i] * r->key[i];
+    }
+    own = head_sum<GROUP>(l.there ? own : 0.0f);
+    write_eight(a.values + place_of(p, b, t, l.h), l, r->value);
+    if constexpr (AGAIN) {
+        write_eight(a.keys + place_of(p, b, t, l.h), l, r->key);
+        find_slopes<GROUP>(x, r->value, own, d, a, p, b, t, s, l);
+    } else if (l.there && l.low == 0) {
+        a.own[(b * p.H + l.h) * p.T + t] = own;
+    }
+    if (l.h < a.query_heads) {
+        turn_eight(turned, q, turn, 1);
+        write_eight(a.queries + ((b * p.T + t) * a.query_heads + l.h) * p.P, l, turned);
+    }
+    if (s.place == p.Q - 1) {
+        int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P;
+        turn_eight(turned, r->key, turn, 1);
+        write_eight(a.end_keys + end, l, turned);
+        write_eight(a.end_values + end, l, r->value);
+    }
+    if (!AGAIN && t == p.T - 1) {
+        write_floats(a.running + (b * 2 * p.H + l.h) * p.P, l, r->key);
+        write_floats(a.running + ((b * 2 + 1) * p.H + l.h) * p.P, l, r->value);
+    }
+}
+
+/* Block (segment, heads, row). */
+template <int W, bool AGAIN>
+__global__ void __launch_bounds__(WALK_THREADS, 2)
+rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __grid_constant__ const rat_problem p,
+                int64_t length) {
+    constexpr int GROUP = W / 8, AHEAD = AGAIN ? 1 : 2; /* tokens on their way at once */
+    int64_t b = blockIdx.z;
+    lane_place l = lane_of<W>(p, (int)((blockIdx.y * blockDim.x + threadIdx.x) / GROUP), p.H);
+    walk w = walk_of(p, b, blockIdx.x, length);
+    if (w.first == w.stop) return;
+    standing s = standing_at(p, b, w.first);
+    recurrence r;
+    float bias[8];
+    float2 turn[4];
+    clear(r.key);
+    clear(r.value);
+    read_floats(bias, p.bias + l.h * p.P, l);
+    find_turns(turn, p, s.chunk, l);
+    if (s.place != 0 && x.running) {
+        read_floats(r.key, x.running + (b * 2 * p.H + l.h) * p.P, l);
+        read_floats(r.value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
+    }
+    for (int64_t t0 = w.first; t0 < w.stop; t0 += AHEAD) {
+        token<AGAIN> tokens[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) read_token(&tokens[i], x, d, p, b, at_most(t0 + i, w.stop - 1), l);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int64_t t = t0 + i;
+            if (t >= w.stop) break;
+            if (t > w.first) stand_next(&s, p, b, t);
+            if (s.place == 0 && t > w.first) {
+                clear(r.key);
+                clear(r.value);
+                find_turns(turn, p, s.chunk, l);
+            }
+            take_token<GROUP, AGAIN>(&r, tokens[i], bias, turn, d, a, p, b, t, s, l);
+        }
+    }
+}
+
+/* --- back --------------------------------------------------------------------------------------------------------- */
+
+/* What comes back along a chunk, and the sums of a walk. */
+struct returning {
+    float key[8], value[8], bias[8];
+};
+
+/* A token's k~ and v~ before it: none at a chunk's beginning, the state's at a row's that goes on. */
+__device__ __forceinline__ void read_before(recurrence *to, const rat_operands<bf16> &x, const rat_arrays &a,
+                                            const rat_problem &p, int64_t b, int64_t t, standing s, const lane_place &l) {
+    if (s.place == 0) {
+        clear(to->key);
+        clear(to->value);
+    } else if (t == 0) {
+        read_floats(to->key, x.running + (b * 2 * p.H + l.h) * p.P, l);
+        read_floats(to->value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
+    } else {
+        widen(to->key, read_eight(a.keys + place_of(p, b, t - 1, l.h), l));
+        widen(to->value, read_eight(a.values + place_of(p, b, t - 1, l.h), l));
+    }
+}
+
+/* What the tokens that see this one as an end give to it. */
+__device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t,
+                                        const float2 (&turn)[4], const lane_place &l) {
+    int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P;
+    float turned[8], key[8], value[8];
+    widen(turned, read_eight(a.dend_keys + end, l));
+    widen(value, read_eight(a.dend_values + end, l));
+    turn_eight(key, turned, turn, -1);
+#pragma unroll
+    for (int i = 0; i < 8; i++) back->key[i] += key[i], back->value[i] += value[i];
+}
+
+/* A token of a head, from its end: dv, dg; its shares in the gradients of query and key. now: k~ of the token, before:
+ * that of the one before it. */
+__device__ __forceinline__ void return_token(returning *back, float (&dq)[8], float (&dk)[8], const float (&now)[8],
+                                             const recurrence &before, const float (&bias)[8], const float2 (&turn)[4],
+                                             const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
+                                             const rat_problem &p, int64_t b, int64_t t, const lane_place &l) {
+    float v[8], g[8], q[8], k[8], dout[8], dv[8], dg[8];
+    int64_t scalars = (b * p.T + t) * p.H + l.h;
+    float slope = a.slope[scalars], share = a.share[scalars];
+    widen(g, read_eight(x.g.at(b, t, l.h), l));
+    widen(v, read_eight(x.v.at(b, t, l.h), l));
+    widen(k, read_eight(x.k.at(b, t, l.h % p.G), l));
+    widen(q, read_eight(x.q.at(b, t, l.h % p.G), l));
+    widen(dout, read_eight(a.dout + place_of(p, b, t, l.h), l));
+    clear(dq);
+    if (l.h < a.dquery_heads && !(a.folded && t < p.Q)) { /* cuDNN leaves out the first chunk */
+        float turned[8];
+        widen(turned, read_eight(a.dqueries + ((b * p.T + t) * a.dquery_heads + l.h) * p.P, l));
+        turn_eight(dq, turned, turn, -1);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float gate, rest, key = back->key[i] + slope * q[i], value = back->value[i] + share * dout[i];
+        gates_of(g[i] + bias[i], &gate, &rest);
+        dg[i] = (key * (before.key[i] - k[i]) + value * (before.value[i] - v[i])) * gate * rest;
+        dv[i] = rest * value;
+        dk[i] = rest * key;
+        dq[i] += slope * now[i];
+        back->bias[i] += dg[i];
+        back->key[i] = gate * key;
+        back->value[i] = gate * value;
+    }
+    write_eight(d.dv.at(b, t, l.h), l, dv);
+    write_eight(d.dg.at(b, t, l.h), l, dg);
+}
+
+/* Over the heads of a warp; its first head's lanes write the sums, W floats of queries and W of keys. */
+template <int W> __device__ __forceinline__ void share_out(float *to, float (&dq)[8], float (&dk)[8], const lane_place &l) {
+    constexpr int GROUP = W / 8;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (!l.there) dq[i] = 0, dk[i] = 0;
+#pragma unroll
+        for (int offset = GROUP; offset < WARP; offset *= 2) {
+            dq[i] += __shfl_xor_sync(FULL, dq[i], offset);
+            dk[i] += __shfl_xor_sync(FULL, dk[i], offset);
+        }
+    }
+    int lane = threadIdx.x % WARP, low = lane * 4;
+    if (lane >= GROUP || low >= l.half) return;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        to[low + i] = dq[i], to[l.half + low + i] = dq[i + 4];
+        to[W + low + i] = dk[i], to[W + l.half + low + i] = dk[i + 4];
+    }
+}
+
+/* The warps' sums of `count` tokens, t and before, in order. */
+template <int W>
+__device__ __forceinline__ void write_shared(const float *sums, const rat_gradients_of<bf16> &d, const rat_problem &p, int64_t b,
+                                             int64_t t, int count, int group) {
+    int warps = (int)blockDim.x / WARP;
+    for (int i = threadIdx.x; i < count * p.P; i += blockDim.x) {
+        int back = i / p.P, c = i % p.P * 2, of_key = c >= p.P;
+        if (of_key) c -= p.P;
+        float sum[2] = {0, 0};
+        for (int w = 0; w < warps; w++) {
+            const float *from = sums + ((back * warps + w) * 2 + of_key) * W + c;
+            sum[0] += from[0], sum[1] += from[1];
+        }
+        store_floats<2>((of_key ? d.dk : d.dq).at(b, t - back, group) + c, sum);
+    }
+}
+
+/* Block (segment, group, row): the lanes of all heads of a group. */
+template <int W>
+__global__ void __launch_bounds__(RAT_THREADS)
+rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __grid_constant__ const rat_problem p,
+                     int64_t length) {
+    constexpr int GROUP = W / 8;
+    DYNAMIC_SHARED(float, sums);
+    int64_t b = blockIdx.z;
+    int group = blockIdx.y, warp = threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
+    lane_place l = lane_of<W>(p, group + (int)threadIdx.x / GROUP * p.G, p.H);
+    if (!l.there) l.h = group;
+    walk w = walk_of(p, b, blockIdx.x, length);
+    standing s = {0, 0};
+    returning back = {};
+    recurrence before;
+    float now[8], bias[8];
+    float2 turn[4];
+    read_floats(bias, p.bias + l.h * p.P, l);
+    for (int64_t t0 = w.stop - 1; t0 >= w.first; t0 -= BACK_TOKENS) {
+#pragma unroll
+        for (int i = 0; i < BACK_TOKENS; i++) {
+            int64_t t = t0 - i;
+            if (t < w.first) break;
+            if (s.place == 0) { /* into a chunk */
+                s = standing_at(p, b, t);
+                find_turns(turn, p, s.chunk, l);
+                clear(back.key);
+                clear(back.value);
+                widen(now, read_eight(a.keys + place_of(p, b, t, l.h), l));
+                if (s.place == p.Q - 1 && t + 1 < p.T) add_end(&back, a, p, b, t, turn, l);
+            } else {
+                s.place--;
+            }
+            float dq[8], dk[8];
+            read_before(&before, x, a, p, b, t, s, l);
+            return_token(&back, dq, dk, now, before, bias, turn, x, d, a, p, b, t, l);
+            share_out<W>(sums + (i * warps + warp) * 2 * W, dq, dk, l);
+#pragma unroll
+            for (int c = 0; c < 8; c++) now[c] = before.key[c];
+        }
+        __syncthreads();
+        write_shared<W>(sums, d, p, b, t0, (int)at_most(BACK_TOKENS, t0 - w.first + 1), group);
+        __syncthreads();
+    }
+    write_floats(a.partial + ((b * gridDim.x + blockIdx.x) * p.H + l.h) * p.P, l, back.bias);
+}
+
+/* --- launches ----------------------------------------------------------------------------------------------------- */
+
+/* Lanes of a head. */
+static int lanes_of(const rat_problem &p) {
+    return p.P <= 64 ? 8 : 16;
+}
+
+template <class F> static void with_lanes(const rat_problem &p, F f) {
+    if (p.P <= 64) f(constant<64>());
+    else f(constant<128>());
+}
+
+static unsigned whole_warps(int lanes) {
+    return (unsigned)ceil_div(lanes, WARP) * WARP;
+}
+
+bool rat_walk_serves(const rat_problem &p) {
+    return p.P % 8 == 0 && p.P <= 128 && p.H / p.G * lanes_of(p) <= RAT_THREADS;
+}
+
+template <bool AGAIN>
+static void walk_along(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
+                       const rat_problem &p) {
+    int64_t length = rat_segment(p.Q);
+    unsigned lanes = whole_warps(p.H * lanes_of(p)), block = (unsigned)at_most(lanes, WALK_THREADS);
+    dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)ceil_div(lanes, block), (unsigned)p.B);
+    with_lanes(p, [&](auto width) {
+        LAUNCH(dev, (rat_walk_kernel<decltype(width)::value, AGAIN>), grid, block, 0, x, d, a, p, length);
+    });
+}
+
+void rat_walk_forward(struct device *dev, const rat_operands<bf16> &x, const rat_arrays &a, const rat_problem &p) {
+    walk_along<false>(dev, x, {}, a, p);
+}
+
+void rat_walk_again(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
+                    const rat_problem &p) {
+    walk_along<true>(dev, x, d, a, p);
+}
+
+void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
+                   const rat_problem &p) {
+    int64_t length = rat_segment(p.Q);
+    unsigned block = whole_warps(p.H / p.G * lanes_of(p));
+    dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)p.G, (unsigned)p.B);
+    with_lanes(p, [&](auto width) {
+        constexpr int W = decltype(width)::value;
+        size_t bytes = (size_t)BACK_TOKENS * (block / WARP) * 2 * W * sizeof(float);
+        LAUNCH(dev, rat_walk_back_kernel<W>, grid, block, bytes, x, d, a, p, length);
+    });
+}
