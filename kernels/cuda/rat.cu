@@ -651,6 +651,7 @@ size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backwar
     take(&a->delta, scalars);
     take(&a->share, scalars);
     take(&a->slope, scalars);
+    take(&a->work, rat_fold_bytes(s));
     take(&a->partial, (size_t)(s.B * ceil_div(s.T, rat_segment(s.Q)) * s.H * s.P) * sizeof(float));
     return used;
 }

@@ -79,6 +79,7 @@ struct rat_arrays {
     float *log_sum, *delta, *share, *slope; /* log_sum: base 2; slope: the own score's gradient, scaled */
     float *folded;                          /* natural logarithms as cuDNN has them: (B,H,Q,T / Q - 1); or NULL */
     float *partial;                         /* of dbias: (B, segments, H P) */
+    char *work;                             /* rat_fold_bytes, for cuDNN */
     int query_heads, dquery_heads; /* of queries and dqueries: G, or H */
 };
 
@@ -103,7 +104,9 @@ void rat_mma_forward(struct device *dev, attention_rows<__nv_bfloat16> y, __nv_b
 void rat_mma_backward(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_arrays &a,
                       const rat_problem &p);
 
-/* By cuDNN (rat_fold.cu): with query_heads = dquery_heads = H, and `folded`. False: it does not serve the shape. */
+/* By cuDNN (rat_fold.cu): with query_heads = dquery_heads = H, and `folded`. False: it does not serve the shape. Bytes: what
+ * backward works in. */
+size_t rat_fold_bytes(struct rat_shape s);
 bool rat_folds(struct device *dev, const rat_problem &p);
 bool rat_fold_forward(struct device *dev, attention_rows<__nv_bfloat16> y, __nv_bfloat16 *o, float *lse,
                       const rat_operands<__nv_bfloat16> &x, const rat_arrays &a, const rat_problem &p);
