@@ -105,7 +105,7 @@ bool guard_repeat(struct guard *g, struct comm *comm, const char *what) {
     int raised = raise_failed(g);
     if (raised == 0) return false;
     if (comm->rank == 0) {
-        fprintf(stderr, "%s is computed again, %d layer%s token after token: the solver's residual was %.1e\n", what,
+        fprintf(stderr, "%s is computed again, %d layer%s token after token: the largest residual was %.2g\n", what,
                 raised, raised == 1 ? "" : "s", g->residual);
     }
     model_zero_reports(g->model);

@@ -189,7 +189,7 @@ static void print_step(struct report *r, const struct report_step *s) {
             "step %lld/%lld  loss %.4f  ppl %.2f  lr %.2e  norm %.3f  %s tokens/s  %sFLOP/s%s  left %s",
             (long long)s->step, (long long)r->steps, s->loss, exp(s->loss), s->lr, s->grad_norm, rate, flops, share,
             left);
-    if (s->solvers) fprintf(stderr, "  residual %.1e  iterations %d", s->solvers->residual, s->solvers->iterations);
+    if (s->solvers) fprintf(stderr, "  residual %.2g  iterations %d", s->solvers->residual, s->solvers->iterations);
     if (s->solvers && s->solvers->inexact_total > 0) {
         fprintf(stderr, "  inexact %lld", (long long)s->solvers->inexact_total);
     }
@@ -202,11 +202,11 @@ static void tell_oddities(struct report *r, const struct report_step *s) {
     const struct report_solvers *v = s->solvers;
     if (s->skipped) {
         fprintf(stderr, "step %lld was skipped: loss %g, gradient norm %g", (long long)s->step, s->loss, s->grad_norm);
-        if (v) fprintf(stderr, ", residual %.1e in block %d (%s)", v->residual, v->layer->block, v->layer->block_name);
+        if (v) fprintf(stderr, ", residual %.2g in block %d (%s)", v->residual, v->layer->block, v->layer->block_name);
         fprintf(stderr, "; nothing was changed\n");
     } else if (v && v->inexact && !r->inexact) {
         r->inexact = true;
-        fprintf(stderr, "step %lld: the solver of block %d (%s) left a residual of %.1e, above solver.warn; such steps are "
+        fprintf(stderr, "step %lld: the solver of block %d (%s) left a residual of %.2g, above solver.warn; such steps are "
                         "counted as inexact\n",
                 (long long)s->step, v->layer->block, v->layer->block_name, v->residual);
     }
@@ -267,11 +267,12 @@ int report_level(struct report *r, const struct report_level *v, error *err) {
     json_line_string(&l, "method", solver_method_names[v->solver.method]);
     json_line_int(&l, "iterations", iterations);
     TRY(end(r, &l, err));
-    fprintf(stderr, "block %d (%s): residual %.1e at step %lld; from step %lld on ", v->layer->block,
-            v->layer->block_name, v->residual, (long long)v->step, (long long)v->first_step);
+    fprintf(stderr, "block %d (%s) ", v->layer->block, v->layer->block_name);
+    if (v->level < v->before) fprintf(stderr, "was raised for solver.hold steps");
+    else fprintf(stderr, "left a residual of %.2g", v->residual);
+    fprintf(stderr, ": from step %lld on ", (long long)v->first_step);
     if (sequential) fprintf(stderr, "it is solved token after token\n");
-    else fprintf(stderr, "%s takes %d iterations%s\n", solver_method_names[v->solver.method], iterations,
-                 v->level < v->before ? " again" : "");
+    else fprintf(stderr, "%s takes %d iterations\n", solver_method_names[v->solver.method], iterations);
     return 0;
 }
 

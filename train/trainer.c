@@ -69,7 +69,9 @@ static int judge_solvers(struct trainer *t, int64_t step, const struct cell_repo
     for (int i = 0; i < count; i++) {
         struct rung *r = &t->state.rungs[i];
         double residual = (double)worst[i].residual;
-        if (!rung_judge(r, step, residual, i < judged, step_ahead(t->step), &t->options.solver)) continue;
+        /* An exact solver whose states are not finite was given nothing better. */
+        bool iterates = solver_at(t, i, rung_level(r, step)).method != CELL_SEQUENTIAL;
+        if (!rung_judge(r, step, residual, iterates && i < judged, step_ahead(t->step), &t->options.solver)) continue;
         struct report_level line = {
             .step = step + 1,
             .first_step = r->since + 1,
