@@ -185,8 +185,32 @@ qk_factor = 1
 gate_soft_cap = 2
 eps = 0.01
 TXT
+model pararnn <<TXT
+norm = layer
+init = open_lm
+pattern = g l m
+[block.g]
+mixer = pararnn
+cell = gru
+residual_scale = true
+mlp = swiglu
+[block.l]
+mixer = pararnn
+cell = lstm
+heads = 2
+d_conv = 3
+conv_silu = false
+gate_order = norm_first
+mlp = gelu
+[block.m]
+mixer = pararnn
+cell = mgru
+heads = 1
+d_conv = 0
+residual_scale = true
+TXT
 model everything <<TXT
-pattern = mamba mamba2 mlstm preup slstm attention rat
+pattern = mamba mamba2 mlstm preup slstm attention rat pararnn
 [block.mamba]
 mixer = mamba
 [block.mamba2]
@@ -208,6 +232,10 @@ heads = 4
 [block.rat]
 mixer = rat
 heads = 4
+[block.pararnn]
+mixer = pararnn
+cell = lstm
+residual_scale = true
 TXT
 
 # Tests of equality must not be those of zeros.

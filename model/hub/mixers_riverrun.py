@@ -305,7 +305,7 @@ class SLSTM(nn.Module):
         *conv, memory = state or (None, u.new_zeros(u.shape[0], 4, u.shape[2], dtype=torch.float32))
         seen = u
         if self.conv1d is not None:
-            seen, conv = self.conv1d(u, conv[0])
+            seen, *conv = self.conv1d(u, conv[0])
         x = torch.stack([self.igate(seen), self.fgate(seen), self.zgate(u), self.ogate(u)], 2) + self.bias.float()
         r = self.recurrent_kernel.float().unflatten(1, (4, -1))  # (H, gate, P, P)
         y, c, n, m = memory.unbind(1)
@@ -320,8 +320,7 @@ class SLSTM(nn.Module):
             y = torch.sigmoid(o) * c / n
             out.append(y)
         memory = torch.stack([y, c, n, m], 1)
-        state = (memory,) if self.conv1d is None else (conv, memory)
-        return self.group_norm(torch.stack(out, 1)), state
+        return self.group_norm(torch.stack(out, 1)), (memory,) if self.conv1d is None else (*conv, memory)
 
 
 # ---- attention and RAT (arXiv 1706.03762, 2507.04416) ----------------------------------------------------------------
@@ -423,26 +422,32 @@ class RAT(nn.Module):
 
 
 # ---- ParaRNN (arXiv 2510.21450) --------------------------------------------------------------------------------------
-# A cell: new states from the last ones, the inputs and the weights. Every channel is a recurrence of its own. Training
-# may solve it in parallel over time; token after token it is exact.
+# A cell: new states from the last ones, the inputs (biases included) and the weights. Every channel is a recurrence of
+# its own. Training may solve it in parallel over time; token after token it is exact.
 
 
 def gru(states, inputs, weights):
-    (h,), (z, r, c), (Az, Ar, Ac) = states, inputs, weights
-    z, r = torch.sigmoid(Az * h + z), torch.sigmoid(Ar * h + r)
-    c = torch.tanh(Ac * h * r + c)
+    (h,), (z, r, c), (w_z, w_r, w_c) = states, inputs, weights
+    z, r = torch.sigmoid(z + w_z * h), torch.sigmoid(r + w_r * h)
+    c = torch.tanh(c + w_c * h * r)
     return (z * c + (1 - z) * h,)
 
 
 def lstm(states, inputs, weights):
-    (c, h), (f, o, q), (Af, Ao, Aq, Cf, Co) = states, inputs, weights
-    f = torch.sigmoid(Af * h + Cf * c + f)
-    c = f * c + (1 - f) * torch.tanh(Aq * h + q)
-    return c, torch.sigmoid(Ao * h + Co * c + o) * torch.tanh(c)
+    (c, h), (f, o, q), (w_f, w_o, w_q, peep_f, peep_o) = states, inputs, weights
+    f = torch.sigmoid(f + w_f * h + peep_f * c)
+    c = f * c + (1 - f) * torch.tanh(q + w_q * h)
+    return c, torch.sigmoid(o + w_o * h + peep_o * c) * torch.tanh(c)
 
 
-# The numbers of states, inputs and weights of a channel, and which state is the output.
-CELLS = {"gru": (gru, 1, 3, 3, 0), "lstm": (lstm, 2, 3, 5, 1)}
+def mgru(states, inputs, weights):
+    (h,), (f, c), (w_f, w_c) = states, inputs, weights
+    f = torch.sigmoid(f + w_f * h)
+    return ((1 - f) * h + f * torch.tanh(c + w_c * h),)
+
+
+# Of a channel: the equations, how many states, inputs and weights there are, which state is the output.
+CELLS = {"gru": (gru, 1, 3, 3, 0), "lstm": (lstm, 2, 3, 5, 1), "mgru": (mgru, 1, 2, 2, 0)}
 
 
 class Cell(nn.Module):
@@ -450,44 +455,47 @@ class Cell(nn.Module):
 
     def __init__(self, name, D, heads):
         super().__init__()
+        if name not in CELLS:
+            raise ValueError(f"the equations of the cell {name} are missing in CELLS of mixers_riverrun.py")
         self.step, self.states, self.inputs, weights, self.output = CELLS[name]
+        self.heads = heads
         self.in_proj = BlockDiagonal(heads, self.inputs * D // heads, D // heads)
         self.bias = nn.Parameter(torch.zeros(self.inputs, D))
         self.weight = nn.Parameter(torch.zeros(weights, D))
-        self.heads = heads
 
     def forward(self, x, state):
         u = self.in_proj(x).unflatten(-1, (self.heads, self.inputs, -1)).transpose(2, 3).flatten(3)
         u = (u + self.bias.float()).unbind(2)  # of (B, T, inputs, D)
-        weight = self.weight.float().unbind(0)
-        state = x.new_zeros(self.states, x.shape[0], x.shape[2]) if state is None else state.unbind(1)
+        weights = self.weight.float().unbind(0)
+        states = x.new_zeros(self.states, x.shape[0], x.shape[2]) if state is None else state.unbind(1)
         y = []
         for t in range(x.shape[1]):
-            state = self.step(state, [part[:, t] for part in u], weight)
-            y.append(state[self.output])
-        return torch.stack(y, 1), torch.stack(list(state), 1)
+            states = self.step(states, [part[:, t] for part in u], weights)
+            y.append(states[self.output])
+        return torch.stack(y, 1), torch.stack(list(states), 1)
 
 
 class ParaRNN(nn.Module):
-    """a, g = W_in x;  output = W_out gated norm(cell(conv(a)), g)"""
+    """a, z = W_in x;  y = cell(silu(conv(a)));  output = W_out gated norm(y, z). Convolution or SiLU may be missing."""
 
-    OPTIONS = {"cell", "heads", "d_conv", "conv_activation", "gate_order"}
+    OPTIONS = {"cell", "heads", "d_conv", "conv_silu", "gate_order"}
     TRAINING = {"solver", "iterations", "chunk", "bounded", "weight_limit", "cell_init"}
 
     def __init__(self, D, eps, o):
         super().__init__()
         self.in_proj = Projection(D, 2 * D)
-        self.conv1d = Convolution(D, o["d_conv"], silu=o["conv_activation"] == "silu")
+        self.conv1d = Convolution(D, o["d_conv"], silu=o["conv_silu"]) if o["d_conv"] > 0 else None
         self.cell = Cell(o["cell"], D, o["heads"])
         self.norm = GatedNorm(D, eps, norm_first=o["gate_order"] == "norm_first")
         self.out_proj = Projection(D, D)
 
     def forward(self, x, state, start):
-        conv, cell = state or (None, None)
-        a, g = self.in_proj(x).chunk(2, -1)
-        a, conv = self.conv1d(a, conv)
-        y, cell = self.cell(a, cell)
-        return self.out_proj(self.norm(y, g)), (conv, cell)
+        *conv, states = state or (None, None)
+        a, z = self.in_proj(x).chunk(2, -1)
+        if self.conv1d is not None:
+            a, *conv = self.conv1d(a, conv[0])
+        y, states = self.cell(a, states)
+        return self.out_proj(self.norm(y, z)), (*conv, states) if self.conv1d is not None else (states,)
 
 
 MIXERS = {"mamba": Mamba, "mamba2": Mamba2, "mlstm": MLSTM, "mlstm_preup": MLSTMPreUp, "slstm": SLSTM,
