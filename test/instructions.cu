@@ -371,9 +371,9 @@ static void check_clusters(unsigned blocks) {
 
 enum { SIDE = TILE_COLUMNS };
 
-/* scores = a b^T, asked for twice, the second time over the first; sums = scores, rounded, times b. Both 64 x 64. */
+/* scores = a b^T; sums = scores + scores, rounded, times b; shared = a b. All 64 x 64. */
 __global__ void __launch_bounds__(WARPGROUP)
-group_kernel(float *scores, float *sums, const __nv_bfloat16 *a, const __nv_bfloat16 *b) {
+group_kernel(float *scores, float *sums, float *shared, const __nv_bfloat16 *a, const __nv_bfloat16 *b) {
 #ifndef WITHOUT_WGMMA
     DYNAMIC_SHARED(__nv_bfloat16, room_of_group);
     __nv_bfloat16 *tile_a = tile_start(room_of_group), *tile_b = tile_a + SIDE * SIDE;
@@ -386,12 +386,15 @@ group_kernel(float *scores, float *sums, const __nv_bfloat16 *a, const __nv_bflo
     cp_async_wait<0>();
     shared_for_products();
     __syncthreads();
-    float z[8][4], sum[8][4];
+    float z[8][4], sum[8][4], both_shared[8][4];
     uint32_t first[4][4];
     products_begin();
+#pragma unroll
     for (int k = 0; k < SIDE; k += 16)
         product_of_rows(z, matrix_columns(matrix_at(tile_a), k), matrix_columns(matrix_at(tile_b), k), k > 0);
     products_end();
+    products_begin();
+#pragma unroll
     for (int k = 0; k < SIDE; k += 16)
         product_of_rows(sum, matrix_columns(matrix_at(tile_a), k), matrix_columns(matrix_at(tile_b), k), k > 0);
     products_end();
@@ -407,21 +410,25 @@ group_kernel(float *scores, float *sums, const __nv_bfloat16 *a, const __nv_bflo
     products_begin();
 #pragma unroll
     for (int k = 0; k < 4; k++) product_of_columns(sum, first[k], matrix_rows(matrix_at(tile_b), 16 * k));
+#pragma unroll
+    for (int k = 0; k < SIDE; k += 16)
+        product_of_columns(both_shared, matrix_columns(matrix_at(tile_a), k), matrix_rows(matrix_at(tile_b), k), k > 0);
     products_end();
     products_wait<0>();
     arrived(sum);
+    arrived(both_shared);
     arrived(first);
     for (int n = 0; n < 8; n++)
         for (int e = 0; e < 4; e++) {
             int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4 + e / 2 * 8;
             int at = row * SIDE + 8 * n + 2 * (threadIdx.x % 4) + e % 2;
-            scores[at] = z[n][e], sums[at] = sum[n][e];
+            scores[at] = z[n][e], sums[at] = sum[n][e], shared[at] = both_shared[n][e];
         }
 #endif
 }
 
 static void check_groups() {
-    both<float> scores(SIDE * SIDE), sums(SIDE * SIDE);
+    both<float> scores(SIDE * SIDE), sums(SIDE * SIDE), shared(SIDE * SIDE);
     both<__nv_bfloat16> a(SIDE * SIDE), b(SIDE * SIDE);
     if (!products_fit(group_kernel)) return; /* a chip without */
     for (int i = 0; i < SIDE * SIDE; i++) {
@@ -429,9 +436,11 @@ static void check_groups() {
         b.host[i] = (float)((i * 5 + i / SIDE * 3) % 11 % 3 - 1);
     }
     size_t bytes = TILE_ALIGN + 2 * SIDE * SIDE * sizeof(__nv_bfloat16);
-    START_KERNEL(group_kernel, 1, WARPGROUP, bytes, (cudaStream_t)0, scores.device, sums.device, a.send(), b.send());
+    START_KERNEL(group_kernel, 1, WARPGROUP, bytes, (cudaStream_t)0, scores.device, sums.device, shared.device,
+                 a.send(), b.send());
     scores.fetch();
     sums.fetch();
+    shared.fetch();
     for (int i = 0; i < SIDE; i++) {
         float row[SIDE] = {0};
         for (int j = 0; j < SIDE; j++) {
@@ -444,6 +453,10 @@ static void check_groups() {
             for (int j = 0; j < SIDE; j++) sum += row[j] * (float)b.host[j * SIDE + n];
             expect(sums.host[i * SIDE + n] == sum, "product_of_columns, element", i * SIDE + n, sums.host[i * SIDE + n],
                    sum);
+            sum = 0;
+            for (int j = 0; j < SIDE; j++) sum += (float)a.host[i * SIDE + j] * (float)b.host[j * SIDE + n];
+            expect(shared.host[i * SIDE + n] == sum, "product_of_columns, both shared, element", i * SIDE + n,
+                   shared.host[i * SIDE + n], sum);
         }
     }
 }

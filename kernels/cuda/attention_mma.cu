@@ -230,11 +230,11 @@ void attention_mma_backward(struct device *dev, tensor dq, tensor dk, tensor dv,
                             tensor q, tensor k, tensor v, struct attention_cache cache, const attention_problem &p,
                             float *delta) {
     operands x = operands_of(q, k, v, cache);
+    if (attention_wgmma_backward(dev, dq, dk, dv, dout, o, lse, x, p, delta)) return;
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
     const float *log_sums = data_of<float>(lse);
     LAUNCH(dev, mma_delta_kernel, (unsigned)ceil_div(p.B * p.T * p.H, 256 / WARP), 256, 0, delta, douts,
            attention_rows_of<bf16>(o), p);
-    if (attention_wgmma_backward(dev, dq, dk, dv, dout, lse, x, p, delta)) return;
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
         size_t of_dq = (2 * QUERIES + 4 * KEYS) * W * sizeof(bf16);

@@ -230,8 +230,7 @@ static inline dim3 grid_of(const attention_problem &p, int tokens, int heads) {
 
 /* Hopper's products for groups of warps: heads of 64, no cache. False: they don't serve. (attention_wgmma.cu) */
 bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const operands &x, const attention_problem &p);
-/* With delta there. */
-bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor lse,
-                              const operands &x, const attention_problem &p, const float *delta);
+bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                              const operands &x, const attention_problem &p, float *delta);
 
 #endif

@@ -117,9 +117,25 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
 
 /* --- backward ----------------------------------------------------------------------------------------------------- */
 
+/* The product of two rows, as far as a lane of four has it. */
+__device__ __forceinline__ float part_of_delta(const bf16 *x, const bf16 *y, int P) {
+    float sum = 0;
+#pragma unroll
+    for (int c = threadIdx.x % 4 * 8; c < W; c += W / 2) {
+        float left[8], right[8];
+        if (c >= P) continue;
+        load_floats<8>(left, x + c);
+        load_floats<8>(right, y + c);
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += left[k] * right[k];
+    }
+    return sum;
+}
+
+/* Leaves delta for the kernel behind it. */
 __global__ void __launch_bounds__(THREADS, 2)
-wgmma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *delta, const float *lse, operands x,
-                attention_problem p) {
+wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout, attention_rows<bf16> o,
+                const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
     DYNAMIC_SHARED(bf16, memory);
     bf16 *queries = tile_start(memory), *douts = queries + QUERIES * W, *slots = douts + QUERIES * W;
@@ -134,7 +150,8 @@ wgmma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float 
     for (int r = 0; r < 2; r++) {
         bool there = t + 8 * r < p.T;
         log_sum[r] = there ? lse[(b * p.H + h) * p.T + t + 8 * r] * LOG2E : 0.0f;
-        dot[r] = there ? delta[(b * p.H + h) * p.T + t + 8 * r] : 0.0f;
+        dot[r] = row_sum(there ? part_of_delta(dout.at(b, t + 8 * r, h), o.at(b, t + 8 * r, h), p.P) : 0.0f);
+        if (there && lane % 4 == 0) delta[(b * p.H + h) * p.T + t + 8 * r] = dot[r];
     }
     load_tile<THREADS, W>(queries, QUERIES, p.P, [&](int i) {
         return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
@@ -156,6 +173,7 @@ wgmma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float 
         products_begin();
         start_scores(z, matrix_rows(matrix_at(queries), group), matrix_at(slot));
         products_end();
+        products_begin();
         start_scores(dz, matrix_rows(matrix_at(douts), group), matrix_at(slot + TILE));
         products_end();
         products_wait<1>();
@@ -218,6 +236,7 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         products_begin();
         start_scores(z, matrix_at(keys), matrix_at(slot));
         products_end();
+        products_begin();
         start_scores(dz, matrix_at(values), matrix_at(slot + TILE));
         products_end();
         products_wait<1>();
@@ -266,16 +285,16 @@ bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const ope
     return true;
 }
 
-bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor lse,
-                              const operands &x, const attention_problem &p, const float *delta) {
+bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
+                              const operands &x, const attention_problem &p, float *delta) {
     if (!serves(p)) return false;
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
     size_t of_dq = TILE_ALIGN + (2 * QUERIES * W + DQ_SLOTS * 2 * TILE) * sizeof(bf16);
     size_t of_dkv = TILE_ALIGN + 6 * TILE * sizeof(bf16) + 2 * sizeof(query_facts);
     allow_shared(dev, wgmma_dq_kernel, of_dq);
     allow_shared(dev, wgmma_dkv_kernel, of_dkv);
-    LAUNCH(dev, wgmma_dq_kernel, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq), douts, delta,
-           data_of<float>(lse), x, p);
+    LAUNCH(dev, wgmma_dq_kernel, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq), delta, douts,
+           attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
     LAUNCH(dev, wgmma_dkv_kernel, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
            attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
     return true;

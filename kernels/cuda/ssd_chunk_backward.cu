@@ -31,7 +31,7 @@
  *
  * Reproducible: every sum has its order from the shape.
  */
-#include "kernels/cuda/ssd_chunk.cuh"
+#include "kernels/cuda/ssd_chunk_backward.cuh"
 
 enum {
     WARPS = 16,
@@ -47,25 +47,6 @@ static int64_t heads_of_block(struct ssd_shape s) {
     heads = at_least(at_most(heads / ceil_div(BLOCKS, chunks), HEADS_MOST), HEADS_LEAST);
     return ceil_div(s.H / s.G, ceil_div(s.H / s.G, heads));
 }
-
-struct backward_memory {
-    ssd_factors *factors;         /* (B, chunks, H) */
-    __nv_bfloat16 *states, *grads; /* S, G: (B, chunks, H, SSD_P, SSD_N) */
-    float *db, *dc;               /* (B, T, G, splits, SSD_N) */
-    float *skips;                 /* (B, chunks, H): parts of dd */
-    float *carries, *decays;
-};
-
-/* A group's heads are split over `splits` blocks of at most `heads`. */
-struct backward_problem {
-    ssd_chunked p;
-    int heads, splits;
-    const float *d;
-    float *ddt, *da;
-    ssd_rows dx, dy, x, b, c;
-    backward_memory m;
-    bool dd;
-};
 
 /* Carves the scratch, or, from NULL, measures it. */
 static size_t backward_carve(backward_memory *m, struct ssd_shape s, char *scratch) {
@@ -319,48 +300,26 @@ __device__ __forceinline__ void input_part(float (&v)[2][4], head_room &head, co
     rows_store<ALIGNED>(to, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column, v[0], v[1], at.lane);
 }
 
-/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane, behind the same barrier. A pair of
- * different tokens counts in da, and only within its run: where no state passes, nothing is left over of roundings. */
+/* The numbers of a head's tokens, by one warp, behind the same barrier. */
 __device__ __forceinline__ void steps_store(const head_sums &sums, const ssd_factors &f, const backward_problem &b,
                                             int64_t row, int64_t chunk, int64_t head, int lane) {
-    float pairs[2], into[2], run[2] = {f.run[2 * lane], f.run[2 * lane + 1]};
-    const ssd_chunked &p = b.p;
+    token_sums two[2];
+    float through = 0;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         int i = 2 * lane + k;
-        float rows = 0, columns = 0, enters = 0, leaves = 0;
+        two[k] = {0, 0, sums.own[i], 0, 0};
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            if (w <= i / 16) rows += sums.rows[w][i];
-            if (w >= i / 16) columns += sums.columns[w][i];
-            enters += sums.enters[w][i];
-            leaves += sums.leaves[w][i];
+            if (w <= i / 16) two[k].rows += sums.rows[w][i];
+            if (w >= i / 16) two[k].columns += sums.columns[w][i];
+            two[k].enters += sums.enters[w][i];
+            two[k].leaves += sums.leaves[w][i];
         }
-        leaves *= f.leave[i];
-        pairs[k] = rows - f.dt[i] * columns + f.enter[i] * enters;
-        into[k] = f.dt[i] * leaves;
-        int64_t t = chunk * SSD_CHUNK + i;
-        if (t < p.T) b.ddt[(row * p.T + t) * p.H + head] = columns + sums.own[i] + leaves;
     }
-    float run_before = __shfl_up_sync(FULL, run[1], 1), run_behind = __shfl_down_sync(FULL, run[0], 1), through = 0;
-    bool one_run = run[0] == run[1], on = lane < WARP - 1 && run[1] == run_behind;
-    float behind = sum_behind(one_run ? pairs[0] + pairs[1] : pairs[0], one_run && on, lane);
-    behind = __shfl_down_sync(FULL, behind, 1);
-    float before = __shfl_up_sync(FULL, sum_before(into[0] + into[1], lane), 1);
-    if (lane == 0) before = 0, run_before = 0;
     for (int w = 0; w < IDLE; w++) through += sums.through[w];
-    through *= f.enter[SSD_CHUNK - 1];
-    float second = pairs[1] + (on ? behind : 0.0f), first = one_run ? pairs[0] + second : pairs[0];
-    float da[2] = {through + first + before, through + second + (before + into[0])};
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        int64_t t = chunk * SSD_CHUNK + 2 * lane + k;
-        bool begins = run[k] != (k ? run[0] : run_before);
-        if (t < p.T) b.da[(row * p.T + t) * p.H + head] = begins ? 0.0f : da[k];
-    }
-    if (b.dd && lane == 0)
-        b.m.skips[(row * p.chunks + chunk) * p.H + head] =
-            sums.diagonal[0] + sums.diagonal[1] + sums.diagonal[2] + sums.diagonal[3];
+    float diagonal = sums.diagonal[0] + sums.diagonal[1] + sums.diagonal[2] + sums.diagonal[3];
+    ssd_steps_store(two, through, diagonal, f, b, row, chunk, head, lane);
 }
 
 /* Start the copies of the k-th head; empty where there is none. */
@@ -531,9 +490,11 @@ void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, te
     bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned;
     aligned = aligned && problem.b.aligned && problem.c.aligned;
     auto kernel = aligned ? ssd_chunk_backward_kernel<true> : ssd_chunk_backward_kernel<false>;
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_backward");
     dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);
-    LAUNCH(dev, kernel, grid, THREADS, size, problem);
+    if (!aligned || !ssd_wgmma_backward(dev, problem, grid)) {
+        cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_backward");
+        LAUNCH(dev, kernel, grid, THREADS, size, problem);
+    }
     dim3 tokens((unsigned)ceil_div(p.B * p.T * p.G * (SSD_N / 4), 256));
     LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(db), problem.m.db, p, problem.splits);
     LAUNCH(dev, ssd_parts_kernel, tokens, 256, 0, ssd_rows_of(dc), problem.m.dc, p, problem.splits);

@@ -97,6 +97,14 @@ __device__ __forceinline__ void product_of_columns(float (&d)[8][4], const uint3
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+/* Both from shared memory, b by columns. */
+__device__ __forceinline__ void product_of_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
+    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 0, 1;\n\t}"
+                 : WGMMA_REGISTERS
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+
 /* What a round wrote or read is looked at, or changed, only behind this. */
 __device__ __forceinline__ void arrived(float (&d)[8][4]) {
     asm volatile("" : WGMMA_REGISTERS::"memory");

@@ -123,7 +123,7 @@ static void multiply_group(const std::vector<group_product> &lanes) {
         for (int k = 0; k < K_MOST; k++) a[m][k] = tile_element(first.a, 16 * warp + m, k);
     for (int n = 0; n < TILE_COLUMNS; n++) {
         float b[K_MOST];
-        for (int k = 0; k < K_MOST; k++) b[k] = first.from ? tile_element(first.b, k, n) : tile_element(first.b, n, k);
+        for (int k = 0; k < K_MOST; k++) b[k] = first.columns ? tile_element(first.b, k, n) : tile_element(first.b, n, k);
         for (int m = 0; m < M; m++) {
             float sum = 0, &d = lanes[m % 8 * 4 + n % 8 / 2].d[n / 8][m / 8 * 2 + n % 2];
             for (int k = 0; k < K_MOST; k++) sum += a[m][k] * b[k];

@@ -13,12 +13,12 @@ struct matrix {
 
 namespace emulation {
 
-/* The operands of one lane; from is NULL where a lies in shared memory, and b is given by rows then. */
+/* The operands of one lane; from is NULL where a lies in shared memory. */
 struct group_product {
     float (*d)[4];
     const uint32_t *from;
     matrix a, b;
-    bool add;
+    bool columns, add;
 };
 
 /* By warps, whose rows are apart. (mma.cc) */
@@ -63,12 +63,17 @@ template <int N> static inline void products_wait() {
 }
 
 static inline void product_of_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
-    emulation::group_product mine = {d, NULL, a, b, add};
+    emulation::group_product mine = {d, NULL, a, b, false, add};
     emulation::meet("product_of_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
 static inline void product_of_columns(float (&d)[8][4], const uint32_t (&a)[4], matrix b) {
-    emulation::group_product mine = {d, a, {}, b, true};
+    emulation::group_product mine = {d, a, {}, b, true, true};
+    emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
+}
+
+static inline void product_of_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
+    emulation::group_product mine = {d, NULL, a, b, true, add};
     emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
