@@ -19,7 +19,7 @@
 #include "model/params.h"
 
 /* model.init */
-enum model_start { MODEL_INIT_DEFAULT = 0, MODEL_INIT_SMALL, MODEL_INIT_OPEN_LM };
+enum model_start { MODEL_INIT_DEFAULT = 0, MODEL_INIT_SMALL, MODEL_INIT_OPEN_LM, MODEL_INIT_NORMAL };
 
 /* What a mixer may know of the model around it. */
 struct layer_context {

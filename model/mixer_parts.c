@@ -37,6 +37,10 @@ struct init mixer_wang_init(const struct layer *layer) {
     return (struct init){INIT_NORMAL, deviation, 0, 0};
 }
 
+struct init mixer_normal_init(void) {
+    return (struct init){INIT_NORMAL, 0.02, 0, 0};
+}
+
 struct init mixer_open_lm_init(int64_t inputs) {
     double deviation = 1 / sqrt((double)inputs);
     return (struct init){INIT_TRUNCATED, deviation, 3 * deviation, 0};
@@ -54,6 +58,7 @@ void mixer_declare_projection(const struct layer *layer, struct params *p, const
         init = residual ? mixer_wang_init(layer) : mixer_small_init(layer->context.d_model);
     if (layer->context.init == MODEL_INIT_OPEN_LM)
         init = residual ? mixer_open_lm_residual_init(layer, inputs) : mixer_open_lm_init(inputs);
+    if (layer->context.init == MODEL_INIT_NORMAL) init = mixer_normal_init();
     params_add(p, 2, (int64_t[]){outputs, inputs}, init, true, false, "%s%s", prefix, name);
 }
 

@@ -31,6 +31,8 @@ struct init mixer_wang_init(const struct layer *layer);
  * sqrt(2 (block + 1)) where the projection ends in the residual stream. */
 struct init mixer_open_lm_init(int64_t inputs);
 struct init mixer_open_lm_residual_init(const struct layer *layer, int64_t inputs);
+/* Both as RAT's code and many others draw them: normal, of deviation 0.02 whatever the inputs. */
+struct init mixer_normal_init(void);
 /* What model.init says of a projection `prefix``name` that reads the stream or, `residual`, ends in it; `usual` is what
  * the default says. Decayed. */
 void mixer_declare_projection(const struct layer *layer, struct params *p, const char *prefix, const char *name,

@@ -20,7 +20,7 @@ _Static_assert(sizeof(((struct block_kind *)0)->name) == PATTERN_NAME, "a block'
 #define FIELD(type, name) offsetof(struct type, name)
 
 static const char *const norm_names[] = {"rms", "layer", NULL};
-static const char *const init_names[] = {"default", "small", "open_lm", NULL};
+static const char *const init_names[] = {"default", "small", "open_lm", "normal", NULL};
 
 const struct option model_options_table[] = {
     {"d_model", OPTION_INT, FIELD(model_options, d_model), NULL, 1, 65536, "", "Width D of the residual stream.", NULL},
@@ -41,7 +41,8 @@ const struct option model_options_table[] = {
      "Initial values of embedding, head and MLPs. default: as Mamba's code draws them; small: as xLSTM's, normal with "
      "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections; open_lm: "
      "as open_lm's and DCLM's, normal within three standard deviations of 1 / sqrt(inputs), last projections divided by "
-     "sqrt(2 (block + 1)). Attention and ParaRNN follow it, too; other mixers have rules of their own.", init_names},
+     "sqrt(2 (block + 1)); normal: all with standard deviation 0.02. Attention and ParaRNN follow it, too; other mixers "
+     "have rules of their own.", init_names},
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
@@ -190,6 +191,7 @@ static void declare_model(struct model_config *mc) {
     struct init embedding = {INIT_NORMAL, 0.02, 0, 0}, head = {INIT_UNIFORM, -bound, bound, 0};
     if (mc->options.init == MODEL_INIT_SMALL) embedding = head = mixer_small_init(shape[1]);
     if (mc->options.init == MODEL_INIT_OPEN_LM) embedding = head = mixer_open_lm_init(shape[1]);
+    if (mc->options.init == MODEL_INIT_NORMAL) embedding = head = mixer_normal_init();
     mc->embedding = params_add(p, 2, shape, embedding, false, false, "backbone.embeddings.weight");
     if (mc->options.tie_embeddings) params_filled(p, 1); /* by the head; the lookup's gradient is added to that */
     for (int i = 0; i < mc->layer_count; i++) {

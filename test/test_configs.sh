@@ -56,6 +56,19 @@ recipe configs/mamba2/1.3b.ini 1343757312 286102 $whole 1e-3
 recipe configs/mamba2/2.7b.ini 2702599680 286102 $whole 8e-4
 recipe configs/llama/124m.ini 123575040 572205 $half 3e-3
 recipe configs/llama/1.3b.ini 1317341184 286102 $whole 1e-3
+recipe configs/llama/350m.ini 359826432 572205 $half 1.5e-3
+recipe configs/llama/760m.ini 756794880 572205 $half 1.25e-3
+recipe configs/llama/2.7b.ini 2666457600 286102 $whole 4.8e-4
+recipe configs/scaling/transformer-125m.ini 123562752 4800 $half 3e-3
+recipe configs/scaling/transformer-350m.ini 359810048 13500 $half 1.5e-3
+recipe configs/scaling/transformer-760m.ini 756770304 29000 $half 1.25e-3
+recipe configs/scaling/transformer-1.3b.ini 1317308416 50000 $half 1e-3
+recipe configs/hybrid/mamba2-350m-attention.ini 353895872 13500 $half 1.5e-3
+recipe configs/hybrid/mamba2-2.7b-attention.ini 2697245280 286102 $whole 8e-4
+recipe configs/hybrid/jamba.ini 862358016 29000 $half 1.25e-3
+recipe configs/hybrid/samba.ini 822498816 29000 $half 1.25e-3
+recipe configs/hybrid/griffin.ini 368215040 13500 $half 1.5e-3
+recipe configs/hybrid/apriel-h1.ini 736535552 29000 $half 1.25e-3
 recipe configs/scaling/mamba-125m.ini 129123072 4800 $half 3e-3
 recipe configs/scaling/mamba-350m.ini 371500032 13500 $half 1.5e-3
 recipe configs/scaling/mamba-760m.ini 793179648 29000 $half 1.25e-3
@@ -89,6 +102,38 @@ xlstm configs/xlstm/760m-7-1.ini 839736144 600000 $half 6.25e-4 6.25e-5
 xlstm configs/xlstm/1.3b-1-0.ini 1422559616 300000 $whole 5e-4 5e-5
 xlstm configs/xlstm/1.3b-7-1.ini 1420065104 300000 $whole 5e-4 5e-5
 xlstm configs/xlstm/2.7b-1-0.ini 2788396032 28170 $half 8e-4 8e-5
+
+# The same paper's Llama: no recurrence, and learning rates of its own.
+llama() {
+    planned "$1"
+    [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"
+    [ "$(given "$1" lr) $(given "$1" min_lr)" = "$3 $4" ] || fail "$1: lr is $(given "$1" lr), not $3"
+}
+llama configs/llama/xlstm-125m.ini 162220800 3e-3 3e-4
+llama configs/llama/xlstm-350m.ini 406635520 1.5e-3 1.5e-4
+llama configs/llama/xlstm-760m.ini 834086400 1.25e-3 1.25e-4
+llama configs/llama/xlstm-1.3b.ini 1420396544 1e-3 1e-4
+llama configs/llama/fla-340m.ini 373867520 3e-4 3e-5
+llama configs/llama/fla-1b.ini 1364297728 3e-4 3e-5
+
+# rat FILE PARAMETERS STEPS LR: the rules of RAT's code, which decays everything and warms up over a twentieth.
+rat() {
+    planned "$1"
+    [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"
+    [ "$(planned_number steps)" = "$3" ] || fail "$1: $(planned_number steps) steps, not $3"
+    for pair in lr="$4" min_lr=1e-6 warmup="$(($3 / 20))" kind=cosine beta1=0.9 beta2=0.95 weight_decay=0.1 decay=all \
+        clip=1.0 seq_len=4096 shuffle=false reset=false init=normal norm_eps=1e-6 vocab_size=32000 mlp=gelu; do
+        [ "$(given "$1" "${pair%%=*}" | head -n 1)" = "${pair#*=}" ] || fail "$1: not $pair"
+    done
+}
+for model in 16=1298810880 64=1298810880 16-local=1286203392 attention=1273595904 attention-local=1273595904 \
+    rnn=1298810880; do
+    rat configs/rat/1.3b-${model%=*}.ini "${model#*=}" 52452 8e-4
+    [ "$(given configs/rat/1.3b-${model%=*}.ini batch)" = 512 ] || fail "rat $model: not 512 sequences"
+done
+for model in 16=186946560 64=186946560 16-local=185367552 attention=183788544; do
+    rat configs/rat/185m-${model%=*}.ini "${model#*=}" 14000 1e-3
+done
 
 # What the comments offer as variants plans too.
 "$RIVERRUN" plan configs/xlstm/350m-7-1.ini train.steps=28170 optimizer.lr=1e-3 schedule.min_lr=1e-4 \

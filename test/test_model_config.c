@@ -41,6 +41,25 @@ static void test_published(void **state) {
         {"configs/bench/xlstm.ini", 254940256, 50304, 1024, 12},
         {"configs/llama/124m.ini", 123575040, 50288, 768, 12},
         {"configs/llama/1.3b.ini", 1317341184, 50288, 2048, 24},
+        {"configs/llama/350m.ini", 359826432, 50288, 1024, 24},
+        {"configs/llama/760m.ini", 756794880, 50288, 1536, 24},
+        {"configs/llama/2.7b.ini", 2666457600, 50288, 2560, 32},
+        {"configs/llama/xlstm-125m.ini", 162220800, 50304, 768, 12},
+        {"configs/llama/xlstm-350m.ini", 406635520, 50304, 1024, 24},
+        {"configs/llama/xlstm-760m.ini", 834086400, 50304, 1536, 24},
+        {"configs/llama/xlstm-1.3b.ini", 1420396544, 50304, 2048, 24},
+        {"configs/llama/fla-340m.ini", 373867520, 32000, 1024, 24},
+        {"configs/llama/fla-1b.ini", 1364297728, 32000, 2048, 24},
+        {"configs/rat/1.3b-16.ini", 1298810880, 32000, 2048, 24},
+        {"configs/rat/1.3b-64.ini", 1298810880, 32000, 2048, 24},
+        {"configs/rat/1.3b-16-local.ini", 1286203392, 32000, 2048, 24},
+        {"configs/rat/1.3b-attention.ini", 1273595904, 32000, 2048, 24},
+        {"configs/rat/1.3b-attention-local.ini", 1273595904, 32000, 2048, 24},
+        {"configs/rat/1.3b-rnn.ini", 1298810880, 32000, 2048, 24},
+        {"configs/rat/185m-16.ini", 186946560, 32000, 1024, 12},
+        {"configs/rat/185m-64.ini", 186946560, 32000, 1024, 12},
+        {"configs/rat/185m-16-local.ini", 185367552, 32000, 1024, 12},
+        {"configs/rat/185m-attention.ini", 183788544, 32000, 1024, 12},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         config *c = NULL;
@@ -50,7 +69,8 @@ static void test_published(void **state) {
         bool mlp = mc->kinds[0].mlp_options != NULL, untied = mc->head != mc->embedding;
         assert_int_equal(mc->layer_count, (mlp ? 2 : 1) * models[i].blocks);
         assert_int_equal(mc->options.d_model, models[i].d_model);
-        assert_true(mc->vocab == 50277 || mc->vocab == 50257 || mc->vocab == 50304);
+        int64_t vocab = mc->vocab;
+        assert_true(vocab == 50277 || vocab == 50257 || vocab == 50304 || vocab == 32000);
         assert_int_equal(mc->rows, models[i].rows);
         assert_int_equal(mc->params.bucket_count, models[i].blocks + 2 + untied);
         model_config_free(mc);
@@ -343,6 +363,29 @@ static void test_small_init(void **state) {
     config_free(c);
 }
 
+/* With model.init = normal all that is left to it is alike: RAT's baseline. */
+static void test_normal_init(void **state) {
+    (void)state;
+    error err = {0};
+    config *c = NULL;
+    struct model_config *mc =
+        lm_config(&c, "[model]\nd_model=64\nvocab_size=100\ntie_embeddings=false\ninit=normal\npattern=a*3\n"
+                      "[block.a]\nmixer=attention\nheads=4\nrope_base=0\nmlp=gelu\nmlp_width=192\n");
+    struct device *dev;
+    struct model *m;
+    assert_int_equal(device_open(&dev, DEVICE_CPU, PRECISION_F32, &err), 0);
+    assert_int_equal(model_open(&m, mc, dev, MODEL_INFER, 1, 1, 0, 1, &err), 0);
+    model_init(m, 11);
+    static const char *const names[] = {"backbone.embeddings.weight",           "lm_head.weight",
+                                        "backbone.layers.0.mixer.q_proj.weight", "backbone.layers.2.mixer.o_proj.weight",
+                                        "backbone.layers.2.mlp.up.weight",       "backbone.layers.2.mlp.down.weight"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) expect_normal(m, names[i], 0.02);
+    model_close(m);
+    device_close(dev);
+    model_config_free(mc);
+    config_free(c);
+}
+
 /* --- patterns ----------------------------------------------------------------------------------- */
 
 static void expect_pattern(const char *text, const char *want) {
@@ -500,7 +543,7 @@ int main(void) {
         cmocka_unit_test(test_mamba_tensors),  cmocka_unit_test(test_mlp_width), cmocka_unit_test(test_vocabulary),
         cmocka_unit_test(test_init),           cmocka_unit_test(test_patterns),  cmocka_unit_test(test_pattern_errors),
         cmocka_unit_test(test_config_errors),  cmocka_unit_test(test_unknown_key),
-        cmocka_unit_test(test_mlstm_tensors),  cmocka_unit_test(test_small_init),
+        cmocka_unit_test(test_mlstm_tensors),  cmocka_unit_test(test_small_init), cmocka_unit_test(test_normal_init),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
