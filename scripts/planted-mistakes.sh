@@ -133,6 +133,13 @@ plant download-checksum scripts/prepare_hub.py 's/if sums\[kind\] == about\[kind
     build/riverrun "sh test/test_prepare.sh"
 plant transformers-opens model/architecture_mamba2.c 's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
     "build/riverrun build/test/logits" "sh test/test_transformers.sh"
+# The same where the Python comes with the weights: a window that is one off, a state that is not read, another gate.
+plant hub-window model/hub/mixers_riverrun.py 's/there > at\[:, None\] - self.window/there >= at[:, None] - self.window/' \
+    "build/riverrun build/test/logits" "sh test/test_hub.sh"
+plant hub-state model/hub/mixers_riverrun.py 's/past_k, past_v, running = state or/past_k, past_v, running = None or/' \
+    "build/riverrun build/test/logits" "sh test/test_hub.sh"
+plant hub-cell model/hub/mixers_riverrun.py 's/peep_o \* c)/peep_o * states[0])/' \
+    "build/riverrun build/test/logits" "sh test/test_hub.sh"
 # Sanitizers: a mistake that changes no result.
 plant sanitizers kernels/cpu/conv.c 's/memcpy(past + (W - 2) \* C, now, (size_t)C \* sizeof(real));/&{ volatile real beyond = past[(W - 1) * C * B]; (void)beyond; }/' \
     "BUILD=build-san SAN=address,undefined build-san/test/ops" "build-san/test/ops test conv_step"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_hub.sh: models that transformers has no class for open in it by the Python files that riverrun writes beside their
-# weights (model/hub/): equal logits, equal generation, the same from a state as at once, and saved again from there.
+# test_hub.sh: models that transformers has no class for open in it by the Python files that riverrun writes beside
+# their weights (model/hub/): equal logits, equal generation, the same from a state as at once, and saved again from there.
 # Skipped (77) where the Python environment can't be had; the last line says why.
 set -u
 BUILD=${BUILD:-build}
@@ -167,6 +167,7 @@ heads = 2
 d_conv = 0
 TXT
 model mlstm <<TXT
+norm_eps = 0.1
 pattern = m n o
 [block.m]
 mixer = mlstm
@@ -247,4 +248,5 @@ cd "$OLDPWD" || exit 1
 must "$RIVERRUN" import "$work/everything" --tokenizer bytes --out "$work/import"
 must "$RIVERRUN" export "$work/import" --out "$work/bf16" --dtype bf16
 for name in $names; do set -- "$@" "$work/$name"; done
-HF_HOME=$work/hf "$python" scripts/check_transformers.py --riverrun "$RIVERRUN" "$@" "$work/everything=$work/import" "$work/bf16"
+HF_HOME=$work/hf "$python" scripts/check_transformers.py --riverrun "$RIVERRUN" "$@" "$work/everything=$work/import" \
+    "$work/bf16"

@@ -711,6 +711,27 @@ static void what_transformers_lacks_has_python(void **state) {
     unbind(&b);
 }
 
+/* The Python knows every mixer and every MLP. Cells it may lack, and then says so. */
+static void every_layer_has_python(void **state) {
+    (void)state;
+    struct bound b = bind(own_text, NULL);
+    const struct architecture_file *f = architecture_files(b.mc);
+    while (strcmp(f->name, "mixers_riverrun.py") != 0) f++;
+    const char *mixers = strstr(f->text, "MIXERS = {"), *mlps = strstr(f->text, "ACTIVATIONS = {");
+    char entry[80];
+    assert_non_null(mixers);
+    assert_non_null(mlps);
+    for (int i = 0; mixer_names[i]; i++) {
+        snprintf(entry, sizeof entry, "\"%s\": ", mixer_names[i]);
+        assert_non_null(strstr(mixers, entry));
+    }
+    for (int i = MLP_NONE + 1; mlp_names[i]; i++) {
+        snprintf(entry, sizeof entry, "\"%s\": ", mlp_names[i]);
+        assert_non_null(strstr(mlps, entry));
+    }
+    unbind(&b);
+}
+
 /* What keeps a model from being Mamba2ForCausalLM. */
 static void what_transformers_would_compute_otherwise(void **state) {
     (void)state;
@@ -784,6 +805,7 @@ int main(void) {
         cmocka_unit_test(llama_that_transformers_lacks),
         cmocka_unit_test(what_transformers_lacks_comes_back_too),
         cmocka_unit_test(what_transformers_lacks_has_python),
+        cmocka_unit_test(every_layer_has_python),
         cmocka_unit_test(what_transformers_would_compute_otherwise),
         cmocka_unit_test(strange_settings_are_refused),
     };
