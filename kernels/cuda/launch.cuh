@@ -222,8 +222,8 @@ __device__ __forceinline__ float block_sum(float v, float *room) {
 /* sum (n) += partial[0] + partial[1] + ... of `rows` rows of n floats, in a fixed order. (reduce.cu) */
 void cuda_add_partials(struct device *dev, float *sum, const float *partial, int64_t rows, int64_t n);
 /* The same where a row is `count` parts of n columns each, in one launch: column j of part i is added to
- * part[i].sum[j * part[i].step]. (reduce.cu) */
-enum { SUM_PARTS = 9 };
+ * part[i].sum[j * part[i].step]; a part whose sum is NULL is passed over. (reduce.cu) */
+enum { SUM_PARTS = 16 };
 
 struct sum_part {
     float *sum;

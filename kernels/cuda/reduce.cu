@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(WARP *SUM_WARPS)
 add_partials_kernel(const __grid_constant__ struct sum_parts parts, const float *partial, int64_t rows, int64_t n) {
     int64_t j = blockIdx.x * (int64_t)WARP + threadIdx.x, step = gridDim.y * n;
     struct sum_part part = parts.part[blockIdx.y];
-    sum_column(part.sum + j * part.step, partial + blockIdx.y * n + j, step, rows, j < n);
+    sum_column(part.sum + j * part.step, partial + blockIdx.y * n + j, step, rows, j < n && part.sum);
 }
 
 void cuda_add_partial_parts(struct device *dev, struct sum_parts parts, const float *partial, int64_t rows, int64_t n) {

@@ -28,8 +28,9 @@
         ENTRY(rat_forward), ENTRY(rat_backward), ENTRY(rat_forward_scratch), ENTRY(rat_backward_scratch),              \
         ENTRY(rat_step), ENTRY(rat_step_scratch),                                                                      \
         ENTRY(attention_store), ENTRY(attention_step), ENTRY(attention_step_scratch),                                  \
-        ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars), ENTRY(worst_reports),                      \
-        ENTRY(adamw)
+        ENTRY(cell_forward), ENTRY(cell_backward), ENTRY(cell_forward_scratch), ENTRY(cell_backward_scratch),          \
+        ENTRY(cell_choose), ENTRY(cell_step), ENTRY(convert), ENTRY(sum_squares), ENTRY(step_scalars),                 \
+        ENTRY(worst_reports), ENTRY(adamw)
 
 const struct ops ops_cuda_f32 = {
     .name = "cuda-f32",

@@ -1,0 +1,111 @@
+/* each_cell_forward.cu: a nonlinear recurrence token after token, from where each chunk of time begins; cell.cu has the
+ * equations and says when there is more than one chunk.
+ *
+ *   run     s[t] = f(s[t-1], u[t] + bias), y, the other states, and how far a chunk's end is from where the next begins
+ *   sweep   the same without outputs, with the chunk's map of corrections: P = J[end] ... J[begin],
+ *           rest = s[end] - (what the next chunk begins with)
+ *
+ * A thread has a channel of a chunk (each_cell.cuh) and its states in registers. Reading u is all there is to wait for,
+ * and it does not depend on states, so it comes through the ring. Bytes a token and channel, with e those of an
+ * activation: run e (U + S), or e (U + 1) without other states; sweep e U. Special functions: two for each sigmoid or
+ * tanh, so 6 for the GRU, 8 for the LSTM: 16 a clock and multiprocessor, 10 or 13 ps a channel and token on 132 of
+ * them at 1.7 GHz per 6 or 8. The chain from s[t-1] to s[t] is some 125 clocks for both cells: a row of T tokens
+ * takes at least 70 ns T, and less than about 10 warps a multiprocessor can't keep the special functions busy.
+ */
+#include "kernels/cuda/each_cell.cuh"
+
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(THREADS, 12)
+run_kernel(const __grid_constant__ cell_problem p, cell_outputs out, const float *before) {
+    DYNAMIC_SHARED(char, memory);
+    place at(p);
+    channel<T> own(p, at);
+    float s[S], next[S], check = 0, worst = 0;
+    bool compare = out.residual && at.chunk + 1 < p.chunks && !begins(p, at.b, at.end);
+    if (at.chunk == 0) own.initial(s, p, at);
+    else load_column(s, before, at.of_chunk(p, at.chunk, S), p.N, at.inside);
+    load_column(next, before, at.of_chunk(p, at.chunk + 1, S), p.N, at.inside && compare);
+    walk_forward<T>(memory, own, p, at, [&](const float (&u)[U], int64_t t, bool starts) {
+        float after[S];
+        zero_if(starts, s);
+        step(s, u, own.weight, after);
+        copy(s, after);
+        if (at.inside) store_states<T>(out, p, at, t, s, check);
+    });
+    if (out.final && at.chunk + 1 == p.chunks) store_column(out.final + at.b * S * p.N + at.n, s, p.N, at.inside);
+    if (!out.residual) return;
+#pragma unroll
+    for (int i = 0; i < S; i++)
+        if (compare) worst = fmaxf(worst, fabsf(s[i] - next[i]));
+    report(out.residual, at.inside ? worst : 0, at.inside ? check : 0);
+}
+
+template <class T>
+__global__ void __launch_bounds__(THREADS, 12)
+sweep_kernel(const __grid_constant__ cell_problem p, cell_chunks c, bool guess) {
+    DYNAMIC_SHARED(char, memory);
+    place at(p);
+    if (at.chunk + 1 == p.chunks) return; /* nothing follows */
+    channel<T> own(p, at);
+    float s[S], next[S], product[S * S];
+    int64_t mine = at.of_chunk(p, at.chunk, S), following = at.of_chunk(p, at.chunk + 1, S);
+    identity(product);
+    if (guess) {
+        own.guess(next, p, at, at.end - 1);
+        store_column(c.before + following, next, p.N, at.inside);
+    } else load_column(next, c.before, following, p.N, at.inside);
+    if (at.chunk == 0) own.initial(s, p, at);
+    else if (guess) own.guess(s, p, at, at.begin - 1);
+    else load_column(s, c.before, mine, p.N, at.inside);
+    walk_forward<T>(memory, own, p, at, [&](const float (&u)[U], int64_t, bool starts) {
+        float after[S], J[S * S];
+        zero_if(starts, s), zero_if(starts, product);
+        cell_jacobian(s, u, own.weight, after, after, J);
+        multiply<false>(product, J);
+        copy(s, after);
+    });
+#pragma unroll
+    for (int i = 0; i < S; i++) s[i] -= next[i];
+    store_column(c.rest + mine, s, p.N, at.inside);
+    store_column(c.product + at.of_chunk(p, at.chunk, S * S), product, p.N, at.inside);
+}
+
+template <class T> __global__ void step_kernel(const __grid_constant__ cell_problem p, T *y, float *state) {
+    place at(p);
+    if (!at.inside) return;
+    channel<T> own(p, at);
+    float s[S], u[U], after[S];
+    load_column(s, state, at.b * S * p.N + at.n, p.N, true);
+#pragma unroll
+    for (int v = 0; v < U; v++) u[v] = to_float(own.inputs[v * p.width]) + own.bias[v];
+    step(s, u, own.weight, after);
+    store_column(state + at.b * S * p.N + at.n, after, p.N, true);
+    y[at.b * p.N + at.n] = from_float<T>(after[OUTPUT]);
+}
+
+} // namespace
+
+void NAMED(cell_run_, CELL)(struct device *dev, const cell_problem &p, cell_outputs out, const float *before) {
+    with_type(p.act, [&](auto of_type) {
+        using T = decltype(of_type);
+        allow_ring(dev, run_kernel<T>, forward_ring<T>);
+        LAUNCH(dev, run_kernel<T>, cell_grid(p), THREADS, forward_ring<T>, p, out, before);
+    });
+}
+
+void NAMED(cell_sweep_, CELL)(struct device *dev, const cell_problem &p, cell_chunks c, bool guess) {
+    with_type(p.act, [&](auto of_type) {
+        using T = decltype(of_type);
+        allow_ring(dev, sweep_kernel<T>, forward_ring<T>);
+        LAUNCH(dev, sweep_kernel<T>, cell_grid(p), THREADS, forward_ring<T>, p, c, guess);
+    });
+}
+
+void NAMED(cell_step_, CELL)(struct device *dev, const cell_problem &p, void *y, float *state) {
+    with_type(p.act, [&](auto of_type) {
+        using T = decltype(of_type);
+        LAUNCH(dev, step_kernel<T>, cell_grid(p), THREADS, 0, p, (T *)y, state);
+    });
+}
