@@ -465,6 +465,39 @@ static void quadratic(void **unused) {
     }
 }
 
+/* Nothing unknown lies behind a document's start: Newton needs as many iterations as the longest document has tokens but
+ * one; and where a document starts in every chunk, the chunks' ends don't answer to their starts, so that one is enough. */
+static void check_documents(const struct cell *cell, enum precision precision) {
+    enum { T = 60 };
+    struct sequence q;
+    sequence_open(&q, precision, cell, 1, T, 1, 40);
+    weights_within(&q, 1.4);
+    q.doc = tensor_2d(must_allocate(T * sizeof(int32_t)), DTYPE_I32, 1, T);
+    for (int t = 0; t < T; t++) ((int32_t *)q.doc.data)[t] = (t + 4) / 8;
+    forward(&q, sequential());
+    double *y = copy_of(q.y);
+    forward(&q, newton(7));
+    assert_true(distance(q.y, y) < 16 * unit_of(q.dev));
+    forward(&q, newton(2));
+    assert_true(distance(q.y, y) > 1e-4);
+    forward(&q, shooting(8, 1));
+    assert_true(distance(q.y, y) < 16 * unit_of(q.dev));
+    for (int t = 0; t < T; t++) ((int32_t *)q.doc.data)[t] = t / 8; /* chunks that are documents */
+    forward(&q, sequential());
+    free(y);
+    y = copy_of(q.y);
+    q.report.residual = 0;
+    forward(&q, shooting(8, 1));
+    assert_true(distance(q.y, y) == 0 && q.report.residual == 0);
+    free(y);
+    sequence_close(&q);
+}
+
+static void documents(void **unused) {
+    (void)unused;
+    each(check_documents);
+}
+
 /* One chunk a token: the unknowns are Newton's, and what is written is one step from them. */
 static void chunks_of_one(void **unused) {
     (void)unused;
@@ -565,9 +598,13 @@ static void bounds(void **unused) {
             for (int k = 1; k <= 4; k++) {
                 struct cell_solver solver = method == 1 ? newton(k) : shooting(2, k);
                 forward(&q, solver);
+                double *free_y = copy_of(q.y);
                 for (int64_t n = 0; n < tensor_count(q.y); n++) left |= fabs(get(q.y, n)) > q.cell->bound;
                 solver.bounded = true;
                 forward(&q, solver);
+                for (int64_t n = 0; method == 1 && k == 1 && n < tensor_count(q.y); n++) /* the same corrections, cut */
+                    assert_true(get(q.y, n) == fmax(-q.cell->bound, fmin(q.cell->bound, free_y[n])));
+                free(free_y);
                 for (int64_t n = 0; n < tensor_count(q.y); n++) assert_true(fabs(get(q.y, n)) <= q.cell->bound);
                 for (int64_t n = 0; n < tensor_count(q.final); n++)
                     assert_true(fabs(get(q.final, n)) <= q.cell->bound);
@@ -693,12 +730,12 @@ static void scratch_sizes(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(list),          cmocka_unit_test(derivatives), cmocka_unit_test(extremes),
-        cmocka_unit_test(gru_by_hand),   cmocka_unit_test(lstm_by_hand), cmocka_unit_test(prefix),
-        cmocka_unit_test(finite_end),    cmocka_unit_test(no_weights),  cmocka_unit_test(three_iterations),
-        cmocka_unit_test(quadratic),     cmocka_unit_test(chunks_of_one), cmocka_unit_test(reports),
-        cmocka_unit_test(not_finite),    cmocka_unit_test(bounds),      cmocka_unit_test(views),
-        cmocka_unit_test(biases),        cmocka_unit_test(threads),     cmocka_unit_test(scratch_sizes),
+        cmocka_unit_test(list), cmocka_unit_test(derivatives), cmocka_unit_test(extremes),
+        cmocka_unit_test(gru_by_hand), cmocka_unit_test(lstm_by_hand), cmocka_unit_test(prefix),
+        cmocka_unit_test(finite_end), cmocka_unit_test(no_weights), cmocka_unit_test(three_iterations),
+        cmocka_unit_test(quadratic), cmocka_unit_test(documents), cmocka_unit_test(chunks_of_one),
+        cmocka_unit_test(reports), cmocka_unit_test(not_finite), cmocka_unit_test(bounds), cmocka_unit_test(views),
+        cmocka_unit_test(biases), cmocka_unit_test(threads), cmocka_unit_test(scratch_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,7 +14,7 @@
  * e with the product P of its Jacobians, then the next chunk's start is e + P (S' - S), S' the new start of this one.
  * After the last correction the chunks are walked once more, for the states within.
  *
- * At a document's start the state before is 0 whatever it was, so that J and P are 0 from there.
+ * At a document's start the state before is 0 whatever it was, so that nothing is corrected across it.
  */
 #include "kernels/cpu/each_cell_block.h"
 
@@ -190,8 +190,8 @@ static int64_t chunk_end(const struct channels *c, const struct chunks *k, int64
     return end < T ? end : T;
 }
 
-/* P = J P; `begins`: P = 0, because what came before is nothing to what follows. */
-static void multiply(real (*restrict P)[CELL_LANES], const real (*restrict J)[CELL_LANES], bool begins) {
+/* P = J P. */
+static void multiply(real (*restrict P)[CELL_LANES], const real (*restrict J)[CELL_LANES]) {
     for (int j = 0; j < S; j++)
         for (int l = 0; l < CELL_LANES; l++) {
             real column[S];
@@ -202,7 +202,7 @@ static void multiply(real (*restrict P)[CELL_LANES], const real (*restrict J)[CE
                 real sum = 0;
                 UNROLL
                 for (int m = 0; m < S; m++) sum += J[i * S + m][l] * column[m];
-                P[i * S + j][l] = begins ? 0 : sum;
+                P[i * S + j][l] = sum;
             }
         }
 }
@@ -219,7 +219,7 @@ static bool shoot(const struct channels *c, const struct chunks *k, int64_t j, c
         token_open(&token, c, t);
         if (token.begins) memset(state, 0, S * sizeof *state), answers = false;
         lanes_exact_jacobian(after, J, state, token.u, c->w);
-        multiply(P, J, token.begins);
+        multiply(P, J);
         memcpy(state, after, sizeof after);
     }
     return answers;
@@ -234,7 +234,7 @@ static void shoot_all(const struct channels *c, const struct chunks *k) {
     for (int64_t j = 0; j + 1 < k->count; j++) {
         cell_lanes P[S * S], *start = k->start + (j + 1) * S, old[S];
         memcpy(old, start, sizeof old);
-        if (!shoot(c, k, j, state, P)) memset(d, 0, sizeof d); /* P is 0 then, but d may be infinite */
+        if (!shoot(c, k, j, state, P)) memset(d, 0, sizeof d);
         memset(next, 0, sizeof next);
         if (unknown(c, k, j + 1)) correct(start, next, d, state, P, k->bounded);
         memcpy(d, next, sizeof d);
