@@ -77,6 +77,14 @@ struct model_flops {
 };
 int model_list_flops(const struct model_config *mc, int64_t T, struct model_flops list[MODEL_FLOPS_MAX]);
 
+/* How each kind of block with a solver is solved by its config, in batches of B sequences of T tokens; likewise. */
+struct model_solving {
+    const struct layer *layer; /* the first of the kind */
+    struct cell_solver solver;
+};
+int model_list_solvers(const struct model_config *mc, const struct ops *ops, int64_t B, int64_t T,
+                       struct model_solving list[LIMIT_BLOCK_KINDS]);
+
 /* --- memory ----------------------------------------------------------------------------------- */
 enum model_mode { MODEL_TRAIN, MODEL_INFER };
 struct model_memory { /* bytes on one rank */

@@ -298,6 +298,19 @@ const struct layer *model_solver_layer(const struct model_config *mc, int solver
     return &mc->layers[i];
 }
 
+int model_list_solvers(const struct model_config *mc, const struct ops *ops, int64_t B, int64_t T,
+                       struct model_solving list[LIMIT_BLOCK_KINDS]) {
+    int count = 0;
+    for (int i = 0; i < mc->solver_count; i++) {
+        const struct layer *layer = model_solver_layer(mc, i);
+        int known = 0;
+        while (known < count && strcmp(list[known].layer->block_name, layer->block_name) != 0) known++;
+        if (known < count) continue;
+        list[count++] = (struct model_solving){layer, mixer_solver(layer, ops, B, T, SOLVER_CHOSEN)};
+    }
+    return count;
+}
+
 static struct model_flops *flops_of(struct model_flops *list, int *count, const struct layer *layer) {
     for (int i = 0; i < *count; i++)
         if (strcmp(list[i].block, layer->block_name) == 0 && strcmp(list[i].layer, layer->mixer->name) == 0)

@@ -78,7 +78,7 @@ void parts_fill(struct parts *p, int64_t step) {
 }
 
 struct trainer_state parts_state(int64_t step) {
-    return (struct trainer_state){
+    struct trainer_state s = {
         .step = step,
         .optimizer_steps = step > 0 ? step - 1 : 0,
         .skipped = step > 0,
@@ -87,12 +87,18 @@ struct trainer_state parts_state(int64_t step) {
         .seconds = 0.1 * (double)step,
         .best_valid = step % 2 ? NAN : 1.0 / 3,
     };
+    if (step % 2) return s;
+    s.inexact = 4 * step;
+    s.rungs[1] = (struct rung){.level = SOLVER_MORE, .since = step + 1};
+    s.rungs[LIMIT_LAYERS - 1] = (struct rung){.before = SOLVER_SEQUENTIAL, .since = step + 1};
+    return s;
 }
 
 void parts_expect_state(const struct trainer_state *s, int64_t step) {
     struct trainer_state e = parts_state(step);
     ASSERT(s->step == e.step && s->optimizer_steps == e.optimizer_steps && s->skipped == e.skipped);
     ASSERT(s->samples == e.samples && s->tokens == e.tokens && s->seconds == e.seconds);
+    ASSERT(s->inexact == e.inexact && memcmp(s->rungs, e.rungs, sizeof e.rungs) == 0);
     ASSERT(isnan(e.best_valid) ? isnan(s->best_valid) : s->best_valid == e.best_valid);
 }
 

@@ -212,13 +212,22 @@ static void test_log_lines(void **state) {
                                .step_seconds = 0.5,
                                .seconds = 0.5};
     struct report_step bad = {.step = 2, .batch = 4, .loss = NAN, .grad_norm = INFINITY, .skipped = true, .skipped_total = 1};
+    struct layer layer = {.block = 3, .block_name = "g"};
+    struct report_solvers solvers = {.residual = 0.5, .layer = &layer, .iterations = 3, .raised = 2, .inexact = true};
+    struct report_level level = {.step = 2, .first_step = 4, .layer = &layer, .residual = INFINITY, .level = SOLVER_MORE,
+                                 .solver = {.method = CELL_SHOOTING, .iterations = 5}};
+    bad.solvers = &solvers;
     struct evaluation e = {.loss = 2, .perplexity = exp(2), .bits_per_byte = NAN, .accuracy = 0.5, .tokens = 10};
     int kept = silence();
     assert_int_equal(report_step(r, &step, &err), 0);
     assert_int_equal(report_start(r, 1, 2.3456, &err), 0);
     assert_int_equal(report_step(r, &bad, &err), 0);
+    assert_int_equal(report_level(r, &level, &err), 0);
     assert_int_equal(report_valid(r, 2, &e, 1.25, &err), 0);
     e.sequences = 4; /* a task's */
+    e.solvers = 2;
+    e.residual = 1e-6;
+    e.sequential = 1;
     e.sequence_accuracy = 0.25;
     assert_int_equal(report_valid(r, 2, &e, 1, &err), 0);
     assert_int_equal(report_save(r, 2, "a/b", 0.5, &err), 0);
@@ -238,11 +247,15 @@ static void test_log_lines(void **state) {
         "\"seconds\":0.5}\n"
         "{\"type\":\"start\",\"step\":1,\"seconds\":2.35}\n"
         "{\"type\":\"step\",\"step\":2,\"loss\":null,\"perplexity\":null,\"lr\":0,\"grad_norm\":null,\"accuracy\":0,"
-        "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"flops_per_s\":0,\"skipped\":true,\"seconds\":0}\n"
+        "\"tokens\":0,\"valid\":0,\"batch\":4,\"tokens_per_s\":0,\"flops_per_s\":0,\"skipped\":true,"
+        "\"residual\":0.5,\"residual_block\":3,\"iterations\":3,\"raised\":2,\"seconds\":0}\n"
+        "{\"type\":\"solver\",\"step\":2,\"block\":3,\"residual\":null,\"level\":\"more\",\"before\":\"chosen\","
+        "\"first_step\":4,\"method\":\"shooting\",\"iterations\":5}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
         "\"accuracy\":0.5,\"tokens\":10,\"seconds\":1.25}\n"
         "{\"type\":\"valid\",\"step\":2,\"loss\":2,\"perplexity\":7.38905609893065,\"bits_per_byte\":null,"
-        "\"accuracy\":0.5,\"tokens\":10,\"sequences\":4,\"sequence_accuracy\":0.25,\"seconds\":1}\n"
+        "\"accuracy\":0.5,\"tokens\":10,\"sequences\":4,\"sequence_accuracy\":0.25,\"residual\":1e-06,"
+        "\"sequential\":1,\"seconds\":1}\n"
         "{\"type\":\"save\",\"step\":2,\"path\":\"a/b\",\"seconds\":0.5}\n"
         "{\"type\":\"memory\",\"step\":2,\"peak_bytes\":1000,\"planned_bytes\":0}\n"
         "{\"type\":\"stop\",\"step\":2,\"signal\":\"SIGTERM\"}\n");

@@ -147,6 +147,18 @@ static json_t *flops_object(const struct report_run *run) {
     return all;
 }
 
+/* {"g": {"method": "newton", ...}, ...} */
+static json_t *solvers_object(const struct report_run *run) {
+    json_t *all = json_object();
+    for (int i = 0; i < run->solver_kinds; i++) {
+        const struct cell_solver *s = &run->solvers[i].solver;
+        json_object_set_new(all, run->solvers[i].layer->block_name,
+                            json_pack("{s:s, s:i, s:I}", "method", solver_method_names[s->method], "iterations",
+                                      s->iterations, "chunk", (json_int_t)s->chunk));
+    }
+    return all;
+}
+
 int report_run(struct report *r, const struct report_run *run, error *err) {
     if (!r) return 0;
     char name[256] = "";
@@ -162,6 +174,7 @@ int report_run(struct report *r, const struct report_run *run, error *err) {
     if (line) {
         json_object_set_new(line, "training_flops_per_token", json_real(run->flops_per_token));
         json_object_set_new(line, "flops", flops_object(run));
+        if (run->solver_kinds > 0) json_object_set_new(line, "solvers", solvers_object(run));
         json_object_set_new(line, "peak_flops", run->peak_flops > 0 ? json_real(run->peak_flops) : json_null());
         json_object_set_new(line, "planned_bytes", json_integer((json_int_t)run->planned));
         json_object_set_new(line, "config", config_object(run->config));

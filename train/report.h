@@ -2,14 +2,15 @@
  *
  * RUN/log.jsonl has one JSON object a line, in the order of steps. Its "type" says what it is:
  *   run     a session starts: step it starts from, version, commit, compiler, host, machine (with its threads),
- *           precision, ranks, seed, parameters, training_flops_per_token and its parts by kinds of layers (flops),
+ *           precision, ranks, seed, parameters, training_flops_per_token and its parts by kinds of layers (flops), how
+ *           kinds of blocks are solved (solvers: method, iterations, chunk; where there are some),
  *           peak_flops of all ranks' devices (null where it is not known), planned_bytes of a rank's device memory,
  *           config
  *   start   step, seconds from the start of the program to the end of the session's first step
  *   step    step, loss, perplexity, lr, grad_norm, accuracy, tokens (valid targets of the run so far), valid (of this
  *           step), batch (sequences of this step), tokens_per_s, flops_per_s (masked targets count, recomputation does
- *           not), mfu (its share of the peak, where that is known), skipped (true where the step was not finite and
- *           changed nothing), seconds (of training so far)
+ *           not), mfu (its share of the peak, where that is known), skipped (true where the step was not finite, or a
+ *           solver failed, and nothing was changed), seconds (of training so far);
  *           of a model with solvers also residual (the largest of a layer), residual_block (whose it is), iterations (the
  *           most that a layer was solved with; 0: all of them sequentially), raised (layers above their config's level)
  *   solver  a layer's level changes (train/ladder.h): step behind which that was decided, block, residual, level and what
@@ -58,6 +59,8 @@ struct report_run {
     double flops_per_sequence, flops_per_token; /* of training */
     const struct model_flops *flops;            /* by kinds, forward */
     int flop_kinds;
+    const struct model_solving *solvers; /* by kinds of blocks */
+    int solver_kinds;
     double peak_flops; /* of all ranks' devices; 0 = not known */
     size_t planned;    /* bytes on a rank's device */
     const struct settings *config;

@@ -256,6 +256,17 @@ static void print_ramp(const struct ramp *r) {
             (long long)first->batch, r->count, (long long)last->step);
 }
 
+static void print_solvers(const struct trainer *t) {
+    struct model_solving list[LIMIT_BLOCK_KINDS];
+    int count = model_list_solvers(t->model_config, t->dev->ops, t->micro_batch, t->options.data.T, list);
+    for (int i = 0; i < count; i++) {
+        const struct cell_solver *s = &list[i].solver;
+        fprintf(stderr, "%-12s%s: %s", i ? "" : "solver", list[i].layer->block_name, solver_method_names[s->method]);
+        if (s->method != CELL_SEQUENTIAL) fprintf(stderr, ", %d iterations", s->iterations);
+        fprintf(stderr, "\n");
+    }
+}
+
 /* What this run is, for a person who has just started it. */
 static void print_summary(const struct trainer *t, const struct model_memory *memory) {
     const struct run_options *o = &t->options;
@@ -272,6 +283,7 @@ static void print_summary(const struct trainer *t, const struct model_memory *me
             (long long)o->train.batch, (long long)o->data.T, (long long)t->accumulate, t->accumulate == 1 ? "" : "es",
             (long long)t->micro_batch);
     print_ramp(&o->ramp);
+    print_solvers(t);
     fprintf(stderr, "memory      %s a rank: parameters and gradients %s, optimizer %s, activations %s, scratch %s\n",
             text_bytes(total, sizeof total, (double)memory->total),
             text_bytes(parts[0], sizeof parts[0], (double)(memory->parameters + memory->gradients)),
@@ -301,6 +313,7 @@ static int open_directory(struct trainer *t, error *err) {
     device_describe(t->dev, machine, sizeof machine);
     const struct model_config *mc = t->model_config;
     struct model_flops flops[MODEL_FLOPS_MAX];
+    struct model_solving solvers[LIMIT_BLOCK_KINDS];
     struct model_memory memory;
     int64_t T = t->options.data.T;
     TRY(model_plan(&memory, mc, t->dev->ops, MODEL_TRAIN, t->micro_batch, trainer_length(t), t->comm->ranks, err));
@@ -315,6 +328,8 @@ static int open_directory(struct trainer *t, error *err) {
         .flops_per_sequence = 3 * model_forward_flops(mc, T) * (double)T,
         .flops = flops,
         .flop_kinds = model_list_flops(mc, T, flops),
+        .solvers = solvers,
+        .solver_kinds = model_list_solvers(mc, t->dev->ops, t->micro_batch, T, solvers),
         .peak_flops = o->precision == PRECISION_BF16 ? t->comm->ranks * device_peak_flops(t->dev) : 0,
         .planned = memory.total,
         .config = &t->settings,
