@@ -11,6 +11,7 @@
 #include "model/mlp.h"
 #include "model/mlstm.h"
 #include "model/mlstm_preup.h"
+#include "model/pararnn.h"
 #include "model/rat.h"
 #include "model/slstm.h"
 #include <math.h>
@@ -63,13 +64,18 @@ static void rms_norm(double *y, const double *x, const double *w, int64_t n, dou
     for (int64_t i = 0; i < n; i++) y[i] = x[i] / sqrt(mean + eps) * w[i];
 }
 
-/* silu of the convolution at time t: of channel c, whose inputs stand `stride` numbers apart in time. */
-static double convolved(const double *input, int64_t stride, const double *taps, int64_t W, double bias,
-                        const int32_t *doc, int64_t t) {
+/* The convolution at time t: of a channel whose inputs stand `stride` numbers apart in time. */
+static double convolution(const double *input, int64_t stride, const double *taps, int64_t W, double bias,
+                          const int32_t *doc, int64_t t) {
     double sum = bias;
     for (int64_t back = 0; back < W && back <= t; back++)
         if (doc[t - back] == doc[t]) sum += taps[W - 1 - back] * input[(t - back) * stride];
-    return silu(sum);
+    return sum;
+}
+
+static double convolved(const double *input, int64_t stride, const double *taps, int64_t W, double bias,
+                        const int32_t *doc, int64_t t) {
+    return silu(convolution(input, stride, taps, W, bias, doc, t));
 }
 
 static bool starts_document(const int32_t *doc, int64_t t) {
@@ -456,6 +462,67 @@ static void rat_row(double *y, const double *x, const int32_t *doc, int64_t T, c
     free(keys);
 }
 
+/* --- ParaRNN */
+
+/* One channel's step: state s (c, h of the LSTM), what enters in u, weights in w. The LSTM's output gate sees the new
+ * c. */
+static double cell_token(const char *cell, double s[2], const double u[3], const double w[5]) {
+    if (strcmp(cell, "gru") == 0) {
+        double z = sigmoid(w[0] * s[0] + u[0]), r = sigmoid(w[1] * s[0] + u[1]), c = tanh(w[2] * (r * s[0]) + u[2]);
+        return s[0] = z * c + (1 - z) * s[0];
+    }
+    if (strcmp(cell, "mgru") == 0) {
+        double f = sigmoid(w[0] * s[0] + u[0]), c = tanh(w[1] * s[0] + u[1]);
+        return s[0] = (1 - f) * s[0] + f * c;
+    }
+    double f = sigmoid(w[0] * s[1] + w[3] * s[0] + u[0]), q = tanh(w[2] * s[1] + u[2]);
+    s[0] = f * s[0] + (1 - f) * q;
+    double o = sigmoid(w[1] * s[1] + w[4] * s[0] + u[1]);
+    return s[1] = o * tanh(s[0]);
+}
+
+/* What enters channel i of the cell with the convolution's output c: from the channels of its head. */
+static void cell_inputs(double u[3], const double *c, const double *w, const double *bias, int64_t i,
+                        const struct pararnn_sizes *s) {
+    int64_t P = s->D / s->H, h = i / P;
+    for (int64_t v = 0; v < s->U; v++) {
+        u[v] = bias[v * s->D + i];
+        for (int64_t k = 0; k < P; k++) u[v] += w[((h * s->U + v) * P + i % P) * P + k] * c[h * P + k];
+    }
+}
+
+static void pararnn_row(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
+                        const struct lm *lm) {
+    enum { AZ, PROJ, BIAS, CELL, GAIN, BACK, TAPS, SHIFT };
+    const struct pararnn_options *options = layer->options;
+    struct pararnn_sizes s = pararnn_sizes(options, layer->context.d_model);
+    double *w[WEIGHTS_MAX], *p = calloc((size_t)(2 * (T + 3) * s.D), sizeof *p), *c = p + 2 * T * s.D;
+    double *out = c + s.D, *state = out + s.D;
+    bool norm_first = options->gate_order == PARARNN_NORM_FIRST;
+    layer_weights(w, layer, lm);
+    for (int64_t t = 0; t < T; t++) {
+        double *a = p + t * 2 * s.D, *z = a + s.D;
+        multiply(a, w[AZ], x + t * s.D, 2 * s.D, s.D);
+        for (int64_t i = 0; i < s.D; i++) {
+            double v = s.W > 0 ? convolution(p + i, 2 * s.D, w[TAPS] + i * s.W, s.W, w[SHIFT][i], doc, t) : a[i];
+            c[i] = s.W > 0 && options->conv_silu ? silu(v) : v;
+        }
+        for (int64_t i = 0; i < s.D; i++) {
+            double u[3], weight[5];
+            for (int64_t v = 0; v < s.V; v++) weight[v] = w[CELL][v * s.D + i];
+            if (starts_document(doc, t)) state[2 * i] = state[2 * i + 1] = 0;
+            cell_inputs(u, c, w[PROJ], w[BIAS], i, &s);
+            out[i] = cell_token(s.cell->name, state + 2 * i, u, weight);
+        }
+        for (int64_t i = 0; i < s.D && !norm_first; i++) out[i] *= silu(z[i]);
+        rms_norm(out, out, w[GAIN], s.D, layer->context.norm_eps);
+        for (int64_t i = 0; i < s.D && norm_first; i++) out[i] *= silu(z[i]);
+        multiply(y + t * s.D, w[BACK], out, s.D, s.D);
+    }
+    free_weights(w);
+    free(p);
+}
+
 /* --- the rest of the model */
 
 typedef void row_function(double *y, const double *x, const int32_t *doc, int64_t T, const struct layer *layer,
@@ -471,6 +538,7 @@ static const struct {
     {&mixer_slstm, slstm_row},
     {&mixer_attention, attention_row},
     {&mixer_rat, rat_row},
+    {&mixer_pararnn, pararnn_row},
 };
 
 static row_function *row_of(const struct mixer *mixer) {
@@ -518,7 +586,9 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
         for (int64_t t = 0; t < T; t++) normalise(x + t * D, r + t * D, norm, D, mc->options.norm_eps);
         if (layer->is_mlp) mlp_row(y, x, T, layer, lm);
         else row_of(layer->mixer)(y, x, doc, T, layer, lm);
-        for (int64_t k = 0; k < T * D; k++) r[k] += y[k];
+        double *scale = layer->scale >= 0 ? weights_at(lm, layer->scale) : NULL;
+        for (int64_t k = 0; k < T * D; k++) r[k] = (scale ? scale[k % D] : 1) * r[k] + y[k];
+        free(scale);
         free(norm);
     }
     for (int64_t t = 0; t < T; t++) {
@@ -537,6 +607,7 @@ static void second_model(double *logits, const struct lm *lm, const int32_t *ids
 #define BLOCK "[block.m]\nmixer = mamba2\nd_state = 6\nhead_dim = 4\nchunk = 5\n"
 #define MAMBA "[block.s]\nmixer = mamba\nd_state = 5\n"
 #define PREUP "[block.u]\nmixer = mlstm_preup\nheads = 2\neps = 0\nchunk = 5\n"
+#define PARARNN "[block.p]\nmixer = pararnn\n"
 #define SLSTM "[block.y]\nmixer = slstm\nheads = 3\n"
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 5\n"
 
@@ -656,6 +727,18 @@ static void test_rat(void **state) {
                           "[block.q]\nmixer = rat\nheads = 1\ngroups = 1\nchunk = 100\nrope_base = 0\n");
 }
 
+static void test_pararnn(void **state) {
+    (void)state;
+    compare_lengths(MODEL "pattern = p*2\n" PARARNN "cell = gru\nheads = 3\nsolver = sequential\n");
+    compare_lengths(MODEL "norm = layer\ntie_embeddings = false\npattern = p q m\n"
+                          PARARNN "cell = lstm\nheads = 4\nresidual_scale = true\nsolver = newton\niterations = 20\n"
+                          "mlp = swiglu\nmlp_width = 16\n"
+                          "[block.q]\nmixer = pararnn\ncell = mgru\nheads = 1\nd_conv = 0\ngate_order = norm_first\n"
+                          "residual_scale = true\nsolver = shooting\nchunk = 6\niterations = 12\n" BLOCK
+                          "residual_scale = true\n");
+    compare_lengths(MODEL "pattern = p\n" PARARNN "cell = gru\nheads = 12\nd_conv = 3\nconv_silu = false\n");
+}
+
 static void test_hybrid(void **state) {
     (void)state;
     compare_lengths(MODEL "pattern = (u y)*2 m\n" PREUP SLSTM "mlp = geglu\nmlp_width = 6\n" BLOCK);
@@ -676,6 +759,7 @@ int main(void) {
         cmocka_unit_test(test_slstm),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rat),
+        cmocka_unit_test(test_pararnn),
         cmocka_unit_test(test_hybrid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

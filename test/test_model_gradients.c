@@ -127,6 +127,7 @@ static void close_problem(struct problem *p) {
 #define MLSTM "[block.x]\nmixer = mlstm\nheads = 2\neps = 0\nchunk = 4\n"
 /* See STEADY in support_model.c. */
 #define PREUP "norm_eps = 0.1\npattern = u*2\n[block.u]\nmixer = mlstm_preup\nheads = 2\nchunk = 4\neps = 0\n"
+#define PARARNN "[block.p]\nmixer = pararnn\n"
 #define SLSTM "norm = layer\npattern = y*2\n[block.y]\nmixer = slstm\nheads = 2\n"
 
 /* The models of every other test, with documents and without. */
@@ -222,6 +223,10 @@ static void test_initial_state(void **state) {
                         "pattern = x*2\n" MLSTM "input_gate = sigmoid\nmlp = swiglu\nmlp_width = 6\n");
     check_initial_state(MODEL PREUP);
     check_initial_state(MODEL SLSTM);
+    check_initial_state(MODEL "norm_eps = 0.1\npattern = p*2\n" PARARNN
+                              "cell = lstm\nsolver = newton\niterations = 16\n");
+    check_initial_state(MODEL "norm_eps = 0.1\npattern = p*2\n" PARARNN
+                              "cell = gru\nresidual_scale = true\nsolver = shooting\nchunk = 3\niterations = 8\n");
 }
 
 static double norm_of(const double *values, int64_t count) {
