@@ -32,6 +32,7 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             'rope T=7 P=16,64 norm=0,1 doc=4 strided=2' 'attention B=1 T=70 H=2 G=1 P=6,40 doc=4 strided=2' \
             'attention B=1 T=130 H=2 G=1 P=128 doc=4 initial=90 C=70 window=66 strided=2' 'attention_step P=80 C=300 initial=3000' \
             'rat T=33 H=4 G=2 Q=3 doc=4 strided=1' 'rat B=2 T=40 H=2 P=40 Q=5 initial=13 final=1 C=3' \
+            'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=0,4 strided=2' 'rat B=2 T=40 H=2 P=128 Q=2 initial=300 final=1 C=70 strided=2' \
             'mlstm B=1 T=70 H=2 K=33 V=40 Q=64 doc=4 strided=1' 'mlstm B=1 T=150 H=1 K=256 V=264 Q=64 doc=4 strided=2' \
             'mlstm_step B=3 H=4 K=64 V=96 rule=0,2,4 strided=1' 'slstm B=9 T=5 H=2 P=24,192 doc=4 strided=2' \
             'slstm T=7 P=5 doc=2 initial=1 final=1 clip=3' 'slstm_step B=9 P=67 strided=1' 'softcap R=257 N=8,33 strided=1' \

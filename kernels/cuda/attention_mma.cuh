@@ -1,14 +1,15 @@
 /* attention_mma.cuh: products of tiles by single warps, whose operands come from shared memory through registers: what
- * attention_mma.cu and rat_mma.cu share. Rows are padded with zeros to W = 64 or 128 channels; scores stay in registers,
- * since an accumulator's layout is that of a first operand. */
+ * attention_mma.cu and rat_mma.cu share. Rows are padded with zeros to W = 64 or 128 channels; scores stay in
+ * registers, since an accumulator's layout is that of a first operand. */
 #ifndef RIVERRUN_CUDA_ATTENTION_MMA_CUH
 #define RIVERRUN_CUDA_ATTENTION_MMA_CUH
 
 #include "kernels/cuda/attention_tensor.cuh"
 
-/* Offsets of what a lane names to ldmatrix, for 16 rows from `row` on, a multiple of 16, and 16 columns (mma.cuh): a of a
- * tile that is m x k, or two b of one that is k x n, transposed ... Those of columns c from there, a multiple of 16, are the
- * offset with c put in by an exclusive or: one instruction, and rows are an addition that folds into the load. */
+/* Offsets of what a lane names to ldmatrix, for 16 rows from `row` on, a multiple of 16, and 16 columns (mma.cuh): a
+ * of a tile that is m x k, or two b of one that is k x n, transposed ... Those of columns c from there, a multiple of
+ * 16, are the offset with c put in by an exclusive or: one instruction, and rows are an addition that folds into the
+ * load. */
 template <int W> __device__ __forceinline__ int down_right(int row) {
     int lane = threadIdx.x % WARP;
     return (row + lane % 16) * W + (((lane / 16) ^ (lane % 8)) << 3);

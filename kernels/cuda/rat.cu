@@ -3,22 +3,25 @@
  *   a = sigmoid(g + bias);   k~[t] = a k~[t-1] + (1 - a) k[t];   v~[t] likewise, from 0 in every chunk
  *   scores: s R_c q . K_j for the ends j < c of the document's chunks, s q . k~[t] for the own state
  *   o = softmax-weighted V_j and v~[t];   y = sigmoid(z) o
- *   backward   do = sigmoid(z) dy;  delta = do . o;  p = exp(score - lse);  ds = p (do . value - delta);  back along each
- *              chunk l[t] = dk~[t] + a[t+1] l[t+1], m[t] likewise for v~;   dk = (1 - a) l;   dv = (1 - a) m;
+ *   backward   do = sigmoid(z) dy;  delta = do . o;  p = exp(score - lse);  ds = p (do . value - delta);  back along
+ *              each chunk l[t] = dk~[t] + a[t+1] l[t+1], m[t] likewise for v~;   dk = (1 - a) l;   dv = (1 - a) m;
  *              dg = (l (k~[t-1] - k) + m (v~[t-1] - v)) a (1 - a)
  *
  * Chunks are cut from each document's start, so where they end is found first: the ends of a row in a list, and for
  * each token how many lie before it (rank). The ends that a token sees are then a range of the list that stops at its
  * rank; those of an earlier row, in the state, count -1, -2, ... back. The beginnings of the ranges never decrease.
  *
- * The recurrence: a thread has a channel and walks along time, from the start of the chunk that its segment of tokens
- * begins in (whole rows where chunks are long). Attention over ends, in fp32 tiles (attention_tile.cuh): forward and dq
- * by blocks of queries, with the own state as the first thing seen; dk~ and dv~ of ends by blocks of ends, which walk
- * over the queries that see them; keys are turned as they are loaded. The gradients of queries and keys that heads
- * share are kept by head and added in order: no sum is atomic, and two runs give the same bits.
+ * Two paths. bf16 with heads of a multiple of 8 channels up to 128, in rows aligned to 16 bytes, goes by rat_walk.cu
+ * (the recurrence and back), rat_mma.cu (attention over ends on tensor cores) and rat_fold.cu (the same by cuDNN where
+ * a row is long and one document). The rest, fp32 above all, by the kernels here.
  *
- * Bytes: k~ and v~ are fp32, written once and read by what follows; 2 B H T (T / Q) P FLOPs of attention forward and 3.5
- * times as many backward, at fp32's rate: this path is for checking and for shapes of all kinds. */
+ * Here, the recurrence: a thread has a channel and walks along time, from the start of the chunk that its segment of
+ * tokens begins in (whole rows where chunks are long). Attention over ends, in fp32 tiles (attention_tile.cuh):
+ * forward and dq by blocks of queries, with the own state as the first thing seen; dk~ and dv~ of ends by blocks of
+ * ends, which walk over the queries that see them; keys are turned as they are loaded. The gradients of queries and
+ * keys that heads share are kept by head and added in order: no sum is atomic, and two runs give the same bits. k~ and
+ * v~ are fp32, written once and read by what follows; 2 B H T (T / Q) P FLOPs of attention forward and 3.5 times as
+ * many backward, at fp32's rate. */
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/cuda/rat.cuh"
 
@@ -565,8 +568,8 @@ static void rat_scan(struct device *dev, const rat_operands<T> &x, const rat_gra
            ceil_div(p.T, segments_of(p.T, p.Q)));
 }
 
-/* What is common to both paths when a state is left: slots that keep what they had, and the count; the ends that a state
- * may need. */
+/* What is common to both paths when a state is left: slots that keep what they had, and the count; the ends that a
+ * state may need. */
 static int64_t begin_store(struct device *dev, struct rat_state final, struct rat_state initial, const rat_problem &p) {
     int64_t C = final.k.dim[1];
     if (p.C && final.k.data != initial.k.data) {
@@ -589,8 +592,8 @@ static void forward_plain(struct device *dev, tensor y, struct rat_state final, 
     size_t bytes = tiles_bytes(p, 3);
     rat_scan<T>(dev, x, d, p);
     allow_shared(dev, rat_forward_kernel<T>, bytes);
-    LAUNCH(dev, rat_forward_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes,
-           attention_rows_of<T>(y), saved_o, lse, x, d.keys, d.values, p);
+    LAUNCH(dev, rat_forward_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
+           bytes, attention_rows_of<T>(y), saved_o, lse, x, d.keys, d.values, p);
     if (!tensor_given(final.k)) return;
     int64_t ends = begin_store(dev, final, initial, p);
     LAUNCH(dev, rat_store_kernel<T>, dim3((unsigned)ends + 1, (unsigned)p.B), THREADS, 0, data_of<T>(final.k),
@@ -608,15 +611,16 @@ static void backward_plain(struct device *dev, const rat_gradients_of<T> &to, fl
     rat_scan<T>(dev, x, d, p);
     allow_shared(dev, rat_dq_kernel<T>, bytes);
     allow_shared(dev, rat_dkv_kernel<T>, bytes);
-    LAUNCH(dev, rat_own_backward_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.H, WARPS), THREADS, 0, to.dz, to.dy, to.o, x,
+    LAUNCH(dev, rat_own_backward_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.H, WARPS), THREADS, 0, to.dz, to.dy, to.o,
+           x, d, p);
+    LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes, x,
            d, p);
-    LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes, x, d,
-           p);
     LAUNCH(dev, rat_dkv_kernel<T>, dim3((unsigned)ceil_div(p.T / p.Q + 1, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
            bytes, x, d, p);
     LAUNCH(dev, rat_scan_backward_kernel<T>, walks_of(p), THREADS, 0, to.dv, to.dg, partial, x, d, p,
            ceil_div(p.T, segments_of(p.T, p.Q)));
-    LAUNCH(dev, rat_share_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.G * p.P, THREADS), THREADS, 0, to.dq, to.dk, d, p);
+    LAUNCH(dev, rat_share_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.G * p.P, THREADS), THREADS, 0, to.dq, to.dk, d,
+           p);
     cuda_add_partials(dev, dbias, partial, p.B * segments_of(p.T, p.Q), (int64_t)p.H * p.P);
 }
 
@@ -669,7 +673,8 @@ __global__ void rat_store_ends_kernel(bf16 *state_k, bf16 *state_v, float *runni
     int last = position_at(p, b, p.T - 1), chunk = (last + 1) / p.Q - 1 - (int)blockIdx.x;
     int64_t t = p.T - 1 - (last - (chunk * p.Q + p.Q - 1)), e = ends_of(p, b) - 1 - (int64_t)blockIdx.x;
     if ((int)blockIdx.x == ends) {
-        for (int64_t c = threadIdx.x; c < 2 * wide; c += THREADS) running[b * 2 * wide + c] = a.running[b * 2 * wide + c];
+        const float *from = a.running + b * 2 * wide;
+        for (int64_t c = threadIdx.x; c < 2 * wide; c += THREADS) running[b * 2 * wide + c] = from[c];
     } else if (chunk >= 0 && t >= 0) {
         for (int64_t c = threadIdx.x; c < wide; c += THREADS) {
             state_k[(b * C + chunk % C) * wide + c] = a.end_keys[(b * p.E + e) * wide + c];
@@ -719,20 +724,22 @@ extern "C" void cuda_rat_forward(struct device *dev, tensor y, struct rat_state 
     find_ends(dev, p);
     if (fast_serves(p, y, z, v, g, q, k)) {
         float *lse = saved ? (float *)((bf16 *)saved + size) : NULL;
-        forward_fast(dev, y, final, (bf16 *)saved, lse, rat_operands_of<bf16>(z, v, g, q, k, initial), initial, p, scratch);
+        forward_fast(dev, y, final, (bf16 *)saved, lse, rat_operands_of<bf16>(z, v, g, q, k, initial), initial, p,
+                     scratch);
         return;
     }
     with_type(y.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         float *lse = saved ? (float *)((T *)saved + size) : NULL;
-        forward_plain<T>(dev, y, final, (T *)saved, lse, rat_operands_of<T>(z, v, g, q, k, initial), initial, p, scratch);
+        forward_plain<T>(dev, y, final, (T *)saved, lse, rat_operands_of<T>(z, v, g, q, k, initial), initial, p,
+                         scratch);
     });
 }
 
-extern "C" void cuda_rat_backward(struct device *dev, tensor dz, tensor dv, tensor dg, tensor dbias, tensor dq, tensor dk,
-                                  tensor dy, const void *saved, tensor z, tensor v, tensor g, tensor bias, tensor q,
-                                  tensor k, tensor positions, struct rat_state initial, int64_t chunk, double base,
-                                  void *scratch) {
+extern "C" void cuda_rat_backward(struct device *dev, tensor dz, tensor dv, tensor dg, tensor dbias, tensor dq,
+                                  tensor dk, tensor dy, const void *saved, tensor z, tensor v, tensor g, tensor bias,
+                                  tensor q, tensor k, tensor positions, struct rat_state initial, int64_t chunk,
+                                  double base, void *scratch) {
     rat_problem p = rat_problem_of(z, bias, q, positions, initial, chunk, base, scratch);
     bool fast = fast_serves(p, dy, z, v, g, q, k) && fast_serves(p, dy, dz, dv, dg, dq, dk);
     find_ends(dev, p);

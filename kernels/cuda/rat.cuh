@@ -1,5 +1,5 @@
-/* rat.cuh: what the files of RAT share: the problem as kernels see it, which ends of chunks a token sees, and the arrays
- * between the kernels of the fast path. rat.cu has the mathematics and the plain path. */
+/* rat.cuh: what the files of RAT share: the problem as kernels see it, which ends of chunks a token sees, and the
+ * arrays between the kernels of the fast path. rat.cu has the mathematics and the plain path. */
 #ifndef RIVERRUN_CUDA_RAT_CUH
 #define RIVERRUN_CUDA_RAT_CUH
 
@@ -8,8 +8,9 @@
 
 struct rat_problem {
     const int32_t *positions, *count; /* count: NULL without a state */
-    /* (B,T) each: the first end that a token sees, below 0: in the state; how many ends lie before it, which is one beyond
-     * the last that it sees; the token that end e of the row is. NULL where each row is one document from its start. */
+    /* (B,T) each: the first end that a token sees, below 0: in the state; how many ends lie before it, which is one
+     * beyond the last that it sees; the token that end e of the row is. NULL where a row is one document from its
+     * start. */
     const int32_t *first, *rank, *ends;
     const float *bias;
     int64_t B, T, C, E; /* E: ends that a row has at most */
@@ -58,8 +59,8 @@ __device__ __forceinline__ int ends_of(const rat_problem &p, int64_t b) {
 }
 
 /* Slot of the state that holds end e < 0 of row b. */
-__device__ __forceinline__ int64_t slot_of(const rat_problem &p, int64_t b, int e) {
-    return (p.count[b] / p.Q + e) % p.C;
+__device__ __forceinline__ int slot_of(const rat_problem &p, int64_t b, int e) {
+    return (p.count[b] / p.Q + e) % (int)p.C;
 }
 
 /* --- the fast path: bf16 on tensor cores -------------------------------------------------------------------------- */
@@ -69,10 +70,10 @@ enum { RAT_THREADS = 512 };       /* of a block that has the heads of a group, a
 
 /* What the kernels hand on, in scratch. By token: (B,T,H,P) for values, keys and dout; (B,T,G,P) for queries, which are
  * turned, and dqueries, which are not yet turned back, with H in G's place where attention goes by cuDNN. By end:
- * (B,E,H,P); keys and their gradients are turned. Scalars: (B,H,T) for own, log_sum and delta, (B,T,H) for share and slope.
- * running: (B,2,H,P), of the last token. */
+ * (B,E,H,P); keys and their gradients are turned. Scalars: (B,H,T) for own, log_sum and delta, (B,T,H) for share and
+ * slope. running: (B,2,H,P), of the last token. */
 struct rat_arrays {
-    __nv_bfloat16 *values, *queries, *end_keys, *end_values;
+    __nv_bfloat16 *values, *queries, *end_keys, *end_values; /* values, keys: v~ and k~ */
     float *own, *running; /* own: scores, not scaled; of forward */
     /* backward's */
     __nv_bfloat16 *keys, *dout, *dqueries, *dend_keys, *dend_values;
@@ -94,7 +95,8 @@ static inline int64_t rat_segment(int64_t Q) {
 
 /* The recurrence (rat_walk.cu), and attention over ends (rat_mma.cu). lse NULL: nothing is saved. */
 bool rat_walk_serves(const rat_problem &p);
-void rat_walk_forward(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_arrays &a, const rat_problem &p);
+void rat_walk_forward(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_arrays &a,
+                      const rat_problem &p);
 void rat_walk_again(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_gradients_of<__nv_bfloat16> &d,
                     const rat_arrays &a, const rat_problem &p);
 void rat_walk_back(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_gradients_of<__nv_bfloat16> &d,
@@ -104,8 +106,8 @@ void rat_mma_forward(struct device *dev, attention_rows<__nv_bfloat16> y, __nv_b
 void rat_mma_backward(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_arrays &a,
                       const rat_problem &p);
 
-/* By cuDNN (rat_fold.cu): with query_heads = dquery_heads = H, and `folded`. False: it does not serve the shape. Bytes: what
- * backward works in. */
+/* By cuDNN (rat_fold.cu): with query_heads = dquery_heads = H, and `folded`. False: it does not serve the shape. Bytes:
+ * what backward works in. */
 size_t rat_fold_bytes(struct rat_shape s);
 bool rat_folds(struct device *dev, const rat_problem &p);
 bool rat_fold_forward(struct device *dev, attention_rows<__nv_bfloat16> y, __nv_bfloat16 *o, float *lse,

@@ -2,20 +2,21 @@
  * rat.cu has the mathematics, rat_mma.cu the same without cuDNN.
  *
  * The places of a chunk become heads of queries: for a head of RAT, query c of head l is token (c + 1) Q + l, key c is
- * the end of chunk c, and all Q heads share the keys and values. The first chunk has no query and the last end is no key,
- * which makes "the ends of earlier chunks" the causal mask. Only strides say so: nothing is moved but the turned queries,
- * which are written once for each head instead of each group. A call of cuDNN has heads of a row: they are its batch.
+ * the end of chunk c, and all Q heads share the keys and values. The first chunk has no query and the last end is no
+ * key, which makes "the ends of earlier chunks" the causal mask. Only strides say so: nothing is moved but the turned
+ * queries, which are written once for each head instead of each group. A call of cuDNN has heads of a row: they are
+ * its batch.
  *
- * Forward: cuDNN leaves its result in y, and its logarithms in scratch; a kernel merges them with the token's own state,
+ * Forward: cuDNN leaves its result in y, and its logarithms in scratch; a kernel merges them with the own state,
  *   share = sigmoid(own - log);   o = (1 - share) o' + share v~;   lse = log(exp(log) + exp(own));   y = sigmoid(z) o,
  * which is 12D bytes a token. Backward: cuDNN takes probabilities from logarithms, and delta from o and do; given the
  * merged ones its gradients are those of the whole softmax, and nothing is left to merge. Its deterministic backward
  * has two bytes of memory for every score of a call: a call has some heads of a row, at the least one, which is 2.1 GB
  * with 8,192 chunks of 16. What takes more than WORK_MOST is rat_mma.cu's.
  *
- * 4.4 TFLOP forward for a row of 131,072 tokens, 16 heads of 128, Q = 16. cuDNN does 530 TFLOP/s forward and 360 back at
- * T 2048 on an H100: 8 to 9 ms, and 25 to 30 ms back, against 20 and 75 of rat_mma.cu. What folding costs beside that, 8D
- * bytes a token more than rat_mma.cu, is made up for from some 500 chunks on. */
+ * 4.4 TFLOP forward for a row of 131,072 tokens, 16 heads of 128, Q = 16. cuDNN does 530 TFLOP/s forward and 360 back
+ * at T 2048 on an H100: 8 to 9 ms, and 25 to 30 ms back, against 20 and 75 of rat_mma.cu. What folding costs beside
+ * that, 8D bytes a token more than rat_mma.cu, is made up for from some 500 chunks on. */
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/rat.cuh"
 
@@ -85,12 +86,13 @@ bool rat_fold_forward(struct device *dev, attention_rows<bf16> y, bf16 *o, float
         row.lse = a.folded + b * logs;
         if (!cuda_attention_cudnn_run(dev, &s, &row)) return false;
     }
-    LAUNCH(dev, rat_merge_kernel, (unsigned)ceil_div(p.B * p.T * wide / PART, THREADS), THREADS, 0, y, o, lse, x.z, a, p);
+    LAUNCH(dev, rat_merge_kernel, (unsigned)ceil_div(p.B * p.T * wide / PART, THREADS), THREADS, 0, y, o, lse, x.z, a,
+           p);
     return true;
 }
 
-/* What backward of one head works in, by the sizes that cuDNN's frontend 1.32 asks for: scores, keys' and values' gradients by
- * place, a sum for each token. */
+/* What backward of one head works in, by the sizes that cuDNN's frontend 1.32 asks for: scores, keys' and values'
+ * gradients by place, a sum for each token. */
 static size_t head_bytes(struct rat_shape s) {
     size_t chunks = (size_t)(s.T / s.Q - 1), Q = (size_t)s.Q;
     size_t pairs = (chunks + 63) / 64 * 64 * ((chunks + 127) / 128 * 128) * sizeof(bf16);

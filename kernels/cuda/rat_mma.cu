@@ -1,21 +1,22 @@
-/* rat_mma.cu: RAT's attention over the ends of chunks on tensor cores: bf16, heads of a multiple of 8 channels up to 128.
- * rat.cu has the mathematics, rat_walk.cu what comes before and after, attention_mma.cuh the tiles.
+/* rat_mma.cu: RAT's attention over the ends of chunks on tensor cores: bf16, heads of a multiple of 8 channels up to
+ * 128. rat.cu has the mathematics, rat_walk.cu what comes before and after, attention_mma.cuh the tiles.
  *
- * Rows are tokens, columns the ends of their row: token t sees ends first .. before last, which never decrease along the
- * row, so that of the tiles of 64 ends only a first and a last one need a mask. The softmax begins with the token's own
- * state, already seen: its maximum is the own score, its sum 1, what is summed up v~. Nothing is to be merged, and a
- * token that sees no end needs no case of its own.
+ * Rows are tokens, columns the ends of their row: token t sees ends first .. before last, which never decrease along
+ * the row, so that of the tiles of 64 ends only a first and a last one need a mask. The softmax begins with the
+ * token's own state, already seen: its maximum is the own score, its sum 1, what is summed up v~. Nothing is to be
+ * merged, and a token that sees no end needs no case of its own.
  *
- * forward   a block has 128 tokens of a head and four warps of 32; ends in tiles, the next on its way. Writes o, lse and
- *           the gated y.
+ * forward   a block has 128 tokens of a head and four warps of 32; ends in tiles, the next on its way. Writes o, lse
+ *           and the gated y.
  * dq        a block has 64 tokens of all heads of a group, which have the query in common, and adds over these in
  *           registers; four warps of 16; the next tile, of the next head too, is on its way.
  * dk, dv    a block has 64 ends of a head and walks over the tokens that see them, scores transposed.
  * Scores are made twice on the way back, so that every sum belongs to one warp: nothing is added atomically.
  *
- * 2 B H T (T / Q) P FLOPs forward, 3.5 times as many backward, and a power of two for each score. With 16 heads of 128 and
- * Q = 16: 17 GFLOP at B 4, T 4096, of which little is felt beside 10D bytes a token forward (0.33 GB, 0.11 ms at 3 TB/s)
- * and 6D backward; 4.4 TFLOP at T 131,072, where these kernels, at 200 to 250 TFLOP/s, would take 20 ms and 75 ms back. */
+ * 2 B H T (T / Q) P FLOPs forward, 3.5 times as many backward, and a power of two for each score. With 16 heads of 128
+ * and Q = 16: 17 GFLOP at B 4, T 4096, of which little is felt beside 10D bytes a token forward (0.33 GB, 0.11 ms at
+ * 3 TB/s) and 6D backward; 4.4 TFLOP at T 131,072, where these kernels, at 200 to 250 TFLOP/s, would take 20 ms and
+ * 75 ms back: long rows are rat_fold.cu's where they can be. */
 #include "kernels/cuda/attention_mma.cuh"
 #include "kernels/cuda/rat.cuh"
 
@@ -37,10 +38,11 @@ __device__ __forceinline__ void load_ends(bf16 *tiles, const rat_operands<bf16> 
         load_rows<THREADS, W, ENDS>(tiles + ENDS * W, p.P, a.end_values + from, step, last - e0);
         return;
     }
+    int closed = p.count[b] / p.Q, slots = (int)p.C;
     auto end_of = [&](int i, const bf16 *ends, const attention_rows<bf16> &state) {
         int e = e0 + i;
         if (e >= last) return (const bf16 *)NULL;
-        return e < 0 ? state.at(b, slot_of(p, b, e), h) : ends + ((b * p.E + e) * p.H + h) * p.P;
+        return e < 0 ? state.at(b, (closed + e) % slots, h) : ends + ((b * p.E + e) * p.H + h) * p.P;
     };
     load_tile<THREADS, W>(tiles, ENDS, p.P, [&](int i) { return end_of(i, a.end_keys, x.state_k); });
     load_tile<THREADS, W>(tiles + ENDS * W, ENDS, p.P, [&](int i) { return end_of(i, a.end_values, x.state_v); });
@@ -48,8 +50,8 @@ __device__ __forceinline__ void load_ends(bf16 *tiles, const rat_operands<bf16> 
 
 /* Rows of one of the arrays by token: heads of it are `heads`. */
 template <int W, int ROWS>
-__device__ __forceinline__ void load_tokens(bf16 *tile, const bf16 *array, const rat_problem &p, int64_t b, int t0, int h,
-                                            int heads) {
+__device__ __forceinline__ void load_tokens(bf16 *tile, const bf16 *array, const rat_problem &p, int64_t b, int t0,
+                                            int h, int heads) {
     load_rows<THREADS, W, ROWS>(tile, p.P, array + ((b * p.T + t0) * heads + h) * p.P, (int64_t)heads * p.P,
                                 (int)at_most(ROWS, p.T - t0));
 }
@@ -142,7 +144,7 @@ rat_mma_forward_kernel(attention_rows<bf16> y, bf16 *o, float *lse, rat_operands
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
-        if (e0 < warp_last && e0 + ENDS > warp_first) {
+        if (t0 + row < p.T && e0 < warp_last && e0 + ENDS > warp_first) {
             float z[2][ENDS / 8][4];
             bool masks = e0 < full_first || e0 + ENDS > full_last;
             scores<2, ENDS, W>(z, queries, row, keys);

@@ -1,21 +1,21 @@
-/* rat_walk.cu: RAT's recurrence on the fast path, bf16, along and back. rat.cu has the mathematics, rat_mma.cu what lies
- * between: attention over the ends of chunks.
+/* rat_walk.cu: RAT's recurrence on the fast path, bf16, along and back. rat.cu has the mathematics, rat_mma.cu what
+ * lies between: attention over the ends of chunks.
  *
- * A walk is a segment of tokens' chunks: those that begin in it, each to its end, so that every chunk belongs to one walk
- * wherever documents begin. Per head of P channels, W / 8 lanes (W = 64 or 128) have eight channels each, four and the
- * four half a head further: both of a rotation's pair lie in one lane, and a query's product with a key is added up by
- * three or four shuffles. States stay in registers, in fp32; angles are found once a chunk.
+ * A walk is a segment of tokens' chunks: those that begin in it, each to its end, so that every chunk belongs to one
+ * walk wherever documents begin. Per head of P channels, W / 8 lanes (W = 64 or 128) have eight channels each, four
+ * and the four half a head further: both of a rotation's pair lie in one lane, and a query's product with a key is
+ * added up by three or four shuffles. States stay in registers, in fp32; angles are found once a chunk.
  *
- *   along    reads v, g (4D bytes a token for the width D), q, k; writes v~ (2D), own scores, and, at ends, the turned
- *            key and the value (4D / Q); the first heads of each group also the turned queries
- *   again    the same with z, dy and o (6D): writes k~, v~, do, dz (8D) and, for each head of a token, delta and what the
- *            own score's softmax and gradient are
- *   back     a block has the heads of a group, from the chunk's end to its beginning: reads g, v, do, k~, v~ (10D), writes
- *            dv, dg (4D); the gradients of the query and the key that the heads share are added up over the lanes of a
- *            warp and then over its warps in order, two tokens at a time
+ *   along    reads v, g (4D bytes a token for the width D), q, k; writes v~ (2D), own scores, and, at ends, the
+ *            turned key and the value (4D / Q); the first heads of each group also the turned queries
+ *   again    the same with z, dy and o (6D): writes k~, v~, do, dz (8D) and, for each head of a token, delta and what
+ *            the own score's softmax and gradient are
+ *   back     a block has the heads of a group, from the chunk's end to its beginning: reads g, v, do, k~, v~ (10D),
+ *            writes dv, dg (4D); the gradients of the query and the key that the heads share are added up over the
+ *            lanes of a warp and then over its warps in order, two tokens at a time
  *
- * So 6.5D, 18D and 14D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384 tokens
- * 0.22, 0.6 and 0.48 GB, or 0.08, 0.2 and 0.16 ms at 3 TB/s. No sum is atomic, and two runs give the same bits. */
+ * So 6.5D, 18D and 14D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384
+ * tokens 0.22, 0.6 and 0.48 GB, or 0.08, 0.2 and 0.16 ms at 3 TB/s. No sum is atomic: two runs give the same bits. */
 #include "kernels/cuda/rat.cuh"
 
 typedef __nv_bfloat16 bf16;
@@ -159,8 +159,9 @@ template <> struct token<true> {
 };
 
 template <bool AGAIN>
-__device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
-                                           const rat_problem &p, int64_t b, int64_t t, const lane_place &l) {
+__device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<bf16> &x,
+                                           const rat_gradients_of<bf16> &d, const rat_problem &p, int64_t b, int64_t t,
+                                           const lane_place &l) {
     to->g = read_eight(x.g.at(b, t, l.h), l);
     to->v = read_eight(x.v.at(b, t, l.h), l);
     to->k = read_eight(x.k.at(b, t, l.h % p.G), l);
@@ -172,7 +173,7 @@ __device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<
     }
 }
 
-/* What backward needs to know of a head of a token, own: its score, not scaled. do as it is rounded counts, here too. */
+/* What backward needs to know of a head of a token; own: its score, not scaled. do counts as it is rounded. */
 template <int GROUP>
 __device__ __forceinline__ void find_slopes(const token<true> &x, const float (&value)[8], float own,
                                             const rat_gradients_of<bf16> &d, const rat_arrays &a, const rat_problem &p,
@@ -215,8 +216,9 @@ struct recurrence {
 /* A token's step, and what is written of it. */
 template <int GROUP, bool AGAIN>
 __device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x, const float (&bias)[8],
-                                           const float2 (&turn)[4], const rat_gradients_of<bf16> &d, const rat_arrays &a,
-                                           const rat_problem &p, int64_t b, int64_t t, standing s, const lane_place &l) {
+                                           const float2 (&turn)[4], const rat_gradients_of<bf16> &d,
+                                           const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t, standing s,
+                                           const lane_place &l) {
     float v[8], g[8], q[8], k[8], own = 0, turned[8];
     widen(v, x.v);
     widen(g, x.g);
@@ -304,7 +306,8 @@ struct returning {
 
 /* A token's k~ and v~ before it: none at a chunk's beginning, the state's at a row's that goes on. */
 __device__ __forceinline__ void read_before(recurrence *to, const rat_operands<bf16> &x, const rat_arrays &a,
-                                            const rat_problem &p, int64_t b, int64_t t, standing s, const lane_place &l) {
+                                            const rat_problem &p, int64_t b, int64_t t, standing s,
+                                            const lane_place &l) {
     if (s.place == 0) {
         clear(to->key);
         clear(to->value);
@@ -318,8 +321,8 @@ __device__ __forceinline__ void read_before(recurrence *to, const rat_operands<b
 }
 
 /* What the tokens that see this one as an end give to it. */
-__device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t,
-                                        const float2 (&turn)[4], const lane_place &l) {
+__device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, const rat_problem &p, int64_t b,
+                                        int64_t t, const float2 (&turn)[4], const lane_place &l) {
     int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P;
     float turned[8], key[8], value[8];
     widen(turned, read_eight(a.dend_keys + end, l));
@@ -333,8 +336,9 @@ __device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, co
  * that of the one before it. */
 __device__ __forceinline__ void return_token(returning *back, float (&dq)[8], float (&dk)[8], const float (&now)[8],
                                              const recurrence &before, const float (&bias)[8], const float2 (&turn)[4],
-                                             const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
-                                             const rat_problem &p, int64_t b, int64_t t, const lane_place &l) {
+                                             const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                                             const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t,
+                                             const lane_place &l) {
     float v[8], g[8], q[8], k[8], dout[8], dv[8], dg[8];
     int64_t scalars = (b * p.T + t) * p.H + l.h;
     float slope = a.slope[scalars], share = a.share[scalars];
@@ -366,7 +370,8 @@ __device__ __forceinline__ void return_token(returning *back, float (&dq)[8], fl
 }
 
 /* Over the heads of a warp; its first head's lanes write the sums, W floats of queries and W of keys. */
-template <int W> __device__ __forceinline__ void share_out(float *to, float (&dq)[8], float (&dk)[8], const lane_place &l) {
+template <int W>
+__device__ __forceinline__ void share_out(float *to, float (&dq)[8], float (&dk)[8], const lane_place &l) {
     constexpr int GROUP = W / 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -388,8 +393,8 @@ template <int W> __device__ __forceinline__ void share_out(float *to, float (&dq
 
 /* The warps' sums of `count` tokens, t and before, in order. */
 template <int W>
-__device__ __forceinline__ void write_shared(const float *sums, const rat_gradients_of<bf16> &d, const rat_problem &p, int64_t b,
-                                             int64_t t, int count, int group) {
+__device__ __forceinline__ void write_shared(const float *sums, const rat_gradients_of<bf16> &d, const rat_problem &p,
+                                             int64_t b, int64_t t, int count, int group) {
     int warps = (int)blockDim.x / WARP;
     for (int i = threadIdx.x; i < count * p.P; i += blockDim.x) {
         int back = i / p.P, c = i % p.P * 2, of_key = c >= p.P;
@@ -406,8 +411,8 @@ __device__ __forceinline__ void write_shared(const float *sums, const rat_gradie
 /* Block (segment, group, row): the lanes of all heads of a group. */
 template <int W>
 __global__ void __launch_bounds__(RAT_THREADS)
-rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __grid_constant__ const rat_problem p,
-                     int64_t length) {
+rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a,
+                     __grid_constant__ const rat_problem p, int64_t length) {
     constexpr int GROUP = W / 8;
     DYNAMIC_SHARED(float, sums);
     int64_t b = blockIdx.z;
@@ -471,8 +476,8 @@ bool rat_walk_serves(const rat_problem &p) {
 }
 
 template <bool AGAIN>
-static void walk_along(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
-                       const rat_problem &p) {
+static void walk_along(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                       const rat_arrays &a, const rat_problem &p) {
     int64_t length = rat_segment(p.Q);
     unsigned lanes = whole_warps(p.H * lanes_of(p)), block = (unsigned)at_most(lanes, WALK_THREADS);
     dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)ceil_div(lanes, block), (unsigned)p.B);
@@ -485,13 +490,13 @@ void rat_walk_forward(struct device *dev, const rat_operands<bf16> &x, const rat
     walk_along<false>(dev, x, {}, a, p);
 }
 
-void rat_walk_again(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
-                    const rat_problem &p) {
+void rat_walk_again(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                    const rat_arrays &a, const rat_problem &p) {
     walk_along<true>(dev, x, d, a, p);
 }
 
-void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d, const rat_arrays &a,
-                   const rat_problem &p) {
+void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                   const rat_arrays &a, const rat_problem &p) {
     int64_t length = rat_segment(p.Q);
     unsigned block = whole_warps(p.H / p.G * lanes_of(p));
     dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)p.G, (unsigned)p.B);
