@@ -135,6 +135,35 @@ for model in 16=186946560 64=186946560 16-local=185367552 attention=183788544; d
     rat configs/rat/185m-${model%=*}.ini "${model#*=}" 14000 1e-3
 done
 
+# pararnn FILE PARAMETERS STEPS BATCH-TOKENS LR WEIGHT-DECAY Z-LOSS: the recipe of the ParaRNN paper, its four architectures
+# alike. The parameters are those of its table 3, to the digits that are printed.
+pararnn() {
+    planned "$1"
+    [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"
+    [ "$(planned_number steps)" = "$3" ] || fail "$1: $(planned_number steps) steps, not $3"
+    [ "$(($(given "$1" batch) * $(given "$1" seq_len)))" = "$4" ] || fail "$1: a batch is not $4 tokens"
+    for pair in lr="$5" weight_decay="$6" z_loss="$7" warmup="$(($3 / 10))" kind=cosine min_lr=0 beta1=0.9 beta2=0.95 \
+        eps=1e-8 clip=1.0 decay=all decay_mode=detached tie_embeddings=false; do
+        [ "$(given "$1" "${pair%%=*}")" = "${pair#*=}" ] || fail "$1: not $pair"
+    done
+}
+pararnn configs/pararnn/gru-400m.ini 405644288 20000 $half 5e-3 1e-3 1e-4
+pararnn configs/pararnn/gru-1b.ini 1415268352 55000 $half 3e-3 1e-4 1e-4
+pararnn configs/pararnn/gru-2.9b.ini 2901854720 55000 $whole 2e-3 1e-4 1e-4
+pararnn configs/pararnn/gru-7b.ini 6756896768 33000 4194304 3e-3 1e-4 5e-6
+pararnn configs/pararnn/lstm-400m.ini 405693440 20000 $half 3e-3 1e-3 1e-4
+pararnn configs/pararnn/lstm-1b.ini 1415366656 55000 $half 3e-3 1e-4 1e-4
+pararnn configs/pararnn/lstm-2.9b.ini 2902018560 55000 $whole 2e-3 1e-4 1e-4
+pararnn configs/pararnn/lstm-7b.ini 6757158912 33000 4194304 3e-3 1e-4 5e-6
+pararnn configs/pararnn/transformer-400m.ini 411622400 20000 $half 3e-3 1e-3 1e-4
+pararnn configs/pararnn/transformer-1b.ini 1439801344 55000 $half 2e-3 1e-4 1e-4
+pararnn configs/pararnn/transformer-2.9b.ini 2795937280 55000 $whole 3e-3 1e-4 1e-4
+pararnn configs/pararnn/transformer-7b.ini 6889418752 33000 4194304 3e-3 1e-4 5e-6
+pararnn configs/pararnn/mamba2-400m.ini 409072640 20000 $half 5e-3 1e-3 1e-4
+pararnn configs/pararnn/mamba2-1b.ini 1425263104 55000 $half 5e-3 1e-4 1e-4
+pararnn configs/pararnn/mamba2-2.9b.ini 2832074240 55000 $whole 3e-3 1e-4 1e-4
+pararnn configs/pararnn/mamba2-7b.ini 6959771648 33000 4194304 3e-3 1e-4 5e-6
+
 # What the comments offer as variants plans too.
 "$RIVERRUN" plan configs/xlstm/350m-7-1.ini train.steps=28170 optimizer.lr=1e-3 schedule.min_lr=1e-4 \
     schedule.decay_steps=29250 > /dev/null 2> "$WORK/err" || fail "350m-7-1: $(cat "$WORK/err")"
