@@ -483,7 +483,7 @@ void copy_wait(int groups) {
     while (self->groups.size() - ended > (size_t)groups) done += self->groups[ended++];
     for (size_t i = 0; i < done; i++) {
         const copy *c = &self->copies[i];
-        memcpy(c->to, c->from, (size_t)c->bytes);
+        if (c->bytes > 0) memcpy(c->to, c->from, (size_t)c->bytes);
         memset((char *)c->to + c->bytes, 0, (size_t)(c->size - c->bytes));
     }
     self->copies.erase(self->copies.begin(), self->copies.begin() + (ptrdiff_t)done);
