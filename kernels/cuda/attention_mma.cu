@@ -166,6 +166,17 @@ mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *d
 }
 
 template <int W>
+__device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, query_facts *facts, const operands &x,
+                                                  const attention_rows<bf16> &dout, const float *delta, const float *lse,
+                                                  const attention_problem &p, int64_t b, int h, int t0) {
+    int there = (int)at_most(BACK_QUERIES, p.T - t0);
+    load_rows<BACK_THREADS, W, BACK_QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, there);
+    load_rows<BACK_THREADS, W, BACK_QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, there);
+    cp_async_commit();
+    load_facts(facts, delta, lse, p, b, h, t0);
+}
+
+template <int W>
 __global__ void __launch_bounds__(BACK_THREADS)
 mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                const float *lse, operands x, attention_problem p) {
@@ -183,13 +194,13 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         return j0 + i < p.T ? x.v.at(b, j0 + i, g) : (const bf16 *)NULL;
     });
     int i = 0, t0 = j0, turn = 0;
-    load_back_queries<BACK_THREADS, W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
+    load_back_queries<W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
     while (i < p.share) {
         int now = t0;
         bf16 *mine = queries + turn * BACK_QUERIES * W, *its = douts + turn * BACK_QUERIES * W;
         next_queries(p, b, j0, BACK_KEYS, &i, &t0);
         if (i < p.share)
-            load_back_queries<BACK_THREADS, W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
+            load_back_queries<W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
                                  &facts[turn ^ 1], x, dout, delta, lse, p, b, query_head(p, g, i), t0);
         else cp_async_commit();
         cp_async_wait<1>();

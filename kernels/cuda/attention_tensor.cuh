@@ -60,14 +60,8 @@ struct query_facts {
     int first[BACK_QUERIES];
 };
 
-template <int THREADS, int W>
-__device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, query_facts *facts, const operands &x,
-                                                  const attention_rows<bf16> &dout, const float *delta, const float *lse,
-                                                  const attention_problem &p, int64_t b, int h, int t0) {
-    int there = (int)at_most(BACK_QUERIES, p.T - t0);
-    load_rows<THREADS, W, BACK_QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, there);
-    load_rows<THREADS, W, BACK_QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, there);
-    cp_async_commit();
+__device__ __forceinline__ void load_facts(query_facts *facts, const float *delta, const float *lse,
+                                           const attention_problem &p, int64_t b, int h, int t0) {
     if (threadIdx.x >= BACK_QUERIES) return;
     int i = threadIdx.x;
     bool exists = t0 + i < p.T;
@@ -228,7 +222,7 @@ static inline dim3 grid_of(const attention_problem &p, int tokens, int heads) {
     return dim3((unsigned)ceil_div(p.T, tokens), (unsigned)heads, (unsigned)p.B);
 }
 
-/* Hopper's products for groups of warps: heads of 64, no cache. False: they don't serve. (attention_wgmma.cu) */
+/* Hopper's products for groups of warps: no cache. False: they don't serve. (attention_wgmma.cu) */
 bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const operands &x, const attention_problem &p);
 bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor dv, tensor dout, tensor o, tensor lse,
                               const operands &x, const attention_problem &p, float *delta);

@@ -1,18 +1,20 @@
-/* attention_wgmma.cu: attention by Hopper's products of groups of warps (wgmma.cuh): bf16, heads of up to 64 channels, no
- * cache. attention.cu has the mathematics; attention_mma.cu the same by the products of single warps, whose operands
- * all come from shared memory through registers, which is what bounds them; here second operands are read where they
- * lie, and products go on while other warps are busy with exponentials.
+/* attention_wgmma.cu: attention by Hopper's products of groups of warps (wgmma.cuh): bf16, heads of a multiple of 8 channels
+ * up to 128, no cache. attention.cu has the mathematics; attention_mma.cu the same by the products of single warps, whose
+ * operands all come from shared memory through registers, which is what bounds them; here second operands are read where
+ * they lie, and products go on while other warps are busy with exponentials.
  *
- * Forward and dq: a block has 128 queries of one head, a group of warps 64; it walks over keys in tiles of 64. dk and dv: a
- * block is one group and has 64 keys, walking over the queries of all heads that share them, with scores transposed.
- * Scores stay in registers and are, rounded, the first operand of the next product. Scores and their gradients are made
- * twice in backward, so that every sum belongs to one group: nothing is added atomically, and two runs give the same bits.
- * Two blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind another's products.
+ * Heads are padded with zeros to one or two tiles of 64 channels. Forward and dq: a block has 128 queries of one head, a
+ * group of warps 64; it walks over keys in tiles of 64. dk and dv: a block is one group and has 64 keys, walking over the
+ * queries of all heads that share them, with scores transposed. Scores stay in registers and are, rounded, the first
+ * operand of the next product. Scores and their gradients are made twice in backward, so that every sum belongs to one
+ * group: nothing is added atomically, and two runs give the same bits.
+ * With heads of 64, two blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind
+ * another's products; with 128 registers leave one (two).
  *
- * A tile of 64 x 64 is, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4), 256 for its
- * exponentials, as many for what is done to scores in other instructions. Full causal attention of B 16, T 2048, 12 heads
- * of 64 has 104,000 of them, 790 a multiprocessor: forward 0.12 ms of products and 0.12 of exponentials, expected 0.25;
- * backward 0.42 ms of products and 0.24 of exponentials, expected 0.9. Documents leave tiles out. */
+ * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that with
+ * heads of 128), 256 for exponentials, and 380 to 490 of its four schedulers' for all instructions of a warp. Full causal
+ * attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a multiprocessor: expected forward 0.17 to 0.25 ms,
+ * backward 0.2 to 0.3 for dq and 0.25 to 0.35 for dk and dv. Documents leave tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -20,49 +22,89 @@
 #include <string.h>
 
 enum {
-    W = TILE_COLUMNS,
     THREADS = 2 * WARPGROUP,
-    SLOTS = 4,      /* of tiles on their way and in use, forward */
+    SLOTS = 4, /* of tiles on their way and in use, forward */
     DQ_SLOTS = 3,
-    TILE = KEYS * W,
+    DKV_SLOTS = 2,
+    TILE = KEYS * TILE_COLUMNS,
+    QUERY_TILE = QUERIES * TILE_COLUMNS,
 };
 
 static_assert(KEYS == 64 && BACK_QUERIES == 64, "tiles are square");
 
 #ifndef WITHOUT_WGMMA
-/* z = a b^T over all 64 channels, to be ended and waited for. */
-__device__ __forceinline__ void start_scores(float (&z)[8][4], matrix a, matrix b) {
+/* Eight of an accumulator's groups of columns, from 8 t on. */
+template <int N> __device__ __forceinline__ float (&columns_of(float (&sum)[N][4], int t))[8][4] {
+    return *reinterpret_cast<float(*)[8][4]>(&sum[8 * t]);
+}
+
+/* z = a b^T over all channels of TILES tiles, which lie so many elements apart; to be ended and waited for. */
+template <int TILES>
+__device__ __forceinline__ void start_scores(float (&z)[8][4], matrix a, int a_apart, matrix b, int b_apart) {
 #pragma unroll
-    for (int k = 0; k < W; k += 16) product_of_rows(z, matrix_columns(a, k), matrix_columns(b, k), k > 0);
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int k = 0; k < TILE_COLUMNS; k += 16)
+            product_of_rows(z, matrix_columns(matrix_rows(a, t * a_apart / TILE_COLUMNS), k),
+                            matrix_columns(matrix_rows(b, t * b_apart / TILE_COLUMNS), k), t > 0 || k > 0);
 }
 
 /* sum += a b. */
-__device__ __forceinline__ void start_sums(float (&sum)[8][4], const uint32_t (&a)[4][4], matrix b) {
+template <int TILES>
+__device__ __forceinline__ void start_sums(float (&sum)[8 * TILES][4], const uint32_t (&a)[4][4], matrix b) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) product_of_columns(sum, a[k], matrix_rows(b, 16 * k));
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) product_of_columns(columns_of(sum, t), a[k], matrix_rows(b, t * KEYS + 16 * k));
 }
 
-/* Keys and values j0 .. before `end` into a slot of two tiles, or nothing: a group of copies either way. */
-template <int N>
+template <int TILES> __device__ __forceinline__ void all_arrived(float (&sum)[8 * TILES][4]) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++) arrived(columns_of(sum, t));
+}
+
+/* Rows of a head into its tiles: `there` of ROWS, which lie `step` apart from `first` on. */
+template <int N, int TILES, int ROWS>
+__device__ __forceinline__ void load_tiles(bf16 *tiles, int P, const bf16 *first, int64_t step, int there) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        load_rows<N, TILE_COLUMNS, ROWS>(tiles + t * ROWS * TILE_COLUMNS, P - t * TILE_COLUMNS, first + t * TILE_COLUMNS,
+                                         step, there);
+}
+
+/* Keys and values j0 .. before `end` into a slot, or nothing: a group of copies either way. */
+template <int TILES>
 __device__ __forceinline__ void load_slot(bf16 *slot, const operands &x, const attention_problem &p, int64_t b, int g,
                                           int j0, int end) {
     if (j0 < end) {
-        load_rows<N, W, KEYS>(slot, p.P, x.k.at(b, j0, g), x.k.step, end - j0);
-        load_rows<N, W, KEYS>(slot + TILE, p.P, x.v.at(b, j0, g), x.v.step, end - j0);
+        load_tiles<THREADS, TILES, KEYS>(slot, p.P, x.k.at(b, j0, g), x.k.step, end - j0);
+        load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, x.v.at(b, j0, g), x.v.step, end - j0);
     }
     cp_async_commit();
+}
+
+/* Sums of 16 rows a warp to where they belong, through tiles that nobody reads any more. */
+template <int TILES, class F>
+__device__ __forceinline__ void store_sums(bf16 *tiles, int apart, int row, float (&sum)[8 * TILES][4], float upper,
+                                           float lower, int P, F to) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        store_sum<TILE_COLUMNS>(tiles + t * apart, row, columns_of(sum, t), upper, lower, P - t * TILE_COLUMNS,
+                                [&](int i) { return to(i) ? to(i) + t * TILE_COLUMNS : (bf16 *)NULL; });
 }
 #endif
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
 /* The slot of the tile before last is free when all have passed a tile's barrier: whoever did has waited for the products
- * of the tile before last. */
-__global__ void __launch_bounds__(THREADS, 2)
+ * of the tile before. */
+template <int TILES>
+__global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
 wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
+    constexpr int SLOT = 2 * TILES * TILE;
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *queries = tile_start(memory), *slots = queries + QUERIES * W;
+    bf16 *queries = tile_start(memory), *slots = queries + TILES * QUERY_TILE;
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
@@ -70,36 +112,33 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
-    float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8][4] = {};
-    uint32_t a[4][4];
-    matrix mine = matrix_rows(matrix_at(queries), group);
-    load_tile<THREADS, W>(queries, QUERIES, p.P, [&](int i) {
-        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
-    });
-    load_slot<THREADS>(slots, x, p, b, g, start, end);
-    load_slot<THREADS>(slots + 2 * TILE, x, p, b, g, start + KEYS, end);
+    float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8 * TILES][4] = {};
+    load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
+    load_slot<TILES>(slots, x, p, b, g, start, end);
+    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
-        const bf16 *slot = slots + n % SLOTS * 2 * TILE;
+        const bf16 *slot = slots + n % SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        load_slot<THREADS>(slots + (n + 2) % SLOTS * 2 * TILE, x, p, b, g, j0 + 2 * KEYS, end);
+        load_slot<TILES>(slots + (n + 2) % SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[1][8][4];
+        uint32_t a[4][4];
         products_begin();
-        start_scores(z[0], mine, matrix_at(slot));
+        start_scores<TILES>(z[0], matrix_rows(matrix_at(queries), group), QUERY_TILE, matrix_at(slot), TILE);
         products_end();
         products_wait<0>();
         arrived(z[0]);
         bool masks = j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T;
-        take_scores<1, W>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
+        take_scores<1, TILES * TILE_COLUMNS>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
 #pragma unroll
         for (int k = 0; k < 4; k++) pack_scores(a[k], z[0], k);
         products_begin();
-        start_sums(sum[0], a, matrix_at(slot + TILE));
+        start_sums<TILES>(sum[0], a, matrix_at(slot + TILES * TILE));
         products_end();
         products_wait<0>();
-        arrived(sum[0]);
+        all_arrived<TILES>(sum[0]);
         arrived(a);
     }
 #pragma unroll
@@ -110,22 +149,23 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
         total[r] = 1.0f / total[r];
     }
     __syncthreads(); /* nobody reads queries any more */
-    store_sum<W>(queries, row, sum[0], total[0], total[1], p.P,
-                 [&](int i) { return t0 + i < p.T ? o.at(b, t0 + i, h) : (bf16 *)NULL; });
+    store_sums<TILES>(queries, QUERY_TILE, row, sum[0], total[0], total[1], p.P,
+                      [&](int i) { return t0 + i < p.T ? o.at(b, t0 + i, h) : (bf16 *)NULL; });
 #endif
 }
 
 /* --- backward ----------------------------------------------------------------------------------------------------- */
 
-/* The product of two rows, as far as a lane of four has it. */
-__device__ __forceinline__ float part_of_delta(const bf16 *x, const bf16 *y, int P) {
+/* The product of two rows of at most `width`, as far as a lane of four has it. */
+__device__ __forceinline__ float part_of_delta(const bf16 *x, const bf16 *y, int P, int width) {
     float sum = 0;
 #pragma unroll
-    for (int c = threadIdx.x % 4 * 8; c < W; c += W / 2) {
+    for (int c = 0; c < width; c += 32) {
         float left[8], right[8];
-        if (c >= P) continue;
-        load_floats<8>(left, x + c);
-        load_floats<8>(right, y + c);
+        int at = c + threadIdx.x % 4 * 8;
+        if (at >= P) continue;
+        load_floats<8>(left, x + at);
+        load_floats<8>(right, y + at);
 #pragma unroll
         for (int k = 0; k < 8; k++) sum += left[k] * right[k];
     }
@@ -133,12 +173,14 @@ __device__ __forceinline__ float part_of_delta(const bf16 *x, const bf16 *y, int
 }
 
 /* Leaves delta for the kernel behind it. */
-__global__ void __launch_bounds__(THREADS, 2)
+template <int TILES>
+__global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
 wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout, attention_rows<bf16> o,
                 const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
+    constexpr int SLOT = 2 * TILES * TILE;
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *queries = tile_start(memory), *douts = queries + QUERIES * W, *slots = douts + QUERIES * W;
+    bf16 *queries = tile_start(memory), *douts = queries + TILES * QUERY_TILE, *slots = douts + TILES * QUERY_TILE;
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
@@ -146,35 +188,32 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
-    float log_sum[2], dot[2], sum[8][4] = {};
+    float log_sum[2], dot[2], sum[8 * TILES][4] = {};
+    load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
+    load_tiles<THREADS, TILES, QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
+    load_slot<TILES>(slots, x, p, b, g, start, end);
+    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
     for (int r = 0; r < 2; r++) {
         bool there = t + 8 * r < p.T;
+        float part = there ? part_of_delta(dout.at(b, t + 8 * r, h), o.at(b, t + 8 * r, h), p.P, TILES * TILE_COLUMNS) : 0;
         log_sum[r] = there ? lse[(b * p.H + h) * p.T + t + 8 * r] * LOG2E : 0.0f;
-        dot[r] = row_sum(there ? part_of_delta(dout.at(b, t + 8 * r, h), o.at(b, t + 8 * r, h), p.P) : 0.0f);
+        dot[r] = row_sum(part);
         if (there && lane % 4 == 0) delta[(b * p.H + h) * p.T + t + 8 * r] = dot[r];
     }
-    load_tile<THREADS, W>(queries, QUERIES, p.P, [&](int i) {
-        return t0 + i < p.T ? x.q.at(b, t0 + i, h) : (const bf16 *)NULL;
-    });
-    load_tile<THREADS, W>(douts, QUERIES, p.P, [&](int i) {
-        return t0 + i < p.T ? dout.at(b, t0 + i, h) : (const bf16 *)NULL;
-    });
-    load_slot<THREADS>(slots, x, p, b, g, start, end);
-    load_slot<THREADS>(slots + 2 * TILE, x, p, b, g, start + KEYS, end);
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
-        const bf16 *slot = slots + n % DQ_SLOTS * 2 * TILE;
+        const bf16 *slot = slots + n % DQ_SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        load_slot<THREADS>(slots + (n + 2) % DQ_SLOTS * 2 * TILE, x, p, b, g, j0 + 2 * KEYS, end);
+        load_slot<TILES>(slots + (n + 2) % DQ_SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[8][4], dz[8][4];
         uint32_t a[4][4];
         products_begin();
-        start_scores(z, matrix_rows(matrix_at(queries), group), matrix_at(slot));
+        start_scores<TILES>(z, matrix_rows(matrix_at(queries), group), QUERY_TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_scores(dz, matrix_rows(matrix_at(douts), group), matrix_at(slot + TILE));
+        start_scores<TILES>(dz, matrix_rows(matrix_at(douts), group), QUERY_TILE, matrix_at(slot + TILES * TILE), TILE);
         products_end();
         products_wait<1>();
         arrived(z);
@@ -192,40 +231,46 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
 #pragma unroll
         for (int k = 0; k < 4; k++) pack_scores(a[k], z, k);
         products_begin();
-        start_sums(sum, a, matrix_at(slot));
+        start_sums<TILES>(sum, a, matrix_at(slot));
         products_end();
         products_wait<0>();
-        arrived(sum);
+        all_arrived<TILES>(sum);
         arrived(a);
     }
     __syncthreads(); /* nobody reads queries any more */
-    store_sum<W>(queries, row, sum, p.scale, p.scale, p.P,
-                 [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
+    store_sums<TILES>(queries, QUERY_TILE, row, sum, p.scale, p.scale, p.P,
+                      [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
 #endif
 }
 
-__global__ void __launch_bounds__(WARPGROUP, 3)
+template <int TILES>
+__global__ void __launch_bounds__(WARPGROUP, TILES == 1 ? 3 : 2)
 wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                  const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
+    constexpr int SLOT = 2 * TILES * TILE;
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *keys = tile_start(memory), *values = keys + TILE, *slots = values + TILE;
-    query_facts *facts = (query_facts *)(slots + 4 * TILE);
+    bf16 *keys = tile_start(memory), *values = keys + TILES * TILE, *slots = values + TILES * TILE;
+    query_facts *facts = (query_facts *)(slots + DKV_SLOTS * SLOT);
     int64_t b = blockIdx.z;
     int g = blockIdx.y, j0 = blockIdx.x * KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
-    float sum_k[8][4] = {}, sum_v[8][4] = {};
-    load_rows<WARPGROUP, W, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(KEYS, p.T - j0));
-    load_rows<WARPGROUP, W, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(KEYS, p.T - j0));
+    float sum_k[8 * TILES][4] = {}, sum_v[8 * TILES][4] = {};
+    load_tiles<WARPGROUP, TILES, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(KEYS, p.T - j0));
+    load_tiles<WARPGROUP, TILES, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(KEYS, p.T - j0));
     int head = 0, now = j0, ahead = 0, next = j0; /* the head and first token of the tile at work, and of the next */
     auto load = [&](int slot) {
-        if (ahead < p.share)
-            load_back_queries<WARPGROUP, W>(slots + slot * 2 * TILE, slots + (slot * 2 + 1) * TILE, &facts[slot], x, dout,
-                                            delta, lse, p, b, query_head(p, g, ahead), next);
+        if (ahead == p.share) return;
+        int h = query_head(p, g, ahead), there = (int)at_most(BACK_QUERIES, p.T - next);
+        bf16 *to = slots + slot * SLOT;
+        load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to, p.P, x.q.at(b, next, h), x.q.step, there);
+        load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to + TILES * TILE, p.P, dout.at(b, next, h), dout.step, there);
+        load_facts(&facts[slot], delta, lse, p, b, h, next);
     };
     load(0);
     for (int turn = 0; head < p.share; turn ^= 1, head = ahead, now = next) {
-        const bf16 *slot = slots + turn * 2 * TILE;
+        const bf16 *slot = slots + turn * SLOT;
         const query_facts &its = facts[turn];
+        cp_async_commit();
         cp_async_wait<0>();
         shared_for_products();
         __syncthreads();
@@ -234,10 +279,10 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         float z[8][4], dz[8][4];
         uint32_t a[4][4], da[4][4];
         products_begin();
-        start_scores(z, matrix_at(keys), matrix_at(slot));
+        start_scores<TILES>(z, matrix_at(keys), TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_scores(dz, matrix_at(values), matrix_at(slot + TILE));
+        start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
         products_end();
         products_wait<1>();
         arrived(z);
@@ -251,20 +296,20 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             pack_scores(da[k], dz, k);
         }
         products_begin();
-        start_sums(sum_v, a, matrix_at(slot + TILE));
-        start_sums(sum_k, da, matrix_at(slot));
+        start_sums<TILES>(sum_v, a, matrix_at(slot + TILES * TILE));
+        start_sums<TILES>(sum_k, da, matrix_at(slot));
         products_end();
         products_wait<0>();
-        arrived(sum_v);
-        arrived(sum_k);
+        all_arrived<TILES>(sum_v);
+        all_arrived<TILES>(sum_k);
         arrived(a);
         arrived(da);
     }
     __syncthreads(); /* nobody reads keys and values any more */
-    store_sum<W>(keys, row, sum_k, p.scale, p.scale, p.P,
-                 [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
-    store_sum<W>(values, row, sum_v, 1, 1, p.P,
-                 [&](int i) { return j0 + i < p.T ? dv.at(b, j0 + i, g) : (bf16 *)NULL; });
+    store_sums<TILES>(keys, TILE, row, sum_k, p.scale, p.scale, p.P,
+                      [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
+    store_sums<TILES>(values, TILE, row, sum_v, 1, 1, p.P,
+                      [&](int i) { return j0 + i < p.T ? dv.at(b, j0 + i, g) : (bf16 *)NULL; });
 #endif
 }
 
@@ -273,15 +318,24 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
 /* Only where RIVERRUN_WGMMA=1 in the environment asks for it, until it has been seen on a GPU. */
 static bool serves(const attention_problem &p) {
     const char *wanted = getenv("RIVERRUN_WGMMA");
-    return p.P <= W && !p.count && wanted && strcmp(wanted, "1") == 0 && products_fit(wgmma_forward_kernel);
+    return !p.count && wanted && strcmp(wanted, "1") == 0 && products_fit(wgmma_forward_kernel<1>);
+}
+
+/* with_tiles(P, [&](auto tiles) { constexpr int TILES = tiles.value; ... }) */
+template <class F> static void with_tiles(int P, F f) {
+    if (P <= TILE_COLUMNS) f(constant<1>());
+    else f(constant<2>());
 }
 
 bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const operands &x, const attention_problem &p) {
     if (!serves(p)) return false;
-    size_t bytes = TILE_ALIGN + (QUERIES * W + SLOTS * 2 * TILE) * sizeof(bf16);
-    allow_shared(dev, wgmma_forward_kernel, bytes);
-    LAUNCH(dev, wgmma_forward_kernel, grid_of(p, QUERIES, p.H), THREADS, bytes, attention_rows_of<bf16>(o),
-           data_of<float>(lse), x, p);
+    with_tiles(p.P, [&](auto tiles) {
+        constexpr int TILES = tiles.value;
+        size_t bytes = TILE_ALIGN + TILES * (QUERY_TILE + SLOTS * 2 * TILE) * sizeof(bf16);
+        allow_shared(dev, wgmma_forward_kernel<TILES>, bytes);
+        LAUNCH(dev, wgmma_forward_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, bytes, attention_rows_of<bf16>(o),
+               data_of<float>(lse), x, p);
+    });
     return true;
 }
 
@@ -289,13 +343,16 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
                               const operands &x, const attention_problem &p, float *delta) {
     if (!serves(p)) return false;
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
-    size_t of_dq = TILE_ALIGN + (2 * QUERIES * W + DQ_SLOTS * 2 * TILE) * sizeof(bf16);
-    size_t of_dkv = TILE_ALIGN + 6 * TILE * sizeof(bf16) + 2 * sizeof(query_facts);
-    allow_shared(dev, wgmma_dq_kernel, of_dq);
-    allow_shared(dev, wgmma_dkv_kernel, of_dkv);
-    LAUNCH(dev, wgmma_dq_kernel, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq), delta, douts,
-           attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
-    LAUNCH(dev, wgmma_dkv_kernel, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
-           attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
+    with_tiles(p.P, [&](auto tiles) {
+        constexpr int TILES = tiles.value;
+        size_t of_dq = TILE_ALIGN + TILES * (2 * QUERY_TILE + DQ_SLOTS * 2 * TILE) * sizeof(bf16);
+        size_t of_dkv = TILE_ALIGN + TILES * (1 + DKV_SLOTS) * 2 * TILE * sizeof(bf16) + DKV_SLOTS * sizeof(query_facts);
+        allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq);
+        allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
+        LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq), delta,
+               douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
+        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
+               attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
+    });
     return true;
 }
