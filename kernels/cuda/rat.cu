@@ -11,9 +11,8 @@
  * each token how many lie before it (rank). The ends that a token sees are then a range of the list that stops at its
  * rank; those of an earlier row, in the state, count -1, -2, ... back. The beginnings of the ranges never decrease.
  *
- * Two paths. bf16 with heads of a multiple of 8 channels up to 128, in rows aligned to 16 bytes, goes by rat_walk.cu
- * (the recurrence and back), rat_mma.cu (attention over ends on tensor cores) and rat_fold.cu (the same by cuDNN where
- * a row is long and one document). The rest, fp32 above all, by the kernels here.
+ * Two paths. bf16 with heads of a multiple of 8 channels up to 128, in rows aligned to 16 bytes, goes by rat_fast.cu.
+ * The rest, fp32 above all, by the kernels here.
  *
  * Here, the recurrence: a thread has a channel and walks along time, from the start of the chunk that its segment of
  * tokens begins in (whole rows where chunks are long). Attention over ends, in fp32 tiles (attention_tile.cuh):
@@ -624,94 +623,14 @@ static void backward_plain(struct device *dev, const rat_gradients_of<T> &to, fl
     cuda_add_partials(dev, dbias, partial, p.B * segments_of(p.T, p.Q), (int64_t)p.H * p.P);
 }
 
-/* --- the fast path ------------------------------------------------------------------------------------------------ */
-
-size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backward) {
-    size_t used = 0, tokens = (size_t)(s.B * s.T), wide = (size_t)(s.H * s.P) * sizeof(bf16);
-    size_t ends = (size_t)(s.B * (s.T / s.Q + 1)) * wide, scalars = tokens * (size_t)s.H * sizeof(float);
-    auto take = [&](auto **to, size_t bytes) {
-        *to = base ? (std::remove_reference_t<decltype(**to)> *)((char *)base + used) : NULL;
-        used += (bytes + 255) / 256 * 256;
-    };
-    bool folds = s.T / s.Q >= RAT_FOLDED_CHUNKS;
-    size_t queries = folds ? tokens * wide : tokens * (size_t)(s.G * s.P) * sizeof(bf16);
-    a->query_heads = a->dquery_heads = (int)(folds ? s.H : s.G);
-    take(&a->values, tokens * wide);
-    take(&a->queries, queries);
-    if (folds) take(&a->folded, scalars);
-    take(&a->end_keys, ends);
-    take(&a->end_values, ends);
-    if (!backward) {
-        take(&a->own, scalars);
-        take(&a->running, (size_t)(s.B * 2 * s.H * s.P) * sizeof(float));
-        return used;
-    }
-    take(&a->keys, tokens * wide);
-    take(&a->dout, tokens * wide);
-    take(&a->dqueries, queries);
-    take(&a->dend_keys, ends);
-    take(&a->dend_values, ends);
-    take(&a->log_sum, scalars);
-    take(&a->delta, scalars);
-    take(&a->share, scalars);
-    take(&a->slope, scalars);
-    take(&a->work, rat_fold_bytes(s));
-    take(&a->partial, (size_t)(s.B * ceil_div(s.T, rat_segment(s.Q)) * s.H * s.P) * sizeof(float));
-    return used;
-}
-
-/* Vectors of 16 bytes, in bf16, and shapes that the walks and tiles have. */
-static bool fast_serves(const rat_problem &p, tensor y, tensor z, tensor v, tensor g, tensor q, tensor k) {
-    return y.dtype == DTYPE_BF16 && rat_walk_serves(p) && vectors_fit(y, 8) && vectors_fit(z, 8) && vectors_fit(v, 8) &&
-           vectors_fit(g, 8) && vectors_fit(q, 8) && vectors_fit(k, 8);
-}
-
-/* Block x of a row: its x-th end from the last into the state; the block behind these: where the recurrence stands. */
-__global__ void rat_store_ends_kernel(bf16 *state_k, bf16 *state_v, float *running, rat_arrays a,
-                                      __grid_constant__ const rat_problem p, int64_t C, int ends) {
-    int64_t b = blockIdx.y, wide = (int64_t)p.H * p.P;
-    int last = position_at(p, b, p.T - 1), chunk = (last + 1) / p.Q - 1 - (int)blockIdx.x;
-    int64_t t = p.T - 1 - (last - (chunk * p.Q + p.Q - 1)), e = ends_of(p, b) - 1 - (int64_t)blockIdx.x;
-    if ((int)blockIdx.x == ends) {
-        const float *from = a.running + b * 2 * wide;
-        for (int64_t c = threadIdx.x; c < 2 * wide; c += THREADS) running[b * 2 * wide + c] = from[c];
-    } else if (chunk >= 0 && t >= 0) {
-        for (int64_t c = threadIdx.x; c < wide; c += THREADS) {
-            state_k[(b * C + chunk % C) * wide + c] = a.end_keys[(b * p.E + e) * wide + c];
-            state_v[(b * C + chunk % C) * wide + c] = a.end_values[(b * p.E + e) * wide + c];
-        }
-    }
-}
-
 static void forward_fast(struct device *dev, tensor y, struct rat_state final, bf16 *saved_o, float *lse,
                          const rat_operands<bf16> &x, struct rat_state initial, const rat_problem &p, void *scratch) {
     rat_arrays a = {};
-    rat_arrays_at(&a, shape_of(p), arrays_in(scratch, p), false);
-    bool folds = rat_folds(dev, p);
-    if (!folds) a.query_heads = p.G;
-    rat_walk_forward(dev, x, a, p);
-    if (!folds || !rat_fold_forward(dev, attention_rows_of<bf16>(y), saved_o, lse, x, a, p))
-        rat_mma_forward(dev, attention_rows_of<bf16>(y), saved_o, lse, x, a, p);
+    rat_fast_forward(dev, attention_rows_of<bf16>(y), saved_o, lse, x, &a, p, arrays_in(scratch, p));
     if (!tensor_given(final.k)) return;
     int64_t ends = begin_store(dev, final, initial, p);
-    LAUNCH(dev, rat_store_ends_kernel, dim3((unsigned)ends + 1, (unsigned)p.B), THREADS, 0, data_of<bf16>(final.k),
-           data_of<bf16>(final.v), data_of<float>(final.running), a, p, final.k.dim[1], (int)ends);
+    rat_fast_store(dev, final, a, p, ends);
     end_store(dev, final, p);
-}
-
-static void backward_fast(struct device *dev, const rat_gradients_of<bf16> &to, float *dbias,
-                          const rat_operands<bf16> &x, const rat_problem &p, void *scratch) {
-    rat_arrays a = {};
-    rat_arrays_at(&a, shape_of(p), arrays_in(scratch, p), true);
-    bool folds = rat_folds(dev, p);
-    if (!folds) a.query_heads = p.G, a.folded = NULL;
-    rat_walk_again(dev, x, to, a, p);
-    if (!folds || !rat_fold_backward(dev, to.o, a, p)) {
-        a.dquery_heads = p.G, a.folded = NULL;
-        rat_mma_backward(dev, x, a, p);
-    }
-    rat_walk_back(dev, x, to, a, p);
-    cuda_add_partials(dev, dbias, a.partial, p.B * ceil_div(p.T, rat_segment(p.Q)), (int64_t)p.H * p.P);
 }
 
 /* --- the table's entries ------------------------------------------------------------------------------------------ */
@@ -722,7 +641,7 @@ extern "C" void cuda_rat_forward(struct device *dev, tensor y, struct rat_state 
     rat_problem p = rat_problem_of(z, bias, q, positions, initial, chunk, base, scratch);
     int64_t size = p.B * p.T * p.H * p.P;
     find_ends(dev, p);
-    if (fast_serves(p, y, z, v, g, q, k)) {
+    if (rat_fast_serves(p, y, z, v, g, q, k)) {
         float *lse = saved ? (float *)((bf16 *)saved + size) : NULL;
         forward_fast(dev, y, final, (bf16 *)saved, lse, rat_operands_of<bf16>(z, v, g, q, k, initial), initial, p,
                      scratch);
@@ -741,7 +660,7 @@ extern "C" void cuda_rat_backward(struct device *dev, tensor dz, tensor dv, tens
                                   tensor q, tensor k, tensor positions, struct rat_state initial, int64_t chunk,
                                   double base, void *scratch) {
     rat_problem p = rat_problem_of(z, bias, q, positions, initial, chunk, base, scratch);
-    bool fast = fast_serves(p, dy, z, v, g, q, k) && fast_serves(p, dy, dz, dv, dg, dq, dk);
+    bool fast = rat_fast_serves(p, dy, z, v, g, q, k) && rat_fast_serves(p, dy, dz, dv, dg, dq, dk);
     find_ends(dev, p);
     with_type(dy.dtype, [&](auto of_type) {
         using T = decltype(of_type);
@@ -751,7 +670,7 @@ extern "C" void cuda_rat_backward(struct device *dev, tensor dz, tensor dv, tens
                                   (const T *)saved, (const float *)((const T *)saved + p.B * p.T * p.H * p.P)};
         if constexpr (std::is_same<T, bf16>::value) {
             if (fast) {
-                backward_fast(dev, to, data_of<float>(dbias), x, p, scratch);
+                rat_fast_backward(dev, to, data_of<float>(dbias), x, p, arrays_in(scratch, p));
                 return;
             }
         }

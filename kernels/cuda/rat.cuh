@@ -84,8 +84,18 @@ struct rat_arrays {
     int query_heads, dquery_heads; /* of queries and dqueries: G, or H */
 };
 
-/* Places of the arrays in memory from `base` on; the bytes they take. */
+/* Places of the arrays in memory from `base` on; the bytes they take. (rat_fast.cu, as what follows) */
 size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backward);
+
+/* For these operands, or their gradients in the same places? */
+bool rat_fast_serves(const rat_problem &p, tensor y, tensor z, tensor v, tensor g, tensor q, tensor k);
+void rat_fast_forward(struct device *dev, attention_rows<__nv_bfloat16> y, __nv_bfloat16 *o, float *lse,
+                      const rat_operands<__nv_bfloat16> &x, rat_arrays *a, const rat_problem &p, void *memory);
+/* Into a state, the newest `ends` ends at most and where the recurrence stands. */
+void rat_fast_store(struct device *dev, struct rat_state final, const rat_arrays &a, const rat_problem &p,
+                    int64_t ends);
+void rat_fast_backward(struct device *dev, const rat_gradients_of<__nv_bfloat16> &to, float *dbias,
+                       const rat_operands<__nv_bfloat16> &x, const rat_problem &p, void *memory);
 
 /* Tokens of a walk along the recurrence: whole chunks. */
 static inline int64_t rat_segment(int64_t Q) {

@@ -4,7 +4,8 @@
  * A walk is a segment of tokens' chunks: those that begin in it, each to its end, so that every chunk belongs to one
  * walk wherever documents begin. Per head of P channels, W / 8 lanes (W = 64 or 128) have eight channels each, four
  * and the four half a head further: both of a rotation's pair lie in one lane, and a query's product with a key is
- * added up by three or four shuffles. States stay in registers, in fp32; angles are found once a chunk.
+ * added up by three or four shuffles. States stay in registers, in fp32; angles are found once a chunk. Columns of one
+ * projection lie alike, so that z, v and g have one offset, q and k another: addresses would else be half of the work.
  *
  *   along    reads v, g (4D bytes a token for the width D), q, k; writes v~ (2D), own scores, and, at ends, the
  *            turned key and the value (4D / Q); the first heads of each group also the turned queries
@@ -37,13 +38,31 @@ template <int W> __device__ __forceinline__ lane_place lane_of(const rat_problem
     return l;
 }
 
+/* Offsets of a lane's channels in rows of tokens: from + t step. */
+struct lane_rows {
+    int64_t from;
+    int step;
+
+    __device__ __forceinline__ int64_t at(int64_t t) const {
+        return from + (int64_t)(int)t * step; /* one instruction */
+    }
+};
+
+__device__ __forceinline__ lane_rows rows_of(const attention_rows<bf16> &x, int64_t b, int h, const lane_place &l) {
+    return {b * x.row + h * x.head + l.low, (int)x.step};
+}
+
+/* Of an array by token with so many heads. */
+__device__ __forceinline__ lane_rows rows_of(const rat_problem &p, int64_t b, int h, int heads, const lane_place &l) {
+    return {(b * p.T * heads + h) * p.P + l.low, heads * p.P};
+}
+
 struct eight {
     pack<bf16, 4> low, high;
 };
 
-__device__ __forceinline__ eight read_eight(const bf16 *row, const lane_place &l) {
-    return {*reinterpret_cast<const pack<bf16, 4> *>(row + l.low),
-            *reinterpret_cast<const pack<bf16, 4> *>(row + l.half + l.low)};
+__device__ __forceinline__ eight read_eight(const bf16 *mine, const lane_place &l) {
+    return {*reinterpret_cast<const pack<bf16, 4> *>(mine), *reinterpret_cast<const pack<bf16, 4> *>(mine + l.half)};
 }
 
 __device__ __forceinline__ void widen(float (&to)[8], const eight &from) {
@@ -51,11 +70,11 @@ __device__ __forceinline__ void widen(float (&to)[8], const eight &from) {
     for (int i = 0; i < 4; i++) to[i] = to_float(from.low.v[i]), to[i + 4] = to_float(from.high.v[i]);
 }
 
-__device__ __forceinline__ void write_eight(bf16 *row, const lane_place &l, const float (&from)[8]) {
+__device__ __forceinline__ void write_eight(bf16 *mine, const lane_place &l, const float (&from)[8]) {
     const float low[4] = {from[0], from[1], from[2], from[3]}, high[4] = {from[4], from[5], from[6], from[7]};
     if (!l.there) return;
-    store_floats<4>(row + l.low, low);
-    store_floats<4>(row + l.half + l.low, high);
+    store_floats<4>(mine, low);
+    store_floats<4>(mine + l.half, high);
 }
 
 __device__ __forceinline__ void read_floats(float (&to)[8], const float *row, const lane_place &l) {
@@ -150,6 +169,23 @@ __device__ __forceinline__ void stand_next(standing *s, const rat_problem &p, in
 
 /* --- along -------------------------------------------------------------------------------------------------------- */
 
+/* Where a lane's channels lie: in z, v and g; in q and k; in arrays of the heads' values by token; in turned queries;
+ * in dz, dv and dg; in dy. */
+struct lane_offsets {
+    lane_rows wide, narrow, dense, queries, out, dy;
+};
+
+__device__ __forceinline__ lane_offsets offsets_of(const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                                                   const rat_arrays &a, const rat_problem &p, int64_t b,
+                                                   const lane_place &l) {
+    return {rows_of(x.v, b, l.h, l),
+            rows_of(x.q, b, l.h % p.G, l),
+            rows_of(p, b, l.h, p.H, l),
+            rows_of(p, b, l.h, a.query_heads, l),
+            rows_of(d.dv, b, l.h, l),
+            rows_of(d.dy, b, l.h, l)};
+}
+
 /* One token's operands. */
 template <bool AGAIN> struct token {
     eight v, g, q, k;
@@ -160,16 +196,17 @@ template <> struct token<true> {
 
 template <bool AGAIN>
 __device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<bf16> &x,
-                                           const rat_gradients_of<bf16> &d, const rat_problem &p, int64_t b, int64_t t,
+                                           const rat_gradients_of<bf16> &d, const lane_offsets &at, int64_t t,
                                            const lane_place &l) {
-    to->g = read_eight(x.g.at(b, t, l.h), l);
-    to->v = read_eight(x.v.at(b, t, l.h), l);
-    to->k = read_eight(x.k.at(b, t, l.h % p.G), l);
-    to->q = read_eight(x.q.at(b, t, l.h % p.G), l);
+    int64_t wide = at.wide.at(t), narrow = at.narrow.at(t);
+    to->g = read_eight(x.g.data + wide, l);
+    to->v = read_eight(x.v.data + wide, l);
+    to->k = read_eight(x.k.data + narrow, l);
+    to->q = read_eight(x.q.data + narrow, l);
     if constexpr (AGAIN) {
-        to->z = read_eight(x.z.at(b, t, l.h), l);
-        to->dy = read_eight(d.dy.at(b, t, l.h), l);
-        to->o = read_eight(d.o + place_of(p, b, t, l.h), l);
+        to->z = read_eight(x.z.data + wide, l);
+        to->dy = read_eight(d.dy.data + at.dy.at(t), l);
+        to->o = read_eight(d.o + at.dense.at(t), l);
     }
 }
 
@@ -177,7 +214,8 @@ __device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<
 template <int GROUP>
 __device__ __forceinline__ void find_slopes(const token<true> &x, const float (&value)[8], float own,
                                             const rat_gradients_of<bf16> &d, const rat_arrays &a, const rat_problem &p,
-                                            int64_t b, int64_t t, standing s, const lane_place &l) {
+                                            const lane_offsets &at, int64_t b, int64_t t, standing s,
+                                            const lane_place &l) {
     float z[8], dy[8], o[8], dz[8], dout[8], delta = 0, along = 0;
     widen(z, x.z);
     widen(dy, x.dy);
@@ -193,15 +231,15 @@ __device__ __forceinline__ void find_slopes(const token<true> &x, const float (&
     if (!l.there) delta = 0, along = 0;
     delta = head_sum<GROUP>(delta);
     along = head_sum<GROUP>(along);
-    write_eight(d.dz.at(b, t, l.h), l, dz);
-    write_eight(a.dout + place_of(p, b, t, l.h), l, dout);
+    write_eight(d.dz.data + at.out.at(t), l, dz);
+    write_eight(a.dout + at.dense.at(t), l, dout);
     if (!l.there || l.low != 0) return;
-    int64_t at = (b * p.H + l.h) * p.T + t, by_token = (b * p.T + t) * p.H + l.h;
-    float log_sum = d.lse[at], share = power_of_two((own * p.scale - log_sum) * LOG2E);
+    int64_t by_head = (b * p.H + l.h) * p.T + t, by_token = (b * p.T + t) * p.H + l.h;
+    float log_sum = d.lse[by_head], share = power_of_two((own * p.scale - log_sum) * LOG2E);
     /* A token that sees nothing else is not moved by its score, whatever the rounding of o. */
     bool alone = p.first ? p.first[b * p.T + t] == p.rank[b * p.T + t] : s.chunk == 0;
-    a.log_sum[at] = log_sum * LOG2E;
-    a.delta[at] = delta;
+    a.log_sum[by_head] = log_sum * LOG2E;
+    a.delta[by_head] = delta;
     a.share[by_token] = share;
     a.slope[by_token] = alone ? 0.0f : share * (along - delta) * p.scale;
     if (a.folded && s.chunk > 0)
@@ -217,8 +255,8 @@ struct recurrence {
 template <int GROUP, bool AGAIN>
 __device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x, const float (&bias)[8],
                                            const float2 (&turn)[4], const rat_gradients_of<bf16> &d,
-                                           const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t, standing s,
-                                           const lane_place &l) {
+                                           const rat_arrays &a, const rat_problem &p, const lane_offsets &at,
+                                           int64_t b, int64_t t, standing s, const lane_place &l) {
     float v[8], g[8], q[8], k[8], own = 0, turned[8];
     widen(v, x.v);
     widen(g, x.g);
@@ -233,19 +271,19 @@ __device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x,
         own += q[i] * r->key[i];
     }
     own = head_sum<GROUP>(l.there ? own : 0.0f);
-    write_eight(a.values + place_of(p, b, t, l.h), l, r->value);
+    write_eight(a.values + at.dense.at(t), l, r->value);
     if constexpr (AGAIN) {
-        write_eight(a.keys + place_of(p, b, t, l.h), l, r->key);
-        find_slopes<GROUP>(x, r->value, own, d, a, p, b, t, s, l);
+        write_eight(a.keys + at.dense.at(t), l, r->key);
+        find_slopes<GROUP>(x, r->value, own, d, a, p, at, b, t, s, l);
     } else if (l.there && l.low == 0) {
         a.own[(b * p.H + l.h) * p.T + t] = own;
     }
     if (l.h < a.query_heads) {
         turn_eight(turned, q, turn, 1);
-        write_eight(a.queries + ((b * p.T + t) * a.query_heads + l.h) * p.P, l, turned);
+        write_eight(a.queries + at.queries.at(t), l, turned);
     }
     if (s.place == p.Q - 1) {
-        int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P;
+        int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P + l.low;
         turn_eight(turned, r->key, turn, 1);
         write_eight(a.end_keys + end, l, turned);
         write_eight(a.end_values + end, l, r->value);
@@ -270,6 +308,7 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
     recurrence r;
     float bias[8];
     float2 turn[4];
+    lane_offsets at = offsets_of(x, d, a, p, b, l);
     clear(r.key);
     clear(r.value);
     read_floats(bias, p.bias + l.h * p.P, l);
@@ -281,7 +320,7 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
     for (int64_t t0 = w.first; t0 < w.stop; t0 += AHEAD) {
         token<AGAIN> tokens[AHEAD];
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) read_token(&tokens[i], x, d, p, b, at_most(t0 + i, w.stop - 1), l);
+        for (int i = 0; i < AHEAD; i++) read_token(&tokens[i], x, d, at, at_most(t0 + i, w.stop - 1), l);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             int64_t t = t0 + i;
@@ -292,7 +331,7 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
                 clear(r.value);
                 find_turns(turn, p, s.chunk, l);
             }
-            take_token<GROUP, AGAIN>(&r, tokens[i], bias, turn, d, a, p, b, t, s, l);
+            take_token<GROUP, AGAIN>(&r, tokens[i], bias, turn, d, a, p, at, b, t, s, l);
         }
     }
 }
@@ -306,8 +345,8 @@ struct returning {
 
 /* A token's k~ and v~ before it: none at a chunk's beginning, the state's at a row's that goes on. */
 __device__ __forceinline__ void read_before(recurrence *to, const rat_operands<bf16> &x, const rat_arrays &a,
-                                            const rat_problem &p, int64_t b, int64_t t, standing s,
-                                            const lane_place &l) {
+                                            const rat_problem &p, const lane_offsets &at, int64_t b, int64_t t,
+                                            standing s, const lane_place &l) {
     if (s.place == 0) {
         clear(to->key);
         clear(to->value);
@@ -315,15 +354,15 @@ __device__ __forceinline__ void read_before(recurrence *to, const rat_operands<b
         read_floats(to->key, x.running + (b * 2 * p.H + l.h) * p.P, l);
         read_floats(to->value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
     } else {
-        widen(to->key, read_eight(a.keys + place_of(p, b, t - 1, l.h), l));
-        widen(to->value, read_eight(a.values + place_of(p, b, t - 1, l.h), l));
+        widen(to->key, read_eight(a.keys + at.dense.at(t - 1), l));
+        widen(to->value, read_eight(a.values + at.dense.at(t - 1), l));
     }
 }
 
 /* What the tokens that see this one as an end give to it. */
 __device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, const rat_problem &p, int64_t b,
                                         int64_t t, const float2 (&turn)[4], const lane_place &l) {
-    int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P;
+    int64_t end = ((b * p.E + last_end(p, b, t)) * p.H + l.h) * p.P + l.low;
     float turned[8], key[8], value[8];
     widen(turned, read_eight(a.dend_keys + end, l));
     widen(value, read_eight(a.dend_values + end, l));
@@ -337,20 +376,20 @@ __device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, co
 __device__ __forceinline__ void return_token(returning *back, float (&dq)[8], float (&dk)[8], const float (&now)[8],
                                              const recurrence &before, const float (&bias)[8], const float2 (&turn)[4],
                                              const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
-                                             const rat_arrays &a, const rat_problem &p, int64_t b, int64_t t,
-                                             const lane_place &l) {
+                                             const rat_arrays &a, const rat_problem &p, const lane_offsets &at,
+                                             int64_t b, int64_t t, const lane_place &l) {
     float v[8], g[8], q[8], k[8], dout[8], dv[8], dg[8];
-    int64_t scalars = (b * p.T + t) * p.H + l.h;
+    int64_t scalars = (b * p.T + t) * p.H + l.h, wide = at.wide.at(t), narrow = at.narrow.at(t), out = at.out.at(t);
     float slope = a.slope[scalars], share = a.share[scalars];
-    widen(g, read_eight(x.g.at(b, t, l.h), l));
-    widen(v, read_eight(x.v.at(b, t, l.h), l));
-    widen(k, read_eight(x.k.at(b, t, l.h % p.G), l));
-    widen(q, read_eight(x.q.at(b, t, l.h % p.G), l));
-    widen(dout, read_eight(a.dout + place_of(p, b, t, l.h), l));
+    widen(g, read_eight(x.g.data + wide, l));
+    widen(v, read_eight(x.v.data + wide, l));
+    widen(k, read_eight(x.k.data + narrow, l));
+    widen(q, read_eight(x.q.data + narrow, l));
+    widen(dout, read_eight(a.dout + at.dense.at(t), l));
     clear(dq);
     if (l.h < a.dquery_heads && !(a.folded && t < p.Q)) { /* cuDNN leaves out the first chunk */
         float turned[8];
-        widen(turned, read_eight(a.dqueries + ((b * p.T + t) * a.dquery_heads + l.h) * p.P, l));
+        widen(turned, read_eight(a.dqueries + at.queries.at(t), l));
         turn_eight(dq, turned, turn, -1);
     }
 #pragma unroll
@@ -365,8 +404,8 @@ __device__ __forceinline__ void return_token(returning *back, float (&dq)[8], fl
         back->key[i] = gate * key;
         back->value[i] = gate * value;
     }
-    write_eight(d.dv.at(b, t, l.h), l, dv);
-    write_eight(d.dg.at(b, t, l.h), l, dg);
+    write_eight(d.dv.data + out, l, dv);
+    write_eight(d.dg.data + out, l, dg);
 }
 
 /* Over the heads of a warp; its first head's lanes write the sums, W floats of queries and W of keys. */
@@ -419,6 +458,8 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
     int group = blockIdx.y, warp = threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
     lane_place l = lane_of<W>(p, group + (int)threadIdx.x / GROUP * p.G, p.H);
     if (!l.there) l.h = group;
+    lane_offsets at = offsets_of(x, d, a, p, b, l);
+    at.queries = rows_of(p, b, l.h, a.dquery_heads, l);
     walk w = walk_of(p, b, blockIdx.x, length);
     standing s = {0, 0};
     returning back = {};
@@ -427,7 +468,7 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
     float2 turn[4];
     read_floats(bias, p.bias + l.h * p.P, l);
     for (int64_t t0 = w.stop - 1; t0 >= w.first; t0 -= BACK_TOKENS) {
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < BACK_TOKENS; i++) {
             int64_t t = t0 - i;
             if (t < w.first) break;
@@ -436,14 +477,14 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
                 find_turns(turn, p, s.chunk, l);
                 clear(back.key);
                 clear(back.value);
-                widen(now, read_eight(a.keys + place_of(p, b, t, l.h), l));
+                widen(now, read_eight(a.keys + at.dense.at(t), l));
                 if (s.place == p.Q - 1 && t + 1 < p.T) add_end(&back, a, p, b, t, turn, l);
             } else {
                 s.place--;
             }
             float dq[8], dk[8];
-            read_before(&before, x, a, p, b, t, s, l);
-            return_token(&back, dq, dk, now, before, bias, turn, x, d, a, p, b, t, l);
+            read_before(&before, x, a, p, at, b, t, s, l);
+            return_token(&back, dq, dk, now, before, bias, turn, x, d, a, p, at, b, t, l);
             share_out<W>(sums + (i * warps + warp) * 2 * W, dq, dk, l);
 #pragma unroll
             for (int c = 0; c < 8; c++) now[c] = before.key[c];
