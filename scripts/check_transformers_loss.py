@@ -11,6 +11,8 @@ installed; with Mamba-2 that takes 7 GB for a window of 2048 in chunks of 256, s
 (chunks change nothing but rounding). Prints a line for people for each precision and one JSON line; exit code 1 if any
 differs.
 
+Python files that lie beside the weights are run: give checkpoints that you trust.
+
 Tokens are read from the shards by scripts/read_shard.py, which needs a module or program for zstd; --ids takes them
 from a file instead, one id a line (what read_shard.py --tokens wrote elsewhere).
 """
@@ -67,7 +69,7 @@ def loss_of_riverrun(options, precision, predictions):
 
 def loss_of_transformers(options, precision, ids):
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        options.checkpoint, dtype=DTYPES[precision], output_loading_info=True)
+        options.checkpoint, dtype=DTYPES[precision], output_loading_info=True, trust_remote_code=True)
     trouble = {kind: names for kind, names in info.items() if names}
     if trouble:
         sys.exit(f"{options.checkpoint}: tensors without a place, or places without a tensor: {trouble}")
