@@ -74,8 +74,8 @@ for ranks in 1 2; do
 done
 close_curves "$WORK/recipe1" "$WORK/recipe2" 1e-11 "a recipe on 2 ranks"
 
-# The other layers, each with its state: xLSTM of both kinds, attention, RAT. 2 ranks are one, and two parts are the whole.
-sed -e 's/^pattern = m s/pattern = u y x a r/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" > "$WORK/layers.ini"
+# The other layers, each with its state: xLSTM of both kinds, attention, RAT, ParaRNN. 2 ranks are one, and two parts are the whole.
+sed -e 's/^pattern = m s/pattern = u y x a r p/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" > "$WORK/layers.ini"
 cat >> "$WORK/layers.ini" <<CONFIG
 [block.u]
 mixer = mlstm_preup
@@ -98,6 +98,11 @@ window = 20
 mixer = rat
 heads = 2
 chunk = 8
+[block.p]
+mixer = pararnn
+cell = lstm
+residual_scale = true
+weight_limit = 0.05
 CONFIG
 # train_layers RANKS RUN ARGUMENT...
 train_layers() {
