@@ -1,25 +1,28 @@
 /* cell.cu: nonlinear recurrences of single channels, s[t] = f(s[t-1], u[t] + bias; weight): how time is cut, what goes
  * from chunk to chunk, and which way is taken. The walks over tokens are each_cell_*.cu's, compiled for every cell.
  *
- * Sequential: one walk, a thread a channel: it can't be faster than T steps one after the other, 70 ns each, and with
- * less than about 40,000 channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c
- * tokens are unknown, first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep):
+ * Sequential: one walk, a thread a channel: T steps one after the other, some 75 ns each, and with less than about 40,000
+ * channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c tokens are unknown,
+ * first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep), and a last walk gives the solution:
  *
  *   e[j] = where chunk j ends from S[j],  P[j] = de[j]/dS[j];   d[j+1] = (e[j] - S[j+1]) + P[j] d[j];   S += d
  *
- * and a last walk gives the solution. What is wrong after a correction is of second order in what was, and within a
- * chunk it decays as the cell forgets: chunks of 64 tokens are exact after one correction, if the cell forgets half in
- * 10 tokens; a GRU that forgets one in fifty a token is off by 1e-2 then, 1e-5 after two, and 1e-4 after one with chunks
- * of 512. So chunks are as long as will still fill the chip, and shorter ones get two corrections.
+ * What a correction leaves is of second order in what it found, and that has decayed over a chunk as the cell forgets. A
+ * GRU with gates about 1/2 is exact after one correction with chunks of 64 tokens; one that forgets 1/50 a token is
+ * off by 1e-2 then, 1e-5 after two corrections, 1e-7 after one with chunks of 512. So chunks are as long as will still
+ * fill the chip, and shorter ones get two corrections. A chunk's map (e, P) is made from the tokens next to its end
+ * alone where P is nothing by then, which the warp finds out (tokens_of_map): so it mostly costs few bytes.
+ *
+ * Backward is linear: one walk from right to left, or the chunks' maps, a scan, and a walk of all chunks at once.
  *
  * Bytes of the GRU in bf16 for each token and channel (DRAM; nothing stays in the second cache at these sizes), and
- * times on an H100 at 3.0 TB/s, B 8, T 2,048, N 2,048 | B 1, T 65,536, N 2,048:
- *   sequential          8               0.15 ms by its chain (bytes: 0.09) | 4.7 ms
- *   shooting            8 + 6 each      0.16 ms | 0.63 ms with one correction
- *   backward, one walk  16              0.18 ms | 2 ms by instructions of 16 warps in all
- *   backward in chunks  16 + 10         0.29 ms | 1.16 ms
- * The scan over chunks reads 12 (GRU) or 32 bytes (LSTM) a chunk and channel: nothing. Its chain is in chunks, so
- * these are not more than some square root of T.
+ * times on an H100 at 3.0 TB/s, B 8, T 2,048, N 2,048 | B 1, T 65,536, N 2,048, where maps take 64 of a chunk's tokens:
+ *   sequential          8               0.15 ms by its chain (bytes: 0.09) | 4.9 ms
+ *   shooting            8 + 6 x 64 / c  0.10 ms + launches | 0.37 ms; 14 bytes, 0.63 ms where nothing is forgotten
+ *   backward, one walk  16              0.2 ms: instructions of 4 warps a multiprocessor | 6 ms
+ *   backward in chunks  16 + 10 x 64/c  0.19 ms | 0.74 ms; 26 bytes, 1.16 ms where nothing is forgotten
+ * The scan over chunks reads 12 bytes (GRU) or 32 (LSTM) a chunk and channel. Its chain is in chunks, so these are not
+ * more than some square root of T.
  */
 #include "kernels/cuda/cell.cuh"
 
@@ -38,16 +41,17 @@ static const struct {
     int64_t channels, tokens;
     enum cell_method method;
 } choices[] = {
-    {12288, 0, CELL_SEQUENTIAL},
+    {16384, 0, CELL_SEQUENTIAL},
     {0, 512, CELL_SHOOTING},
     {0, 0, CELL_SEQUENTIAL},
 };
 
 /* Backward walks in one piece from this many channels on. */
-enum { CHANNELS_AT_ONCE = 12288 };
+enum { CHANNELS_AT_ONCE = 32768 };
 
 #define KERNELS(name)                                                                                                  \
-    {cell_run_##name, cell_sweep_##name, cell_step_##name, cell_newton_##name, cell_totals_##name, cell_gradients_##name},
+    {cell_run_##name,    cell_sweep_##name,  cell_step_##name,                                                         \
+     cell_newton_##name, cell_totals_##name, cell_gradients_##name},
 static const struct cell_kernels kernels[CELL_COUNT] = {CELLS(KERNELS)};
 
 /* --- how time is cut ---------------------------------------------------------------------------------------------- */
@@ -85,7 +89,8 @@ struct chain_problem {
 };
 
 /* d = rest + product d; no correction stays none, whatever it is multiplied with. */
-template <int S> __device__ __forceinline__ void apply(float (&d)[S], const float (&rest)[S], const float (&product)[S * S]) {
+template <int S>
+__device__ __forceinline__ void apply(float (&d)[S], const float (&rest)[S], const float (&product)[S * S]) {
     float old[S];
 #pragma unroll
     for (int i = 0; i < S; i++) old[i] = d[i];
@@ -156,7 +161,8 @@ static void scan(struct device *dev, const cell_problem &p, int states, cell_chu
 
 /* --- the problem -------------------------------------------------------------------------------------------------- */
 
-static cell_problem problem_of(tensor u, tensor bias, tensor weight, tensor initial, tensor doc, const struct cell *cell) {
+static cell_problem problem_of(tensor u, tensor bias, tensor weight, tensor initial, tensor doc,
+                               const struct cell *cell) {
     cell_problem p = {};
     bool step = u.ndim == 4; /* (B,H,U,N/H) */
     int at = step ? 1 : 2;
@@ -188,7 +194,8 @@ extern "C" size_t cuda_cell_forward_scratch(struct cell_shape s, struct cell_sol
     bool newton = solver.method == CELL_NEWTON;
     /* The sequential walk takes none; but a smaller shape may be solved otherwise, which must not take more. */
     int64_t chunks = channels_of_chunks(s, solver.method == CELL_SHOOTING ? solver.chunk : 0, FILL);
-    return (size_t)(chunks * (2 * S + S * S + (newton ? 2 * S : 0)) + (newton ? s.B * s.T * s.N * S : 0)) * sizeof(float);
+    int64_t each = 2 * S + S * S + (newton ? 2 * S : 0), states = newton ? s.B * s.T * s.N * S : 0;
+    return (size_t)(chunks * each + states) * sizeof(float);
 }
 
 static void shoot(struct device *dev, const cell_problem &p, const cell_kernels &of, int S, int iterations,
@@ -262,9 +269,9 @@ static void add_sums(struct device *dev, const cell_problem &p, tensor dbias, te
     cuda_add_partial_parts(dev, parts, sums, p.B * p.chunks, p.N);
 }
 
-extern "C" void cuda_cell_backward(struct device *dev, tensor du, tensor dbias, tensor dweight, tensor dinitial, tensor dy,
-                                   tensor dfinal, tensor y, tensor others, tensor u, tensor bias, tensor weight,
-                                   tensor initial, tensor doc, const struct cell *cell, void *scratch) {
+extern "C" void cuda_cell_backward(struct device *dev, tensor du, tensor dbias, tensor dweight, tensor dinitial,
+                                   tensor dy, tensor dfinal, tensor y, tensor others, tensor u, tensor bias,
+                                   tensor weight, tensor initial, tensor doc, const struct cell *cell, void *scratch) {
     cell_problem p = problem_of(u, bias, weight, initial, doc, cell);
     const cell_kernels &of = kernels[cell->id];
     int S = cell->states, V = 16 / (int)dtype_size(u.dtype);

@@ -25,9 +25,9 @@ struct cell_problem {
 
 /* What forward puts out. */
 struct cell_outputs {
-    void *y, *others; /* act; others: NULL when absent */
-    float *final;     /* NULL when absent */
-    unsigned *residual; /* of the report, as bits: those of floats that are not negative are ordered as they are. NULL */
+    void *y, *others;   /* act; others: NULL when absent */
+    float *final;       /* NULL when absent */
+    unsigned *residual; /* of the report, as bits: those of positive floats are ordered as they are. NULL when absent */
 };
 
 /* What lies between chunks, in scratch: arrays (B, chunks, S, N), `product` (B, chunks, S, S, N). For chunk j, forward:

@@ -79,7 +79,7 @@ template <int D> __device__ __forceinline__ dual<D> cell_tanh(const dual<D> &x) 
     return x.through(y, 1 - y * y);
 }
 
-/* The header once with numbers, and where derivatives are missing once with dual ones, of which only the step is used. */
+/* The header once with numbers, and where derivatives are missing once with dual ones, for its step alone. */
 #define CELL_FN [[maybe_unused]] static __device__ __forceinline__
 #define REAL float
 #include CELL_HEADER
@@ -231,6 +231,26 @@ __device__ __forceinline__ void identity(float (&product)[S * S]) {
     for (int i = 0; i < S * S; i++) product[i] = i % (S + 1) == 0 ? 1.0f : 0.0f;
 }
 
+/* The tokens of a chunk that a map is made of. Most cells forget within some dozens of tokens: then the map's product is
+ * nothing to fp32, and its rest does not depend on where the walk begins, so that the few tokens next to where it ends
+ * will do. A walk over few says whether they did; if not, there are more. */
+enum { FEW_TOKENS = 64, MORE_TIMES = 4 };
+
+__device__ __forceinline__ int64_t tokens_of_map(const place &at, int64_t tried) {
+    int64_t all = at.end - at.begin, next = tried ? tried * MORE_TIMES : FEW_TOKENS;
+    return 2 * next > all ? all : next;
+}
+
+/* Has every channel of the warp forgotten what was before? Then nothing at all comes through. */
+__device__ __forceinline__ bool forgotten(float (&product)[S * S], bool inside) {
+    bool small = true;
+#pragma unroll
+    for (int i = 0; i < S * S; i++) small = small && fabsf(product[i]) < 1e-9f;
+    if (!__all_sync(FULL, small || !inside)) return false;
+    zero(product);
+    return true;
+}
+
 /* A document starts here: nothing of what was comes through. */
 template <int COUNT> __device__ __forceinline__ void zero_if(bool starts, float (&v)[COUNT]) {
 #pragma unroll
@@ -327,8 +347,8 @@ template <class T> struct copier {
     }
 };
 
-/* Walk over the batches of TOKENS tokens of a chunk, in turn or, BACK, from the last to the first: fill(stage, t0, left)
- * brings `left` tokens from t0 on, use(stage, t0, left) works on them. */
+/* Walk over the batches of TOKENS tokens of a chunk, in turn or, BACK, from the last to the first:
+ * fill(stage, t0, left) brings `left` tokens from t0 on, use(stage, t0, left) works on them. */
 template <int STAGES, bool BACK, class STAGE, class FILL, class USE>
 __device__ __forceinline__ void walk_tokens(char *memory, const place &at, FILL fill, USE use) {
     STAGE *ring = reinterpret_cast<STAGE *>(memory) + threadIdx.x / WARP * STAGES;
@@ -349,6 +369,7 @@ __device__ __forceinline__ void walk_tokens(char *memory, const place &at, FILL 
         slot = slot + 1 < STAGES ? slot + 1 : 0, next = next + 1 < STAGES ? next + 1 : 0;
     }
     cp_async_wait<0>();
+    __syncwarp(); /* the ring is free */
 }
 
 /* each_token<BACK>(left, f): f(k) for the tokens of a stage, without a test for each of a full one. */
@@ -370,8 +391,8 @@ template <class T> constexpr size_t forward_ring = WARPS * FORWARD_STAGES * size
 
 /* advance(u, t, whether t starts a document) for the chunk's tokens in turn. */
 template <class T, class STEP>
-__device__ __forceinline__ void walk_forward(char *memory, const channel<T> &own, const cell_problem &p, const place &at,
-                                             STEP advance) {
+__device__ __forceinline__ void walk_forward(char *memory, const channel<T> &own, const cell_problem &p,
+                                             const place &at, STEP advance) {
     copier<T> copies(p, at);
     auto fill = [&](stage<T, U> &to, int64_t t0, int left) {
         copies.inputs(to.of, p, t0, left);
@@ -414,8 +435,9 @@ __device__ __forceinline__ void report(unsigned *residual, float worst, float ch
 
 /* LAUNCH with the ring of a kernel, which may take more than is granted unasked. */
 template <class K> inline void allow_ring(struct device *dev, K kernel, size_t bytes) {
-    if (bytes > 48 * 1024)
-        cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), CELL_TEXT);
+    if (bytes <= 48 * 1024) return;
+    cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    cuda_expect(dev, result, CELL_TEXT);
 }
 
 } // namespace

@@ -1,12 +1,12 @@
 /* each_cell_backward.cu: the gradient of a nonlinear recurrence: one linear recurrence from right to left; cell.cu says
  * how time is cut.
  *
- *   lambda[t] = dy[t] (of the output) + J[t+1]^T lambda[t+1];   du[t], dweight from lambda[t];   J, gates from the stored
- *   states and u, computed again
+ *   lambda[t] = dy[t] (of the output) + J[t+1]^T lambda[t+1];   du[t], dweight from lambda[t];   J and gates computed
+ *   again from u and the stored states
  *
  *   totals     of each chunk but the first: what leaves it to the left if nothing comes from the right, and the product
  *              J[begin]^T ... J[end]^T that takes through what does
- *   gradients  du, and the sums over the chunk's tokens that add up to dbias and dweight, from what comes from the right
+ *   gradients  from what comes from the right: du, and the sums over the chunk's tokens that add up to dbias, dweight
  *
  * A thread has a channel of a chunk (each_cell.cuh); lambda is nowhere but in its registers. The gates of a token don't
  * depend on lambda, so tokens overlap and the walk is bound by bytes and instructions, not by its chain. Bytes a token
@@ -38,8 +38,8 @@ __device__ __forceinline__ int64_t states_step(const cell_problem &p, int i) {
 /* The tokens of a chunk from right to left: advance(u, before, now, dy, t, whether t starts a document) with the states
  * before and behind it; `before` is 0 where it starts a document. done() is called behind each stage. */
 template <class T, class STEP, class DONE>
-__device__ __forceinline__ void walk_backward(char *memory, const channel<T> &own, const cell_problem &p, const place &at,
-                                              const cell_gradients &g, STEP advance, DONE done) {
+__device__ __forceinline__ void walk_backward(char *memory, const channel<T> &own, const cell_problem &p,
+                                              const place &at, const cell_gradients &g, STEP advance, DONE done) {
     copier<T> copies(p, at);
     float now[S], initial[S];
     own.initial(initial, p, at);
@@ -80,8 +80,8 @@ totals_kernel(const __grid_constant__ cell_problem p, const __grid_constant__ ce
     place at(p);
     if (at.chunk == 0) return; /* nothing lies to the left */
     channel<T> own(p, at);
-    float rest[S], product[S * S];
-    zero(rest), identity(product);
+    place part = at;
+    float rest[S] = {}, product[S * S];
     auto advance = [&](const float (&u)[U], const float (&before)[S], const float (&now)[S], float dy, int64_t,
                        bool starts) {
         float after[S], J[S * S];
@@ -90,7 +90,12 @@ totals_kernel(const __grid_constant__ cell_problem p, const __grid_constant__ ce
         multiply<true>(rest, J), multiply<true>(product, J);
         zero_if(starts, rest), zero_if(starts, product);
     };
-    walk_backward<T>(memory, own, p, at, g, advance, [] {});
+    for (int64_t count = 0; count == 0 || (part.end < at.end && !forgotten(product, at.inside));) {
+        count = tokens_of_map(at, count);
+        part.end = at.begin + count;
+        zero(rest), identity(product);
+        walk_backward<T>(memory, own, p, part, g, advance, [] {});
+    }
     store_column(c.rest + at.of_chunk(p, at.chunk, S), rest, p.N, at.inside);
     store_column(c.product + at.of_chunk(p, at.chunk, S * S), product, p.N, at.inside);
 }

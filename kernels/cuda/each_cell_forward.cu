@@ -2,7 +2,7 @@
  * equations and says when there is more than one chunk.
  *
  *   run     s[t] = f(s[t-1], u[t] + bias), y, the other states, and how far a chunk's end is from where the next begins
- *   sweep   the same without outputs, with the chunk's map of corrections: P = J[end] ... J[begin],
+ *   sweep   the same without outputs, for the chunk's map of corrections: P = J[end] ... J[begin],
  *           rest = s[end] - (what the next chunk begins with)
  *
  * A thread has a channel of a chunk (each_cell.cuh) and its states in registers. Reading u is all there is to wait for,
@@ -49,23 +49,28 @@ sweep_kernel(const __grid_constant__ cell_problem p, cell_chunks c, bool guess) 
     place at(p);
     if (at.chunk + 1 == p.chunks) return; /* nothing follows */
     channel<T> own(p, at);
+    place part = at;
     float s[S], next[S], product[S * S];
     int64_t mine = at.of_chunk(p, at.chunk, S), following = at.of_chunk(p, at.chunk + 1, S);
-    identity(product);
     if (guess) {
         own.guess(next, p, at, at.end - 1);
         store_column(c.before + following, next, p.N, at.inside);
     } else load_column(next, c.before, following, p.N, at.inside);
-    if (at.chunk == 0) own.initial(s, p, at);
-    else if (guess) own.guess(s, p, at, at.begin - 1);
-    else load_column(s, c.before, mine, p.N, at.inside);
-    walk_forward<T>(memory, own, p, at, [&](const float (&u)[U], int64_t, bool starts) {
-        float after[S], J[S * S];
-        zero_if(starts, s), zero_if(starts, product);
-        cell_jacobian(s, u, own.weight, after, after, J);
-        multiply<false>(product, J);
-        copy(s, after);
-    });
+    for (int64_t count = 0; count == 0 || (part.begin > at.begin && !forgotten(product, at.inside));) {
+        count = tokens_of_map(at, count);
+        part.begin = at.end - count;
+        if (part.begin > at.begin || (guess && at.chunk > 0)) own.guess(s, p, at, part.begin - 1);
+        else if (at.chunk == 0) own.initial(s, p, at);
+        else load_column(s, c.before, mine, p.N, at.inside);
+        identity(product);
+        walk_forward<T>(memory, own, p, part, [&](const float (&u)[U], int64_t, bool starts) {
+            float after[S], J[S * S];
+            zero_if(starts, s), zero_if(starts, product);
+            cell_jacobian(s, u, own.weight, after, after, J);
+            multiply<false>(product, J);
+            copy(s, after);
+        });
+    }
 #pragma unroll
     for (int i = 0; i < S; i++) s[i] -= next[i];
     store_column(c.rest + mine, s, p.N, at.inside);

@@ -74,8 +74,8 @@ __device__ __forceinline__ void assemble(newton_state &s, const float (&now)[S],
 
 /* The guess, which goes on from `initial` where the row does. */
 template <class T>
-__device__ __forceinline__ void guess(float (&now)[S], const channel<T> &own, const float (&u)[U], const cell_problem &p,
-                                      const place &at, int64_t t, bool starts) {
+__device__ __forceinline__ void guess(float (&now)[S], const channel<T> &own, const float (&u)[U],
+                                      const cell_problem &p, const place &at, int64_t t, bool starts) {
     float before[S];
     zero(before);
     if (t == 0 && !starts) own.initial(before, p, at);
@@ -83,9 +83,9 @@ __device__ __forceinline__ void guess(float (&now)[S], const channel<T> &own, co
 }
 
 template <class T>
-__device__ __forceinline__ void newton_token(newton_state &s, const channel<T> &own, const float (&u)[U], cell_outputs out,
-                                             const cell_problem &p, const place &at, const cell_newton &n, int64_t t,
-                                             bool starts) {
+__device__ __forceinline__ void newton_token(newton_state &s, const channel<T> &own, const float (&u)[U],
+                                             cell_outputs out, const cell_problem &p, const place &at,
+                                             const cell_newton &n, int64_t t, bool starts) {
     float now[S], fresh[S];
     float *states = n.states + (at.b * p.T + t) * S * p.N + at.n;
     zero_if(starts, s.old), zero_if(starts, s.fresh), zero_if(starts, s.d);
@@ -124,7 +124,8 @@ newton_kernel(const __grid_constant__ cell_problem p, cell_outputs out, cell_chu
 
 } // namespace
 
-void NAMED(cell_newton_, CELL)(struct device *dev, const cell_problem &p, cell_outputs out, cell_chunks c, cell_newton n) {
+void NAMED(cell_newton_, CELL)(struct device *dev, const cell_problem &p, cell_outputs out, cell_chunks c,
+                               cell_newton n) {
     with_type(p.act, [&](auto of_type) {
         using T = decltype(of_type);
         allow_ring(dev, newton_kernel<T>, forward_ring<T>);

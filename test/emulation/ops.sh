@@ -47,7 +47,7 @@ set -e
     'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=4 strided=2' 'rat B=1 T=70 H=2 G=1 P=128 Q=16 doc=0,4 strided=2' \
     'rat B=2 T=40 H=2 P=72 Q=2 initial=300 final=1 C=70 doc=0,3 strided=2' 'rat_step H=2 P=64 Q=16 C=20 strided=2' \
     'cell cell=0,1,2 method=0,1,2 Q=3 T=17 P=5,40 doc=4' 'cell cell=0,1 method=2 Q=9 T=130 H=3 P=24 doc=4 K=1 strided=1,2' \
-    'cell cell=1 B=1 T=300 H=1 P=32 doc=2' 'cell cell=0,1 method=1,2 T=33 K=1 Q=4 limit=14 report=1 doc=4' \
+    'cell cell=1 B=1 T=300 H=1 P=32 method=0,2 K=1 Q=140 doc=2' 'cell cell=0,1 method=1,2 T=33 K=1 Q=4 limit=14 report=1 doc=4' \
     'cell_step cell=0,1,2 P=5,67 strided=0,1' 'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' \
     'slstm_step B=3,9 P=5,67 strided=0,1'
 # A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
