@@ -1,17 +1,18 @@
 /* cell.cu: nonlinear recurrences of single channels, s[t] = f(s[t-1], u[t] + bias; weight): how time is cut, what goes
  * from chunk to chunk, and which way is taken. The walks over tokens are each_cell_*.cu's, compiled for every cell.
  *
- * Sequential: one walk, a thread a channel: T steps one after the other, some 75 ns each, and with less than about 40,000
- * channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c tokens are unknown,
- * first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep), and a last walk gives the solution:
+ * Sequential: one walk, a thread a channel: T steps one after the other, some 75 ns each, and with less than about
+ * 40,000 channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c tokens are
+ * unknown, first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep), and a last walk gives the
+ * solution:
  *
  *   e[j] = where chunk j ends from S[j],  P[j] = de[j]/dS[j];   d[j+1] = (e[j] - S[j+1]) + P[j] d[j];   S += d
  *
- * What a correction leaves is of second order in what it found, and that has decayed over a chunk as the cell forgets. A
- * GRU with gates about 1/2 is exact after one correction with chunks of 64 tokens; one that forgets 1/50 a token is
- * off by 1e-2 then, 1e-5 after two corrections, 1e-7 after one with chunks of 512. So chunks are as long as will still
- * fill the chip, and shorter ones get two corrections. A chunk's map (e, P) is made from the tokens next to its end
- * alone where P is nothing by then, which the warp finds out (tokens_of_map): so it mostly costs few bytes.
+ * What a correction leaves is of second order in what it found, and that has decayed over a chunk as the cell forgets.
+ * A GRU with gates about 1/2 is exact after one correction with chunks of 64 tokens; one that forgets 1/50 a token is
+ * off by 1e-2 then, 1e-5 after two corrections, 1e-4 after one with chunks of 256, 1e-7 with 512. So chunks are as long
+ * as will still fill the chip, and short ones get two corrections. A chunk's first map (e, P) is made from the tokens
+ * next to its end alone where P is nothing by then, which the warp finds out (tokens_of_map): mostly it costs little.
  *
  * Backward is linear: one walk from right to left, or the chunks' maps, a scan, and a walk of all chunks at once.
  *
@@ -29,10 +30,10 @@
 #include <math.h>
 
 enum {
-    FILL = 132 * 24 * WARP,      /* threads that fill a large chip in forward: chunks are cut for that many */
+    FILL = 132 * 20 * WARP,      /* threads that fill a large chip in forward: chunks are cut for that many */
     FILL_BACK = 132 * 16 * WARP, /* and in backward, which takes more registers */
     CHUNK_LEAST = 64,
-    CHUNK_LONG = 512,            /* from here on one correction is enough */
+    CHUNK_LONG = 256,            /* from here on one correction is enough */
     SCAN_THREADS = 64
 };
 
@@ -41,13 +42,13 @@ static const struct {
     int64_t channels, tokens;
     enum cell_method method;
 } choices[] = {
-    {16384, 0, CELL_SEQUENTIAL},
-    {0, 512, CELL_SHOOTING},
+    {FILL / 2 + 1, 0, CELL_SEQUENTIAL},
+    {0, 384, CELL_SHOOTING},
     {0, 0, CELL_SEQUENTIAL},
 };
 
 /* Backward walks in one piece from this many channels on. */
-enum { CHANNELS_AT_ONCE = 32768 };
+enum { CHANNELS_AT_ONCE = FILL_BACK / 2 + 1 };
 
 #define KERNELS(name)                                                                                                  \
     {cell_run_##name,    cell_sweep_##name,  cell_step_##name,                                                         \
@@ -56,11 +57,11 @@ static const struct cell_kernels kernels[CELL_COUNT] = {CELLS(KERNELS)};
 
 /* --- how time is cut ---------------------------------------------------------------------------------------------- */
 
-/* Tokens of a chunk where the device chooses: as many as leave `fill` threads, and not so few that the chain over the
- * chunks gets longer than that within one. */
+/* Tokens of a chunk where the device chooses: a row's, in as many parts as leave no more than `fill` threads, but not
+ * so few that the chain over the chunks gets longer than that within one. */
 static int64_t chunk_of(struct cell_shape s, int64_t fill) {
-    int64_t chunk = ceil_div(s.B * s.N * s.T, fill), balanced = (int64_t)sqrt(0.6 * (double)s.T);
-    return ceil_div(at_least(chunk, at_least(balanced, CHUNK_LEAST)), 8) * 8;
+    int64_t parts = at_least(fill / (s.B * s.N), 1), balanced = (int64_t)sqrt(0.6 * (double)s.T);
+    return ceil_div(at_least(ceil_div(s.T, parts), at_least(balanced, CHUNK_LEAST)), 8) * 8;
 }
 
 /* Not less than B N times the chunks; never shrinks where B or T grow. */

@@ -147,7 +147,7 @@ __device__ __forceinline__ void cell_gradient(const float (&before)[S], const fl
 
 /* --- places ------------------------------------------------------------------------------------------------------- */
 
-enum { WARPS = 2, THREADS = WARPS * WARP, TOKENS = 8 /* of a stage */ };
+enum { WARPS = 4, THREADS = WARPS * WARP, TOKENS = 8 /* of a stage */ };
 
 inline dim3 cell_grid(const cell_problem &p) {
     ASSERT(p.B <= 65535 && p.chunks * ceil_div(p.N, THREADS) <= INT32_MAX);
@@ -231,9 +231,11 @@ __device__ __forceinline__ void identity(float (&product)[S * S]) {
     for (int i = 0; i < S * S; i++) product[i] = i % (S + 1) == 0 ? 1.0f : 0.0f;
 }
 
-/* The tokens of a chunk that a map is made of. Most cells forget within some dozens of tokens: then the map's product is
- * nothing to fp32, and its rest does not depend on where the walk begins, so that the few tokens next to where it ends
- * will do. A walk over few says whether they did; if not, there are more. */
+/* The tokens of a chunk that a map is made of. Most cells forget within some dozens of tokens: then the map's product
+ * is nothing to fp32, and its rest does not depend on where the walk begins, so that the few tokens next to where it
+ * ends will do. A walk over few says whether they did; if not, there are more. In forward that goes for the first map,
+ * which is made from a guess anyway; later ones start from corrected states, and are made of all tokens, so that with
+ * as many corrections as there are chunks any cell is solved. */
 enum { FEW_TOKENS = 64, MORE_TIMES = 4 };
 
 __device__ __forceinline__ int64_t tokens_of_map(const place &at, int64_t tried) {
@@ -323,8 +325,8 @@ template <class T> struct copier {
         if (wide) {
 #pragma unroll
             for (int k = 0; k < TOKENS; k += ROWS)
-                cp_async_16_or_zeros(&to[k + row][column], from + (k + row) * step,
-                                     there && k + row >= first && k + row < left);
+                cp_async_16_or_zeros_of_row(&to[k + row][column], from + (k + row) * step,
+                                            there && k + row >= first && k + row < left);
         } else {
             T v[TOKENS];
 #pragma unroll

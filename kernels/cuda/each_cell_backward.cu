@@ -74,7 +74,7 @@ __device__ __forceinline__ void walk_backward(char *memory, const channel<T> &ow
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS, 8)
+__global__ void __launch_bounds__(THREADS, 4)
 totals_kernel(const __grid_constant__ cell_problem p, const __grid_constant__ cell_gradients g, cell_chunks c) {
     DYNAMIC_SHARED(char, memory);
     place at(p);
@@ -106,7 +106,7 @@ template <int COUNT> __device__ __forceinline__ void add(float (&sum)[COUNT], co
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS, 8)
+__global__ void __launch_bounds__(THREADS, 4)
 gradients_kernel(const __grid_constant__ cell_problem p, const __grid_constant__ cell_gradients g, const float *d) {
     DYNAMIC_SHARED(char, memory);
     place at(p);

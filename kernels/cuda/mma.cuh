@@ -113,6 +113,14 @@ __device__ __forceinline__ void cp_async_16_or_zeros(void *shared, const void *g
                  "l"(global), "r"((int)there) : "memory");
 }
 
+/* The same, and the whole 256 bytes about the address come into the L2 cache: for warps that read pieces of rows, whose
+ * neighbours read the next pieces at about the same time. */
+__device__ __forceinline__ void cp_async_16_or_zeros_of_row(void *shared, const void *global, bool there) {
+    asm volatile("{\n\t.reg .pred nothing;\n\tsetp.eq.s32 nothing, %2, 0;\n\t"
+                 "cp.async.cg.shared.global.L2::256B [%0], [%1], 16, nothing;\n\t}" ::"r"(shared_address(shared)),
+                 "l"(global), "r"((int)there) : "memory");
+}
+
 /* The copies of this thread since its last commit become a group. */
 __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

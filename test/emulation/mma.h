@@ -70,6 +70,10 @@ static inline void cp_async_16_or_zeros(void *shared, const void *global, bool t
     emulation::copy_start(shared, global, 16, there ? 16 : 0);
 }
 
+static inline void cp_async_16_or_zeros_of_row(void *shared, const void *global, bool there) {
+    cp_async_16_or_zeros(shared, global, there);
+}
+
 static inline void cp_async_commit() {
     emulation::copy_commit();
 }
