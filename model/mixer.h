@@ -2,7 +2,7 @@
  *
  * A mixer mixes along time (mamba, mamba2, ...); the MLP is one that does not. Each is a struct of functions in one
  * file of model/, and one line in the table of mixer.c; the rest of riverrun knows mixers by this interface only. The
- * model does r += previous output, a = norm(r), and calls the mixer with x = a; see model.h.
+ * model adds the previous output to the residual stream r, a = norm(r), and calls the mixer with x = a; see model.h.
  *
  * Memory: forward and backward are given two arenas. `saved` is positioned at the start of this layer's own region;
  * the mixer carves from it what forward leaves for backward, always by the same function, so that backward finds the

@@ -439,8 +439,8 @@ static void enter_layer(struct model *m, int i, int64_t R) {
     tensor residual = matrix(before->residual, m->ops->real, R, m);
     tensor branch = i > 0 ? matrix(m->at.branch, m->ops->act, R, m) : tensor_none();
     m->ops->add_norm_forward(m->dev, matrix(l->residual, m->ops->real, R, m), matrix(l->normed, m->ops->act, R, m),
-                             statistic(m, l->mean, R), statistic(m, l->rstd, R), residual, scale_of(m, m->w, i - 1), branch,
-                             m->w[norm], m->mc->options.norm_eps);
+                             statistic(m, l->mean, R), statistic(m, l->rstd, R), residual, scale_of(m, m->w, i - 1),
+                             branch, m->w[norm], m->mc->options.norm_eps);
 }
 
 static void embed(struct model *m, int64_t R) {
@@ -580,8 +580,8 @@ void model_begin_grads(struct model *m) {
 }
 
 /* Back through the norm before layer i: dnormed is the gradient at its output; dresidual, the stream's gradient from
- * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. On its way it
- * passes the layer's scale, whose gradient needs the same two arrays. */
+ * above (none above the final norm), becomes the one below, which is also that of the output of layer i-1. On its way
+ * it passes the layer's scale, whose gradient needs the same two arrays. */
 static void leave_layer(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
     arena *scratch = &m->areas[AREA_SCRATCH];

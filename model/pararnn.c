@@ -42,8 +42,8 @@ static const struct option pararnn_options_table[] = {
     {"gate_order", OPTION_CHOICE, FIELD(gate_order), "gate_first", 0, 0, "",
      "gate_first: norm(y silu(z)), as in Mamba-2; norm_first: norm(y) silu(z). The paper does not say.", gate_names},
     {"weight_limit", OPTION_FLOAT, FIELD(weight_limit), "0.5", 0, 1e6, "",
-     "The cell's weights are kept within +-limit after every step, which keeps its iteration from expanding; 0 = not at "
-     "all.", NULL},
+     "The cell's weights are kept within +-limit after every step, which keeps its iteration from expanding; 0 = not "
+     "at all.", NULL},
     {"cell_init", OPTION_CHOICE, FIELD(cell_init), "paper", 0, 0, "",
      "Initial values of the cell. paper: as its language models were trained, Kaiming's for the projection, weights of "
      "deviation 1/sqrt(d_model), no biases; code: as the published code draws them by default.", init_names},

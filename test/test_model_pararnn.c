@@ -1,6 +1,7 @@
 /* test_model_pararnn.c: what is particular to ParaRNN and the backbone around it: the tensors' names and initial
  * values, the limit of the cell's weights, the solvers and their reports, the scale of the residual stream. That it
- * computes what its equations say is in test_model_equations.c; what holds for every layer, in the tests of lm_models. */
+ * computes what its equations say is in test_model_equations.c; what holds for every layer, in the tests of
+ * lm_models. */
 #include "test/support_model.h"
 #include "test/unit.h"
 
@@ -233,7 +234,8 @@ static void test_residual_scale(void **state) {
     }
     assert_true(relative_error(logits[1], logits[0], B * T * 32) == 0);
     for (int i = 0; i < 16; i++) scale[i] = 2;
-    model_write_param(lm[1].m, params_find(model_params(lm[1].m), "backbone.layers.1.residual_scale"), scale, DTYPE_F64);
+    int index = params_find(model_params(lm[1].m), "backbone.layers.1.residual_scale");
+    model_write_param(lm[1].m, index, scale, DTYPE_F64);
     model_forward(lm[1].m, NULL, NULL, false);
     double *scaled = lm_read_logits(&lm[1], 0, B * T);
     assert_true(relative_error(scaled, logits[0], B * T * 32) > 1e-3);

@@ -316,11 +316,30 @@ static void test_decay_of_the_head(void **state) {
     }
 }
 
+/* ParaRNN's recipe: everything decays, detached, and the cells' weights have a limit, which a group may change. */
+static void test_limit_of_cells(void **state) {
+    (void)state;
+    json_t *o = plan_json((char *[]){"plan", "configs/pararnn/lstm-400m.ini", "group.first.match=*.0.mixer.cell.weight",
+                                     "group.first.clamp_max=0.25", "--tensors", "--json", NULL});
+    const json_t *one;
+    size_t i, limited = 0;
+    json_array_foreach(json_object_get(o, "tensors"), i, one) {
+        const char *name = json_string_value(json_object_get(one, "name"));
+        bool cell = strstr(name, "mixer.cell.weight") != NULL, first = cell && strstr(name, "layers.0.");
+        assert_true(json_number_value(json_object_get(one, "weight_decay")) == 1e-3);
+        assert_true(json_number_value(json_object_get(one, "clamp_min")) == (cell ? -0.5 : 0)); /* 0: not there */
+        assert_true(json_number_value(json_object_get(one, "clamp_max")) == (first ? 0.25 : cell ? 0.5 : 0));
+        limited += cell;
+    }
+    assert_int_equal(limited, 24);
+    json_decref(o);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published), cmocka_unit_test(test_real),     cmocka_unit_test(test_largest),
         cmocka_unit_test(test_text),      cmocka_unit_test(test_refusals), cmocka_unit_test(test_recipe),
-        cmocka_unit_test(test_decay_of_the_head),
+        cmocka_unit_test(test_decay_of_the_head), cmocka_unit_test(test_limit_of_cells),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -262,7 +262,8 @@ template <class T> __global__ void conv_final_kernel(float *final, const T *x, c
 template <int V, int W> struct conv_sums {
     float dc[W][V], dtaps[W][V], dbias[V];
 
-    /* c of token s of a group, d its dy, through a SiLU or not: its dc, and, where it belongs to the run, its part of the sums. */
+    /* c of token s of a group, d its dy, through a SiLU or not: its dc, and, where it belongs to the run, its part of the
+     * sums. */
     template <bool PLAIN, bool DOC>
     __device__ __forceinline__ void add(const window<V, W, DOC> &in, int s, const float (&c)[V], const float (&d)[V],
                                         bool silu, bool there, bool counts) {

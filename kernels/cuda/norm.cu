@@ -1,7 +1,7 @@
 /* norm.cu: residual add + norm (RMSNorm or LayerNorm), and the gated RMSNorm of Mamba-2; forward and backward of both.
  *
- *   r = scale residual + branch;  rstd = 1/sqrt(mean((r - m)^2) + eps);  y = (r - m) rstd weight;  LayerNorm: m = mean(r),
- *   RMSNorm: m = 0
+ *   r = scale residual + branch;  rstd = 1/sqrt(mean((r - m)^2) + eps);  y = (r - m) rstd weight;
+ *   LayerNorm: m = mean(r), RMSNorm: m = 0
  *   xh = (r - m) rstd;  wdy = weight dy;  c = mean(xh wdy);  dr = (wdy - b - xh c) rstd + next_scale dnext;
  *   dweight += sum dy xh;  dnext_scale += sum dnext r;  LayerNorm: b = mean(wdy), RMSNorm: b = 0
  *   u = y silu(z);  rstd = 1/sqrt(mean(u^2) + eps);  g = u rstd weight, in groups of n = I / groups
@@ -12,8 +12,9 @@
  *
  * norm.cuh says how rows are dealt out to threads. One kernel serves both norms of the residual stream: whether there is
  * a mean is asked where a row is summed.
- * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D; gated: forward 3eI, backward 5eI
- * (a scale adds none: dnext and r are read anyway; 6eI with g again, which is written in the place of dg, so that no forward pass has to be run again).
+ * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D, a scale adding none, since dnext and
+ * r are read anyway; gated: forward 3eI, backward 5eI (6eI with g again, which is written in the place of dg, so that no
+ * forward pass has to be run again).
  * All are bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, D 768 in 0.10 / 0.14 ms, I 1536 in
  * 0.10 / 0.17 ms; R 16,384, D 2048 in 0.13 / 0.18 ms, I 4096 in 0.13 / 0.23 ms.
  */
@@ -96,14 +97,14 @@ extern "C" void cuda_add_norm_forward(struct device *dev, tensor out_residual, t
         with_row_shape<4, FORWARD_ELEMENTS>(wide, D, [&](auto width, auto items, dim3 block) {
             LAUNCH(dev, (add_norm_forward_kernel<T, width.value, items.value>), (unsigned)ceil_div(R, block.y), block,
                    0, data_of<float>(out_residual), data_of<T>(y), data_of<float>(mean), data_of<float>(rstd),
-                   data_of<float>(residual), data_of<float>(scale), data_of<T>(branch), data_of<float>(weight), R, (int)D,
-                   (float)eps);
+                   data_of<float>(residual), data_of<float>(scale), data_of<T>(branch), data_of<float>(weight), R,
+                   (int)D, (float)eps);
         });
     });
 }
 
-/* A slot: the row's residual (D floats), dnext (D floats), dy (D of T). SCALED: next_scale is given, and a second row of
- * partial sums behind those of all blocks is dnext_scale's. */
+/* A slot: the row's residual (D floats), dnext (D floats), dy (D of T). SCALED: next_scale is given, and a second row
+ * of partial sums behind those of all blocks is dnext_scale's. */
 template <class T, int V, int ITEMS, bool SCALED>
 __global__ void BACKWARD_BOUNDS
 add_norm_backward_kernel(float *dresidual, T *dbranch, float *partial, const T *dy, const float *dnext,
