@@ -111,6 +111,17 @@ plant parity kernels/cpu/slstm.c 's/sum += r\[k\] \* y\[k\]/sum += 0 * r[k] * y[
     'RIVERRUN=build/riverrun sh test/test_parity.sh'
 plant separate-projections model/mixer_parts.c 's/add_dx || i > 0/add_dx/' \
     build/test/test_model_gradients build/test/test_model_gradients
+# Nonlinear cells: a document's start, the token whose Jacobian it is, Newton's iterates, a sum that is left out.
+cell=build/test/test_kernels_cell
+plant cell-document kernels/cpu/each_cell_backward.c 's/if (token.begins) memset(lambda/if (false) memset(lambda/' "$ops" "$ops grad cell"
+plant cell-jacobian kernels/cpu/each_cell_backward.c 's/state_before(block, t, token.begins, before);/stored_state(block, t, before);/' \
+    "$cell" "$cell"
+plant cell-iterate kernels/cells/lstm.h '/step_jacobian/,/^}/{s/now\[0\]/fresh/g;s/REAL fresh/(void)now; REAL fresh/}' \
+    build/test/golden "build/test/golden --precision fp64 test/golden/op-paralstm.safetensors"
+plant cell-peephole kernels/cells/lstm.h 's/dw\[3\] = du\[0\] \* c;/dw[3] = 0 * c;/' "$cell" "$cell"
+plant cell-dual kernels/cpu/each_cell.h 's/dual_slope(x) \* (1 - y \* y)/dual_slope(x) * (1 - y)/' "$cell" "$cell"
+plant cell-shooting kernels/cpu/each_cell_forward.c 's/memcpy(state, old, sizeof state);/memcpy(state, start, sizeof state);/' \
+    "$cell" "$cell"
 # Several ranks, exact resume, kills.
 plant two-ranks-are-one train/optimizer.c 's/comm_sum_f64(o->comm, &squares, 1);//' \
     "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"
