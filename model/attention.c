@@ -118,21 +118,8 @@ struct views {
     tensor lse;            /* (B, H, T) real */
 };
 
-static tensor by_token(tensor t, int64_t B, int64_t T) {
-    return tensor_split_first(t, B, T);
-}
-
-/* Columns from `from` on as heads. */
-static tensor heads_at(tensor rows, int64_t from, int64_t heads, int64_t P, int64_t B, int64_t T) {
-    return by_token(tensor_split_last(tensor_columns(rows, from, heads * P), heads, P), B, T);
-}
-
 static struct attention_shape shape_of(const struct attention_sizes *s, int64_t B, int64_t T) {
     return (struct attention_shape){.B = B, .T = T, .H = s->H, .G = s->G, .P = s->P, .C = s->C};
-}
-
-static bool recomputes_attention(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
 }
 
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, arena *saved,
@@ -140,19 +127,19 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     struct attention_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v;
-    arena *light = mixer_recomputes(layer, RECOMPUTE_LIGHT) ? scratch : saved;
-    arena *of_attention = recomputes_attention(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved;
+    arena *of_attention = mixer_repeats_scan(layer) ? scratch : saved;
     v.qkv = mixer_take(saved, ops->act, R, s.E);
-    v.raw_q = v.q = heads_at(v.qkv, 0, s.H, s.P, B, T);
-    v.raw_k = v.k = heads_at(v.qkv, s.HP, s.G, s.P, B, T);
-    v.v = heads_at(v.qkv, s.HP + s.GP, s.G, s.P, B, T);
-    v.qk = heads_at(v.qkv, 0, s.H + s.G, s.P, B, T);
+    v.raw_q = v.q = mixer_heads(v.qkv, 0, s.H, s.P, B, T);
+    v.raw_k = v.k = mixer_heads(v.qkv, s.HP, s.G, s.P, B, T);
+    v.v = mixer_heads(v.qkv, s.HP + s.GP, s.G, s.P, B, T);
+    v.qk = mixer_heads(v.qkv, 0, s.H + s.G, s.P, B, T);
     if (options_of(layer)->qk_norm) {
         tensor normed = mixer_take(light, ops->act, R, s.HP + s.GP);
-        v.q = heads_at(normed, 0, s.H, s.P, B, T);
-        v.k = heads_at(normed, s.HP, s.G, s.P, B, T);
-        v.q_rstd = by_token(mixer_take(light, ops->real, R, s.H), B, T);
-        v.k_rstd = by_token(mixer_take(light, ops->real, R, s.G), B, T);
+        v.q = mixer_heads(normed, 0, s.H, s.P, B, T);
+        v.k = mixer_heads(normed, s.HP, s.G, s.P, B, T);
+        v.q_rstd = tensor_split_first(mixer_take(light, ops->real, R, s.H), B, T);
+        v.k_rstd = tensor_split_first(mixer_take(light, ops->real, R, s.G), B, T);
     }
     v.o = mixer_take(of_attention, ops->act, R, s.HP);
     tensor lse = mixer_take(of_attention, ops->real, R, s.H);
@@ -192,10 +179,10 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     struct gradients d;
     d.d_o = mixer_take(scratch, ops->act, B * T, s.HP);
     d.dqkv = mixer_take(scratch, ops->act, B * T, s.E);
-    d.dq = heads_at(d.dqkv, 0, s.H, s.P, B, T);
-    d.dk = heads_at(d.dqkv, s.HP, s.G, s.P, B, T);
-    d.dv = heads_at(d.dqkv, s.HP + s.GP, s.G, s.P, B, T);
-    d.dqk = heads_at(d.dqkv, 0, s.H + s.G, s.P, B, T);
+    d.dq = mixer_heads(d.dqkv, 0, s.H, s.P, B, T);
+    d.dk = mixer_heads(d.dqkv, s.HP, s.G, s.P, B, T);
+    d.dv = mixer_heads(d.dqkv, s.HP + s.GP, s.G, s.P, B, T);
+    d.dqk = mixer_heads(d.dqkv, 0, s.H + s.G, s.P, B, T);
     size_t work = ops->attention_backward_scratch(shape_of(&s, B, T));
     if (options_of(layer)->qk_norm) work = mixer_largest(work, ops->rope_backward_scratch(B * T, s.H, s.P));
     d.work = arena_take(scratch, work);
@@ -254,7 +241,7 @@ static void rotate(const struct mixer_call *call, const struct views *v, tensor 
 }
 
 static tensor by_head(tensor rows, const struct views *v) {
-    return by_token(tensor_split_last(rows, v->q.dim[2], v->q.dim[3]), v->q.dim[0], v->q.dim[1]);
+    return mixer_heads(rows, 0, v->q.dim[2], v->q.dim[3], v->q.dim[0], v->q.dim[1]);
 }
 
 static void attend(const struct mixer_call *call, const struct views *v, const struct forward_work *work,
@@ -308,9 +295,9 @@ static void attention_backward(const struct mixer_call *call) {
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
     tensor positions = find_positions(call, work.positions);
-    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT) && options_of(call->layer)->qk_norm)
+    if (mixer_repeats_light(call->layer) && options_of(call->layer)->qk_norm)
         rotate(call, &v, positions);
-    if (recomputes_attention(call->layer)) attend(call, &v, &work, positions);
+    if (mixer_repeats_scan(call->layer)) attend(call, &v, &work, positions);
     ops->linear_backward(call->dev, d.d_o, false, call->dw[W_O], tensor_none(), call->dy, v.o, call->w[W_O]);
     ops->attention_backward(call->dev, d.dq, d.dk, d.dv, by_head(d.d_o, &v), by_head(v.o, &v), v.lse, v.q, v.k, v.v,
                             positions, cache_at(call, call->initial), rule_of(call->layer), d.work);

@@ -115,7 +115,7 @@ static struct views carve_saved(const struct layer *layer, const struct ops *ops
     struct mamba_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.scan = NULL};
-    arena *of_scan = mixer_recomputes(layer, RECOMPUTE_SCAN) ? scratch : saved;
+    arena *of_scan = mixer_repeats_scan(layer) ? scratch : saved;
     v.xz = mixer_take(saved, ops->act, R, 2 * s.I);
     v.low_bc = mixer_take(saved, ops->act, R, s.X);
     v.g = mixer_take(of_scan, ops->act, R, s.I);
@@ -148,7 +148,7 @@ static void carve_backward_scratch(struct views *v, const struct layer *layer, c
     cut_x(&s, v->dlow_bc, B, T, &v->dlow, &v->db, &v->dc);
     size_t scan = ops->scan_backward_scratch(scan_shape_of(&s, B, T));
     size_t conv = ops->conv_backward_scratch(B, T, s.I, s.W), again = 0;
-    if (mixer_recomputes(layer, RECOMPUTE_SCAN)) again = ops->scan_forward_scratch(scan_shape_of(&s, B, T));
+    if (mixer_repeats_scan(layer)) again = ops->scan_forward_scratch(scan_shape_of(&s, B, T));
     v->work = arena_take(scratch, mixer_largest(mixer_largest(scan, conv), again));
 }
 
@@ -176,14 +176,10 @@ enum { STATE_CONV, STATE_SCAN };
 
 /* --- computation ------------------------------------------------------------------------------ */
 
-static tensor by_token(const struct mixer_call *call, tensor rows) {
-    return tensor_split_first(rows, call->B, call->T);
-}
-
 /* x after the convolution; its last inputs go to `final` where that is wanted. */
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, by_token(call, v->x), final, v->x_in, mixer_conv_weight(w[CONV_WEIGHT]),
+    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->x), final, v->x_in, mixer_conv_weight(w[CONV_WEIGHT]),
                                  w[CONV_BIAS], initial, call->doc, true);
 }
 
@@ -195,8 +191,8 @@ static void expand_steps(const struct mixer_call *call, const struct views *v) {
 /* The scan with its gate. */
 static void scan(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     const tensor *w = call->w;
-    call->dev->ops->scan_forward(call->dev, by_token(call, v->g), final, v->scan, by_token(call, v->x),
-                                 by_token(call, v->raw), w[DT_BIAS], w[A_LOG], v->b, v->c, w[SKIP], v->z, initial,
+    call->dev->ops->scan_forward(call->dev, mixer_by_token(call, v->g), final, v->scan, mixer_by_token(call, v->x),
+                                 mixer_by_token(call, v->raw), w[DT_BIAS], w[A_LOG], v->b, v->c, w[SKIP], v->z, initial,
                                  call->doc, v->work);
 }
 
@@ -207,7 +203,7 @@ static void mamba_forward(const struct mixer_call *call) {
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !mixer_recomputes(call->layer, RECOMPUTE_SCAN);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_saved(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     carve_forward_scratch(&v, call->layer, ops, call->B, call->T, call->scratch);
 
@@ -228,15 +224,15 @@ static void mamba_backward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B, call->T, true, call->saved, call->scratch);
     carve_backward_scratch(&v, call->layer, ops, call->B, call->T, call->scratch);
-    tensor dx = by_token(call, v.dx);
+    tensor dx = mixer_by_token(call, v.dx);
 
     convolve(call, &v, initial[STATE_CONV], tensor_none());
     expand_steps(call, &v);
-    if (mixer_recomputes(call->layer, RECOMPUTE_SCAN)) scan(call, &v, initial[STATE_SCAN], tensor_none());
+    if (mixer_repeats_scan(call->layer)) scan(call, &v, initial[STATE_SCAN], tensor_none());
     ops->linear_backward(call->dev, v.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
-    ops->scan_backward(call->dev, dx, by_token(call, v.draw), v.db, v.dc, v.dz, tensor_none(), dw[DT_BIAS], dw[A_LOG],
-                       dw[SKIP], by_token(call, v.dg), tensor_none(), v.scan, by_token(call, v.x),
-                       by_token(call, v.raw), w[DT_BIAS], w[A_LOG], v.b, v.c, w[SKIP], v.z, initial[STATE_SCAN],
+    ops->scan_backward(call->dev, dx, mixer_by_token(call, v.draw), v.db, v.dc, v.dz, tensor_none(), dw[DT_BIAS], dw[A_LOG],
+                       dw[SKIP], mixer_by_token(call, v.dg), tensor_none(), v.scan, mixer_by_token(call, v.x),
+                       mixer_by_token(call, v.raw), w[DT_BIAS], w[A_LOG], v.b, v.c, w[SKIP], v.z, initial[STATE_SCAN],
                        call->doc, v.work);
     ops->linear_backward(call->dev, v.dlow, false, dw[DT_WEIGHT], tensor_none(), v.draw, v.low, w[DT_WEIGHT]);
     ops->linear_backward(call->dev, v.dx, true, dw[X_PROJ], tensor_none(), v.dlow_bc, v.x, w[X_PROJ]);

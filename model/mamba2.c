@@ -114,10 +114,6 @@ struct views {
     void *ssd;             /* what SSD saves; NULL without backward */
 };
 
-static tensor by_token(tensor t, int64_t B, int64_t T) {
-    return tensor_split_first(t, B, T);
-}
-
 static struct ssd_shape ssd_shape_of(const struct mamba2_sizes *s, int64_t B, int64_t T) {
     return (struct ssd_shape){.B = B, .T = T, .H = s->H, .P = s->P, .G = s->G, .N = s->N, .Q = s->Q};
 }
@@ -126,8 +122,8 @@ static struct ssd_shape ssd_shape_of(const struct mamba2_sizes *s, int64_t B, in
 static void cut_projection(const struct mamba2_sizes *s, tensor zxbcdt, int64_t B, int64_t T, tensor *z, tensor *xbc,
                            tensor *dt) {
     *z = tensor_columns(zxbcdt, 0, s->I);
-    *xbc = by_token(tensor_columns(zxbcdt, s->I, s->C), B, T);
-    *dt = by_token(tensor_columns(zxbcdt, s->I + s->C, s->H), B, T);
+    *xbc = tensor_split_first(tensor_columns(zxbcdt, s->I, s->C), B, T);
+    *dt = tensor_split_first(tensor_columns(zxbcdt, s->I + s->C, s->H), B, T);
 }
 
 /* Columns of the convolution's output, or of its gradient. */
@@ -137,28 +133,20 @@ static void cut_conv(const struct mamba2_sizes *s, tensor xbc, tensor *x, tensor
     *c = tensor_split_last(tensor_columns(xbc, s->I + s->G * s->N, s->G * s->N), s->G, s->N);
 }
 
-static bool is_light(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
-}
-
-static bool recomputes_ssd(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
-}
-
 /* keep: of a forward, that a backward follows; and true in backward, which reads what SSD saves. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                                 arena *saved, arena *scratch) {
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.ssd = NULL};
-    arena *light = is_light(layer) ? scratch : saved, *of_ssd = recomputes_ssd(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved, *of_ssd = mixer_repeats_scan(layer) ? scratch : saved;
     v.zxbcdt = mixer_take(saved, ops->act, R, s.E);
-    v.xbc = by_token(mixer_take(light, ops->act, R, s.C), B, T);
-    v.dt = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
-    v.a = by_token(mixer_take(saved, ops->real, R, s.H), B, T);
+    v.xbc = tensor_split_first(mixer_take(light, ops->act, R, s.C), B, T);
+    v.dt = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
+    v.a = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
     v.y = mixer_take(of_ssd, ops->act, R, s.I);
     v.rstd = mixer_take(saved, ops->real, R, s.G);
-    v.g = is_light(layer) ? tensor_none() : mixer_take(saved, ops->act, R, s.I);
+    v.g = mixer_repeats_light(layer) ? tensor_none() : mixer_take(saved, ops->act, R, s.I);
     if (keep) v.ssd = arena_take(of_ssd, ops->ssd_saved(ssd_shape_of(&s, B, T)));
     cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
     cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
@@ -167,7 +155,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
 
 /* A forward that doesn't keep the norm's output needs a place for it. */
 static void carve_normed(const struct layer *layer, const struct ops *ops, struct views *v, arena *scratch) {
-    if (is_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
+    if (mixer_repeats_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
 }
 
 /* Gradients on the way back, and memory for the operation at work. */
@@ -185,10 +173,10 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     int64_t R = B * T;
     struct gradients d;
     d.dy = mixer_take(scratch, ops->act, R, s.I);
-    d.dxbc = by_token(mixer_take(scratch, ops->act, R, s.C), B, T);
+    d.dxbc = tensor_split_first(mixer_take(scratch, ops->act, R, s.C), B, T);
     d.dg = tensor_2d(d.dxbc.data, ops->act, R, s.I); /* no longer needed when SSD writes there */
-    d.ddt = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
-    d.da = by_token(mixer_take(scratch, ops->real, R, s.H), B, T);
+    d.ddt = tensor_split_first(mixer_take(scratch, ops->real, R, s.H), B, T);
+    d.da = tensor_split_first(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.dzxbcdt = mixer_take(scratch, ops->act, R, s.E);
     cut_projection(&s, d.dzxbcdt, B, T, &d.dz, &d.dxbc_in, &d.ddt_raw);
     cut_conv(&s, d.dxbc, &d.dx, &d.db, &d.dc);
@@ -196,7 +184,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     work = mixer_largest(work, ops->ssd_backward_scratch(ssd_shape_of(&s, B, T)));
     work = mixer_largest(work, ops->conv_backward_scratch(B, T, s.C, s.W));
     work = mixer_largest(work, ops->ssd_dt_backward_scratch(B, T, s.H));
-    if (recomputes_ssd(layer)) work = mixer_largest(work, ops->ssd_forward_scratch(ssd_shape_of(&s, B, T)));
+    if (mixer_repeats_scan(layer)) work = mixer_largest(work, ops->ssd_forward_scratch(ssd_shape_of(&s, B, T)));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -237,7 +225,7 @@ static double dt_limit(const struct mamba2_options *o) {
 }
 
 static tensor by_head(const struct mixer_call *call, const struct views *v, tensor rows) {
-    return by_token(tensor_split_last(rows, v->x.dim[2], v->x.dim[3]), call->B, call->T);
+    return mixer_heads(rows, 0, v->x.dim[2], v->x.dim[3], call->B, call->T);
 }
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
@@ -265,7 +253,7 @@ static void mamba2_forward(const struct mixer_call *call) {
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_ssd(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     carve_normed(call->layer, ops, &v, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
@@ -281,16 +269,16 @@ static void mamba2_forward(const struct mixer_call *call) {
 
 /* What forward left to be computed again. */
 static void restore(const struct mixer_call *call, const struct views *v, const tensor *initial, void *work) {
-    if (!is_light(call->layer)) return;
+    if (!mixer_repeats_light(call->layer)) return;
     convolve(call, v, initial[STATE_CONV], tensor_none());
-    if (recomputes_ssd(call->layer)) recur(call, v, initial[STATE_SSD], tensor_none(), work);
+    if (mixer_repeats_scan(call->layer)) recur(call, v, initial[STATE_SSD], tensor_none(), work);
 }
 
 /* Back through out_proj and the norm. Where the norm's output was not kept, its backward puts it in dg's place, so the
  * gradient of out_proj's weights, which needs it, comes last. */
 static void project_back(const struct mixer_call *call, const struct views *v, const struct gradients *d) {
     const struct ops *ops = call->dev->ops;
-    bool again = is_light(call->layer);
+    bool again = mixer_repeats_light(call->layer);
     tensor none = tensor_none(), g = again ? d->dg : v->g;
     ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
     ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,

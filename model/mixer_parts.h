@@ -11,6 +11,23 @@ static inline size_t mixer_largest(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+/* What backward computes again: what is light, and the recurrence, too. */
+static inline bool mixer_repeats_light(const struct layer *layer) {
+    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
+}
+static inline bool mixer_repeats_scan(const struct layer *layer) {
+    return mixer_recomputes(layer, RECOMPUTE_SCAN);
+}
+
+/* Rows (B*T, ...) of a call's batch as (B,T,...). */
+static inline tensor mixer_by_token(const struct mixer_call *call, tensor rows) {
+    return tensor_split_first(rows, call->B, call->T);
+}
+/* Columns of rows (B*T, ...) from `from` on as `heads` of P channels: (B,T,heads,P). */
+static inline tensor mixer_heads(tensor rows, int64_t from, int64_t heads, int64_t P, int64_t B, int64_t T) {
+    return tensor_split_first(tensor_split_last(tensor_columns(rows, from, heads * P), heads, P), B, T);
+}
+
 /* (rows, columns) from an arena. */
 tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns);
 

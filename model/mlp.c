@@ -80,7 +80,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
 
 static struct views carve_saved(const struct layer *layer, const struct ops *ops, int64_t R, arena *saved,
                                 arena *scratch) {
-    return carve_views(layer, ops, R, saved, mixer_recomputes(layer, RECOMPUTE_LIGHT) ? scratch : saved);
+    return carve_views(layer, ops, R, saved, mixer_repeats_light(layer) ? scratch : saved);
 }
 
 static void mlp_carve(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep, arena *saved,
@@ -109,7 +109,7 @@ static void mlp_backward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch, call->scratch);
-    if (mixer_recomputes(call->layer, RECOMPUTE_LIGHT)) ops->glu_forward(call->dev, v.h, v.u, act);
+    if (mixer_repeats_light(call->layer)) ops->glu_forward(call->dev, v.h, v.u, act);
     ops->linear_backward(call->dev, d.h, false, call->dw[down], tensor_none(), call->dy, v.h, call->w[down]);
     ops->glu_backward(call->dev, d.u, d.h, v.u, act);
     mixer_linears_backward(call, call->dx, false, call->dw, d.u, call->x, call->w, down);

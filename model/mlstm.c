@@ -156,10 +156,6 @@ struct views {
     void *mlstm;       /* what the mLSTM saves; NULL without backward */
 };
 
-static tensor by_token(tensor t, int64_t B, int64_t T) {
-    return tensor_split_first(t, B, T);
-}
-
 static struct mlstm_shape shape_of(const struct mlstm_sizes *s, int64_t B, int64_t T) {
     return (struct mlstm_shape){.B = B, .T = T, .H = s->H, .K = s->K, .V = s->V, .Q = s->Q};
 }
@@ -167,18 +163,10 @@ static struct mlstm_shape shape_of(const struct mlstm_sizes *s, int64_t B, int64
 /* Columns of the projections, or of their gradient. */
 static void cut_projections(const struct mlstm_sizes *s, tensor qkvo, int64_t B, int64_t T, tensor *q, tensor *k,
                             tensor *v, tensor *o) {
-    *q = by_token(tensor_split_last(tensor_columns(qkvo, 0, s->HK), s->H, s->K), B, T);
-    *k = by_token(tensor_split_last(tensor_columns(qkvo, s->HK, s->HK), s->H, s->K), B, T);
-    *v = by_token(tensor_split_last(tensor_columns(qkvo, 2 * s->HK, s->HV), s->H, s->V), B, T);
+    *q = mixer_heads(qkvo, 0, s->H, s->K, B, T);
+    *k = mixer_heads(qkvo, s->HK, s->H, s->K, B, T);
+    *v = mixer_heads(qkvo, 2 * s->HK, s->H, s->V, B, T);
     *o = tensor_columns(qkvo, 2 * s->HK + s->HV, s->HV);
-}
-
-static bool is_light(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
-}
-
-static bool recomputes_mlstm(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
 }
 
 /* keep: of a forward, that a backward follows; and true in backward, which reads what the mLSTM saves. */
@@ -187,7 +175,8 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     struct mlstm_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.mlstm = NULL};
-    arena *light = is_light(layer) ? scratch : saved, *of_mlstm = recomputes_mlstm(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved;
+    arena *of_mlstm = mixer_repeats_scan(layer) ? scratch : saved;
     v.qkvo = mixer_take(saved, ops->act, R, s.E);
     v.gates = mixer_take(saved, ops->real, R, 2 * s.H);
     v.h = mixer_take(of_mlstm, ops->act, R, s.HV);
@@ -231,7 +220,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     size_t work = ops->head_norm_backward_scratch(R, s.HV, s.H);
     work = mixer_largest(work, ops->mlstm_backward_scratch(shape_of(&s, B, T)));
     work = mixer_largest(work, ops->softcap_backward_scratch(R, s.H));
-    if (recomputes_mlstm(layer)) work = mixer_largest(work, ops->mlstm_forward_scratch(shape_of(&s, B, T)));
+    if (mixer_repeats_scan(layer)) work = mixer_largest(work, ops->mlstm_forward_scratch(shape_of(&s, B, T)));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -290,13 +279,13 @@ static void project(const struct mixer_call *call, const struct views *v, tensor
 }
 
 static tensor by_head(const struct mixer_call *call, const struct views *v, tensor rows) {
-    return by_token(tensor_split_last(rows, v->v.dim[2], v->v.dim[3]), call->B, call->T);
+    return mixer_heads(rows, 0, v->v.dim[2], v->v.dim[3], call->B, call->T);
 }
 
 static void recur(const struct mixer_call *call, const struct views *v, struct mlstm_state final, void *work) {
     const struct mlstm_options *o = call->layer->options;
     call->dev->ops->mlstm_forward(call->dev, by_head(call, v, v->h), final, v->mlstm, v->q, v->k, v->v,
-                                  by_token(v->i, call->B, call->T), by_token(v->f, call->B, call->T),
+                                  mixer_by_token(call, v->i), mixer_by_token(call, v->f),
                                   state_at(call, call->initial), call->doc, rule_of(call->layer), o->chunk, work);
 }
 
@@ -308,7 +297,7 @@ static void normalise(const struct mixer_call *call, const struct views *v) {
 static void mlstm_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_mlstm(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     project(call, &v, work.raw);
@@ -320,8 +309,8 @@ static void mlstm_forward(const struct mixer_call *call) {
 
 /* What forward left to be computed again. */
 static void restore(const struct mixer_call *call, const struct views *v, void *work) {
-    if (!is_light(call->layer)) return;
-    if (recomputes_mlstm(call->layer)) recur(call, v, state_at(call, NULL), work);
+    if (!mixer_repeats_light(call->layer)) return;
+    if (mixer_repeats_scan(call->layer)) recur(call, v, state_at(call, NULL), work);
     normalise(call, v);
 }
 
@@ -339,9 +328,9 @@ static void mlstm_backward(const struct mixer_call *call) {
     ops->linear_backward(call->dev, d.dg, false, dw[W_OUT], none, call->dy, v.g, w[W_OUT]);
     ops->head_norm_backward(call->dev, d.dh, none, d.d_o, dw[NORM], none, d.dg, v.h, v.mean, v.rstd, w[NORM], none,
                             none, v.o, ACTIVATION_SIGMOID, d.work);
-    ops->mlstm_backward(call->dev, d.dq, d.dk, d.dv, by_token(d.di, B, T), by_token(d.df, B, T), state_at(call, NULL),
+    ops->mlstm_backward(call->dev, d.dq, d.dk, d.dv, mixer_by_token(call, d.di), mixer_by_token(call, d.df), state_at(call, NULL),
                         by_head(call, &v, d.dh), state_at(call, NULL), v.mlstm, by_head(call, &v, v.h), v.q, v.k, v.v,
-                        by_token(v.i, B, T), by_token(v.f, B, T), state_at(call, call->initial), call->doc,
+                        mixer_by_token(call, v.i), mixer_by_token(call, v.f), state_at(call, call->initial), call->doc,
                         rule_of(call->layer), o->chunk, d.work);
     ops->softcap_backward(call->dev, d.raw_i, dw[BIAS_I], d.di, v.i, cap, d.work);
     ops->softcap_backward(call->dev, d.raw_f, dw[BIAS_F], d.df, v.f, cap, d.work);

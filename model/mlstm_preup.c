@@ -131,21 +131,14 @@ static void cut_qkv(const struct mlstm_preup_sizes *s, tensor qkv, tensor *q, te
     *v = tensor_columns(qkv, 2 * s->I, s->I);
 }
 
-static bool is_light(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
-}
-
-static bool recomputes_mlstm(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
-}
-
 /* keep: of a forward, that a backward follows; and true in backward, which reads what the mLSTM saves. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                                 arena *saved, arena *scratch) {
     struct mlstm_preup_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.mlstm = NULL};
-    arena *light = is_light(layer) ? scratch : saved, *of_mlstm = recomputes_mlstm(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved;
+    arena *of_mlstm = mixer_repeats_scan(layer) ? scratch : saved;
     v.xz = mixer_take(saved, ops->act, R, 2 * s.I);
     v.xc = mixer_take(light, ops->act, R, s.I);
     v.qkv = mixer_take(light, ops->act, R, 3 * s.I);
@@ -191,7 +184,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     work = mixer_largest(work, ops->softcap_backward_scratch(R, s.H));
     work = mixer_largest(work, ops->block_linear_backward_scratch(R, s.blocks, s.block, s.block));
     work = mixer_largest(work, ops->conv_backward_scratch(B, T, s.I, s.W));
-    if (recomputes_mlstm(layer)) work = mixer_largest(work, ops->mlstm_forward_scratch(shape_of(&s, B, T)));
+    if (mixer_repeats_scan(layer)) work = mixer_largest(work, ops->mlstm_forward_scratch(shape_of(&s, B, T)));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -246,22 +239,18 @@ static const struct mlstm_state no_state; /* all none */
 /* Rows of all heads by time and head: (B, T, H, P). */
 static tensor by_head(const struct mixer_call *call, tensor rows) {
     int64_t H = ((const struct mlstm_preup_options *)call->layer->options)->heads;
-    return tensor_split_first(tensor_split_last(rows, H, rows.dim[1] / H), call->B, call->T);
-}
-
-static tensor by_token(const struct mixer_call *call, tensor rows) {
-    return tensor_split_first(rows, call->B, call->T);
+    return mixer_heads(rows, 0, H, rows.dim[1] / H, call->B, call->T);
 }
 
 /* Half of [i | f] by time. */
 static tensor gate(const struct mixer_call *call, tensor gates, int number) {
     int64_t H = gates.dim[1] / 2;
-    return by_token(call, tensor_columns(gates, number * H, H));
+    return mixer_by_token(call, tensor_columns(gates, number * H, H));
 }
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, by_token(call, v->xc), final, by_token(call, v->xm),
+    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->xc), final, mixer_by_token(call, v->xm),
                                  mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true);
 }
 
@@ -301,7 +290,7 @@ static void mlstm_preup_forward(const struct mixer_call *call) {
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_mlstm(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
 
@@ -317,10 +306,10 @@ static void mlstm_preup_forward(const struct mixer_call *call) {
 
 /* What forward left to be computed again. */
 static void restore(const struct mixer_call *call, const struct views *v, const tensor *initial, void *work) {
-    if (!is_light(call->layer)) return;
+    if (!mixer_repeats_light(call->layer)) return;
     convolve(call, v, initial[STATE_CONV], tensor_none());
     make_qkv(call, v);
-    if (recomputes_mlstm(call->layer)) recur(call, v, mlstm_of(initial), no_state, work);
+    if (mixer_repeats_scan(call->layer)) recur(call, v, mlstm_of(initial), no_state, work);
     normalise(call, v);
 }
 
@@ -356,8 +345,8 @@ static void mlstm_preup_backward(const struct mixer_call *call) {
     gates_backward(call, &v, &d);
     ops->block_linear_backward(call->dev, d.dxc, true, dw[Q_PROJ], d.dq, v.xc, w[Q_PROJ], d.work);
     ops->block_linear_backward(call->dev, d.dxc, true, dw[K_PROJ], d.dk, v.xc, w[K_PROJ], d.work);
-    ops->conv_backward(call->dev, by_token(call, d.dxm), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
-                       dw[CONV_BIAS], by_token(call, d.dxc), tensor_none(), by_token(call, v.xm),
+    ops->conv_backward(call->dev, mixer_by_token(call, d.dxm), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
+                       dw[CONV_BIAS], mixer_by_token(call, d.dxc), tensor_none(), mixer_by_token(call, v.xm),
                        mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV], call->doc, true, d.work);
     ops->block_linear_backward(call->dev, d.dxm, true, dw[V_PROJ], d.dv, v.xm, w[V_PROJ], d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[PROJ_UP], tensor_none(), d.dxz, call->x, w[PROJ_UP]);

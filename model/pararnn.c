@@ -145,20 +145,8 @@ struct views {
     tensor g;      /* (R, D) act: gated norm's output */
 };
 
-static tensor by_token(const struct mixer_call *call, tensor rows) {
-    return tensor_split_first(rows, call->B, call->T);
-}
-
 static struct cell_shape shape_of(const struct pararnn_sizes *s, int64_t B, int64_t T) {
     return (struct cell_shape){.B = B, .T = T, .N = s->D, .cell = s->cell};
-}
-
-static bool is_light(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_LIGHT);
-}
-
-static bool recomputes_cell(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
 }
 
 /* keep: of a forward, that a backward follows; and true in backward. */
@@ -167,7 +155,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     struct pararnn_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.others = tensor_none(), .g = tensor_none()};
-    arena *light = is_light(layer) ? scratch : saved, *of_cell = recomputes_cell(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved, *of_cell = mixer_repeats_scan(layer) ? scratch : saved;
     v.az = mixer_take(saved, ops->act, R, 2 * s.D);
     v.a = tensor_columns(v.az, 0, s.D);
     v.z = tensor_columns(v.az, s.D, s.D);
@@ -175,7 +163,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     v.u = mixer_take(light, ops->act, R, s.U * s.D);
     v.y = mixer_take(of_cell, ops->act, R, s.D);
     v.rstd = mixer_take(saved, ops->real, R, 1);
-    if (!is_light(layer)) v.g = mixer_take(saved, ops->act, R, s.D);
+    if (!mixer_repeats_light(layer)) v.g = mixer_take(saved, ops->act, R, s.D);
     if (!keep || s.S == 1) return v;
     tensor others = mixer_take(of_cell, ops->act, R, (s.S - 1) * s.D);
     v.others = tensor_split_first(tensor_split_last(others, s.S - 1, s.D), B, T);
@@ -184,7 +172,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
 
 /* A forward that doesn't keep the norm's output needs a place for it. */
 static void carve_normed(const struct layer *layer, const struct ops *ops, struct views *v, arena *scratch) {
-    if (is_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
+    if (mixer_repeats_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
 }
 
 /* The recurrence's input, or its gradient, as the operation has it. */
@@ -233,7 +221,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     work = mixer_largest(work, ops->cell_backward_scratch(shape_of(&s, B, T)));
     work = mixer_largest(work, ops->block_linear_backward_scratch(R, s.H, s.U * s.D / s.H, s.D / s.H));
     if (s.W > 0) work = mixer_largest(work, ops->conv_backward_scratch(B, T, s.D, s.W));
-    if (recomputes_cell(layer)) work = mixer_largest(work, cell_scratch(layer, ops, B, T));
+    if (mixer_repeats_scan(layer)) work = mixer_largest(work, cell_scratch(layer, ops, B, T));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -271,7 +259,7 @@ static void feed_cell(const struct mixer_call *call, const struct views *v, tens
     const tensor *w = call->w;
     const struct pararnn_options *o = options_of(call->layer);
     if (o->d_conv > 0)
-        ops->conv_forward(call->dev, by_token(call, v->c), final, by_token(call, v->a),
+        ops->conv_forward(call->dev, mixer_by_token(call, v->c), final, mixer_by_token(call, v->a),
                           mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, o->conv_silu);
     ops->block_linear_forward(call->dev, v->u, v->c, w[CELL_PROJ]);
 }
@@ -281,7 +269,7 @@ static void recur(const struct mixer_call *call, const struct views *v, struct c
     const struct ops *ops = call->dev->ops;
     struct pararnn_sizes s = sizes_of(call->layer);
     struct cell_solver solver = mixer_solver(call->layer, ops, call->B, call->T, call->level);
-    ops->cell_forward(call->dev, by_token(call, v->y), v->others, final, report, by_cell(&s, v->u, call->B, call->T),
+    ops->cell_forward(call->dev, mixer_by_token(call, v->y), v->others, final, report, by_cell(&s, v->u, call->B, call->T),
                       call->w[CELL_BIAS], call->w[CELL_WEIGHT], initial, call->doc, s.cell, solver, work);
 }
 
@@ -301,7 +289,7 @@ static void pararnn_forward(const struct mixer_call *call) {
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_cell(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     carve_normed(call->layer, ops, &v, call->scratch);
     void *work = arena_take(call->scratch, cell_scratch(call->layer, ops, call->B, call->T));
@@ -316,16 +304,16 @@ static void pararnn_forward(const struct mixer_call *call) {
 
 /* What forward left to be computed again. */
 static void restore(const struct mixer_call *call, const struct views *v, const tensor *initial, void *work) {
-    if (!is_light(call->layer)) return;
+    if (!mixer_repeats_light(call->layer)) return;
     feed_cell(call, v, initial[STATE_CONV], tensor_none());
-    if (recomputes_cell(call->layer)) recur(call, v, NULL, initial[STATE_CELL], tensor_none(), work);
+    if (mixer_repeats_scan(call->layer)) recur(call, v, NULL, initial[STATE_CELL], tensor_none(), work);
 }
 
 /* Back through out_proj and the norm. Where the norm's output was not kept, its backward puts it in dg's place, so the
  * gradient of out_proj's weights, which needs it, comes last. */
 static void project_back(const struct mixer_call *call, const struct views *v, const struct gradients *d) {
     const struct ops *ops = call->dev->ops;
-    bool again = is_light(call->layer);
+    bool again = mixer_repeats_light(call->layer);
     tensor none = tensor_none(), g = again ? d->dg : v->g;
     ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
     ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,
@@ -347,12 +335,12 @@ static void pararnn_backward(const struct mixer_call *call) {
     restore(call, &v, initial, d.work);
     project_back(call, &v, &d);
     ops->cell_backward(call->dev, by_cell(&s, d.du, call->B, call->T), dw[CELL_BIAS], dw[CELL_WEIGHT], none,
-                       by_token(call, d.dy), none, by_token(call, v.y), v.others, by_cell(&s, v.u, call->B, call->T),
+                       mixer_by_token(call, d.dy), none, mixer_by_token(call, v.y), v.others, by_cell(&s, v.u, call->B, call->T),
                        w[CELL_BIAS], w[CELL_WEIGHT], initial[STATE_CELL], call->doc, s.cell, d.work);
     ops->block_linear_backward(call->dev, d.dc, false, dw[CELL_PROJ], d.du, v.c, w[CELL_PROJ], d.work);
     if (s.W > 0)
-        ops->conv_backward(call->dev, by_token(call, d.da), none, mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS],
-                           by_token(call, d.dc), none, by_token(call, v.a), mixer_conv_weight(w[CONV_WEIGHT]),
+        ops->conv_backward(call->dev, mixer_by_token(call, d.da), none, mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS],
+                           mixer_by_token(call, d.dc), none, mixer_by_token(call, v.a), mixer_conv_weight(w[CONV_WEIGHT]),
                            w[CONV_BIAS], initial[STATE_CONV], call->doc, o->conv_silu, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.daz, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);

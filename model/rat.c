@@ -102,17 +102,13 @@ struct columns {
     tensor z, v, g, q, k;
 };
 
-static tensor heads_at(tensor rows, int64_t from, int64_t heads, int64_t P, int64_t B, int64_t T) {
-    return tensor_split_first(tensor_split_last(tensor_columns(rows, from, heads * P), heads, P), B, T);
-}
-
 static struct columns cut(const struct rat_sizes *s, tensor rows, int64_t B, int64_t T) {
     int64_t D = s->D, group = s->G * s->P;
-    return (struct columns){.z = heads_at(rows, 0, s->H, s->P, B, T),
-                            .v = heads_at(rows, D, s->H, s->P, B, T),
-                            .g = heads_at(rows, 2 * D, s->H, s->P, B, T),
-                            .q = heads_at(rows, 3 * D, s->G, s->P, B, T),
-                            .k = heads_at(rows, 3 * D + group, s->G, s->P, B, T)};
+    return (struct columns){.z = mixer_heads(rows, 0, s->H, s->P, B, T),
+                            .v = mixer_heads(rows, D, s->H, s->P, B, T),
+                            .g = mixer_heads(rows, 2 * D, s->H, s->P, B, T),
+                            .q = mixer_heads(rows, 3 * D, s->G, s->P, B, T),
+                            .k = mixer_heads(rows, 3 * D + group, s->G, s->P, B, T)};
 }
 
 /* What forward computes on the way; all of it is saved when a backward follows. */
@@ -127,16 +123,12 @@ static struct rat_shape shape_of(const struct rat_sizes *s, int64_t B, int64_t T
     return (struct rat_shape){.B = B, .T = T, .H = s->H, .G = s->G, .P = s->P, .Q = s->Q, .C = s->C};
 }
 
-static bool recomputes_rat(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
-}
-
 /* keep: of a forward, that a backward follows; and true in backward, which reads what RAT saves. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                                 arena *saved, arena *scratch) {
     struct rat_sizes s = sizes_of(layer);
     struct views v = {.rat = NULL};
-    arena *of_rat = recomputes_rat(layer) ? scratch : saved;
+    arena *of_rat = mixer_repeats_scan(layer) ? scratch : saved;
     v.projected = mixer_take(saved, ops->act, B * T, s.E);
     v.c = cut(&s, v.projected, B, T);
     v.y = mixer_take(of_rat, ops->act, B * T, s.D);
@@ -213,7 +205,7 @@ static tensor find_positions(const struct mixer_call *call, tensor positions) {
 }
 
 static tensor by_head(const struct mixer_call *call, const struct views *v, tensor rows) {
-    return heads_at(rows, 0, v->c.z.dim[2], v->c.z.dim[3], call->B, call->T);
+    return mixer_heads(rows, 0, v->c.z.dim[2], v->c.z.dim[3], call->B, call->T);
 }
 
 static void mix(const struct mixer_call *call, const struct views *v, const struct forward_work *work, tensor positions,
@@ -227,7 +219,7 @@ static void mix(const struct mixer_call *call, const struct views *v, const stru
 static void rat_layer_forward(const struct mixer_call *call) {
     const struct ops *ops = call->dev->ops;
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_rat(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     ops->linear_forward(call->dev, v.projected, call->x, call->w[IN_PROJ], tensor_none());
@@ -245,7 +237,7 @@ static void rat_layer_backward(const struct mixer_call *call) {
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
     tensor positions = find_positions(call, work.positions);
-    if (recomputes_rat(call->layer)) mix(call, &v, &work, positions, NULL);
+    if (mixer_repeats_scan(call->layer)) mix(call, &v, &work, positions, NULL);
     ops->linear_backward(call->dev, d.dy, false, dw[OUT_PROJ], none, call->dy, v.y, w[OUT_PROJ]);
     ops->rat_backward(call->dev, d.c.z, d.c.v, d.c.g, dw[GATE_BIAS], d.c.q, d.c.k, by_head(call, &v, d.dy), v.rat, v.c.z,
                       v.c.v, v.c.g, w[GATE_BIAS], v.c.q, v.c.k, positions, state_at(call, call->initial), o->chunk,

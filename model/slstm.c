@@ -99,18 +99,14 @@ static struct slstm_shape shape_of(const struct slstm_sizes *s, int64_t B, int64
     return (struct slstm_shape){.B = B, .T = T, .H = s->H, .P = s->P};
 }
 
-static bool recomputes_slstm(const struct layer *layer) {
-    return mixer_recomputes(layer, RECOMPUTE_SCAN);
-}
-
 /* keep: of a forward, that a backward follows; and true in backward, which reads what the sLSTM saves. */
 static struct views carve_views(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T, bool keep,
                                 arena *saved, arena *scratch) {
     struct slstm_sizes s = sizes_of(layer);
     int64_t R = B * T;
     struct views v = {.u = tensor_none(), .slstm = NULL};
-    arena *light = mixer_recomputes(layer, RECOMPUTE_LIGHT) ? scratch : saved;
-    arena *of_slstm = recomputes_slstm(layer) ? scratch : saved;
+    arena *light = mixer_repeats_light(layer) ? scratch : saved;
+    arena *of_slstm = mixer_repeats_scan(layer) ? scratch : saved;
     if (s.W > 0) v.u = mixer_take(light, ops->act, R, s.D);
     v.x = mixer_take(saved, ops->act, R, 4 * s.D);
     v.y = mixer_take(of_slstm, ops->act, R, s.D);
@@ -139,7 +135,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     work = mixer_largest(work, ops->slstm_backward_scratch(shape_of(&s, B, T)));
     work = mixer_largest(work, ops->block_linear_backward_scratch(R, s.H, s.P, s.P));
     if (s.W > 0) work = mixer_largest(work, ops->conv_backward_scratch(B, T, s.D, s.W));
-    if (recomputes_slstm(layer)) work = mixer_largest(work, ops->slstm_forward_scratch(shape_of(&s, B, T)));
+    if (mixer_repeats_scan(layer)) work = mixer_largest(work, ops->slstm_forward_scratch(shape_of(&s, B, T)));
     d.work = arena_take(scratch, work);
     return d;
 }
@@ -179,12 +175,8 @@ static bool convolves(const struct mixer_call *call) {
     return ((const struct slstm_options *)call->layer->options)->d_conv > 0;
 }
 
-static tensor by_token(const struct mixer_call *call, tensor rows) {
-    return tensor_split_first(rows, call->B, call->T);
-}
-
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    call->dev->ops->conv_forward(call->dev, by_token(call, v->u), final, by_token(call, call->x),
+    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->u), final, mixer_by_token(call, call->x),
                                  mixer_conv_weight(call->w[CONV_WEIGHT]), call->w[CONV_BIAS], initial, call->doc,
                                  true);
 }
@@ -206,7 +198,7 @@ static void make_gates(const struct mixer_call *call, const struct views *v) {
 
 static void recur(const struct mixer_call *call, const struct views *v, tensor initial, tensor final, void *work) {
     const tensor *w = call->w;
-    call->dev->ops->slstm_forward(call->dev, by_token(call, v->y), final, v->slstm, by_token(call, v->x), w[RECURRENT],
+    call->dev->ops->slstm_forward(call->dev, mixer_by_token(call, v->y), final, v->slstm, mixer_by_token(call, v->x), w[RECURRENT],
                                   w[BIAS], initial, call->doc, work);
 }
 
@@ -221,7 +213,7 @@ static void slstm_forward(const struct mixer_call *call) {
     mixer_state_views(call, call->initial, initial);
     mixer_state_views(call, call->final, final);
     size_t mark = arena_mark(call->scratch);
-    bool keep = call->keep && !recomputes_slstm(call->layer);
+    bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
 
@@ -244,8 +236,8 @@ static void gates_backward(const struct mixer_call *call, const struct views *v,
         ops->block_linear_backward(call->dev, inner ? d->du : call->dx, !first, dw[g], gate_columns(d->dx, g),
                                    gate_input(call, v, g), w[g], d->work);
         if (through && g == F_WEIGHT)
-            ops->conv_backward(call->dev, by_token(call, call->dx), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
-                               dw[CONV_BIAS], by_token(call, d->du), tensor_none(), by_token(call, call->x),
+            ops->conv_backward(call->dev, mixer_by_token(call, call->dx), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
+                               dw[CONV_BIAS], mixer_by_token(call, d->du), tensor_none(), mixer_by_token(call, call->x),
                                mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true, d->work);
     }
 }
@@ -260,14 +252,14 @@ static void slstm_backward(const struct mixer_call *call) {
     struct views v = carve_views(call->layer, ops, call->B, call->T, true, call->saved, call->scratch);
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
 
-    if (convolves(call) && mixer_recomputes(call->layer, RECOMPUTE_LIGHT))
+    if (convolves(call) && mixer_repeats_light(call->layer))
         convolve(call, &v, initial[STATE_CONV], tensor_none());
-    if (recomputes_slstm(call->layer)) recur(call, &v, initial[STATE_SLSTM], tensor_none(), d.work);
+    if (mixer_repeats_scan(call->layer)) recur(call, &v, initial[STATE_SLSTM], tensor_none(), d.work);
     ops->head_norm_backward(call->dev, d.dy, tensor_none(), tensor_none(), dw[NORM], tensor_none(), call->dy, v.y,
                             v.mean, v.rstd, w[NORM], tensor_none(), tensor_none(), tensor_none(), ACTIVATION_SILU,
                             d.work);
-    ops->slstm_backward(call->dev, by_token(call, d.dx), dw[RECURRENT], dw[BIAS], tensor_none(), by_token(call, d.dy),
-                        tensor_none(), v.slstm, by_token(call, v.y), by_token(call, v.x), w[RECURRENT], w[BIAS],
+    ops->slstm_backward(call->dev, mixer_by_token(call, d.dx), dw[RECURRENT], dw[BIAS], tensor_none(), mixer_by_token(call, d.dy),
+                        tensor_none(), v.slstm, mixer_by_token(call, v.y), mixer_by_token(call, v.x), w[RECURRENT], w[BIAS],
                         initial[STATE_SLSTM], call->doc, o->clip, d.work);
     gates_backward(call, &v, &d, initial[STATE_CONV]);
     arena_rewind(call->scratch, mark);

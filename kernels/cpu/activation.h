@@ -5,25 +5,14 @@
 #define RIVERRUN_CPU_ACTIVATION_H
 
 #include "kernels/cpu/real.h"
+#include "kernels/normal_tail.h"
 #include "kernels/ops.h"
 
-/* The normal distribution's Phi(v), and its density. In float Phi(-|v|) = exp(-v^2/2) f(|v|), and f is t times a
- * polynomial in t = 1 / (1 + 0.26 |v|), within 2e-8 of it for all |v| for which exp(-v^2/2) is a float: also the lower
- * tail is right to some units of its own. */
+/* The normal distribution's Phi(v), and its density. */
 static inline real normal_cdf(real v, real *density) {
 #ifdef REAL_IS_FLOAT
-    float e = exp_real(-0.5f * v * v), t = 1.0f / (1.0f + 0.26f * fabs_real(v));
-    float p = 3.0952546614e-2f;
-    p = p * t - 1.5501707122e-1f;
-    p = p * t + 2.5604486370e-1f;
-    p = p * t - 1.5620638237e-1f;
-    p = p * t + 1.6462353114e-1f;
-    p = p * t + 4.9437522778e-2f;
-    p = p * t + 1.0344517297e-1f;
-    p = p * t + 1.0295714015e-1f;
-    p = p * t + 1.0376266635e-1f;
-    float tail = e * (t * p);
-    *density = e * 3.9894228040e-1f;
+    float e = exp_real(-0.5f * v * v), tail = e * normal_tail(1.0f / (1.0f + NORMAL_TAIL_SCALE * fabs_real(v)));
+    *density = e * NORMAL_DENSITY;
     return v > 0 ? 1.0f - tail : tail;
 #else
     *density = exp(-0.5 * v * v) * 0.39894228040143268;

@@ -5,21 +5,13 @@
 #define RIVERRUN_CUDA_ACTIVATION_CUH
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/normal_tail.h"
 
-/* The normal distribution's Phi(v), and its density: Phi(-|v|) = exp(-v^2/2) f(|v|), and f is t times a polynomial in
- * t = 1 / (1 + 0.26 |v|), within 2e-8 of it. (kernels/cpu/activation.h has the same.) */
+/* The normal distribution's Phi(v), and its density. */
 __device__ __forceinline__ float normal_cdf(float v, float &density) {
-    float e = power_of_two(-0.5f * LOG2E * v * v), t = reciprocal(1.0f + 0.26f * fabsf(v)), p = 3.0952546614e-2f;
-    p = p * t - 1.5501707122e-1f;
-    p = p * t + 2.5604486370e-1f;
-    p = p * t - 1.5620638237e-1f;
-    p = p * t + 1.6462353114e-1f;
-    p = p * t + 4.9437522778e-2f;
-    p = p * t + 1.0344517297e-1f;
-    p = p * t + 1.0295714015e-1f;
-    p = p * t + 1.0376266635e-1f;
-    float tail = e * (t * p);
-    density = e * 3.9894228040e-1f;
+    float e = power_of_two(-0.5f * LOG2E * v * v);
+    float tail = e * normal_tail(reciprocal(1.0f + NORMAL_TAIL_SCALE * fabsf(v)));
+    density = e * NORMAL_DENSITY;
     return v > 0 ? 1.0f - tail : tail;
 }
 
