@@ -54,8 +54,8 @@ static void read_environment(void) {
     if (!text || read_fault(text)) return;
     /* A test that misspells its fault must not pass for want of one. */
     fprintf(stderr,
-            "riverrun: RIVERRUN_TEST_FAULT=%s is none of kill:N, fail:N, fail:N:ENOSPC (or EIO, EDQUOT, EACCES), full:N "
-            "and short:N with N >= 1\n",
+            "riverrun: RIVERRUN_TEST_FAULT=%s is none of kill:N, fail:N, fail:N:ENOSPC (or EIO, EDQUOT, EACCES), "
+            "full:N and short:N with N >= 1\n",
             text);
     exit(2);
 }

@@ -1,7 +1,7 @@
 /* fault.h: failures on demand, for tests. Called by common/file.c before each change it makes to the disk.
  *
- * RIVERRUN_TEST_FAULT in the environment names one change, counted from 1 (creating or opening for writing, write, sync,
- * make directory, rename, link, cut, remove), and what happens to it:
+ * RIVERRUN_TEST_FAULT in the environment names one change, counted from 1 (creating or opening for writing, write,
+ * sync, make directory, rename, link, cut, remove), and what happens to it:
  *   kill:N         the process ends by SIGKILL in place of it
  *   fail:N         it fails with ENOSPC
  *   fail:N:REASON  it fails with this: ENOSPC, EIO, EDQUOT or EACCES

@@ -39,9 +39,9 @@ int file_append(file_appender *a, const void *bytes, size_t size, error *err);
 int file_append_sync(file_appender *a, error *err);
 void file_append_close(file_appender *a); /* NULL is fine */
 
-/* Make the file `path` if need be, lock it, and write the line `holder` into it. The lock goes with *descriptor, which the
- * caller closes (-1: none). *held: another process has the lock; then *descriptor is only good for reading who. A file
- * system without locks is warned of and locked by nobody. */
+/* Make the file `path` if need be, lock it, and write the line `holder` into it. The lock goes with *descriptor, which
+ * the caller closes (-1: none). *held: another process has the lock; then *descriptor is only good for reading who. A
+ * file system without locks is warned of and locked by nobody. */
 int file_lock(int *descriptor, const char *path, const char *holder, bool *held, error *err);
 
 /* Whole files. file_read_all allocates *bytes (one extra 0 byte behind it); the caller frees. A file above `limit`

@@ -10,9 +10,9 @@
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Objects are built by long rows of jansson's calls, which leave out what they have no memory for. Rather than every row
- * looking at every call, jansson allocates through here, and what was built is looked at once: after memory has failed
- * jansson, no JSON is read or written any more, since nobody can tell what it would lack. */
+/* Objects are built by long rows of jansson's calls, which leave out what they have no memory for. Rather than every
+ * row looking at every call, jansson allocates through here, and what was built is looked at once: after memory has
+ * failed jansson, no JSON is read or written any more, since nobody can tell what it would lack. */
 static atomic_bool exhausted;
 
 static void *allocate(size_t size) {

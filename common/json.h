@@ -24,8 +24,8 @@ int json_get_int_or(const json_t *object, const char *key, const char *name, int
 int json_get_real_or(const json_t *object, const char *key, const char *name, double fallback, double *out, error *err);
 int json_get_bool_or(const json_t *object, const char *key, const char *name, bool fallback, bool *out, error *err);
 
-/* Building: jansson's own calls, whose results need no look each. A value that lacked memory leaves its place empty, and
- * json_text and json_write, through which all JSON goes out, refuse from then on. */
+/* Building: jansson's own calls, whose results need no look each. A value that lacked memory leaves its place empty,
+ * and json_text and json_write, through which all JSON goes out, refuse from then on. */
 
 /* The text of `value` in jansson's flags, or NULL with the reason. The caller frees it. `name` says in messages what it
  * is of. */

@@ -1,4 +1,5 @@
-/* safetensors.h: reading and writing the safetensors format (8-byte header length, JSON header, raw little-endian data).
+/* safetensors.h: reading and writing the safetensors format (8-byte header length, JSON header, raw little-endian
+ * data).
  *
  * The reader believes nothing: header length, JSON, dtypes, shapes, offsets (in order, no gaps or overlaps, within the
  * file) are checked before any tensor is handed out; each refusal is one sentence naming file and tensor. The file is
@@ -38,8 +39,9 @@ size_t safetensors_dtype_size(enum safetensors_dtype dtype);
 const char *safetensors_dtype_name(enum safetensors_dtype dtype);
 uint16_t safetensors_bf16(float x); /* round to nearest even; NaN stays NaN */
 
-/* Writing: entries (name, dtype, dims; data ignored) are fixed at open; then each tensor's data is appended in that order,
- * in pieces of any size. Goes through common/file.h; finish syncs and returns size and XXH64 of the whole file. */
+/* Writing: entries (name, dtype, dims; data ignored) are fixed at open; then each tensor's data is appended in that
+ * order, in pieces of any size. Goes through common/file.h; finish syncs and returns size and XXH64 of the whole
+ * file. */
 typedef struct safetensors_writer safetensors_writer;
 int safetensors_create(safetensors_writer **w, const char *path, const struct safetensors_entry *entries, size_t count,
                        const char *const *metadata /* key, value, ..., NULL; may be NULL */, error *err);

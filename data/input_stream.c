@@ -106,7 +106,8 @@ static bool ends_with(const char *name, const char *suffix) {
     return length >= tail && strcmp(name + length - tail, suffix) == 0;
 }
 
-/* What counts is how the data begins. But a file that is called compressed and does not begin so is damaged, or misnamed. */
+/* What counts is how the data begins. But a file that is called compressed and does not begin so is damaged, or
+ * misnamed. */
 static int check_name(const input_stream *s, error *err) {
     const char *format = ends_with(s->path, ".zst") ? "zstd" : ends_with(s->path, ".gz") ? "gzip" : NULL;
     if (!format || s->kind != INPUT_PLAIN) return 0;

@@ -3,10 +3,10 @@
  * A source is a row source (data/row_source.h). Of a data set of n tokens, sample i holds inputs [i*T, i*T+T) and
  * targets one token later, for i < (n-1)/T (integer division), so neighbouring samples overlap by one token and at most
  * T-1 tokens at the end of the data are left unread. A generated task makes sample i from its seed. A source's samples
- * are visited in the order of a keyed permutation, a new one every epoch (shuffle = false: in order). Several sources are interleaved by weight: in every block of
- * LOADER_BLOCK global samples source s has round(weight share * LOADER_BLOCK) places (largest remainder), in keyed
- * order (data/mixture.h). So global sample g names its source, epoch and sample without any state: the same for 1
- * rank or 64, exact on resume.
+ * are visited in the order of a keyed permutation, a new one every epoch (shuffle = false: in order). Several sources
+ * are interleaved by weight: in every block of LOADER_BLOCK global samples source s has round(weight share *
+ * LOADER_BLOCK) places (largest remainder), in keyed order (data/mixture.h). So global sample g names its source, epoch
+ * and sample without any state: the same for 1 rank or 64, exact on resume.
  *
  * Masked targets (shards with masks) become -1. With `reset`, `doc` numbers the documents of a row as kernels/ops.h
  * wants: 0 for the row's first document unless the row's first token starts one, then 1.

@@ -110,7 +110,8 @@ static void *worker_main(void *argument) {
         pthread_mutex_unlock(&w->lock);
         size_t size = slot_pack(&w->options, s);
         s->hash = XXH64(s->raw, size, 0);
-        s->packed_bytes = context ? ZSTD_compress2(context, s->packed, w->packed_capacity, s->raw, size) : (size_t)-ZSTD_error_memory_allocation;
+        s->packed_bytes = context ? ZSTD_compress2(context, s->packed, w->packed_capacity, s->raw, size)
+                                  : (size_t)-ZSTD_error_memory_allocation;
         pthread_mutex_lock(&w->lock);
         s->state = SLOT_DONE;
         pthread_cond_signal(&w->done);

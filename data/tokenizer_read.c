@@ -243,7 +243,8 @@ static int id_of(const struct reader *r, const char *token) {
     return id ? (int)json_integer_value(id) : -1;
 }
 
-/* The two sides of a merge, written "a b" or ["a", "b"], one after the other into `text`: `split` bytes and the rest. */
+/* The two sides of a merge, written "a b" or ["a", "b"], one after the other into `text`: `split` bytes and the
+ * rest. */
 static bool merge_sides(const json_t *merge, char *text, size_t size, size_t *split) {
     if (json_is_string(merge)) {
         const char *both = json_string_value(merge), *space = strchr(both, ' ');

@@ -277,7 +277,8 @@ double device_timer_seconds(struct device_timer *t, int lap) {
 const char *device_better_blas(void) {
     /* Those of OpenBLAS's x86-64 cores that lack AVX2. */
     static const char *const old[] = {"Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom", "Nano", "Generic",
-                                      "Unknown", "Sandybridge", "Opteron", "Opteron_SSE3", "Barcelona", "Bobcat", "Bulldozer",
+                                      "Unknown", "Sandybridge", "Opteron", "Opteron_SSE3", "Barcelona", "Bobcat",
+                                      "Bulldozer",
                                       "Piledriver", "Steamroller"};
     const char *core = openblas_get_corename();
     bool is_old = false;

@@ -23,12 +23,12 @@ struct device {
 /* Is there such a device in this machine, for this build? 0 if not, else its bytes of memory. Opens nothing. */
 size_t device_present(enum device_kind kind);
 
-/* The operations of a device, without opening it: enough to plan memory. Fails like device_open for what this build does
- * not have, and does not look at the machine. */
+/* The operations of a device, without opening it: enough to plan memory. Fails like device_open for what this build
+ * does not have, and does not look at the machine. */
 int device_table(const struct ops **ops, enum device_kind kind, enum precision precision, error *err);
 
-/* Open a device: the CPU in f32 or f64, a GPU in f32 or bf16. Asking for what this build or machine lacks is ERROR_INPUT
- * that says what is there. */
+/* Open a device: the CPU in f32 or f64, a GPU in f32 or bf16. Asking for what this build or machine lacks is
+ * ERROR_INPUT that says what is there. */
 int device_open(struct device **dev, enum device_kind kind, enum precision precision, error *err);
 /* The same on the GPU of this number, counted around where there are fewer. */
 int device_open_at(struct device **dev, enum device_kind kind, enum precision precision, int index, error *err);
@@ -37,13 +37,14 @@ void device_close(struct device *dev);
 int device_count(const struct device *dev);
 uint64_t device_identity(const struct device *dev);
 
-/* Between host and device memory (plain copies on the CPU). Counts are bytes. device_write is queued: the device sees the
- * bytes in turn, and the caller may change them at once, since they go through pinned memory of the device's own.
+/* Between host and device memory (plain copies on the CPU). Counts are bytes. device_write is queued: the device sees
+ * the bytes in turn, and the caller may change them at once, since they go through pinned memory of the device's own.
  * device_read waits for the work before it. Neither belongs into recorded work. */
 void device_write(struct device *dev, void *to_device, const void *from_host, size_t bytes);
 void device_read(struct device *dev, void *to_host, const void *from_device, size_t bytes);
 
-/* Queue a copy to host memory that was taken from dev->host_memory; it is there once a mark set behind it is reached. */
+/* Queue a copy to host memory that was taken from dev->host_memory; it is there once a mark set behind it is
+ * reached. */
 void device_fetch(struct device *dev, void *to_host, const void *from_device, size_t bytes);
 
 /* A mark behind all that has been queued; device_wait returns when the device has come to it. Marks may be forgotten.
@@ -82,8 +83,8 @@ struct device_memory_use device_memory(struct device *dev);
 double device_peak_flops(const struct device *dev);
 
 /* How long the device takes for pieces of work, by its own clock: CUDA events among what is submitted, which wait for
- * nothing on the host; on the CPU a monotonic clock. A timer has `laps` places; between start and stop of a lap lies the
- * work that it times. The seconds of a lap are there after a device_check() behind its stop. */
+ * nothing on the host; on the CPU a monotonic clock. A timer has `laps` places; between start and stop of a lap lies
+ * the work that it times. The seconds of a lap are there after a device_check() behind its stop. */
 struct device_timer;
 int device_timer_open(struct device_timer **timer, struct device *dev, int laps, error *err);
 void device_timer_close(struct device_timer *timer);
@@ -91,10 +92,10 @@ void device_timer_start(struct device_timer *timer, int lap);
 void device_timer_stop(struct device_timer *timer, int lap);
 double device_timer_seconds(struct device_timer *timer, int lap);
 
-/* The OPENBLAS_CORETYPE under which OpenBLAS would use this processor's vectors, where it does not by itself; NULL where
- * it does. A release older than the processor takes it for a very old one, and multiplies at a third of the speed: 0.3.21
- * (Debian 12) on an Intel Xeon of 2023 trained 2,900 tokens/s, and 9,100 when told SkylakeX. The variable counts when
- * the library is loaded, so it is main() that acts on this. */
+/* The OPENBLAS_CORETYPE under which OpenBLAS would use this processor's vectors, where it does not by itself; NULL
+ * where it does. A release older than the processor takes it for a very old one, and multiplies at a third of the
+ * speed: 0.3.21 (Debian 12) on an Intel Xeon of 2023 trained 2,900 tokens/s, and 9,100 when told SkylakeX. The variable
+ * counts when the library is loaded, so it is main() that acts on this. */
 const char *device_better_blas(void);
 
 /* "2 threads, AVX-512, OpenBLAS 0.3.21 (SkylakeX)", or a GPU's name and size, for the log's first line. */

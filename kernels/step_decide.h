@@ -1,5 +1,6 @@
 /* step_decide.h: the arithmetic of step_scalars and worst_reports (kernels/ops.h), once for all tables: a few dozen
- * operations in double that one thread does, and the look through a layer's reports. Included by kernels/cpu/optimizer.c and kernels/cuda/optimizer.cu. */
+ * operations in double that one thread does, and the look through a layer's reports. Included by
+ * kernels/cpu/optimizer.c and kernels/cuda/optimizer.cu. */
 #ifndef RIVERRUN_STEP_DECIDE_H
 #define RIVERRUN_STEP_DECIDE_H
 

@@ -29,8 +29,8 @@ typedef struct tensor {
     int ndim;
     int64_t dim[TENSOR_DIMS];
     int64_t stride[TENSOR_DIMS]; /* in elements */
-    bool empty; /* of a sum that an operation adds to: nothing is there yet, so that it may write instead of adding. Only
-                 * operations whose contract says so look at it */
+    bool empty; /* of a sum that an operation adds to: nothing is there yet, so that it may write instead of adding.
+                 * Only operations whose contract says so look at it */
 } tensor;
 
 tensor tensor_none(void);
@@ -56,6 +56,7 @@ tensor tensor_reshape(tensor t, int ndim, const int64_t *dim);
 
 int64_t tensor_count(tensor t); /* elements */
 bool tensor_contiguous(tensor t);
-bool tensor_is(tensor t, int ndim, ...); /* ndim and each int64_t dimension match; -1 matches any. Cast literals: (int64_t)4 */
+bool tensor_is(tensor t, int ndim, ...); /* ndim and each int64_t dimension match; -1 matches any. Cast literals:
+                                          * (int64_t)4 */
 
 #endif

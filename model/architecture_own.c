@@ -129,7 +129,8 @@ int architecture_read_own(const json_t *object, const char *name, config *c, err
         json_object_foreach(members, key, value) {
             const char *text = text_of(value, room, sizeof room);
             if (!plain_name(key) || !text)
-                return error_input(err, "%s: '%s' in '" SETTINGS ".%s' must be a plain name with a number, a text, true or "
+                return error_input(err,
+                                   "%s: '%s' in '" SETTINGS ".%s' must be a plain name with a number, a text, true or "
                                         "false", name, architecture_shown(key, shown), section);
             TRY(config_set(c, section, key, text, err));
         }

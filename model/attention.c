@@ -1,14 +1,14 @@
 /* attention.c: the attention layer of Transformers (arXiv 1706.03762) with rotary positions, grouped heads of keys and
- * values (arXiv 2305.13245) and a sliding window, as Llama and its kin have it. The mathematics is in docs/attention.md;
- * the operations are kernels/ops.h's.
+ * values (arXiv 2305.13245) and a sliding window, as Llama and its kin have it. The mathematics is in
+ * docs/attention.md; the operations are kernels/ops.h's.
  *
  *   q, k, v = W_q x, W_k x, W_v x;   q, k = rotated by the token's position, each head normed before if qk_norm says so
  *   per head: o_t = sum_j softmax_j(P^-1/2 q_t . k_j) v_j over the tokens j that t sees;   output = W_o o
  *
- * A token sees those of its document up to itself, the last `window` of them where there is a window. Saved for backward:
- * the projections (rotated in place), the attention's output and the logarithms of its sums, and with qk_norm the normed
- * and rotated queries and keys; less what the layer's level of recomputation (mixer.h) has computed again: those last
- * ones, then the attention's output.
+ * A token sees those of its document up to itself, the last `window` of them where there is a window. Saved for
+ * backward: the projections (rotated in place), the attention's output and the logarithms of its sums, and with qk_norm
+ * the normed and rotated queries and keys; less what the layer's level of recomputation (mixer.h) has computed again:
+ * those last ones, then the attention's output.
  * State: keys and values of the last `context` (or `window`) tokens, and how many tokens there were: a ring
  * (struct attention_cache). A forward may have the same memory as initial and final state. No gradient goes into it.
  * Reached through the mixer table (mixer.c); owns no memory. */

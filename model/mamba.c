@@ -179,8 +179,8 @@ enum { STATE_CONV, STATE_SCAN };
 /* x after the convolution; its last inputs go to `final` where that is wanted. */
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
     const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->x), final, v->x_in, mixer_conv_weight(w[CONV_WEIGHT]),
-                                 w[CONV_BIAS], initial, call->doc, true);
+    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->x), final, v->x_in,
+                                 mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true);
 }
 
 /* Step sizes without bias, from x_proj's output. The bias is the scan's, which adds it in full precision. */
@@ -230,10 +230,10 @@ static void mamba_backward(const struct mixer_call *call) {
     expand_steps(call, &v);
     if (mixer_repeats_scan(call->layer)) scan(call, &v, initial[STATE_SCAN], tensor_none());
     ops->linear_backward(call->dev, v.dg, false, dw[OUT_PROJ], tensor_none(), call->dy, v.g, w[OUT_PROJ]);
-    ops->scan_backward(call->dev, dx, mixer_by_token(call, v.draw), v.db, v.dc, v.dz, tensor_none(), dw[DT_BIAS], dw[A_LOG],
-                       dw[SKIP], mixer_by_token(call, v.dg), tensor_none(), v.scan, mixer_by_token(call, v.x),
-                       mixer_by_token(call, v.raw), w[DT_BIAS], w[A_LOG], v.b, v.c, w[SKIP], v.z, initial[STATE_SCAN],
-                       call->doc, v.work);
+    ops->scan_backward(call->dev, dx, mixer_by_token(call, v.draw), v.db, v.dc, v.dz, tensor_none(), dw[DT_BIAS],
+                       dw[A_LOG], dw[SKIP], mixer_by_token(call, v.dg), tensor_none(), v.scan,
+                       mixer_by_token(call, v.x), mixer_by_token(call, v.raw), w[DT_BIAS], w[A_LOG], v.b, v.c, w[SKIP],
+                       v.z, initial[STATE_SCAN], call->doc, v.work);
     ops->linear_backward(call->dev, v.dlow, false, dw[DT_WEIGHT], tensor_none(), v.draw, v.low, w[DT_WEIGHT]);
     ops->linear_backward(call->dev, v.dx, true, dw[X_PROJ], tensor_none(), v.dlow_bc, v.x, w[X_PROJ]);
     ops->conv_backward(call->dev, v.dx_in, tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], dx,

@@ -1,5 +1,5 @@
-/* mixer.c: the table of mixers, and what all of them share about states and solvers. A new mixer is a line in each of the two
- * lists. Called by model_config.c (by name) and model.c. */
+/* mixer.c: the table of mixers, and what all of them share about states and solvers. A new mixer is a line in each of
+ * the two lists. Called by model_config.c (by name) and model.c. */
 #include "model/mixer.h"
 
 #include <string.h>

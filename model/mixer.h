@@ -73,7 +73,8 @@ struct mixer_call {
     tensor x, y;   /* (B*T, D) act: the normed input; the output (forward: =) */
     tensor dy, dx; /* backward: gradient at y; gradient at x (=) */
     /* The state before the first token (NULL: zero), which backward reads again, and where forward leaves the one after
-     * the last token (NULL: nowhere), never the same memory but for mixers that take it (state_in_place). In a step: `final` is read and updated. */
+     * the last token (NULL: nowhere), never the same memory but for mixers that take it (state_in_place). In a step:
+     * `final` is read and updated. */
     const void *initial;
     void *final;
     /* For mixers with a solver, in forward and wherever backward computes a recurrence again: */
@@ -108,8 +109,8 @@ struct mixer {
      * dimension is the sequence, each on a multiple of ARENA_ALIGN bytes; returns how many, 0 = stateless. */
     int (*state)(const struct layer *layer, const struct ops *ops, int64_t B, void *memory, tensor views[MIXER_STATES]);
 
-    /* How the recurrence of B sequences of T tokens is solved by the config alone (SOLVER_CHOSEN); NULL: the mixer solves
-     * nothing. forward and carve ask for it by mixer_solver and mixer_solver_scratch. */
+    /* How the recurrence of B sequences of T tokens is solved by the config alone (SOLVER_CHOSEN); NULL: the mixer
+     * solves nothing. forward and carve ask for it by mixer_solver and mixer_solver_scratch. */
     struct cell_solver (*solver)(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T);
 
     /* Per token, in sequences of T tokens; a multiply-add is 2. */

@@ -1,6 +1,6 @@
 /* model.h: the language model: embedding, layers, final norm, head; forward, loss, backward, decode.
  *
- *   r = E[token];   for each layer i: (r = s_i-1 r + out of layer i-1), a = norm_i(r), out = mixer_i(a);   s_i is 1, or a
+ *   r = E[token];   for each layer i: (r = s_i-1 r + out of layer i-1), a = norm_i(r), out = mixer_i(a); s_i is 1, or a
  *   vector of weights;
  *   f = norm_f(r + out);   logits = f W^T, W = E if tied, or c tanh(f W^T / c) with a cap c.
  * A block is a mixer layer and, if the config says so, an MLP layer. Source: arXiv 2312.00752 and 2405.21060;
@@ -16,7 +16,8 @@
 
 /* --- configuration -------------------------------------------------------------------------------------------------
  * [model] d_model, vocab_size (0 = the tokenizer's), pad_vocab_to, tie_embeddings, norm, norm_eps, logit_cap, init,
- * pattern ("m*24", "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp, recompute, residual_scale, and the keys of both. */
+ * pattern ("m*24", "(m*7 a)*4"), recompute_span; [block.NAME] mixer, mlp, recompute, residual_scale, and the keys of
+ * both. */
 #define MODEL_FLOPS_MAX (2 * LIMIT_BLOCK_KINDS + 1)
 enum model_norm { MODEL_NORM_RMS = 0, MODEL_NORM_LAYER };
 struct model_options {
@@ -129,10 +130,11 @@ void model_init(struct model *m, uint64_t seed); /* the papers' initialisation *
 void model_read_param(const struct model *m, int index, void *values, enum dtype dtype);
 void model_write_param(struct model *m, int index, const void *values, enum dtype dtype);
 
-/* Layers that solve a nonlinear recurrence are numbered from 0 in their order (layer.solver; model_config.solver_count).
+/* Layers that solve a nonlinear recurrence are numbered from 0 in their order (layer.solver;
+ * model_config.solver_count).
  * Each forward adds what their solvers say to the reports, which are in device memory and are zeroed by
- * model_zero_reports. A level holds for what is queued from then on; work that was recorded keeps the one it was recorded
- * with. */
+ * model_zero_reports. A level holds for what is queued from then on; work that was recorded keeps the one it was
+ * recorded with. */
 const struct layer *model_solver_layer(const struct model_config *mc, int solver);
 struct cell_report *model_reports(const struct model *m);
 void model_zero_reports(struct model *m);
@@ -170,8 +172,8 @@ void model_read_sums(struct model *m, struct loss_sums *sums);
 void model_zero_sums(struct model *m);
 struct loss_sums *model_sums(const struct model *m); /* in device memory */
 void model_zero_grads(struct model *m);
-/* The same, for who runs model_loss(backward) and model_backward next: gradients that a product fills are not zeroed but
- * written by it. */
+/* The same, for who runs model_loss(backward) and model_backward next: gradients that a product fills are not zeroed
+ * but written by it. */
 void model_begin_grads(struct model *m);
 
 /* After model_loss(backward = true). ready (may be NULL) is called when a bucket's gradients are complete for this

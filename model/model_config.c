@@ -39,10 +39,11 @@ const struct option model_options_table[] = {
      "Logits u become cap tanh(u / cap), in training and everywhere else; 0 = they stay as they are.", NULL},
     {"init", OPTION_CHOICE, FIELD(model_options, init), "default", 0, 0, "",
      "Initial values of embedding, head and MLPs. default: as Mamba's code draws them; small: as xLSTM's, normal with "
-     "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections; open_lm: "
-     "as open_lm's and DCLM's, normal within three standard deviations of 1 / sqrt(inputs), last projections divided by "
-     "sqrt(2 (block + 1)); normal: all with standard deviation 0.02. Attention and ParaRNN follow it, too; other mixers "
-     "have rules of their own.", init_names},
+     "standard deviation sqrt(2 / (5 d_model)), and 2 / (blocks sqrt(d_model)) for the MLPs' last projections; "
+     "open_lm: "
+     "as open_lm's and DCLM's, normal within three standard deviations of 1 / sqrt(inputs), last projections divided "
+     "by sqrt(2 (block + 1)); normal: all with standard deviation 0.02. Attention and ParaRNN follow it, too; other "
+     "mixers have rules of their own.", init_names},
     {"pattern", OPTION_STRING, FIELD(model_options, pattern), NULL, 0, 0, "",
      "The blocks in order, by the names of their sections: m*24 is 24 blocks [block.m]; (m*7 a)*4 is 32 blocks.", NULL},
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",

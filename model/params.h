@@ -90,12 +90,12 @@ int params_copy(struct params *to, const struct params *from, error *err);
 /* Whether everything that was added found memory; once, after the last params_add. */
 int params_check(const struct params *p, error *err);
 
-/* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. Without memory
- * nothing is added, and params_check tells. */
+/* Append a tensor to the current bucket; returns its index. The name is formatted; dims given as an array. Without
+ * memory nothing is added, and params_check tells. */
 int params_add(struct params *p, int ndim, const int64_t *dim, struct init init, bool decay, bool keep_real,
                const char *name_format, ...) __attribute__((format(printf, 7, 8)));
-/* The `count` tensors added last have gradients that a single linear_backward or head_loss adds to, before anything else
- * does and to all of it: the first micro-batch of a step need not find zeros there. */
+/* The `count` tensors added last have gradients that a single linear_backward or head_loss adds to, before anything
+ * else does and to all of it: the first micro-batch of a step need not find zeros there. */
 void params_filled(struct params *p, int count);
 /* The tensor added last is kept within [-limit, limit]; 0: not at all. */
 void params_clamp(struct params *p, double limit);

@@ -269,8 +269,9 @@ static void recur(const struct mixer_call *call, const struct views *v, struct c
     const struct ops *ops = call->dev->ops;
     struct pararnn_sizes s = sizes_of(call->layer);
     struct cell_solver solver = mixer_solver(call->layer, ops, call->B, call->T, call->level);
-    ops->cell_forward(call->dev, mixer_by_token(call, v->y), v->others, final, report, by_cell(&s, v->u, call->B, call->T),
-                      call->w[CELL_BIAS], call->w[CELL_WEIGHT], initial, call->doc, s.cell, solver, work);
+    ops->cell_forward(call->dev, mixer_by_token(call, v->y), v->others, final, report,
+                      by_cell(&s, v->u, call->B, call->T), call->w[CELL_BIAS], call->w[CELL_WEIGHT], initial, call->doc,
+                      s.cell, solver, work);
 }
 
 static bool norm_first(const struct layer *layer) {
@@ -335,13 +336,15 @@ static void pararnn_backward(const struct mixer_call *call) {
     restore(call, &v, initial, d.work);
     project_back(call, &v, &d);
     ops->cell_backward(call->dev, by_cell(&s, d.du, call->B, call->T), dw[CELL_BIAS], dw[CELL_WEIGHT], none,
-                       mixer_by_token(call, d.dy), none, mixer_by_token(call, v.y), v.others, by_cell(&s, v.u, call->B, call->T),
-                       w[CELL_BIAS], w[CELL_WEIGHT], initial[STATE_CELL], call->doc, s.cell, d.work);
+                       mixer_by_token(call, d.dy), none, mixer_by_token(call, v.y), v.others,
+                       by_cell(&s, v.u, call->B, call->T), w[CELL_BIAS], w[CELL_WEIGHT], initial[STATE_CELL], call->doc,
+                       s.cell, d.work);
     ops->block_linear_backward(call->dev, d.dc, false, dw[CELL_PROJ], d.du, v.c, w[CELL_PROJ], d.work);
     if (s.W > 0)
-        ops->conv_backward(call->dev, mixer_by_token(call, d.da), none, mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS],
-                           mixer_by_token(call, d.dc), none, mixer_by_token(call, v.a), mixer_conv_weight(w[CONV_WEIGHT]),
-                           w[CONV_BIAS], initial[STATE_CONV], call->doc, o->conv_silu, d.work);
+        ops->conv_backward(call->dev, mixer_by_token(call, d.da), none, mixer_conv_weight(dw[CONV_WEIGHT]),
+                           dw[CONV_BIAS], mixer_by_token(call, d.dc), none, mixer_by_token(call, v.a),
+                           mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV], call->doc,
+                           o->conv_silu, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.daz, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }

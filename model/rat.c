@@ -211,9 +211,9 @@ static tensor by_head(const struct mixer_call *call, const struct views *v, tens
 static void mix(const struct mixer_call *call, const struct views *v, const struct forward_work *work, tensor positions,
                 const void *final) {
     const struct rat_options *o = options_of(call->layer);
-    call->dev->ops->rat_forward(call->dev, by_head(call, v, v->y), state_at(call, final), v->rat, v->c.z, v->c.v, v->c.g,
-                                call->w[GATE_BIAS], v->c.q, v->c.k, positions, state_at(call, call->initial), o->chunk,
-                                o->rope_base, work->rat);
+    call->dev->ops->rat_forward(call->dev, by_head(call, v, v->y), state_at(call, final), v->rat, v->c.z, v->c.v,
+                                v->c.g, call->w[GATE_BIAS], v->c.q, v->c.k, positions, state_at(call, call->initial),
+                                o->chunk, o->rope_base, work->rat);
 }
 
 static void rat_layer_forward(const struct mixer_call *call) {
@@ -239,9 +239,9 @@ static void rat_layer_backward(const struct mixer_call *call) {
     tensor positions = find_positions(call, work.positions);
     if (mixer_repeats_scan(call->layer)) mix(call, &v, &work, positions, NULL);
     ops->linear_backward(call->dev, d.dy, false, dw[OUT_PROJ], none, call->dy, v.y, w[OUT_PROJ]);
-    ops->rat_backward(call->dev, d.c.z, d.c.v, d.c.g, dw[GATE_BIAS], d.c.q, d.c.k, by_head(call, &v, d.dy), v.rat, v.c.z,
-                      v.c.v, v.c.g, w[GATE_BIAS], v.c.q, v.c.k, positions, state_at(call, call->initial), o->chunk,
-                      o->rope_base, d.work);
+    ops->rat_backward(call->dev, d.c.z, d.c.v, d.c.g, dw[GATE_BIAS], d.c.q, d.c.k, by_head(call, &v, d.dy), v.rat,
+                      v.c.z, v.c.v, v.c.g, w[GATE_BIAS], v.c.q, v.c.k, positions, state_at(call, call->initial),
+                      o->chunk, o->rope_base, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.dprojected, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }

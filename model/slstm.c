@@ -198,8 +198,8 @@ static void make_gates(const struct mixer_call *call, const struct views *v) {
 
 static void recur(const struct mixer_call *call, const struct views *v, tensor initial, tensor final, void *work) {
     const tensor *w = call->w;
-    call->dev->ops->slstm_forward(call->dev, mixer_by_token(call, v->y), final, v->slstm, mixer_by_token(call, v->x), w[RECURRENT],
-                                  w[BIAS], initial, call->doc, work);
+    call->dev->ops->slstm_forward(call->dev, mixer_by_token(call, v->y), final, v->slstm, mixer_by_token(call, v->x),
+                                  w[RECURRENT], w[BIAS], initial, call->doc, work);
 }
 
 static void normalise(const struct mixer_call *call, const struct views *v) {
@@ -236,9 +236,10 @@ static void gates_backward(const struct mixer_call *call, const struct views *v,
         ops->block_linear_backward(call->dev, inner ? d->du : call->dx, !first, dw[g], gate_columns(d->dx, g),
                                    gate_input(call, v, g), w[g], d->work);
         if (through && g == F_WEIGHT)
-            ops->conv_backward(call->dev, mixer_by_token(call, call->dx), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
-                               dw[CONV_BIAS], mixer_by_token(call, d->du), tensor_none(), mixer_by_token(call, call->x),
-                               mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true, d->work);
+            ops->conv_backward(call->dev, mixer_by_token(call, call->dx), tensor_none(),
+                               mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], mixer_by_token(call, d->du),
+                               tensor_none(), mixer_by_token(call, call->x), mixer_conv_weight(w[CONV_WEIGHT]),
+                               w[CONV_BIAS], initial, call->doc, true, d->work);
     }
 }
 
@@ -258,9 +259,10 @@ static void slstm_backward(const struct mixer_call *call) {
     ops->head_norm_backward(call->dev, d.dy, tensor_none(), tensor_none(), dw[NORM], tensor_none(), call->dy, v.y,
                             v.mean, v.rstd, w[NORM], tensor_none(), tensor_none(), tensor_none(), ACTIVATION_SILU,
                             d.work);
-    ops->slstm_backward(call->dev, mixer_by_token(call, d.dx), dw[RECURRENT], dw[BIAS], tensor_none(), mixer_by_token(call, d.dy),
-                        tensor_none(), v.slstm, mixer_by_token(call, v.y), mixer_by_token(call, v.x), w[RECURRENT], w[BIAS],
-                        initial[STATE_SLSTM], call->doc, o->clip, d.work);
+    ops->slstm_backward(call->dev, mixer_by_token(call, d.dx), dw[RECURRENT], dw[BIAS], tensor_none(),
+                        mixer_by_token(call, d.dy), tensor_none(), v.slstm, mixer_by_token(call, v.y),
+                        mixer_by_token(call, v.x), w[RECURRENT], w[BIAS], initial[STATE_SLSTM], call->doc, o->clip,
+                        d.work);
     gates_backward(call, &v, &d, initial[STATE_CONV]);
     arena_rewind(call->scratch, mark);
 }

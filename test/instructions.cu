@@ -1,7 +1,7 @@
-/* instructions.cu: does every function of kernels/cuda/mma.cuh, cluster.cuh and wgmma.cuh, and every exchange between lanes,
- * do what its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it asks the
- * GPU, in the emulated build the emulation: what passes both is the same in both, which is what the emulated tests rest
- * on.
+/* instructions.cu: does every function of kernels/cuda/mma.cuh, cluster.cuh and wgmma.cuh, and every exchange between
+ * lanes, do what its comment says? Against plain loops on the host, with numbers whose sums are exact. Built by nvcc it
+ * asks the GPU, in the emulated build the emulation: what passes both is the same in both, which is what the emulated
+ * tests rest on.
  *
  *   instructions            exit code 0: all as said; 1: something differs; 77: there is no GPU
  */
@@ -367,7 +367,7 @@ static void check_clusters(unsigned blocks) {
     }
 }
 
-/* --- products of a warpgroup --------------------------------------------------------------------------------------- */
+/* --- products of a warpgroup -------------------------------------------------------------------------------------- */
 
 enum { SIDE = TILE_COLUMNS };
 

@@ -358,9 +358,9 @@ static void row_run(struct session *s, const struct op_row *row, const char *lin
     fflush(stdout);
 }
 
-static const struct op_row *const *const all_rows[] = {ops_basic_rows, ops_norm_rows,  ops_recurrent_rows, ops_scan_rows,
-                                                   ops_mlstm_rows, ops_slstm_rows, ops_attention_rows, ops_rat_rows,
-                                                   ops_cell_rows};
+static const struct op_row *const *const all_rows[] = {ops_basic_rows, ops_norm_rows,  ops_recurrent_rows,
+                                                   ops_scan_rows, ops_mlstm_rows, ops_slstm_rows, ops_attention_rows,
+                                                   ops_rat_rows, ops_cell_rows};
 enum { ROW_LISTS = sizeof all_rows / sizeof *all_rows };
 
 static bool row_named(const char *name, size_t length) {

@@ -71,7 +71,8 @@ struct operand {
     bool no_gradient;        /* backward neither gives nor takes a gradient (states never have one) */
     double mean, spread;     /* values are mean + spread * normal (0 and 1 unless set) */
     void (*fill)(struct run *r, struct operand *o); /* instead: writes o->values (or o->index) itself */
-    bool (*held)(const struct run *r, const struct operand *o, int64_t i); /* this element's gradient is 0 by definition */
+    bool (*held)(const struct run *r, const struct operand *o, int64_t i); /* this element's gradient is 0 by
+                                                                            * definition */
     double terms;            /* the longest sum that ends in one element of the value ... */
     double gradient_terms;   /* ... and of the gradient (1 unless set) */
     const char *alias;       /* this output lies in the memory of that input (an update in place) */

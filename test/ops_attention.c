@@ -270,8 +270,8 @@ static void give_cache(struct run *to, struct run *store, bool as_state) {
 
 static void store_open(struct run *store, struct run *r, int64_t T, int64_t C, bool doc) {
     char changes[160];
-    snprintf(changes, sizeof changes, "B=%lld T=%lld G=%lld P=%lld C=%lld doc=%d", (long long)param(r, "B"), (long long)T,
-             (long long)param(r, "G"), (long long)param(r, "P"), (long long)C, doc);
+    snprintf(changes, sizeof changes, "B=%lld T=%lld G=%lld P=%lld C=%lld doc=%d", (long long)param(r, "B"),
+             (long long)T, (long long)param(r, "G"), (long long)param(r, "P"), (long long)C, doc);
     run_open_row(store, r, &attention_store, changes);
     for (int i = 0; i < store->operands; i++)
         if (store->operand[i].kind == OPERAND_STATE)
@@ -446,7 +446,8 @@ static void rope_defined(struct run *r) {
         double position = (double)position_of(r, at / H / T, at / H % T);
         for (int64_t i = 0; i < half; i++) {
             double angle = base > 0 ? position * pow(base, -2.0 * (double)i / (double)P) : 0;
-            double a = from[i] * rstd * (w ? w->values[i] : 1), b = from[i + half] * rstd * (w ? w->values[i + half] : 1);
+            double a = from[i] * rstd * (w ? w->values[i] : 1);
+            double b = from[i + half] * rstd * (w ? w->values[i + half] : 1);
             want[at * P + i] = a * cos(angle) - b * sin(angle);
             want[at * P + i + half] = b * cos(angle) + a * sin(angle);
         }

@@ -312,7 +312,8 @@ static void head_loss_declare(struct run *r) {
 
 static void head_loss_forward(struct run *r) {
     r->ops->head_loss(r->dev, value(r, "sums").data, value(r, "losses"), tensor_none(), tensor_none(), value(r, "x"),
-                      value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r), (double)param(r, "cap"), r->scratch);
+                      value(r, "w"), value(r, "targets"), HEAD_SCALE, z_loss_of(r), (double)param(r, "cap"),
+                      r->scratch);
 }
 
 static void head_loss_backward(struct run *r) {
@@ -536,8 +537,8 @@ static void step_scalars_declare(struct run *r) {
 }
 
 static void step_scalars_forward(struct run *r) {
-    struct step_rule rule = {.scale = 0.125, .clip = param(r, "clip") ? 0.5 : 0, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8,
-                             .residual_max = 2};
+    struct step_rule rule = {.scale = 0.125, .clip = param(r, "clip") ? 0.5 : 0, .beta1 = 0.9, .beta2 = 0.95,
+                             .eps = 1e-8, .residual_max = 2};
     r->ops->step_scalars(r->dev, value(r, "step").data, value(r, "report").data, value(r, "steps").data,
                          value(r, "totals").data, value(r, "rates").data, &rule);
 }
@@ -624,5 +625,5 @@ static const struct op_row worst_reports = {
                                                {NULL, NULL}},
 };
 
-const struct op_row *const ops_basic_rows[] = {&embedding,   &linear,       &block_linear,  &glu,   &head_loss, &convert,
-                                                &sum_squares, &step_scalars, &worst_reports, &adamw, NULL};
+const struct op_row *const ops_basic_rows[] = {&embedding,   &linear,       &block_linear,  &glu,   &head_loss,
+                                                &convert, &sum_squares, &step_scalars, &worst_reports, &adamw, NULL};

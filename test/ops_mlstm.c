@@ -362,8 +362,8 @@ static const struct op_row mlstm = {
         {OP_TEST, "T=1,2,7,16,17,97 Q=1,3,16,64,256 rule=0,2 doc=4"},
         {OP_TEST, "T=17 H=1,3 K=8 V=7 Q=3 rule=0,1,2,3,4 doc=2 initial=0,2 final=0,2"},
         {OP_TEST, "T=97 K=8 V=7 Q=16 rule=0,2,4 doc=1,3 initial=0,1 final=1"},
-        /* Not rule=0 i=10 f=-20, where h is the last v alone, and not rule=2 i=-10 initial=1, where it is of the initial
-         * state alone: gradients that cancel to nothing are all that is left. */
+        /* Not rule=0 i=10 f=-20, where h is the last v alone, and not rule=2 i=-10 initial=1, where it is of the
+         * initial state alone: gradients that cancel to nothing are all that is left. */
         {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,2,4 i=0 f=-20,0,6 doc=0,4"},
         {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,2,4 i=10 f=0,6 doc=0,4"},
         {OP_TEST, "T=17 K=8 V=12 Q=16 rule=0,1,4 i=-10 f=-20,0,6 doc=0,4"},

@@ -49,7 +49,8 @@ const struct fault_scene fault_scenes[] = {
     {.name = "eval", .result = FAULT_OUTPUT, .reads_only = true, .words = {"eval", "run", "--data", "valid"}},
     {.name = "generate", .result = FAULT_OUTPUT, .reads_only = true,
      .words = {"generate", "run", "--prompt", "the ", "--tokens", "8", "--top-k", "5"}},
-    {.name = "plan", .result = FAULT_OUTPUT, .reads_only = true, .words = {"plan", "c.ini", "model.vocab_size=257", "--json"}},
+    {.name = "plan", .result = FAULT_OUTPUT, .reads_only = true,
+     .words = {"plan", "c.ini", "model.vocab_size=257", "--json"}},
     {.name = NULL},
 };
 

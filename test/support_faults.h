@@ -1,12 +1,12 @@
 /* support_faults.h: the program's commands run with one thing failing in each run: for the tests of failing disks,
  * failing memory, and damaged files.
  *
- * The commands run in children of the test, by the program's own main, in a directory of the test's own in which it works
- * (so all paths are short and relative). The test itself starts no threads and changes nothing by common/file.h. A scene
- * is a command with what it finds; it is run undisturbed once, which says what whole results look like, and then with one
- * fault after another. Every attempt ends with the whole result, or with exit code 1 and one sentence that tells the
- * reason, and then what was there is still there, and the same command run again gives the whole result with nothing
- * left over.
+ * The commands run in children of the test, by the program's own main, in a directory of the test's own in which it
+ * works (so all paths are short and relative). The test itself starts no threads and changes nothing by common/file.h.
+ * A scene is a command with what it finds; it is run undisturbed once, which says what whole results look like, and
+ * then with one fault after another. Every attempt ends with the whole result, or with exit code 1 and one sentence
+ * that tells the reason, and then what was there is still there, and the same command run again gives the whole result
+ * with nothing left over.
  */
 #ifndef RIVERRUN_SUPPORT_FAULTS_H
 #define RIVERRUN_SUPPORT_FAULTS_H
@@ -33,8 +33,8 @@ struct fault_scene {
 };
 extern const struct fault_scene fault_scenes[]; /* ends with one without a name */
 
-/* What a run is subjected to. `disk` goes into RIVERRUN_TEST_FAULT; `arm` is called in the child just before the command
- * begins, and `disarm` when it has ended. All may be NULL. */
+/* What a run is subjected to. `disk` goes into RIVERRUN_TEST_FAULT; `arm` is called in the child just before the
+ * command begins, and `disarm` when it has ended. All may be NULL. */
 struct fault {
     const char *disk;
     void (*arm)(void);
@@ -55,8 +55,8 @@ struct fault_whole {
 };
 struct fault_whole faults_undisturbed(const struct fault_scene *s);
 
-/* One attempt, judged as said above. `reasons`, ended by NULL, are texts of which the sentence has one. Returns the exit
- * code, or -1 after telling what was wrong. `what` names the fault. */
+/* One attempt, judged as said above. `reasons`, ended by NULL, are texts of which the sentence has one. Returns the
+ * exit code, or -1 after telling what was wrong. `what` names the fault. */
 int faults_attempt(const struct fault_scene *s, const struct fault_whole *whole, const struct fault *f,
                    const char *what, const char *const *reasons);
 
@@ -69,7 +69,8 @@ bool faults_all(void);
 /* As system(), which must succeed. */
 void faults_shell(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* XXH64 over names and contents of a tree, in order; hidden names (with a dot in front) only if asked for. 0: absent. */
+/* XXH64 over names and contents of a tree, in order; hidden names (with a dot in front) only if asked for. 0:
+ * absent. */
 uint64_t faults_digest(const char *path, bool hidden);
 /* Of a run's latest checkpoint: weights and moments. 0: none, or not whole. */
 uint64_t faults_run_digest(const char *run);

@@ -1,8 +1,8 @@
-/* test_faults_damage.c: the program's commands on files that were cut or have one bit flipped, at keyed places. Each ends
- * with exit code 2 and one sentence that names the file, and what is there stays as it is; or, where the damage has no
- * effect, with the very result of the whole file. Files without checksums (a config, other software's weights, the log)
- * can be damaged without being broken: there the command may also succeed with what they now say. Every byte of a shard and
- * every length is test_data_shard_damage.c's matter. FAULTS=all tries ten times as many places. */
+/* test_faults_damage.c: the program's commands on files that were cut or have one bit flipped, at keyed places. Each
+ * ends with exit code 2 and one sentence that names the file, and what is there stays as it is; or, where the damage
+ * has no effect, with the very result of the whole file. Files without checksums (a config, other software's weights,
+ * the log) can be damaged without being broken: there the command may also succeed with what they now say. Every byte
+ * of a shard and every length is test_data_shard_damage.c's matter. FAULTS=all tries ten times as many places. */
 #include "test/unit.h"
 
 #include "common/rng.h"
@@ -137,8 +137,8 @@ static void checkpoints(void **state) {
     }
 }
 
-/* What docs/training.md says of a damaged latest checkpoint: the run does not go on from another on its own; once `latest`
- * points to the one before, it does, and ends where it would have. */
+/* What docs/training.md says of a damaged latest checkpoint: the run does not go on from another on its own; once
+ * `latest` points to the one before, it does, and ends where it would have. */
 static void a_damaged_latest_checkpoint(void **state) {
     (void)state;
     static const struct fault_scene scene = {.name = "set back", .base = "halfway", .result = FAULT_RUN,
@@ -192,7 +192,8 @@ static const struct damage_scene others[] = {
      "w/hf/tokenizer.json", READABLE},
     {{.name = "plan", .base = "sets", .result = FAULT_OUTPUT, .words = {"plan", "w/c.ini", "model.vocab_size=257"}},
      "w/c.ini", READABLE},
-    {{.name = "train, going on", .base = "halfway", .result = FAULT_RUN, .words = {"train", "c.ini", "train.out=w/run"}},
+    {{.name = "train, going on", .base = "halfway", .result = FAULT_RUN,
+      .words = {"train", "c.ini", "train.out=w/run"}},
      "w/run/log.jsonl", MENDED},
 };
 

@@ -1,11 +1,11 @@
-/* test_faults_memory.c: every command with one request for memory, or for a thread, failing in each run. What must hold is
- * said in test/support_faults.h.
+/* test_faults_memory.c: every command with one request for memory, or for a thread, failing in each run. What must hold
+ * is said in test/support_faults.h.
  *
- * The linker puts the functions __wrap_NAME below in front of every call of NAME from riverrun's code and from libraries
- * that are linked into it (the Makefile lists the names). Shared libraries keep theirs: what libgomp, OpenBLAS and MPI do
- * without memory is theirs to say (docs/testing.md tells). An undisturbed run notes from where each request comes; then
- * the first request of every such place that no earlier scene has tried fails, and a keyed sample of the others. FAULTS=all
- * tries all of them. */
+ * The linker puts the functions __wrap_NAME below in front of every call of NAME from riverrun's code and from
+ * libraries that are linked into it (the Makefile lists the names). Shared libraries keep theirs: what libgomp,
+ * OpenBLAS and MPI do without memory is theirs to say (docs/testing.md tells). An undisturbed run notes from where each
+ * request comes; then the first request of every such place that no earlier scene has tried fails, and a keyed sample
+ * of the others. FAULTS=all tries all of them. */
 #include "test/unit.h"
 
 #include "common/rng.h"

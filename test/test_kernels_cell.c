@@ -465,8 +465,9 @@ static void quadratic(void **unused) {
     }
 }
 
-/* Nothing unknown lies behind a document's start: Newton needs as many iterations as the longest document has tokens but
- * one; and where a document starts in every chunk, the chunks' ends don't answer to their starts, so that one is enough. */
+/* Nothing unknown lies behind a document's start: Newton needs as many iterations as the longest document has tokens
+ * but one; and where a document starts in every chunk, the chunks' ends don't answer to their starts, so that one is
+ * enough. */
 static void check_documents(const struct cell *cell, enum precision precision) {
     enum { T = 60 };
     struct sequence q;

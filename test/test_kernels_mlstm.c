@@ -1,7 +1,7 @@
 /* test/test_kernels_mlstm.c: the mLSTM on the CPU against its definition, in double, written down twice without any
- * common code with the kernels: as the recurrence, one token after the other, with its gradient by reverse mode likewise;
- * and in parallel, every token against all before it in its document. Both with exact and with truncated gradients. Then
- * extremes that the case table (test/ops_mlstm.c) can't compare with anything.
+ * common code with the kernels: as the recurrence, one token after the other, with its gradient by reverse mode
+ * likewise; and in parallel, every token against all before it in its document. Both with exact and with truncated
+ * gradients. Then extremes that the case table (test/ops_mlstm.c) can't compare with anything.
  */
 #include "test/unit_kernels.h"
 

@@ -519,7 +519,7 @@ static void xlstm_that_transformers_lacks(void **state) {
     }
 }
 
-/* ---- Llama, and its kin without a gate ---------------------------------------------------------------------------- */
+/* ---- Llama, and its kin without a gate --------------------------------------------------------------------------- */
 
 static const char llama_text[] =
     "[model]\nd_model = 48\nvocab_size = 257\npad_vocab_to = 8\nnorm_eps = 1e-6\npattern = a*2 b\n"
@@ -533,9 +533,9 @@ static void every_key_of_llama_is_written(void **state) {
     struct bound b = bind(llama_text, NULL);
     assert_string_equal(architecture_class(b.mc), "LlamaForCausalLM");
     static const char text[] =
-        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 264, \"hidden_size\": 48,"
-        " \"intermediate_size\": 100, \"num_hidden_layers\": 3, \"num_attention_heads\": 6, \"num_key_value_heads\": 2,"
-        " \"head_dim\": 12, \"hidden_act\": \"silu\", \"max_position_embeddings\": 300, \"rms_norm_eps\": 1e-6,"
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 264, "
+        "\"hidden_size\": 48, \"intermediate_size\": 100, \"num_hidden_layers\": 3, \"num_attention_heads\": 6, "
+        "\"num_key_value_heads\": 2, \"head_dim\": 12, \"hidden_act\": \"silu\", \"max_position_embeddings\": 300, \"rms_norm_eps\": 1e-6,"
         " \"rope_theta\": 500.0, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500.0},"
         " \"attention_bias\": false, \"mlp_bias\": false, \"attention_dropout\": 0.0, \"initializer_range\": 0.02,"
         " \"tie_word_embeddings\": true, \"use_cache\": true, \"pad_token_id\": 256, \"bos_token_id\": 256,"

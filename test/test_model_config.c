@@ -394,7 +394,8 @@ static void test_normal_init(void **state) {
     assert_int_equal(model_open(&m, mc, dev, MODEL_INFER, 1, 1, 0, 1, &err), 0);
     model_init(m, 11);
     static const char *const names[] = {"backbone.embeddings.weight",           "lm_head.weight",
-                                        "backbone.layers.0.mixer.q_proj.weight", "backbone.layers.2.mixer.o_proj.weight",
+                                        "backbone.layers.0.mixer.q_proj.weight",
+                                         "backbone.layers.2.mixer.o_proj.weight",
                                         "backbone.layers.2.mlp.up.weight",       "backbone.layers.2.mlp.down.weight"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) expect_normal(m, names[i], 0.02);
     model_close(m);

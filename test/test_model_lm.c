@@ -1,7 +1,8 @@
 /* test_model_lm.c: what must hold for any language model, whatever its layers: packed documents equal separate ones, a
  * split sequence with a carried state equals the whole, step by step equals the forward pass, rows and masked targets
  * don't leak, the future does not leak, micro-batches add up, buckets are announced once and complete, float (and bf16)
- * follows double. And: the plan is what is allocated. Limits are those of double; lm_limit() makes them the device's. */
+ * follows double. And: the plan is what is allocated. Limits are those of double; lm_limit() makes them the
+ * device's. */
 #include "test/support_model.h"
 #include "test/unit.h"
 

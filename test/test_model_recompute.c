@@ -10,7 +10,8 @@ enum { B = 3, T = 11 };
 /* Blocks of both mixers, with an MLP and without, in a pattern in which some layers are computed again, others not. */
 static void write_text(char *out, size_t size, const char *level, const char *other, int span) {
     snprintf(out, size,
-             "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\npattern = m s*2 k x m*3 x s\nrecompute_span = %d\n"
+             "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\npattern = m s*2 k x m*3 x s\n"
+             "recompute_span = %d\n"
              "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\nrecompute = %s\n"
              "[block.s]\nmixer = mamba\nd_state = 5\nrecompute = %s\nmlp = swiglu\nmlp_width = 24\n"
              "[block.k]\nmixer = mamba2\nhead_dim = 16\nd_state = 4\nd_conv = 2\nrecompute = %s\n"

@@ -17,7 +17,8 @@ static void test_published(void **state) {
         {"configs/xlstm/125m-1-0.ini", 163806144, 768, 24, 0},   {"configs/xlstm/125m-7-1.ini", 163690928, 768, 24, 2},
         {"configs/xlstm/350m-1-0.ini", 409290112, 1024, 48, 0},  {"configs/xlstm/350m-7-1.ini", 408436048, 1024, 48, 6},
         {"configs/xlstm/760m-1-0.ini", 840427392, 1536, 48, 0},  {"configs/xlstm/760m-7-1.ini", 839736144, 1536, 48, 6},
-        {"configs/xlstm/1.3b-1-0.ini", 1422559616, 2048, 48, 0}, {"configs/xlstm/1.3b-7-1.ini", 1420065104, 2048, 48, 6},
+        {"configs/xlstm/1.3b-1-0.ini", 1422559616, 2048, 48, 0},
+        {"configs/xlstm/1.3b-7-1.ini", 1420065104, 2048, 48, 6},
         {"configs/xlstm/2.7b-1-0.ini", 2788396032, 2560, 64, 0},
     };
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
@@ -82,7 +83,8 @@ static void test_slstm_tensors(void **state) {
     (void)state;
     config *c = NULL;
     struct model_config *mc = lm_config(&c, "[model]\nd_model = 24\nvocab_size = 61\npattern = y k\n"
-                                            "[block.y]\nmixer = slstm\n[block.k]\nmixer = slstm\nheads = 3\nd_conv = 0\n");
+                                            "[block.y]\nmixer = slstm\n"
+                                            "[block.k]\nmixer = slstm\nheads = 3\nd_conv = 0\n");
     const struct params *p = &mc->params;
     expect_tensor(p, 2, "backbone.layers.0.mixer.igate.weight", 4, 6, 6, true, false);
     expect_tensor(p, 3, "backbone.layers.0.mixer.fgate.weight", 4, 6, 6, true, false);
@@ -158,11 +160,11 @@ static void test_errors(void **state) {
         const char *text, *sentence; /* the rest of [model], and [block.m] */
     } cases[] = {
         {"d_model = 16\n[block.m]\nmixer = mlstm_preup\nheads = 3\n",
-         "block.m.heads = 3 must divide the inner width, expand * d_model rounded up to a multiple of 64, = 64; the "
-         "nearest that does is 2"},
+         "block.m.heads = 3 must divide the inner width, expand * d_model rounded up to a multiple of 64, = 64; "
+         "the nearest that does is 2"},
         {"d_model = 16\n[block.m]\nmixer = mlstm_preup\nqkv_block = 5\n",
-         "block.m.qkv_block = 5 must divide the inner width, expand * d_model rounded up to a multiple of 64, = 64; the "
-         "nearest that does is 4"},
+         "block.m.qkv_block = 5 must divide the inner width, expand * d_model rounded up to a multiple of 64, = 64; "
+         "the nearest that does is 4"},
         {"d_model = 4096\n[block.m]\nmixer = mlstm_preup\nheads = 2\n",
          "block.m.heads = 2 makes heads 4096 wide; they may be 2048 wide at most"},
         {"d_model = 16\n[block.m]\nmixer = slstm\nheads = 3\n",
@@ -187,8 +189,8 @@ static void test_errors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_published), cmocka_unit_test(test_mlstm_preup_tensors), cmocka_unit_test(test_slstm_tensors),
-        cmocka_unit_test(test_init), cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_published), cmocka_unit_test(test_mlstm_preup_tensors),
+        cmocka_unit_test(test_slstm_tensors), cmocka_unit_test(test_init), cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -181,7 +181,7 @@ static void test_ranks(void **state) {
     ranks_run(3, say_on_rank, NULL);
 }
 
-/* ---- with recurrences that Newton's method does not solve --------------------------------------------------------- */
+/* ---- with recurrences that Newton's method does not solve -------------------------------------------------------- */
 
 enum { B = 2, T = 40 };
 #define WILD(solver)                                                                                                   \

@@ -136,8 +136,8 @@ static void test_published(void **state) {
 /* Steps and tokens of the run, and what the optimizer will do to each tensor. */
 static void test_recipe(void **state) {
     (void)state;
-    json_t *o = plan_json((char *[]){"plan", "configs/mamba2/130m.ini", "ramp.stages=64*1000 128*500", "train.steps=2000",
-                                     "schedule.warmup=9", "group.gates.match=*.A_log *.dt_bias",
+    json_t *o = plan_json((char *[]){"plan", "configs/mamba2/130m.ini", "ramp.stages=64*1000 128*500",
+                                     "train.steps=2000", "schedule.warmup=9", "group.gates.match=*.A_log *.dt_bias",
                                      "group.gates.lr_scale=0.25", "group.skip.match=*.D", "group.skip.clamp_max=1.5",
                                      "group.skip.weight_decay=0.5", "--tensors", "--json", NULL});
     assert_int_equal(number(o, NULL, "steps"), 2000);

@@ -211,11 +211,12 @@ static void test_log_lines(void **state) {
                                .samples_left = 36,
                                .step_seconds = 0.5,
                                .seconds = 0.5};
-    struct report_step bad = {.step = 2, .batch = 4, .loss = NAN, .grad_norm = INFINITY, .skipped = true, .skipped_total = 1};
+    struct report_step bad = {.step = 2, .batch = 4, .loss = NAN, .grad_norm = INFINITY, .skipped = true,
+                              .skipped_total = 1};
     struct layer layer = {.block = 3, .block_name = "g"};
     struct report_solvers solvers = {.residual = 0.5, .layer = &layer, .iterations = 3, .raised = 2, .inexact = true};
-    struct report_level level = {.step = 2, .first_step = 4, .layer = &layer, .residual = INFINITY, .level = SOLVER_MORE,
-                                 .solver = {.method = CELL_SHOOTING, .iterations = 5}};
+    struct report_level level = {.step = 2, .first_step = 4, .layer = &layer, .residual = INFINITY,
+                                 .level = SOLVER_MORE, .solver = {.method = CELL_SHOOTING, .iterations = 5}};
     bad.solvers = &solvers;
     struct evaluation e = {.loss = 2, .perplexity = exp(2), .bits_per_byte = NAN, .accuracy = 0.5, .tokens = 10};
     int kept = silence();
@@ -346,7 +347,8 @@ static void test_compare(void **state) {
     assert_int_equal(compare(recipe, "[ramp]\nstages = 2*3\n[group.g]\nmatch = *.D\nlr_scale = 1\n", &err), -1);
     assert_int_equal(compare(recipe, "[ramp]\nstages = 2*3\n", &err), -1);
     assert_non_null(strstr(err.text, "group.g.match = *.D in run/step-5 is not in this config"));
-    assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[optimizer]\ndecay_mode = detached\n", &err),
+    assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[optimizer]\ndecay_mode = detached\n",
+                             &err),
                      -1);
     assert_int_equal(compare(plain, "[train]\nsteps = 7\n[data]\ntrain = d\n[schedule]\ncooldown = 3\n", &err), 0);
     assert_int_equal(noted, 1);
@@ -400,8 +402,8 @@ static void test_flops(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_line),       cmocka_unit_test(test_line_bad_text), cmocka_unit_test(test_line_too_long),
-        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),        cmocka_unit_test(test_log_lines), cmocka_unit_test(test_flops),
-        cmocka_unit_test(test_settings),   cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_log_is_cut), cmocka_unit_test(test_no_log),        cmocka_unit_test(test_log_lines),
+        cmocka_unit_test(test_flops), cmocka_unit_test(test_settings),   cmocka_unit_test(test_compare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

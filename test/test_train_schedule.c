@@ -169,7 +169,8 @@ static void test_option_rules(void **state) {
                   "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
     check_refused("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 3\ndecay_steps = 3\n", "from 1 to 2");
     check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 3\ncooldown = 3\n",
-                  "schedule.cooldown = 3 is longer than the 2 steps that train.steps = 5 and schedule.warmup = 3 leave");
+                  "schedule.cooldown = 3 is longer than the 2 steps that train.steps = 5 and "
+                   "schedule.warmup = 3 leave");
     check_refused("[schedule]\nkind = wsd\ndecay_steps = 3\ncooldown = 3\n",
                   "schedule.cooldown = 3 does not suit schedule.kind = wsd");
     check_refused("[schedule]\nkind = exponential\n", "schedule.half_life = 0");

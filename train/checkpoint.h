@@ -41,8 +41,9 @@ struct trainer_state {
 int checkpoint_save(const char *run, const struct trainer_state *state, struct model *m, struct optimizer *optimizer,
                     const config *c, const tokenizer *t, struct comm *comm, int64_t keep, error *err);
 
-/* The last part of a save: of the checkpoints up to `step` the newest `keep` (0 = all) stay, and the one that latest points
- * to; the others go, with what killed saves left. For a run that is over, whose last save may have come short of it. */
+/* The last part of a save: of the checkpoints up to `step` the newest `keep` (0 = all) stay, and the one that latest
+ * points to; the others go, with what killed saves left. For a run that is over, whose last save may have come short of
+ * it. */
 int checkpoint_prune(const char *run, int64_t step, int64_t keep, error *err);
 
 /* A model directory, opened for reading: one of ours (config.ini, trainer.json, every checksum verified) or any

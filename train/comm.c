@@ -72,7 +72,7 @@ int comm_agree(struct comm *c, int result, error *err) {
     return -1;
 }
 
-/* ---- the calls: each tells the watchdog what this rank is waiting in ------------------------------------------------ */
+/* ---- the calls: each tells the watchdog what this rank is waiting in --------------------------------------------- */
 
 #define WAITING_IN(c, operation, call)                                                                                 \
     do {                                                                                                               \
@@ -116,13 +116,14 @@ void comm_scatter(struct comm *c, void *mine, const void *all, int64_t count, en
     WAITING_IN(c, "a scatter", c->functions->scatter(c, mine, all, count, dtype));
 }
 
-/* ---- on the memory of a device -------------------------------------------------------------------------------------- */
+/* ---- on the memory of a device ----------------------------------------------------------------------------------- */
 
 int comm_device_index(const struct comm *c) {
     return c->local_rank;
 }
 
-/* A number that two ranks have in common only if they compute on the same GPU: no double holds 64 bits, so two halves. */
+/* A number that two ranks have in common only if they compute on the same GPU: no double holds 64 bits, so two
+ * halves. */
 static int refuse_sharing(struct comm *c, struct device *dev, error *err) {
     double mine[2], *all = c->rank == 0 ? calloc(2 * (size_t)c->ranks, sizeof *all) : NULL;
     uint64_t identity = device_identity(dev);
@@ -174,7 +175,8 @@ int comm_attach(struct comm *c, struct device *dev, int slots, error *err) {
     return attach(c, dev, slots, err);
 #else
     (void)slots;
-    return error_input(err, "this riverrun was built without NCCL, by which GPUs talk to each other: build it with NCCL=1 "
+    return error_input(err,
+                       "this riverrun was built without NCCL, by which GPUs talk to each other: build it with NCCL=1 "
                             "where NCCL is installed, or start one process");
 #endif
 }
@@ -220,7 +222,7 @@ void comm_sum_device(struct comm *c, double *values, int count) {
 
 void comm_silence(struct comm *c) { c->silent = true; }
 
-/* ---- watching ------------------------------------------------------------------------------------------------------- */
+/* ---- watching ---------------------------------------------------------------------------------------------------- */
 
 void comm_note(struct comm *c, int64_t step, const char *operation) { watchdog_note(c->watchdog, step, operation); }
 void comm_watch(struct comm *c, double timeout_s) { watchdog_limit(c->watchdog, timeout_s); }

@@ -1,6 +1,6 @@
 /* comm.h: communication between ranks, one small interface, several implementations: none (one process), MPI, and MPI
- * with NCCL for what lies in the memory of GPUs. All calls are collective: every rank makes them in the same order. Sums
- * are deterministic for a given number of ranks.
+ * with NCCL for what lies in the memory of GPUs. All calls are collective: every rank makes them in the same order.
+ * Sums are deterministic for a given number of ranks.
  *
  * Failure: a rank that fails calls comm_abort, which ends the whole job; errors inside MPI or NCCL do the same with one
  * line that names rank and operation, and so does the death or the silence of another rank (train/watchdog.h). So the
@@ -39,8 +39,8 @@ void comm_abort(struct comm *c, int exit_code) __attribute__((noreturn));
  * the lowest failing rank keeps its *err (with "rank N: " in front if there are several). The others get its kind
  * and an empty text, so that one rank tells it and all leave with the same exit code. */
 int comm_agree(struct comm *c, int result, error *err);
-/* Tell a failure that was agreed on before comm_close: a launcher ends all ranks as soon as one of them has left with an
- * exit code, and what this one prints after that is lost. Among several ranks the text is then empty. */
+/* Tell a failure that was agreed on before comm_close: a launcher ends all ranks as soon as one of them has left with
+ * an exit code, and what this one prints after that is lost. Among several ranks the text is then empty. */
 void comm_tell(struct comm *c, error *err);
 
 /* Sum over ranks, in place, in rank order; every rank gets the same bits. */

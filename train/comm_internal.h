@@ -41,8 +41,8 @@ void comm_add(void *into, const void *from, int64_t count, enum dtype dtype);
 int comm_mpi_open(struct comm *c, error *err);
 #endif
 #if defined(RIVERRUN_CUDA) && defined(RIVERRUN_NCCL)
-/* In the order in which all ranks call them: load NCCL; the name of the job's group of ranks, which rank 0 makes for all;
- * open that, which is collective, and fill in c->device_impl. *table is what belongs into c->device. */
+/* In the order in which all ranks call them: load NCCL; the name of the job's group of ranks, which rank 0 makes for
+ * all; open that, which is collective, and fill in c->device_impl. *table is what belongs into c->device. */
 #define COMM_NCCL_NAME 128
 int comm_nccl_load(error *err);
 int comm_nccl_name(char name[COMM_NCCL_NAME], error *err);

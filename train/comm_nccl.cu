@@ -3,17 +3,17 @@
  *
  * All communication goes through one stream of high priority beside the device's own, so that its few blocks get in
  * between those of large kernels. Two events a slot order the streams: `begun` lets communication wait for what the
- * device was given so far, `done` lets the device wait for the communication. Fork and join are events, and NCCL's calls
- * may be captured, so all of it can be recorded within a step:
+ * device was given so far, `done` lets the device wait for the communication. Fork and join are events, and NCCL's
+ * calls may be captured, so all of it can be recorded within a step:
  *
  *   device         ... backward of block 3 |begun 3| backward of block 2 |begun 2| ...        |done 0| update
  *   communication                              [reduce-scatter 3]   [reduce-scatter 2]  ...
  *
- * Bytes, S the length of the flat gradients, n ranks: reduce-scatter 4S (n-1)/n, all-gather 2S (n-1)/n (bf16) out of and
- * into each GPU in a step. At 300 GB/s and n = 2: 129 M parameters 0.86 + 0.43 ms, 1.34 G parameters 8.9 + 4.5 ms.
+ * Bytes, S the length of the flat gradients, n ranks: reduce-scatter 4S (n-1)/n, all-gather 2S (n-1)/n (bf16) out of
+ * and into each GPU in a step. At 300 GB/s and n = 2: 129 M parameters 0.86 + 0.43 ms, 1.34 G parameters 8.9 + 4.5 ms.
  *
- * Reproducibility: NCCL adds in an order that number of ranks, sizes and topology fix; the totals of a step, by which all
- * ranks decide, are gathered and added here in rank order, so they have the same bits everywhere.
+ * Reproducibility: NCCL adds in an order that number of ranks, sizes and topology fix; the totals of a step, by which
+ * all ranks decide, are gathered and added here in rank order, so they have the same bits everywhere.
  *
  * For the watchdog, a kernel of one thread before each call writes to pinned host memory which it is.
  */
@@ -78,12 +78,13 @@ static void describe(char *out, size_t size, int operation, int slot) {
 
 static void describe_failure(char *out, size_t size, ncclResult_t result) {
     const char *last = library.ncclGetLastError(NULL);
-    snprintf(out, size, "NCCL: %s%s%s", library.ncclGetErrorString(result), last && last[0] ? ": " : "", last ? last : "");
+    snprintf(out, size, "NCCL: %s%s%s", library.ncclGetErrorString(result), last && last[0] ? ": " : "",
+             last ? last : "");
     for (char *at = out; *at; at++)
         if (*at == '\n') *at = ' ';
 }
 
-/* ---- the calls ------------------------------------------------------------------------------------------------------ */
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 __global__ void note_kernel(struct seen *seen, int operation, int slot) {
     seen->operation = operation;
@@ -183,7 +184,7 @@ static bool nccl_look(struct comm *c, uint64_t *progress, char *operation, size_
     return true;
 }
 
-/* ---- opening -------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 static void release(struct nccl *n) {
     for (int i = 0; n->begun && i <= n->slots; i++)
@@ -221,7 +222,8 @@ extern "C" int comm_nccl_load(error *err) {
     if (library.file) return 0;
     void *handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (!handle)
-        return error_system(err, "GPUs talk to each other by NVIDIA's %s, which can't be loaded here (%s): install NCCL, "
+        return error_system(err,
+                            "GPUs talk to each other by NVIDIA's %s, which can't be loaded here (%s): install NCCL, "
                                  "or start one process", name, dlerror());
 #define NCCL_FIND(function)                                                                                            \
     library.function = (decltype(library.function))dlsym(handle, #function);                                           \

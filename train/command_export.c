@@ -32,8 +32,10 @@ static const struct option export_table[] = {
 static const struct flags flags = {
     .command = "export",
     .arguments = "CHECKPOINT --out DIRECTORY",
-    .summary = "Writes the model of a checkpoint as a directory for other software, such as Hugging Face transformers:\n"
-               "weights, config.json and tokenizer, without what only training needs. CHECKPOINT may be a run: then its latest.",
+    .summary = "Writes the model of a checkpoint as a directory for other software, such as Hugging Face "
+               "transformers:\n"
+               "weights, config.json and tokenizer, without what only training needs. CHECKPOINT may be a run: then "
+               "its latest.",
     .table = export_table,
     .least = 1,
     .most = 1,
@@ -48,7 +50,8 @@ static void tell(const struct conversion *v) {
             text_count(total, sizeof total, (double)v->model->params.total),
             text_bytes(size, sizeof size, (double)bytes), v->from->path);
     if (!name)
-        fprintf(stderr, "note: transformers has no class for this model; with trust_remote_code=True it opens it by the "
+        fprintf(stderr,
+                "note: transformers has no class for this model; with trust_remote_code=True it opens it by the "
                         "Python files in the directory.\n");
 }
 

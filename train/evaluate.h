@@ -46,8 +46,8 @@ int evaluate_check(const row_source *d, const char *name, const struct eval_opti
 
 /* Collective: windows are dealt out to the ranks (EVAL_CARRY runs on rank 0). `t` is NULL for a task. The model was
  * opened for at least batch x window (EVAL_CARRY: 1 x window); options are what evaluate_check accepts, the window
- * given, not 0. The result does not depend on batch or ranks beyond rounding. A failure is returned on the rank where it happened, while the others wait for it: the
- * caller ends the job. */
+ * given, not 0. The result does not depend on batch or ranks beyond rounding. A failure is returned on the rank where
+ * it happened, while the others wait for it: the caller ends the job. */
 int evaluate(struct evaluation *e, struct model *m, const row_source *d, const tokenizer *t,
              const struct eval_options *options, bool reset, struct comm *comm, error *err);
 

@@ -1,5 +1,6 @@
-/* groups.h: how the optimizer treats each tensor: the table's decay and clamp, changed by the [group.NAME] sections that match
- * its name. Called by optimizer.c, and by the trainer and `riverrun plan`, which check a config before anything starts.
+/* groups.h: how the optimizer treats each tensor: the table's decay and clamp, changed by the [group.NAME] sections
+ * that match its name. Called by optimizer.c, and by the trainer and `riverrun plan`, which check a config before
+ * anything starts.
  *
  * A tensor may be in several groups, and takes each number from the one group that gives it. Two groups that give the
  * same number to one tensor are refused, so the order of sections never matters.

@@ -47,8 +47,9 @@ static json_t *rungs_array(const struct trainer_state *state) {
     for (int i = 0; i < LIMIT_LAYERS; i++) {
         const struct rung *r = &state->rungs[i];
         if (r->level == SOLVER_CHOSEN && (r->before == SOLVER_CHOSEN || r->since <= state->step)) continue;
-        json_array_append_new(array, json_pack("{s:i, s:s, s:s, s:I}", "solver", i, "level", solver_level_names[r->level],
-                                               "before", solver_level_names[r->before], "since", (json_int_t)r->since));
+        json_array_append_new(array, json_pack("{s:i, s:s, s:s, s:I}", "solver", i, "level",
+                                               solver_level_names[r->level], "before", solver_level_names[r->before],
+                                               "since", (json_int_t)r->since));
     }
     return array;
 }
@@ -149,7 +150,8 @@ static int read_solvers(struct trainer_state *s, const json_t *object, const cha
         TRY(read_level(item, "before", name, &r.before, err));
         TRY(json_get_int(item, "since", name, &r.since, err));
         if (solver < 0 || solver >= LIMIT_LAYERS || r.since < 0) {
-            return error_input(err, "%s: 'solver' must be from 0 to %d, and 'since' not negative", name, LIMIT_LAYERS - 1);
+            return error_input(err, "%s: 'solver' must be from 0 to %d, and 'since' not negative", name,
+                               LIMIT_LAYERS - 1);
         }
         s->rungs[solver] = r;
     }

@@ -2,8 +2,8 @@
  * its state is saved by checkpoint.c.
  *
  * A part of a bucket (model/params.h) is cut into as many slices as there are ranks. During the last backward of a step
- * each finished bucket is reduce-scattered, so that a rank's slices hold the sum of all ranks' gradients. Then each rank
- * updates its slices of the masters, for which alone it keeps m and v, and rounds them where products read rounded
+ * each finished bucket is reduce-scattered, so that a rank's slices hold the sum of all ranks' gradients. Then each
+ * rank updates its slices of the masters, for which alone it keeps m and v, and rounds them where products read rounded
  * weights. The slices are gathered again, in the type in which they are read, while the next step goes forward:
  *
  *   flat gradients             [ embedding: r0 | r1 | r2 ][ block 0, rounded: r0 | r1 | r2 ][ real: r0 | r1 | r2 ] ...
@@ -224,7 +224,7 @@ void optimizer_close(struct optimizer *o) {
     free(o);
 }
 
-/* ---- weights on their way -------------------------------------------------------------------------------------------- */
+/* ---- weights on their way ---------------------------------------------------------------------------------------- */
 
 /* Pieces of every bucket of a load: what travels in one call. */
 static int list_pieces(struct optimizer *o, int load, bool weights) {
@@ -316,7 +316,8 @@ static void sum_totals(struct optimizer *o) {
             count += o->slices[next].count;
         o->dev->ops->sum_squares(o->dev, &totals->squares, run_of(grads.data, grads.dtype, offset, count));
     }
-    _Static_assert(offsetof(struct step_totals, residual) == 6 * sizeof(double), "the ranks add up what lies before it");
+    _Static_assert(offsetof(struct step_totals, residual) == 6 * sizeof(double),
+                   "the ranks add up what lies before it");
     comm_sum_device(o->comm, &totals->loss.nll, 6);
     find_worst(o);
 }

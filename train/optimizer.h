@@ -44,8 +44,8 @@ void optimizer_share_reports(struct optimizer *o);
 void optimizer_begin(struct optimizer *o, double lr, bool signalled);
 /* After every bucket was reduced: norm over all ranks, the decision (step_scalars of kernels/ops.h, on the model's loss
  * sums over all ranks), AdamW on this rank's slices, all-gather of the first weights. Gradients hold the sum over valid
- * targets times `scale`; a step with a residual above `residual_max` is skipped. One that is skipped leaves weights, m, v
- * and the step count untouched. May be recorded. */
+ * targets times `scale`; a step with a residual above `residual_max` is skipped. One that is skipped leaves weights, m,
+ * v and the step count untouched. May be recorded. */
 void optimizer_step(struct optimizer *o, double scale, double residual_max);
 /* What came of it, into memory from device_fetch's kind of host memory; the same on all ranks. `worst`: for each layer
  * with a solver, the largest residual on any rank; NULL: not asked for. */

@@ -1,5 +1,6 @@
 /* options.c: the option tables of [train], [ramp], [optimizer], [group.NAME], [schedule], [eval], [checkpoint],
- * [solver] and [comm], and the rules between options that no table can say. Called by every program that reads a config. */
+ * [solver] and [comm], and the rules between options that no table can say. Called by every program that reads a
+ * config. */
 #include "train/options.h"
 
 #include <math.h>
@@ -83,8 +84,8 @@ const struct option optimizer_options_table[] = {
     {"z_loss", OPTION_FLOAT, AT(optimizer_options, z_loss), "0", 0, 1, "",
      "Weight of the squared log of the softmax's denominator, which keeps logits near zero.", NULL},
     {"decay", OPTION_CHOICE, AT(optimizer_options, decay), "table", 0, 0, "",
-     "What weight decay applies to. table: the layers' matrices and convolutions, as the tensor table marks them; head: "
-     "these and the head's matrix, unless it is the embedding's; all: every parameter.",
+     "What weight decay applies to. table: the layers' matrices and convolutions, as the tensor table marks them; "
+     "head: these and the head's matrix, unless it is the embedding's; all: every parameter.",
      decay_choices},
     {"decay_mode", OPTION_CHOICE, AT(optimizer_options, decay_mode), "lr", 0, 0, "",
      "What weight decay is multiplied by. lr: the learning rate, the group's lr_scale included, as AdamW of PyTorch "
@@ -154,8 +155,8 @@ const struct option solver_options_table[] = {
     {"warn", OPTION_FLOAT, AT(solver_options, warn), "1e-3", 0, 1e30, "",
      "Residual of a layer's states above which a step is counted as inexact; the first one is told.", NULL},
     {"limit", OPTION_FLOAT, AT(solver_options, limit), "0.1", 0, 1e30, "",
-     "Residual above which a step's gradient is not the model's: the step changes nothing, and the layer is raised, to 3 "
-     "more iterations at first, then to the sequential solver, which is exact.",
+     "Residual above which a step's gradient is not the model's: the step changes nothing, and the layer is raised, to "
+     "3 more iterations at first, then to the sequential solver, which is exact.",
      NULL},
     {"hold", OPTION_INT, AT(solver_options, hold), "1000", 0, COUNT_MAX, "steps",
      "A raised layer is tried a level lower after so many steps; 0: it stays for the rest of the run.", NULL},
@@ -167,7 +168,8 @@ const struct option comm_options_table[] = {
      "Without progress in a step for so long, a job of several ranks ends and says where it stood; 0: it waits on.",
      NULL},
     {"bucket_mib", OPTION_INT, AT(comm_options, bucket_mib), "64", 0, 1 << 20, "MiB",
-     "Gradients travel when at least so many MiB of them are complete, and weights in the same portions; 0: block by block.",
+     "Gradients travel when at least so many MiB of them are complete, and weights in the same portions; 0: block by "
+     "block.",
      NULL},
     END_OF_TABLE,
 };
@@ -236,7 +238,8 @@ static int bind_groups(struct optimizer_options *o, config *c, error *err) {
 
 static int check_solver(const struct solver_options *o, error *err) {
     if (o->warn <= o->limit) return 0;
-    return error_input(err, "solver.warn = %g is above solver.limit = %g, where steps are skipped; it must be from 0 to %g",
+    return error_input(err,
+                       "solver.warn = %g is above solver.limit = %g, where steps are skipped; it must be from 0 to %g",
                        o->warn, o->limit, o->limit);
 }
 

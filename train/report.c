@@ -210,7 +210,8 @@ static void print_step(struct report *r, const struct report_step *s) {
     fprintf(stderr, "\n");
 }
 
-/* What a person should hear of at once. Inexact steps may be many: the first of a session is told, then they are counted. */
+/* What a person should hear of at once. Inexact steps may be many: the first of a session is told, then they are
+ * counted. */
 static void tell_oddities(struct report *r, const struct report_step *s) {
     const struct report_solvers *v = s->solvers;
     if (s->skipped) {
@@ -219,7 +220,8 @@ static void tell_oddities(struct report *r, const struct report_step *s) {
         fprintf(stderr, "; nothing was changed\n");
     } else if (v && v->inexact && !r->inexact) {
         r->inexact = true;
-        fprintf(stderr, "step %lld: the solver of block %d (%s) left a residual of %.2g, above solver.warn; such steps are "
+        fprintf(stderr,
+                "step %lld: the solver of block %d (%s) left a residual of %.2g, above solver.warn; such steps are "
                         "counted as inexact\n",
                 (long long)s->step, v->layer->block, v->layer->block_name, v->residual);
     }

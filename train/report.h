@@ -11,13 +11,14 @@
  *           step), batch (sequences of this step), tokens_per_s, flops_per_s (masked targets count, recomputation does
  *           not), mfu (its share of the peak, where that is known), skipped (true where the step was not finite, or a
  *           solver failed, and nothing was changed), seconds (of training so far);
- *           of a model with solvers also residual (the largest of a layer), residual_block (whose it is), iterations (the
- *           most that a layer was solved with; 0: all of them sequentially), raised (layers above their config's level)
- *   solver  a layer's level changes (train/ladder.h): step behind which that was decided, block, residual, level and what
- *           it was before, first_step with it, method and iterations from there on
+ *           of a model with solvers also residual (the largest of a layer), residual_block (whose it is), iterations
+ *           (the most that a layer was solved with; 0: all of them sequentially), raised (layers above their config's
+ *           level)
+ *   solver  a layer's level changes (train/ladder.h): step behind which that was decided, block, residual, level and
+ *           what it was before, first_step with it, method and iterations from there on
  *   valid   step, loss, perplexity, bits_per_byte, accuracy, tokens, for a task sequences and sequence_accuracy
- *           (samples, and the share of them that are right in every target), with solvers residual and sequential (layers
- *           that were solved again, token after token), seconds it took
+ *           (samples, and the share of them that are right in every target), with solvers residual and sequential
+ *           (layers that were solved again, token after token), seconds it took
  *   save    step, path, seconds it took
  *   memory  on a GPU, at the end of a session: step, peak_bytes (of everything on the device), planned_bytes
  *   stop    step, signal
@@ -87,8 +88,8 @@ struct report_solvers {
     int64_t inexact_total;
 };
 int report_step(struct report *r, const struct report_step *s, error *err);
-/* Behind `step` it was decided that a layer is solved differently from `first_step` on, because of `residual`, or because
- * it was raised for long enough. */
+/* Behind `step` it was decided that a layer is solved differently from `first_step` on, because of `residual`, or
+ * because it was raised for long enough. */
 struct report_level {
     int64_t step, first_step; /* counted from 1, as in the log */
     const struct layer *layer;

@@ -29,8 +29,8 @@ void step_batch(struct step *s, const int32_t *tokens, const int32_t *targets, c
 void step_set_level(struct step *s, int solver, enum solver_level level);
 
 /* Wait for the oldest step under way; its report is the same on all ranks. *worst (NULL: not asked for): the largest
- * residual of each layer with a solver, on any rank, to be read before the step after the next is queued. Fails with the
- * device's failure, if any. */
+ * residual of each layer with a solver, on any rank, to be read before the step after the next is queued. Fails with
+ * the device's failure, if any. */
 int step_wait(struct step *s, struct step_report *report, const struct cell_report **worst, error *err);
 
 /* Steps that should be under way while the report of the one before is waited for: 1 where the device works by itself,

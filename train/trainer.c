@@ -2,8 +2,8 @@
  *
  * A step is a function of the weights, the optimizer's state and the step's number alone; all that is kept between
  * steps is in struct trainer_state and goes into checkpoints. Decisions (skip, stop) are taken from numbers that were
- * summed over the ranks, so every rank takes the same. On a GPU they are known one step late (train/step.h): a signal is
- * obeyed a step later, and where a validation, a save or the end is due nothing more is queued before it.
+ * summed over the ranks, so every rank takes the same. On a GPU they are known one step late (train/step.h): a signal
+ * is obeyed a step later, and where a validation, a save or the end is due nothing more is queued before it.
  */
 #include "train/trainer_parts.h"
 

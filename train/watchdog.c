@@ -54,7 +54,7 @@ struct watchdog {
     double changed;
 };
 
-/* ---- texts on the board --------------------------------------------------------------------------------------------- */
+/* ---- texts on the board ------------------------------------------------------------------------------------------ */
 
 static void write_text(struct shared_text *to, const char *text) {
     uint64_t words[TEXT_WORDS] = {0};
@@ -81,7 +81,7 @@ static void describe(char *out, size_t size, struct place *p) {
     else snprintf(out, size, "%s", doing);
 }
 
-/* ---- opening -------------------------------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------------------------- */
 
 size_t watchdog_board_size(int local_ranks) {
     return sizeof(struct board) + (size_t)local_ranks * sizeof(struct place);
@@ -153,7 +153,7 @@ void watchdog_close(struct watchdog *w) {
     free(w);
 }
 
-/* ---- what the rank says --------------------------------------------------------------------------------------------- */
+/* ---- what the rank says ------------------------------------------------------------------------------------------ */
 
 static void beat(struct watchdog *w) { atomic_fetch_add_explicit(&w->own->beats, 1, memory_order_release); }
 
@@ -190,7 +190,7 @@ void watchdog_unlock(struct watchdog *w) {
     if (w) pthread_mutex_unlock(&w->lock);
 }
 
-/* ---- telling -------------------------------------------------------------------------------------------------------- */
+/* ---- telling ----------------------------------------------------------------------------------------------------- */
 
 void watchdog_told(struct watchdog *w) {
     if (w) atomic_store(&w->board->told, 1);
@@ -206,7 +206,7 @@ void watchdog_tell(struct watchdog *w, int rank, const char *format, ...) {
     fprintf(stderr, "riverrun: rank %d: %s\n", rank, text);
 }
 
-/* ---- the thread ----------------------------------------------------------------------------------------------------- */
+/* ---- the thread -------------------------------------------------------------------------------------------------- */
 
 /* Whatever the other threads are doing. The launcher sees a rank end that has not left in good order. */
 static _Noreturn void end_job(void) { _exit(1); }

@@ -10,7 +10,8 @@
  * does: away from the solution the Jacobian is then off by something proportional to the residual, so that Newton's
  * method stays quadratic, and at the solution it is exact.
  */
-#define CELL_HELP "ParaLSTM: forget gate f, output gate o, candidate q; weights in this order, then peepholes of f and o"
+#define CELL_HELP                                                                                                      \
+    "ParaLSTM: forget gate f, output gate o, candidate q; weights in this order, then peepholes of f and o"
 #define CELL_STATES 2
 #define CELL_INPUTS 3
 #define CELL_WEIGHTS 5

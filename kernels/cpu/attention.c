@@ -100,7 +100,8 @@ static void score(const struct problem *p, struct room *room, int64_t b, int64_t
                   int64_t count) {
     int64_t step;
     const real *keys = rows_from(p, p->k, p->cache.k, b, j, count, group_of(p, h), room->keys, &step);
-    gemm(false, true, rows, count, p->P, p->scale, row_at(p->q, b, t, h), p->q.stride[1], keys, step, 0, room->z, BLOCK);
+    gemm(false, true, rows, count, p->P, p->scale, row_at(p->q, b, t, h), p->q.stride[1], keys, step, 0, room->z,
+         BLOCK);
     for (int64_t i = 0; i < rows; i++) {
         int64_t from = first_key(p, b, t + i) - j, to = t + i - j;
         for (int64_t k = 0; k < count; k++)
@@ -108,7 +109,8 @@ static void score(const struct problem *p, struct room *room, int64_t b, int64_t
     }
 }
 
-/* Take a block of scores into the running softmax of `rows` queries: z becomes exp(z - high), sums so far are scaled. */
+/* Take a block of scores into the running softmax of `rows` queries: z becomes exp(z - high), sums so far are
+ * scaled. */
 static void renormalise(struct room *room, int64_t rows, int64_t count, int64_t P) {
     for (int64_t i = 0; i < rows; i++) {
         real *z = room->z + i * BLOCK, high = room->high[i], total = 0;
@@ -202,7 +204,8 @@ static void score_gradients(const struct problem *p, const struct gradients *d, 
     const real *lse = (const real *)d->lse.data + (b * p->H + h) * p->T + t;
     score(p, room, b, h, t, rows, j, count);
     const real *values = rows_from(p, p->v, p->cache.v, b, j, count, group_of(p, h), room->values, &step);
-    gemm(false, true, rows, count, p->P, 1, row_at(d->dout, b, t, h), d->dout.stride[1], values, step, 0, room->dz, BLOCK);
+    gemm(false, true, rows, count, p->P, 1, row_at(d->dout, b, t, h), d->dout.stride[1], values, step, 0, room->dz,
+         BLOCK);
     for (int64_t i = 0; i < rows; i++) {
         const real *o = row_at(d->o, b, t + i, h), *dout = row_at(d->dout, b, t + i, h);
         real *z = room->z + i * BLOCK, *dz = room->dz + i * BLOCK, delta = 0;
@@ -231,7 +234,8 @@ static void backward_head(const struct problem *p, const struct gradients *d, st
             gemm(true, false, end - j, P, rows, 1, room->z, BLOCK, row_at(d->dout, b, t, h), d->dout.stride[1], 1,
                  row_at(d->dv, b, j, g), d->dv.stride[1]);
         }
-        for (int64_t i = 0; i < rows; i++) memcpy(row_at(d->dq, b, t + i, h), room->sum + i * P, (size_t)P * sizeof(real));
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(row_at(d->dq, b, t + i, h), room->sum + i * P, (size_t)P * sizeof(real));
     }
 }
 
@@ -312,8 +316,8 @@ static void step_head(const struct problem *p, tensor o, real *z, int64_t b, int
     for (int64_t c = 0; c < p->P; c++) out[c] /= total;
 }
 
-void OP(attention_step)(struct device *dev, tensor o, tensor q, struct attention_cache cache, struct attention_rule rule,
-                        void *scratch) {
+void OP(attention_step)(struct device *dev, tensor o, tensor q, struct attention_cache cache,
+                        struct attention_rule rule, void *scratch) {
     (void)dev;
     struct problem p = {.B = q.dim[0], .H = q.dim[1], .P = q.dim[2], .C = cache.k.dim[1], .G = cache.k.dim[2], .q = q,
                         .cache = cache, .rule = rule};

@@ -119,7 +119,8 @@ static void cap_row(real *v, real cap, int64_t n) {
     for (int64_t i = 0; i < n; i++) v[i] = cap * tanh_real(v[i] * inverse);
 }
 
-/* What exponentials() and scale_row() do together, times the derivative of the cap, for which v must last until here. */
+/* What exponentials() and scale_row() do together, times the derivative of the cap, for which v must last until
+ * here. */
 static void scale_capped_row(real *v, real most, real factor, real cap, int64_t n) {
     real inverse = 1 / cap;
 #pragma omp simd

@@ -36,6 +36,7 @@ void OP(linear_backward)(struct device *dev, tensor dx, bool add_dx, tensor dw, 
 
     if (tensor_given(dx))
         gemm(false, false, R, I, O, 1, dy.data, dy.stride[0], w.data, I, add_dx ? 1 : 0, dx.data, dx.stride[0]);
-    if (tensor_given(dw)) gemm(true, false, O, I, R, 1, dy.data, dy.stride[0], x.data, x.stride[0], dw.empty ? 0 : 1, dw.data, I);
+    if (tensor_given(dw))
+        gemm(true, false, O, I, R, 1, dy.data, dy.stride[0], x.data, x.stride[0], dw.empty ? 0 : 1, dw.data, I);
     if (tensor_given(dbias)) add_column_sums(dbias.data, dy.data, R, O, dy.stride[0]);
 }

@@ -97,7 +97,8 @@ void OP(add_norm_forward)(struct device *dev, tensor out_residual, tensor y, ten
     }
 }
 
-/* One row of the backward pass; mean is NULL for RMSNorm. dr may be dnext: each element is read before it is written. */
+/* One row of the backward pass; mean is NULL for RMSNorm. dr may be dnext: each element is read before it is
+ * written. */
 static void add_norm_row(real *dr, real *dbranch, real *dw, const real *dy, const real *dnext, const real *res,
                          const real *w, const real *mean, real rstd, int64_t n) {
     real m = mean ? *mean : 0, dot = 0, total = 0;
@@ -208,8 +209,8 @@ void OP(gated_rmsnorm_forward)(struct device *dev, tensor g, tensor rstd, tensor
 }
 
 /* One group of one row of the backward pass. In both orders dweight is the sum of dg y silu(z) rstd, and c has the same
- * terms; what differs is where the mean's share goes. dy and dz hold silu(z) and silu'(z) between the two loops. g, which
- * may be dg, is forward's again, unless it is NULL. */
+ * terms; what differs is where the mean's share goes. dy and dz hold silu(z) and silu'(z) between the two loops. g,
+ * which may be dg, is forward's again, unless it is NULL. */
 static void gated_rmsnorm_group(real *restrict dy, real *restrict dz, real *restrict dw, real *g, const real *dg,
                                 const real *restrict y, const real *restrict z, const real *restrict w, real rstd,
                                 bool norm_first, int64_t n) {
@@ -257,7 +258,8 @@ void OP(gated_rmsnorm_backward)(struct device *dev, tensor dy, tensor dz, tensor
             for (int64_t k = 0, at = 0; k < groups; k++, at += n)
                 gated_rmsnorm_group(row_of(dy, r) + at, row_of(dz, r) + at, dw + at,
                                     tensor_given(g) ? row_of(g, r) + at : NULL, row_of(dg, r) + at, row_of(y, r) + at,
-                                    row_of(z, r) + at, (const real *)weight.data + at, row_of(rstd, r)[k], norm_first, n);
+                                    row_of(z, r) + at, (const real *)weight.data + at, row_of(rstd, r)[k], norm_first,
+                                    n);
     }
     add_partials(dweight.data, scratch, blocks, I);
 }

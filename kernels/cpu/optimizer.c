@@ -5,8 +5,8 @@
  *                 p -= decay_rate decay p + lr lr_scale (m/correction1) / (sqrt(v/correction2) + eps);
  *                 p = min(max(p, clamp_min), clamp_max) in segments that are clamped
  *
- * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v), 8n with the copy for other ranks; 2 and about 15
- * FLOPs an element, a division and a square root among them. Bound by memory bandwidth. Deterministic, whatever the
+ * Elements of memory traffic: n, and 7n (read p, m, v, g; write p, m, v), 8n with the copy for other ranks; 2 and about
+ * 15 FLOPs an element, a division and a square root among them. Bound by memory bandwidth. Deterministic, whatever the
  * number of threads: sum_squares adds SUM_CHUNKS partial sums in order, adamw's elements are independent. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/step_decide.h"

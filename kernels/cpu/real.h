@@ -165,8 +165,8 @@ static inline real softplus_derivative(real v) {
     return derivative;
 }
 
-/* tanh(v). In float within 1.5 ulp: v + v^3 p(v^2) up to 0.625, p within 5e-9; beyond it 1 - 2 / (exp(2 |v|) + 1), where
- * an infinite exp gives the right 1. */
+/* tanh(v). In float within 1.5 ulp: v + v^3 p(v^2) up to 0.625, p within 5e-9; beyond it 1 - 2 / (exp(2 |v|) + 1),
+ * where an infinite exp gives the right 1. */
 static inline real tanh_real(real v) {
 #ifdef REAL_IS_FLOAT
     float size = v < 0 ? -v : v, w = v * v;

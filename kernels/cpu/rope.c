@@ -7,8 +7,8 @@
  *              xh = x rstd;  wdu = weight du;  c = mean(xh wdu);  dx = (wdu - xh c) rstd;  dweight += sum du xh
  *
  * Angles are computed in double and reduced to a turn there, so that they are right at any position; once for a token,
- * since all its heads share them. 2 reals moved and about 3 FLOPs an element without the norm. Rows are independent; the
- * gradient of the weight is made of partial sums of fixed blocks of rows (cpu.h). */
+ * since all its heads share them. 2 reals moved and about 3 FLOPs an element without the norm. Rows are independent;
+ * the gradient of the weight is made of partial sums of fixed blocks of rows (cpu.h). */
 #include "kernels/cpu/turn.h"
 
 void OP(token_positions)(struct device *dev, tensor positions, tensor doc, tensor before) {

@@ -1,5 +1,5 @@
-/* turn.h: rotary positions on the CPU: what rope.c and rat.c share. Angles are made in double and reduced to a turn there,
- * so that they are right at any position. */
+/* turn.h: rotary positions on the CPU: what rope.c and rat.c share. Angles are made in double and reduced to a turn
+ * there, so that they are right at any position. */
 #ifndef RIVERRUN_CPU_TURN_H
 #define RIVERRUN_CPU_TURN_H
 

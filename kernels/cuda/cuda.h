@@ -82,8 +82,8 @@ CUDA_OP(slstm_forward);
 CUDA_OP(slstm_backward);
 CUDA_OP(slstm_forward_scratch);
 CUDA_OP(slstm_step);
-__typeof__(*((struct ops *)0)->slstm_saved) cuda_slstm_saved_f32, cuda_slstm_saved_bf16, cuda_slstm_backward_scratch_f32,
-    cuda_slstm_backward_scratch_bf16;
+__typeof__(*((struct ops *)0)->slstm_saved) cuda_slstm_saved_f32, cuda_slstm_saved_bf16,
+    cuda_slstm_backward_scratch_f32, cuda_slstm_backward_scratch_bf16;
 CUDA_OP(gated_rmsnorm_forward);
 CUDA_OP(gated_rmsnorm_backward);
 CUDA_OP(gated_rmsnorm_backward_scratch);

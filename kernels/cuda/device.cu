@@ -57,7 +57,8 @@ static int check_device(int *index, error *err) {
     int count = 0;
     cudaError_t found = cudaGetDeviceCount(&count);
     if (found != cudaSuccess || count == 0)
-        return error_input(err, "device cuda asks for an NVIDIA GPU and this machine offers none (%s): choose device cpu",
+        return error_input(err,
+                           "device cuda asks for an NVIDIA GPU and this machine offers none (%s): choose device cpu",
                            found != cudaSuccess ? cudaGetErrorString(found) : "no device");
     *index %= count;
     cudaError_t chosen = cudaSetDevice(*index);

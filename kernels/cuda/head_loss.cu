@@ -8,16 +8,17 @@
  * A tile's logits are the only ones in memory, in the activation type, their rows padded to whole vectors of 16 bytes:
  * TILE_BYTES of them. One block turns a row of logits into dlogits in place. A first pass keeps the row in shared
  * memory as it comes (what doesn't fit is read again) and finds the largest logit and the sum of exponentials: each
- * thread takes a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined once.
+ * thread takes a vector's largest first, so that the sum so far is scaled once a vector, and the shares are joined
+ * once.
  * A second pass writes. A cap is put on wherever a logit is looked at, in a kernel of its own. Whether the target is
  * the first of the largest is looked up only where its logit is as large. Losses of single rows go to scratch and one
  * block adds them up in double, in order. Rows without a target get dlogits 0.
  *
  * FLOPs 6 R V D (2 without gradients), 32,768 x 768 x 50,304: 7.6 TFLOP, 9.6 ms at 790 TFLOP/s. Bytes 5 e R V (the row
  * is written by one product, read and written here, read by two products; e = 2), of which the passes over rows have
- * 2 e R V: 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which another
- * block's loads and stores hide; a cap adds four a logit, 1.9 ms. dw in fp32 is read and written once a tile: 0.1 ms
- * each, so tiles are large.
+ * 2 e R V: 2.2 ms there at 3.0 TB/s. Their 2.1 R V exponentials take 1.0 ms of all special function units, which
+ * another block's loads and stores hide; a cap adds four a logit, 1.9 ms. dw in fp32 is read and written once a tile:
+ * 0.1 ms each, so tiles are large.
  */
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/mma.cuh"
@@ -54,7 +55,8 @@ static size_t sums_size(int64_t R) {
     return (size_t)ceil_div(R * (int64_t)sizeof(struct loss_sums), 256) * 256;
 }
 
-/* The sums of all rows, then the logits of a tile. Room for R rows is room for fewer, too, whose tiles may be higher. */
+/* The sums of all rows, then the logits of a tile. Room for R rows is room for fewer, too, whose tiles may be
+ * higher. */
 static size_t scratch_size(int64_t R, int64_t V, size_t size) {
     int64_t rows = at_most(R < 1 ? 1 : R, tile_rows_most(V, size));
     return sums_size(R) + (size_t)ceil_div(rows * row_step(V) * (int64_t)size, 256) * 256;
@@ -271,8 +273,8 @@ static void loss_rows(struct device *dev, tensor logits, struct loss_sums *sums,
         cuda_expect(dev, cudaFuncSetAttribute(loss_row_kernel<T, CAPPED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               CACHED_BYTES), "head_loss");
         LAUNCH(dev, (loss_row_kernel<T, CAPPED>), (unsigned)logits.dim[0], threads, (size_t)cached * 16,
-               data_of<T>(logits), sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns, logits.stride[0], (int)cached,
-               scale, z_loss, soft, gradient);
+               data_of<T>(logits), sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns,
+               logits.stride[0], (int)cached, scale, z_loss, soft, gradient);
     });
 }
 

@@ -10,11 +10,12 @@
  * for each of 256, the sums over lanes and the start of blocks would take as long as the memory does (measured: 0.125
  * ms for what now is predicted as 0.07). So a team may be a part of a warp, 8 lanes or more, whose sums take
  * three steps, and a thread has up to 32 elements forward, 16 backward. Heads of more than 4096 are slower. Whether
- * there are skip and gate, and which gate, is asked once a vector. Backward computes the gate twice rather than keep it.
+ * there are skip and gate, and which gate, is asked once a vector. Backward computes the gate twice rather than keep
+ * it.
  * Reproducible: the sums over tokens are cut by R, I and H only (norm.cuh).
- * Bytes, with e bytes an activation, per R I: forward 2e, backward 3e, and with a skip 1e and 2e more, with a gate 1e and
- * 2e. Bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, I 1024, gate 0.07 / 0.11 ms; I 1536, skip
- * and gate 0.13 / 0.23 ms.
+ * Bytes, with e bytes an activation, per R I: forward 2e, backward 3e, and with a skip 1e and 2e more, with a gate 1e
+ * and 2e. Bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, I 1024, gate 0.07 / 0.11 ms; I 1536,
+ * skip and gate 0.13 / 0.23 ms.
  */
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/norm.cuh"

@@ -5,10 +5,11 @@
  * fp32 is computed in fp32 (no TF32); bf16 operands are multiplied exactly and added in fp32. dw is fp32 with bf16
  * operands: the product adds to it in its epilogue.
  *
- * cuBLASLt counts columns first, so a row-major matrix is its transpose. A plan (descriptor, layouts, algorithm) is made
- * once for a shape, with its types, row steps and the alignment of its pointers, and kept for the life of the device;
- * the algorithm is the library's first proposal for that shape, which depends on nothing measured. Several products of
- * one shape whose matrices follow each other (block_linear.cu) are one call. 2 R I O FLOPs for each product.
+ * cuBLASLt counts columns first, so a row-major matrix is its transpose. A plan (descriptor, layouts, algorithm) is
+ * made once for a shape, with its types, row steps and the alignment of its pointers, and kept for the life of the
+ * device; the algorithm is the library's first proposal for that shape, which depends on nothing measured. Several
+ * products of one shape whose matrices follow each other (block_linear.cu) are one call. 2 R I O FLOPs for each
+ * product.
  */
 #include "kernels/cuda/gemm.cuh"
 
@@ -124,7 +125,8 @@ static cublasStatus_t plan_choose(struct gemm_plan *p, struct cuda_device *c) {
     for (int i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++)
         status = lt->cublasLtMatmulPreferenceSetAttribute(wish, names[i], &values[i], sizeof values[i]);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = lt->cublasLtMatmulAlgoGetHeuristic(c->blas, p->operation, p->b, p->a, p->c, p->c, wish, 1, &best, &found);
+        status = lt->cublasLtMatmulAlgoGetHeuristic(c->blas, p->operation, p->b, p->a, p->c, p->c, wish, 1, &best,
+                                                    &found);
     lt->cublasLtMatmulPreferenceDestroy(wish);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = best.algo;
@@ -158,8 +160,8 @@ void cuda_gemm(struct device *dev, struct gemm_operand a, struct gemm_operand b,
     if (k == 0) { /* an empty sum, which the library doesn't know */
         size_t size = dtype_size(to.dtype);
         for (int64_t i = 0; beta == 0 && i < count; i++)
-            cuda_expect(dev, cudaMemset2DAsync((char *)to.data + (size_t)(i * to.next) * size, (size_t)to.step * size, 0,
-                                               (size_t)n * size, (size_t)m, c->stream), "a matrix product");
+            cuda_expect(dev, cudaMemset2DAsync((char *)to.data + (size_t)(i * to.next) * size, (size_t)to.step * size,
+                                               0, (size_t)n * size, (size_t)m, c->stream), "a matrix product");
         return;
     }
     struct gemm_key key;
@@ -173,9 +175,11 @@ void cuda_gemm(struct device *dev, struct gemm_operand a, struct gemm_operand b,
     key.align_a = alignment(a, count), key.align_b = alignment(b, count), key.align_c = alignment(to, count);
     struct gemm_plan *p = plan_for(dev, &key);
     if (!p) return;
-    cublasStatus_t status = c->library.cublasLtMatmul(c->blas, p->operation, &alpha, b.data, p->b, a.data, p->a, &beta, to.data, p->c,
-                                           to.data, p->c, &p->algorithm, c->workspace, c->workspace_size, c->stream);
-    if (status != CUBLAS_STATUS_SUCCESS) cuda_keep_failure(dev, "a matrix product", c->library.cublasLtGetStatusString(status));
+    cublasStatus_t status = c->library.cublasLtMatmul(c->blas, p->operation, &alpha, b.data, p->b, a.data, p->a, &beta,
+                                           to.data, p->c, to.data, p->c, &p->algorithm, c->workspace, c->workspace_size,
+                                           c->stream);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        cuda_keep_failure(dev, "a matrix product", c->library.cublasLtGetStatusString(status));
 }
 
 /* --- the operation ------------------------------------------------------------------------------------------------ */

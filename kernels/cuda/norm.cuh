@@ -1,13 +1,13 @@
-/* norm.cuh: how norms of rows run on a GPU: teams of warps that take a row, and the rows of a backward pass on their way
- * through shared memory. Used by norm.cu and head_norm.cu.
+/* norm.cuh: how norms of rows run on a GPU: teams of warps that take a row, and the rows of a backward pass on their
+ * way through shared memory. Used by norm.cu and head_norm.cu.
  *
  * A team of 1, 2, 4 or 8 warps takes a row (or a group of a row); a block is one team, or four of one warp or two.
  * Short rows may have teams of 8 or 16 lanes (head_norm.cu). A thread takes its elements in vectors of V.
  * Forward: a row a team, in registers; all of it is asked for before any of it is used.
- * Backward (staged_rows): a block takes rows in turns. The operands of its next rows are copied to shared memory without
- * waiting while it works on these, so some 100 KB a multiprocessor are on their way all the time, and registers hold
- * only the sums of the weights' gradients. These are added over a block's teams and over the blocks (reduce.cu), in an
- * order that depends on the number of rows and their width only.
+ * Backward (staged_rows): a block takes rows in turns. The operands of its next rows are copied to shared memory
+ * without waiting while it works on these, so some 100 KB a multiprocessor are on their way all the time, and registers
+ * hold only the sums of the weights' gradients. These are added over a block's teams and over the blocks (reduce.cu),
+ * in an order that depends on the number of rows and their width only.
  */
 #ifndef RIVERRUN_CUDA_NORM_CUH
 #define RIVERRUN_CUDA_NORM_CUH
@@ -148,9 +148,9 @@ template <int V, class T> __device__ __forceinline__ void stage_item(T *shared, 
     else *shared = *global;
 }
 
-/* The rows of this thread's team, one after another: copy(row, room) starts copying this thread's items of a row into the
- * team's room in shared memory, with stage_item; work(row, room, turn) is called when they are there, by all threads of
- * the block, also where row >= R for some; `turn` is 0 and 1 alternately. */
+/* The rows of this thread's team, one after another: copy(row, room) starts copying this thread's items of a row into
+ * the team's room in shared memory, with stage_item; work(row, room, turn) is called when they are there, by all
+ * threads of the block, also where row >= R for some; `turn` is 0 and 1 alternately. */
 template <class Copy, class Work>
 __device__ __forceinline__ void staged_rows(int64_t R, char *memory, struct staging staging, Copy copy, Work work) {
     char *slots = memory + (int)threadIdx.y * staging.slots * staging.slot_bytes;

@@ -173,8 +173,9 @@ __global__ void head_kernel(head_rows<T> y, float *rstd, head_rows<T> x, const f
 
 /* With a norm. Each warp leaves its share of the weight's gradient in a row of `partial` (blocks WARPS, P). */
 template <class T>
-__global__ void head_backward_kernel(head_rows<T> dx, float *partial, head_rows<T> dy, const float *rstd, head_rows<T> x,
-                                     const float *weight, rope p, __grid_constant__ const turn_rates rates) {
+__global__ void head_backward_kernel(head_rows<T> dx, float *partial, head_rows<T> dy, const float *rstd,
+                                     head_rows<T> x, const float *weight, rope p,
+                                     __grid_constant__ const turn_rates rates) {
     int64_t warp = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, warps = (int64_t)gridDim.x * WARPS;
     lane_pairs w = load_pairs(weight, p.half), dw = {};
     for (int64_t i = warp; i < p.R * p.H; i += warps) {
@@ -218,8 +219,8 @@ template <class T> static void turn(struct device *dev, tensor y, tensor x, cons
     if (p.half % V == 0 && vectors_fit(y, V) && vectors_fit(x, V))
         LAUNCH(dev, (turn_kernel<T, V>), (unsigned)ceil_div(p.R, TOKENS), THREADS, 0, to, from, p, rates);
     else
-        LAUNCH(dev, head_kernel<T>, walking_blocks(p.R, p.H), THREADS, 0, to, (float *)NULL, from, (const float *)NULL, p,
-               rates, 0.0f);
+        LAUNCH(dev, head_kernel<T>, walking_blocks(p.R, p.H), THREADS, 0, to, (float *)NULL, from, (const float *)NULL,
+               p, rates, 0.0f);
 }
 
 extern "C" void cuda_rope_forward(struct device *dev, tensor y, tensor rstd, tensor x, tensor weight, tensor positions,

@@ -2,8 +2,8 @@
  * device_open() hands out one of them. */
 #include "kernels/cuda/cuda.h"
 
-/* cudaMalloc hands out pages of 2 MiB. Beside that: the context, the code of the kernels and of cuBLASLt's, its workspace,
- * recorded steps; for several ranks, what NCCL takes. Measured on one and on two H100 (docs/gpu.md). */
+/* cudaMalloc hands out pages of 2 MiB. Beside that: the context, the code of the kernels and of cuBLASLt's, its
+ * workspace, recorded steps; for several ranks, what NCCL takes. Measured on one and on two H100 (docs/gpu.md). */
 #define MEMORY                                                                                                         \
     .memory_page = (size_t)2 << 20, .memory_overhead = (size_t)560 << 20, .memory_peers = (size_t)873 << 20
 

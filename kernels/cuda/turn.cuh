@@ -1,5 +1,5 @@
-/* turn.cuh: rotary positions on the GPU: what rope.cu and rat.cu share. Angles are multiplied out in double, as turns, and
- * reduced there: right at any position. Rates of turning come from the host as a kernel's argument. */
+/* turn.cuh: rotary positions on the GPU: what rope.cu and rat.cu share. Angles are multiplied out in double, as turns,
+ * and reduced there: right at any position. Rates of turning come from the host as a kernel's argument. */
 #ifndef RIVERRUN_CUDA_TURN_CUH
 #define RIVERRUN_CUDA_TURN_CUH
 
@@ -16,7 +16,8 @@ struct turn_rates {
 
 static inline turn_rates rates_of(int64_t P, double base) {
     turn_rates rates;
-    for (int64_t i = 0; i < P / 2; i++) rates.v[i] = base > 0 ? pow(base, -2.0 * (double)i / (double)P) / (2 * M_PI) : 0;
+    for (int64_t i = 0; i < P / 2; i++)
+        rates.v[i] = base > 0 ? pow(base, -2.0 * (double)i / (double)P) / (2 * M_PI) : 0;
     return rates;
 }
 

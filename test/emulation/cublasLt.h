@@ -1,5 +1,5 @@
-/* cublasLt.h: the part of cuBLASLt that riverrun calls, for the emulated device: plain loops, column-major. bf16 operands
- * are multiplied exactly and added in fp32. What it doesn't know is refused as not supported. In cublas.cc. */
+/* cublasLt.h: the part of cuBLASLt that riverrun calls, for the emulated device: plain loops, column-major. bf16
+ * operands are multiplied exactly and added in fp32. What it doesn't know is refused as not supported. In cublas.cc. */
 #ifndef RIVERRUN_TEST_EMULATION_CUBLASLT_H
 #define RIVERRUN_TEST_EMULATION_CUBLASLT_H
 

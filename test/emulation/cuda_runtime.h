@@ -157,7 +157,7 @@ static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blo
     return cudaSuccess;
 }
 
-/* --- names of types, shared with cublasLt.h ------------------------------------------------------------------------ */
+/* --- names of types, shared with cublasLt.h ----------------------------------------------------------------------- */
 
 typedef enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 } cudaDataType_t;
 typedef cudaDataType_t cudaDataType;

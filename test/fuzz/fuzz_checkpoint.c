@@ -1,5 +1,6 @@
-/* fuzz_checkpoint.c: any bytes as one file of a checkpoint, which the first byte chooses; trainer.json's checksums are put
- * right, so that what lies behind them is reached. Also the index of a directory whose weights are in several files.
+/* fuzz_checkpoint.c: any bytes as one file of a checkpoint, which the first byte chooses; trainer.json's checksums are
+ * put right, so that what lies behind them is reached. Also the index of a directory whose weights are in several
+ * files.
  * It is refused, or it loads: model and optimizer. */
 #include "common/file.h"
 #include "common/json.h"

@@ -1,6 +1,6 @@
 /* fuzz_dataset.c: any bytes as a directory of two shards. The first two bytes say how many of the others belong to the
- * first, and whether there is a tokenizer.json; checksums are put right. It is refused, or its numbers are the sums of the
- * shards', and every token, also across the border, is an id. */
+ * first, and whether there is a tokenizer.json; checksums are put right. It is refused, or its numbers are the sums of
+ * the shards', and every token, also across the border, is an id. */
 #include "data/shard.h"
 #include "data/tokenizer.h"
 #include "test/fuzz/fuzz.h"

@@ -1,5 +1,6 @@
-/* fuzz_run_config.c: any text as the config of a run, with overrides behind it as in fuzz_config.c, through all its tables:
- * options, groups, ramp, tasks, pattern and mixers. What is accepted is printed as a config that means the same. */
+/* fuzz_run_config.c: any text as the config of a run, with overrides behind it as in fuzz_config.c, through all its
+ * tables: options, groups, ramp, tasks, pattern and mixers. What is accepted is printed as a config that means the
+ * same. */
 #include "data/tokenizer.h"
 #include "model/model.h"
 #include "test/fuzz/fuzz.h"
