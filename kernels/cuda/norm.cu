@@ -10,11 +10,11 @@
  *   with the norm first: rstd of y instead of u, g = y silu(z) rstd weight; xh = y rstd;  wdg = weight dg silu(z);
  *   dy = (wdg - xh c) rstd;  dz = dg xh weight silu'(z);  dweight += sum dg silu(z) xh
  *
- * norm.cuh says how rows are dealt out to threads. One kernel serves both norms of the residual stream: whether there is
- * a mean is asked where a row is summed.
- * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D, a scale adding none, since dnext and
- * r are read anyway; gated: forward 3eI, backward 5eI (6eI with g again, which is written in the place of dg, so that no
- * forward pass has to be run again).
+ * norm.cuh says how rows are dealt out to threads. One kernel serves both norms of the residual stream: whether there
+ * is a mean is asked where a row is summed.
+ * Bytes a row, with e bytes an activation: forward (8 + 2e) D, backward (12 + 2e) D, a scale adding none, since dnext
+ * and r are read anyway; gated: forward 3eI, backward 5eI (6eI with g again, which is written in the place of dg, so
+ * that no forward pass has to be run again).
  * All are bound by bandwidth; in bf16 at 3.0 TB/s, forward / backward: R 32,768, D 768 in 0.10 / 0.14 ms, I 1536 in
  * 0.10 / 0.17 ms; R 16,384, D 2048 in 0.13 / 0.18 ms, I 4096 in 0.13 / 0.23 ms.
  */
