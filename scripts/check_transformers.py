@@ -31,6 +31,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 LIMIT = 5e-5
@@ -117,6 +118,10 @@ class Check:
         with torch.no_grad():
             coarse, fine = plain(ids).logits.double(), model(ids).logits.double()
         error = float((coarse - fine).norm() / fine.norm())
+        with safe_open(directory / "model.safetensors", "pt") as file:
+            kept = {name: file.get_tensor(name).dtype for name in file.keys()}
+        other = [name for name, tensor in plain.named_parameters() if name in kept and tensor.dtype != kept[name]]
+        self.report(not other, f"{directory}: every tensor has its type there" + (f", but not {other}" if other else ""))
         self.report(error < 0.1, f"{directory}: in {plain.dtype} logits differ by {error:.1e} from those in float32")
 
     def own(self, directory, model, wanted):

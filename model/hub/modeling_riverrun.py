@@ -101,6 +101,9 @@ class RiverrunPreTrainedModel(PreTrainedModel):
     base_model_prefix = "backbone"
     _no_split_modules = ["Block"]
     _is_stateful = True  # what was read can't be taken back: no assisted generation
+    # What stays float32 where a narrower type is asked for, as in riverrun's exports: parts of the names of tensors.
+    _keep_in_fp32_modules_strict = ["norm", "conv1d", "bias", "A_log", "mixer.D", "learnable_skip", "residual_scale",
+                                    "cell.weight"]
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
