@@ -8,7 +8,8 @@
 #   steps         riverrun train on these shards, documents reset, STEPS steps: Mamba 129M, Mamba-2 129M, xLSTM 255M,
 #                 Llama 124M (16 rows of 2048 a GPU), Mamba-2 1.34B, Llama 1.32B (8 rows; or ROWS of all):
 #                 steps-*.jsonl                                                                              5 minutes
-#   layers        single layers of width 2048 at the shapes of docs/measurements/layer-figures.csv: layers.jsonl 1 minute
+#   layers        RAT and attention of width 2048, nonlinear cells, at the shapes of docs/measurements/layer-figures.csv
+#                 and train/bench_cases.c: layers.jsonl, cells.csv                                           1 minute
 #   rat           layers of RAT and attention, 4,096 to 262,144 tokens, training and generation: rat.jsonl   2 minutes
 #   pararnn       nonlinear cells by each solver, 128 to 1,048,576 tokens, and by batch: pararnn.jsonl       2 minutes
 #   precision     1,000 steps of the byte models of configs/bytes in fp32 and in bf16: precision-*.jsonl     4 minutes
@@ -128,8 +129,8 @@ measure_rat() {
     unset RIVERRUN_CUDNN
 }
 
-# Of a case of bench ops, at other sizes: one row of 2,048 channels by all solvers; a call a token, which takes as long for
-# each token however many there are; rows of 2,048 tokens, 2,048 to 262,144 channels of them.
+# Of a case of bench ops, at other sizes: one row of 2,048 channels by all solvers; a call a token, which takes as long
+# for each token however many there are; rows of 2,048 tokens, 2,048 to 262,144 channels of them.
 measure_pararnn() {
     all=128,256,512,1024,2048,4096,8192,16384,32768,65536,131072,262144,524288,1048576
     for shape in "B=1 e=0,1 m=1,2,3 T=$all" 'B=1 e=0,1 m=4 T=128,512,2048,8192' \
@@ -192,7 +193,8 @@ measure_tables() {
     : > "$RESULTS/gpu.md"
     for precision in bf16 fp32; do
         [ -e "$RESULTS/ops-$precision.csv" ] &&
-            table "Operations, $precision" plot_bench ops "$RESULTS/ops-$precision.csv" --png "$RESULTS/ops-$precision.png"
+            table "Operations, $precision" plot_bench ops "$RESULTS/ops-$precision.csv" \
+                --png "$RESULTS/ops-$precision.png"
     done
     [ -e "$RESULTS/layers.jsonl" ] && table "Layers" plot_lengths layers "$RESULTS/layers.jsonl"
     [ -e "$RESULTS/cells.csv" ] && table "Nonlinear cells" plot_bench ops "$RESULTS/cells.csv"
@@ -215,8 +217,8 @@ measure_tables() {
     for model in mamba mamba2; do
         log=$RESULTS/precision-$model
         [ -e "$log-fp32.jsonl" ] && [ -e "$log-bf16.jsonl" ] &&
-            table "bf16 after fp32, configs/bytes/$model.ini" plot_bench compare fp32="$log-fp32.jsonl" bf16="$log-bf16.jsonl" \
-                --png "$log.png"
+            table "bf16 after fp32, configs/bytes/$model.ini" plot_bench compare fp32="$log-fp32.jsonl" \
+                bf16="$log-bf16.jsonl" --png "$log.png"
     done
     set --
     for log in "$RESULTS"/prose-*.jsonl; do

@@ -191,6 +191,7 @@ parse forward_ms both_ms both_floor_ms saved_bytes_token prefill_ms step_ms call
 grep -q '"mixer":"rat","width":32,"batch":3,"seq":18,.*"right":true,.*"decode_right":true' "$WORK/out" ||
     fail "bench layer: $(cat "$WORK/out")"
 accept bench layer "$WORK/layers.ini" --batch 2,1 --seq 70,9
+cp "$WORK/out" "$WORK/layers.jsonl"
 [ "$(grep -c '"right":true.*"decode_right":true' "$WORK/out")" = 6 ] || fail "bench layer: $(cat "$WORK/out")"
 accept bench layer "$WORK/layers.ini" train.device=cpu train.precision=fp64 --mlp --what train
 parse both_ms
@@ -198,6 +199,18 @@ refuse 'has no block x' bench layer "$WORK/layers.ini" --block x
 refuse 'has no block m with an MLP' bench layer "$WORK/layers.ini" --block m --mlp
 refuse "--seq '3,' is no list of sizes" bench layer "$WORK/layers.ini" --seq 3,
 refuse '--batch has 2 sizes and --seq 3' bench layer "$WORK/layers.ini" --batch 1,2 --seq 1,2,3
+# The tables that scripts make of these lines (plots need matplotlib).
+if command -v python3 > /dev/null; then
+    accept bench ops --shape "B=1,2 T=9,16 H=2 J=8 m=1,2,3,4 e=0,1" 'cell/J=512 e=0 m=1 '
+    cp "$WORK/out" "$WORK/cells.jsonl"
+    sed -e 's/"block":"r"/"block":"rat16"/' -e 's/"block":"a"/"block":"attention"/' "$WORK/layers.jsonl" \
+        > "$WORK/rat.jsonl"
+    for table in "layers $WORK/rat.jsonl" "rat $WORK/rat.jsonl" "pararnn $WORK/cells.jsonl"; do
+        # shellcheck disable=SC2086
+        python3 "$ROOT/scripts/plot_lengths.py" $table > "$WORK/out" 2> "$WORK/err" || fail "$table: $(cat "$WORK/err")"
+        [ "$(grep -c '^|' "$WORK/out")" -ge 5 ] || fail "plot_lengths.py $table: $(cat "$WORK/out")"
+    done
+fi
 accept bench gemm --size 33 --repeats 2 --precision fp64
 parse flops_per_s
 accept bench loader "$WORK/train" "$WORK/valid" --seq 64 --batch 3 --batches 7 --threads 2
