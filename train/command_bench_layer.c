@@ -252,7 +252,9 @@ static int measure_size(struct session *s, const struct block_kind *kind, int64_
     int status = load(s, &c, err);
     if (status == 0 && s->flags->what != TRAIN) status = set_context(c, kind, T, err);
     if (status == 0) status = model_config_bind(&mc, c, 0, err);
-    if (status == 0) status = model_check_batch(mc, B, T, err);
+    bool train = s->flags->what != GENERATE; /* which else has one sequence of T tokens, and steps of B */
+    if (status == 0) status = model_check_batch(mc, train ? B : 1, T, err);
+    if (status == 0) status = model_check_batch(mc, B, 1, err);
     struct bench_layer *l = status == 0 ? calloc(1, sizeof *l) : NULL;
     if (l) {
         struct result r = {0};
