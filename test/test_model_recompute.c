@@ -7,20 +7,25 @@
 
 enum { B = 3, T = 11 };
 
-/* Blocks of both mixers, with an MLP and without, in a pattern in which some layers are computed again, others not. */
+/* Blocks of several mixers, with an MLP and without, some with a scale on the stream, in a pattern in which some layers
+ * are computed again, others not. */
 static void write_text(char *out, size_t size, const char *level, const char *other, int span) {
     snprintf(out, size,
-             "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\npattern = m s*2 k x m*3 x s\n"
+             "[model]\nd_model = 16\nvocab_size = 29\npad_vocab_to = 8\npattern = m s*2 k x l m*3 x g s\n"
              "recompute_span = %d\n"
              "[block.m]\nmixer = mamba2\nd_state = 8\nhead_dim = 8\nchunk = 4\nrecompute = %s\n"
              "[block.s]\nmixer = mamba\nd_state = 5\nrecompute = %s\nmlp = swiglu\nmlp_width = 24\n"
+             "residual_scale = true\n"
              "[block.k]\nmixer = mamba2\nhead_dim = 16\nd_state = 4\nd_conv = 2\nrecompute = %s\n"
-             "[block.x]\nmixer = mlstm\nheads = 2\nchunk = 4\nrecompute = %s\n",
-             span, level, level, other, level);
+             "[block.x]\nmixer = mlstm\nheads = 2\nchunk = 4\nrecompute = %s\n"
+             "[block.l]\nmixer = pararnn\ncell = lstm\nsolver = newton\nresidual_scale = true\nrecompute = %s\n"
+             "[block.g]\nmixer = pararnn\ncell = gru\nsolver = shooting\nchunk = 4\nresidual_scale = true\n"
+             "recompute = %s\nmlp = gelu\nmlp_width = 24\n",
+             span, level, level, other, level, level, other);
 }
 
 static struct lm open_level(const char *level, const char *other, int span) {
-    char text[1024];
+    char text[2048];
     struct lm lm;
     write_text(text, sizeof text, level, other, span);
     lm_open(&lm, text, PRECISION_F32, MODEL_TRAIN, B, T);
