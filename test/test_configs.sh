@@ -173,6 +173,29 @@ for more in 'data.seq_len=8192 train.batch=64 train.micro_batch=1' 'optimizer.lr
     "$RIVERRUN" plan configs/scaling/mamba-350m.ini $more > /dev/null 2> "$WORK/err" || fail "$more: $(cat "$WORK/err")"
 done
 
+# Hybrids made small train, go on, are evaluated and generate.
+make_data
+tiny() { # tiny NAME OPTION...
+    name=$1
+    shift
+    for steps in 1 2; do
+        "$RIVERRUN" train "configs/$name.ini" "$@" model.d_model=32 model.vocab_size=257 data.train="$WORK/train" \
+            data.seq_len=48 train.out="$WORK/tiny" train.steps=$steps train.batch=2 train.micro_batch=2 \
+            schedule.warmup=0 > "$WORK/out" 2> "$WORK/err" || fail "$name, made small: $(tail -n 1 "$WORK/err")"
+    done
+    "$RIVERRUN" eval "$WORK/tiny" --data "$WORK/valid" --tokens 40 --mode carry > "$WORK/out" 2> "$WORK/err" &&
+        "$RIVERRUN" generate "$WORK/tiny" --prompt 'the ' --tokens 3 --ignore-eod > "$WORK/out" 2>> "$WORK/err" ||
+        fail "$name, made small: $(tail -n 1 "$WORK/err")"
+    rm -rf "$WORK/tiny"
+}
+tiny hybrid/jamba 'model.pattern=m*4 a m*3' block.a.heads=4 block.a.kv_heads=2
+tiny hybrid/samba 'model.pattern=(m a)*2' block.a.heads=2 block.a.window=20 block.a.context=20
+tiny hybrid/griffin 'model.pattern=(r r a)*2' block.r.heads=2 block.a.heads=2 block.a.window=20 block.a.context=20
+tiny hybrid/mamba2-350m-attention 'model.pattern=m*2 a m' block.m.head_dim=8 block.m.d_state=8 block.a.heads=2
+tiny hybrid/apriel-h1 'model.pattern=t*3 m t m*4' block.t.heads=4 block.t.kv_heads=1
+tiny rat/1.3b-16-local 'model.pattern=(r l)*2' block.r.heads=4 block.r.mlp_width=64 block.l.heads=4 block.l.window=20 \
+    block.l.mlp_width=64
+
 # The other papers' optimizers and schedules, on a model that is here: what docs/recipes.md writes out is understood.
 awk '/^```ini/ { inside = 1; name = ++found; next } /^```/ { inside = 0 } inside { print > (dir "/doc" name ".ini") }' \
     dir="$WORK" docs/recipes.md
