@@ -171,7 +171,7 @@ run_gpu() {
         done
     done
     run instructions-cuda program "$BUILD/test/instructions"
-    for unit in test_model_lm test_model_gradients test_model_equations; do
+    for unit in test_model_lm test_model_gradients test_model_equations test_train_ladder; do
         run "$unit-cuda" cmocka env RIVERRUN_TEST_DEVICE=cuda "$BUILD/test/$unit"
     done
 }
