@@ -1,7 +1,7 @@
 /* bench_cases.c: the shapes at which riverrun bench ops measures, and the figures each is held against, milliseconds
  * for forward and for forward + backward in bf16 on one H200: the public implementation's (state-spaces/mamba,
- * causal-conv1d, NX-AI/mlstm_kernels), the time from which the work is worth using, and the time aimed at. What the chip
- * allows is computed from the row's bytes, products and special functions. */
+ * causal-conv1d, NX-AI/mlstm_kernels), the time from which the work is worth using, and the time aimed at. What the
+ * chip allows is computed from the row's bytes, products and special functions. */
 #include "train/bench_ops.h"
 
 const struct bench_case bench_cases[] = {
@@ -69,8 +69,8 @@ const struct bench_case bench_cases[] = {
     {&bench_attention, "window", "B=8 T=2048 H=16 P=128 w=512", {0}, {0}, {0}},
     {&bench_rope, "Llama 124M", "B=16 T=2048 H=24 P=64 p=2304", {0}, {0}, {0}},
 
-    /* The smaller operations of the xLSTM: 255M of the 7B architecture; 125M of arXiv 2405.04517 (the norm behind an mLSTM
-     * and behind an sLSTM, q of an mLSTM, a gate of an sLSTM). */
+    /* The smaller operations of the xLSTM: 255M of the 7B architecture; 125M of arXiv 2405.04517 (the norm behind an
+     * mLSTM and behind an sLSTM, q of an mLSTM, a gate of an sLSTM). */
     {&bench_mlstm, "xLSTM 255M", "B=16 T=2048 H=4 K=128 V=256 d=1", {0}, {0}, {0}},
     {&bench_mlstm, "xLSTM 125M", "B=16 T=2048 H=4 K=384 V=384 d=1", {0}, {0}, {0}},
     {&bench_softcap, "xLSTM 255M", "R=32768 N=8", {0}, {0}, {0}},

@@ -1,5 +1,5 @@
-/* bench_cell.c: rows of the nonlinear recurrences for riverrun bench ops: the cell alone, and with the projection of its
- * input. bench_ops.h says what a row is; train/bench_cases.c gives rows their shapes. Called by bench_ops.c.
+/* bench_cell.c: rows of the nonlinear recurrences for riverrun bench ops: the cell alone, and with the projection of
+ * its input. bench_ops.h says what a row is; train/bench_cases.c gives rows their shapes. Called by bench_ops.c.
  *
  * Letters beside those of kernels/tensor.h: J (channels of a head, H J in all), K (inputs of a head), e (the cell: its
  * place in CELLS), m (how it is solved: 0 as the device chooses, 1 token after token, 2 Newton, 3 shooting, 4 a call of
@@ -114,8 +114,8 @@ static void run_backward(struct bench_problem *p, tensor du, tensor u, void *scr
                           channels(p, VALUE("bias")), channels(p, VALUE("weight")), none, none, cell_of(p), scratch);
 }
 
-/* One evaluation of every token, two special functions for each sigmoid or tanh: of the inputs and, as in the cells that
- * have more than one state, of what is put out. */
+/* One evaluation of every token, two special functions for each sigmoid or tanh: of the inputs and, as in the cells
+ * that have more than one state, of what is put out. */
 static void cell_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
     const struct cell *cell = cell_of(p);
     double evaluations = (double)(SIZE(B) * SIZE(T)) * (double)(SIZE(H) * SIZE(J));

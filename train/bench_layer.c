@@ -134,8 +134,8 @@ static void layer_forward(struct bench_problem *p) {
     arena saved = region("saved", p->saved, p->saved_bytes), scratch = region("scratch", p->scratch, p->scratch_bytes);
     struct mixer_call call = bench_layer_call(p, SIZE(B), SIZE(T), w, NULL);
     p->ops->add_norm_forward(p->dev, matrix(p, VALUE("stream")), matrix(p, VALUE("normed")), flat(p, VALUE("mean")),
-                             flat(p, VALUE("rstd")), matrix(p, VALUE("residual")), tensor_none(), matrix(p, VALUE("branch")),
-                             w[0], call.layer->context.norm_eps);
+                             flat(p, VALUE("rstd")), matrix(p, VALUE("residual")), tensor_none(),
+                             matrix(p, VALUE("branch")), w[0], call.layer->context.norm_eps);
     call.keep = true;
     call.x = matrix(p, VALUE("normed"));
     call.y = matrix(p, VALUE("y"));

@@ -4,9 +4,8 @@
  * Training: the norm before the layer adds what the layer before put out to the residual stream (ops.h: add_norm), the
  * mixer makes its output from it; backward gives the gradients of all of these and of all weights. This is a row of
  * bench_ops.h, timed and checked as operations are: a few first tokens of the last sequence are computed again in
- * double on the CPU. Generation: a sequence of T tokens is read (prefill), its state is given to B sequences, and these go on
- * token by token; the outputs of such steps are compared with those of one pass over the whole sequence.
- */
+ * double on the CPU. Generation: a sequence of T tokens is read (prefill), its state is given to B sequences, and these
+ * go on token by token; the outputs of such steps are compared with those of one pass over the whole sequence. */
 #ifndef RIVERRUN_BENCH_LAYER_H
 #define RIVERRUN_BENCH_LAYER_H
 

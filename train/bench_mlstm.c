@@ -62,8 +62,8 @@ static void mlstm_backward(struct bench_problem *p) {
 }
 
 /* Products of the chunked form with chunks of Q = 64, for each token and head: q k^T and what it weighs of v, 2 Q K and
- * 2 Q V (half of it is above the diagonal, and is computed), into the state and out of it 2 K V each. Backward has q k^T
- * again, dh v^T, and a product of that size each for dq, dk, dv; with the state, one each for dC, dq, dk, dv. */
+ * 2 Q V (half of it is above the diagonal, and is computed), into the state and out of it 2 K V each. Backward has q
+ * k^T again, dh v^T, and a product of that size each for dq, dk, dv; with the state, one each for dC, dq, dk, dv. */
 static void mlstm_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {
     double heads = (double)(SIZE(B) * SIZE(T) * SIZE(H)), K = (double)SIZE(K), V = (double)SIZE(V), Q = CHUNK;
     forward->products = heads * (2 * Q * (K + V) + 4 * K * V);

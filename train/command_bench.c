@@ -1,5 +1,5 @@
-/* command_bench.c: `riverrun bench ops|layer|train|gemm|loader|verify`: how fast this machine computes, trains, multiplies
- * and reads. Chooses the action, and holds what all of them print (command_bench.h). Called by main.c. */
+/* command_bench.c: `riverrun bench ops|layer|train|gemm|loader|verify`: how fast this machine computes, trains,
+ * multiplies and reads. Chooses the action, and holds what all of them print (command_bench.h). Called by main.c. */
 #include "train/command_bench.h"
 
 #include "train/actions.h"

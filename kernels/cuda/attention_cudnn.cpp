@@ -1,12 +1,11 @@
-/* attention_cudnn.cpp: attention by cuDNN's fused kernels, through the frontend's graphs. See attention_cudnn.h; owns the
- * library's handle, one plan for each shape, and the memory that plans work in.
+/* attention_cudnn.cpp: attention by cuDNN's fused kernels, through the frontend's graphs. See attention_cudnn.h; owns
+ * the library's handle, one plan for each shape, and the memory that plans work in.
  *
- * A graph is one node: scores, the causal mask (with a left bound for a window), softmax, values; and its backward by the
- * deterministic algorithm. Operands are addressed by strides, so columns of one projection serve as they are. cuDNN's
- * first proposal for a shape is taken, which depends on nothing measured. A plan works in the caller's memory if it is
- * enough. The library is loaded when it is asked for,
- * and the frontend finds its functions in it: the program starts, and runs, without cuDNN. Exceptions of the frontend
- * end here. */
+ * A graph is one node: scores, the causal mask (with a left bound for a window), softmax, values; and its backward by
+ * the deterministic algorithm. Operands are addressed by strides, so columns of one projection serve as they are.
+ * cuDNN's first proposal for a shape is taken, which depends on nothing measured. A plan works in the caller's memory
+ * if it is enough. The library is loaded when it is asked for, and the frontend finds its functions in it: the program
+ * starts, and runs, without cuDNN. Exceptions of the frontend end here. */
 #define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 

@@ -1,5 +1,6 @@
-/* attention_cudnn.h: attention by cuDNN, behind plain C: attention_cudnn.cpp is the one C++ host file of riverrun, because
- * cuDNN's frontend is C++ headers. Only in builds that found them (RIVERRUN_CUDNN); the last two functions always. Called by attention.cu, and through it by rat_fold.cu. */
+/* attention_cudnn.h: attention by cuDNN, behind plain C: attention_cudnn.cpp is the one C++ host file of riverrun,
+ * because cuDNN's frontend is C++ headers. Only in builds that found them (RIVERRUN_CUDNN); the last two functions
+ * always. Called by attention.cu, and through it by rat_fold.cu. */
 #ifndef RIVERRUN_ATTENTION_CUDNN_H
 #define RIVERRUN_ATTENTION_CUDNN_H
 
@@ -16,8 +17,8 @@ struct attention_cudnn_strides {
     int64_t row, token, head;
 };
 
-/* What a plan is made for: compared as bytes, so it is zeroed before it is filled. Backward has strides for all, forward
- * for the first four. */
+/* What a plan is made for: compared as bytes, so it is zeroed before it is filled. Backward has strides for all,
+ * forward for the first four. */
 struct attention_cudnn_shape {
     int64_t B, T, H, G, P;
     int64_t window; /* keys that a token sees at most, itself included; 0 = all before it */
@@ -37,8 +38,8 @@ struct attention_cudnn_operands {
     size_t workspace_bytes;
 };
 
-/* cuDNN of this machine, such as 91900, and its handle for a stream; 0 where it can't be loaded. Nothing is loaded before
- * this is called. */
+/* cuDNN of this machine, such as 91900, and its handle for a stream; 0 where it can't be loaded. Nothing is loaded
+ * before this is called. */
 struct attention_cudnn;
 int64_t attention_cudnn_open(struct attention_cudnn **c, void *stream);
 void attention_cudnn_close(struct attention_cudnn *c);
@@ -50,8 +51,8 @@ void attention_cudnn_close(struct attention_cudnn *c);
 bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn_shape *shape,
                          const struct attention_cudnn_operands *x, char *why, size_t size);
 
-/* The device's, opened when it is first asked for; NULL: there is none, or this build does without. And a run of it, which
- * says once on stderr why a shape is not served. (attention.cu) */
+/* The device's, opened when it is first asked for; NULL: there is none, or this build does without. And a run of it,
+ * which says once on stderr why a shape is not served. (attention.cu) */
 struct device;
 struct attention_cudnn *cuda_attention_cudnn(struct device *dev);
 bool cuda_attention_cudnn_run(struct device *dev, const struct attention_cudnn_shape *shape,
