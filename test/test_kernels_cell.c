@@ -64,7 +64,7 @@ static void differences(const struct cell *c, struct point p, double slope[][S_M
 
 static void assert_derivatives(const struct cell *c, const struct cell_functions *f, const struct point *p,
                                double slope[][S_MAX], const char *whose) {
-    double after[S_MAX], want[S_MAX], J[S_MAX * S_MAX], lambda[S_MAX], g[S_MAX + U_MAX + W_MAX];
+    double after[S_MAX] = {0}, want[S_MAX], J[S_MAX * S_MAX], lambda[S_MAX], g[S_MAX + U_MAX + W_MAX];
     int S = c->states, numbers = S + c->inputs + c->weights;
     draw(lambda, S, 9, 0, 1);
     f->step(p->before, p->u, p->w, want);
@@ -89,7 +89,7 @@ static void derivatives(void **unused) {
         const struct cell *c = cells[i];
         for (int64_t n = 0; n < 200; n++) {
             struct point p;
-            double slope[S_MAX + U_MAX + W_MAX][S_MAX], after[S_MAX], J[2][S_MAX * S_MAX];
+            double slope[S_MAX + U_MAX + W_MAX][S_MAX], after[S_MAX] = {0}, J[2][S_MAX * S_MAX];
             draw(p.before, c->states, 1, n, c->bound > 0 ? c->bound : 2);
             draw(p.u, c->inputs, 2, n, n % 4 == 0 ? 8 : 2);
             draw(p.w, c->weights, 3, n, n % 2 ? c->limit : 3);
@@ -111,7 +111,7 @@ static void extremes(void **unused) {
         for (int n = 0; n < 6; n++) {
             const struct cell *c = cells[i];
             struct point p = {{0}, {0}, {0}};
-            double after[S_MAX], J[S_MAX * S_MAX], lambda[S_MAX] = {1, 1}, g[S_MAX + U_MAX + W_MAX];
+            double after[S_MAX] = {0}, J[S_MAX * S_MAX], lambda[S_MAX] = {1, 1}, g[S_MAX + U_MAX + W_MAX];
             for (int k = 0; k < c->inputs; k++) p.u[k] = sizes[n] * (k % 2 ? -1 : 1);
             for (int k = 0; k < c->weights; k++) p.w[k] = n ? 0.5 : 0;
             const struct cell_functions *both[] = {&c->own, &c->automatic};
@@ -248,7 +248,7 @@ static void assert_numbers(const char *what, tensor t, const double *want) {
 
 /* J at the solution, of token t > 0. */
 static void jacobian_at(const struct sequence *q, int64_t t, double *J) {
-    double u[U_MAX], w[W_MAX], before[S_MAX], after[S_MAX];
+    double u[U_MAX], w[W_MAX], before[S_MAX], after[S_MAX] = {0};
     for (int k = 0; k < q->cell->inputs; k++) u[k] = get(q->u, t * q->cell->inputs + k);
     for (int k = 0; k < q->cell->weights; k++) w[k] = get(q->weight, k);
     before[q->cell->output] = get(q->y, t - 1);

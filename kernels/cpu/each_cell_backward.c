@@ -92,6 +92,7 @@ void OWN(backward)(const struct cell_block *block, const struct cell_gradients *
     for (int k = 0; k < S && tensor_given(g->dfinal); k++)
         cell_read(lambda[k], cell_row(block, g->dfinal, block->row * S + k), block->count);
     for (int64_t t = block->p->T - 1; t >= 0; t--) {
+        token_prefetch(block, t - AHEAD, g->du);
         token_backward(&c, g, t, lambda, &s);
         if (t % SUM_TOKENS == 0) sums_flush(&s);
     }

@@ -44,6 +44,24 @@ static inline real *stored(const struct cell_block *block, int64_t t, int k) {
     return tensor_given(p->others) ? cell_row(block, p->others, row * (S - 1) + k - (k > CELL_OUTPUT)) : NULL;
 }
 
+/* Ask for a token's inputs and states, and for the row of `more` (none, or a view like u), if there is such a token:
+ * rows lie too far apart for the processor to guess the next one. (Always inline: gcc drops calls of a function that
+ * does nothing but this.) */
+__attribute__((always_inline)) static inline void token_prefetch(const struct cell_block *block, int64_t t,
+                                                                 tensor more) {
+    enum { LINE = 64 / sizeof(real) };
+    if (t < 0 || t >= block->p->T) return;
+    for (int64_t l = 0; l < block->count; l += LINE) {
+        for (int k = 0; k < U; k++) __builtin_prefetch(cell_input(block, block->p->u, t, k) + l, 0);
+        for (int k = 0; k < U && tensor_given(more); k++) __builtin_prefetch(cell_input(block, more, t, k) + l, 1);
+        for (int k = 0; k < S; k++)
+            if (k == CELL_OUTPUT || tensor_given(block->p->others)) __builtin_prefetch(stored(block, t, k) + l, 1);
+    }
+}
+
+/* Tokens ahead: as long as memory takes to answer. */
+enum { AHEAD = 8 };
+
 static inline void store(const struct cell_block *block, int64_t t, cell_lanes *state) {
     for (int k = 0; k < S; k++) {
         real *to = stored(block, t, k);

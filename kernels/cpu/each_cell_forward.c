@@ -106,6 +106,7 @@ static void walk(const struct channels *c, int64_t from, int64_t to, cell_lanes 
     struct token token;
     for (int64_t t = from; t < to; t++) {
         cell_lanes after[S];
+        token_prefetch(c->block, t + AHEAD, tensor_none());
         token_open(&token, c, t);
         if (token.begins) memset(state, 0, S * sizeof *state);
         lanes_step(after, state, token.u, c->w);
