@@ -12,8 +12,10 @@ set -e
     'linear R=17 I=64 O=1,8 bias=0,1 real=1 strided=0,1' \
     'gated_rmsnorm R=2,17 n=7,16 groups=1,4 eps=300000 strided=0,1' 'gated_rmsnorm R=37 n=67,768,2568 groups=1,2' \
     'gated_rmsnorm R=37 n=67,2568 strided=1 again=1,2' 'gated_rmsnorm R=1700 n=67' \
-    'gated_rmsnorm R=17 n=7,16 groups=4 eps=300000 first=1' 'gated_rmsnorm R=37 n=67,2568 strided=1 again=1 first=1' 'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
-    'head_norm R=2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000' 'head_norm R=5 H=2 P=67,192,384 strided=0,1,2' \
+    'gated_rmsnorm R=17 n=7,16 groups=4 eps=300000 first=1' 'gated_rmsnorm R=37 n=67,2568 strided=1 again=1 first=1' \
+    'glu R=17 F=7,40 gated=0,1 act=0,1,2,3' \
+    'head_norm R=2,17 H=1,3 P=7,16 skip=0,1 gate=0,1 sigmoid=0,1 eps=300000' \
+    'head_norm R=5 H=2 P=67,192,384 strided=0,1,2' \
     'head_norm R=5 H=2 P=1280 skip=0,1 sigmoid=1' 'head_norm R=3 H=1 P=4104' 'head_norm R=400 H=2 P=64' \
     'block_linear R=1,17 G=1,3 I=1,4,5 O=4,3 strided=0,1' 'block_linear R=5 G=2 I=4,12 O=4,9 add=0,1 strided=0,2' \
     'block_linear R=700 G=33 add=1' 'block_linear R=0 G=2 I=4,12' \
@@ -46,15 +48,19 @@ set -e
     'rat B=3 T=9 H=2 Q=2,5 doc=2 initial=13 final=0,1 C=3,32' 'rat_step H=4 G=2 Q=1,3 strided=1' \
     'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=4 strided=2' 'rat B=1 T=70 H=2 G=1 P=128 Q=16 doc=0,4 strided=2' \
     'rat B=2 T=40 H=2 P=72 Q=2 initial=300 final=1 C=70 doc=0,3 strided=2' 'rat_step H=2 P=64 Q=16 C=20 strided=2' \
-    'cell cell=0,1,2 method=0,1,2 Q=3 T=17 P=5,40 doc=4' 'cell cell=0,1 method=2 Q=9 T=130 H=3 P=24 doc=4 K=1 strided=1,2' \
-    'cell cell=1 B=1 T=300 H=1 P=32 method=0,2 K=1 Q=140 doc=2' 'cell cell=0,1 method=1,2 T=33 K=1 Q=4 limit=14 report=1 doc=4' \
-    'cell_step cell=0,1,2 P=5,67 strided=0,1' 'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' \
+    'cell cell=0,1,2 method=0,1,2 Q=3 T=17 P=5,40 doc=4' \
+    'cell cell=0,1 method=2 Q=9 T=130 H=3 P=24 doc=4 K=1 strided=1,2' \
+    'cell cell=1 B=1 T=300 H=1 P=32 method=0,2 K=1 Q=140 doc=2' \
+    'cell cell=0,1 method=1,2 T=33 K=1 Q=4 limit=14 report=1 doc=4' \
+    'cell cell=1 B=1 T=28000 H=1 P=1 method=2 K=1 doc=4' 'cell_step cell=0,1,2 P=5,67 strided=0,1' \
+    'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' \
     'slstm_step B=3,9 P=5,67 strided=0,1'
 # A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 [ "$2" = bf16 ] || exit 0
 RIVERRUN_WGMMA=1 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
     'slstm T=1,7 P=8,16 doc=2 initial=0,1 final=0,1,2 clip=3' 'slstm B=9 T=5 P=24,64 doc=4 strided=0,2' \
     'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0' \
-    'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' 'attention B=1 T=130 H=2 G=1 P=64,128 doc=0,4 strided=2' \
+    'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' \
+    'attention B=1 T=130 H=2 G=1 P=64,128 doc=0,4 strided=2' \
     'ssd B=1 T=97 H=2 P=64 N=128 Q=16 doc=4 extreme=1 strided=2' 'ssd B=1 T=65,128 H=6 P=8 N=16 Q=64 doc=5 strided=2' \
     'attention B=1 T=300 H=2 G=1 P=64 window=0,100 doc=5 strided=2'
