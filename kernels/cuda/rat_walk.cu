@@ -186,33 +186,31 @@ __device__ __forceinline__ lane_offsets offsets_of(const rat_operands<bf16> &x, 
             rows_of(d.dy, b, l.h, l)};
 }
 
-/* One token's operands. */
-template <bool AGAIN> struct token {
+/* One token's operands: of the recurrence, and of what backward looks at behind it. */
+struct token {
     eight v, g, q, k;
 };
-template <> struct token<true> {
-    eight v, g, q, k, z, dy, o;
+
+struct token_back {
+    eight z, dy, o;
 };
 
-template <bool AGAIN>
-__device__ __forceinline__ void read_token(token<AGAIN> *to, const rat_operands<bf16> &x,
-                                           const rat_gradients_of<bf16> &d, const lane_offsets &at, int64_t t,
-                                           const lane_place &l) {
+__device__ __forceinline__ token read_token(const rat_operands<bf16> &x, const lane_offsets &at, int64_t t,
+                                            const lane_place &l) {
     int64_t wide = at.wide.at(t), narrow = at.narrow.at(t);
-    to->g = read_eight(x.g.data + wide, l);
-    to->v = read_eight(x.v.data + wide, l);
-    to->k = read_eight(x.k.data + narrow, l);
-    to->q = read_eight(x.q.data + narrow, l);
-    if constexpr (AGAIN) {
-        to->z = read_eight(x.z.data + wide, l);
-        to->dy = read_eight(d.dy.data + at.dy.at(t), l);
-        to->o = read_eight(d.o + at.dense.at(t), l);
-    }
+    return {read_eight(x.v.data + wide, l), read_eight(x.g.data + wide, l), read_eight(x.q.data + narrow, l),
+            read_eight(x.k.data + narrow, l)};
+}
+
+__device__ __forceinline__ token_back read_back(const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
+                                                const lane_offsets &at, int64_t t, const lane_place &l) {
+    return {read_eight(x.z.data + at.wide.at(t), l), read_eight(d.dy.data + at.dy.at(t), l),
+            read_eight(d.o + at.dense.at(t), l)};
 }
 
 /* What backward needs to know of a head of a token; own: its score, not scaled. do counts as it is rounded. */
 template <int GROUP>
-__device__ __forceinline__ void find_slopes(const token<true> &x, const float (&value)[8], float own,
+__device__ __forceinline__ void find_slopes(const token_back &x, const float (&value)[8], float own,
                                             const rat_gradients_of<bf16> &d, const rat_arrays &a, const rat_problem &p,
                                             const lane_offsets &at, int64_t b, int64_t t, standing s,
                                             const lane_place &l) {
@@ -253,7 +251,7 @@ struct recurrence {
 
 /* A token's step, and what is written of it. */
 template <int GROUP, bool AGAIN>
-__device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x, const float (&bias)[8],
+__device__ __forceinline__ void take_token(recurrence *r, const token &x, const token_back &y, const float (&bias)[8],
                                            const float2 (&turn)[4], const rat_gradients_of<bf16> &d,
                                            const rat_arrays &a, const rat_problem &p, const lane_offsets &at,
                                            int64_t b, int64_t t, standing s, const lane_place &l) {
@@ -274,7 +272,7 @@ __device__ __forceinline__ void take_token(recurrence *r, const token<AGAIN> &x,
     write_eight(a.values + at.dense.at(t), l, r->value);
     if constexpr (AGAIN) {
         write_eight(a.keys + at.dense.at(t), l, r->key);
-        find_slopes<GROUP>(x, r->value, own, d, a, p, at, b, t, s, l);
+        find_slopes<GROUP>(y, r->value, own, d, a, p, at, b, t, s, l);
     } else if (l.there && l.low == 0) {
         a.own[(b * p.H + l.h) * p.T + t] = own;
     }
@@ -299,7 +297,7 @@ template <int W, bool AGAIN>
 __global__ void __launch_bounds__(WALK_THREADS, 2)
 rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __grid_constant__ const rat_problem p,
                 int64_t length) {
-    constexpr int GROUP = W / 8, AHEAD = AGAIN ? 1 : 2; /* tokens on their way at once */
+    constexpr int GROUP = W / 8;
     int64_t b = blockIdx.z;
     lane_place l = lane_of<W>(p, (int)((blockIdx.y * blockDim.x + threadIdx.x) / GROUP), p.H);
     walk w = walk_of(p, b, blockIdx.x, length);
@@ -317,22 +315,19 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
         read_floats(r.key, x.running + (b * 2 * p.H + l.h) * p.P, l);
         read_floats(r.value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
     }
-    for (int64_t t0 = w.first; t0 < w.stop; t0 += AHEAD) {
-        token<AGAIN> tokens[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) read_token(&tokens[i], x, d, at, at_most(t0 + i, w.stop - 1), l);
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            int64_t t = t0 + i;
-            if (t >= w.stop) break;
-            if (t > w.first) stand_next(&s, p, b, t);
-            if (s.place == 0 && t > w.first) {
-                clear(r.key);
-                clear(r.value);
-                find_turns(turn, p, s.chunk, l);
-            }
-            take_token<GROUP, AGAIN>(&r, tokens[i], bias, turn, d, a, p, at, b, t, s, l);
+    token now, next = read_token(x, at, w.first, l);
+    for (int64_t t = w.first; t < w.stop; t++) {
+        token_back behind = {};
+        if constexpr (AGAIN) behind = read_back(x, d, at, t, l);
+        now = next;
+        next = read_token(x, at, at_most(t + 1, w.stop - 1), l); /* on its way while this one is computed */
+        if (t > w.first) stand_next(&s, p, b, t);
+        if (s.place == 0 && t > w.first) {
+            clear(r.key);
+            clear(r.value);
+            find_turns(turn, p, s.chunk, l);
         }
+        take_token<GROUP, AGAIN>(&r, now, behind, bias, turn, d, a, p, at, b, t, s, l);
     }
 }
 
@@ -521,6 +516,9 @@ static void walk_along(struct device *dev, const rat_operands<bf16> &x, const ra
                        const rat_arrays &a, const rat_problem &p) {
     int64_t length = rat_segment(p.Q);
     unsigned lanes = whole_warps(p.H * lanes_of(p)), block = (unsigned)at_most(lanes, WALK_THREADS);
+    int64_t walks = ceil_div(p.T, length) * p.B;
+    while (block > WARP && walks * ceil_div(lanes, block) < cuda_impl(dev)->multiprocessors)
+        block = whole_warps((int)block / 2); /* long chunks: there are few walks, and each is on its way for long */
     dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)ceil_div(lanes, block), (unsigned)p.B);
     with_lanes(p, [&](auto width) {
         LAUNCH(dev, (rat_walk_kernel<decltype(width)::value, AGAIN>), grid, block, 0, x, d, a, p, length);
