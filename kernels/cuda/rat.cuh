@@ -80,6 +80,7 @@ struct rat_arrays {
     float *log_sum, *delta, *share, *slope; /* log_sum: base 2; slope: the own score's gradient, scaled */
     float *folded;                          /* natural logarithms as cuDNN has them: (B,H,Q,T / Q - 1); or NULL */
     float *partial;                         /* of dbias: (B, segments, H P) */
+    float *reach; /* where chunks are long: (B, segments, 3, H, P), what goes into each segment; else NULL */
     char *work;                             /* rat_fold_bytes, for cuDNN */
     int query_heads, dquery_heads; /* of queries and dqueries: G, or H */
 };
@@ -97,9 +98,15 @@ void rat_fast_store(struct device *dev, struct rat_state final, const rat_arrays
 void rat_fast_backward(struct device *dev, const rat_gradients_of<__nv_bfloat16> &to, float *dbias,
                        const rat_operands<__nv_bfloat16> &x, const rat_problem &p, void *memory);
 
-/* Tokens of a walk along the recurrence: whole chunks. */
+/* Tokens of a walk along the recurrence: whole chunks, or, of long ones, parts. */
+static inline bool rat_long_chunks(int64_t Q) {
+    enum { LONGEST_WALK = 256 };
+    return Q > LONGEST_WALK;
+}
+
 static inline int64_t rat_segment(int64_t Q) {
-    enum { SHORTEST_WALK = 16 };
+    enum { SHORTEST_WALK = 16, PART_OF_CHUNK = 128 };
+    if (rat_long_chunks(Q)) return PART_OF_CHUNK;
     return Q >= SHORTEST_WALK ? Q : Q * ceil_div(SHORTEST_WALK, Q);
 }
 

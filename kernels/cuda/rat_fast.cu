@@ -33,6 +33,8 @@ size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backwar
     take(&a->values, tokens * wide);
     take(&a->queries, queries);
     if (folds) take(&a->folded, scalars);
+    int64_t segments = s.B * ceil_div(s.T, rat_segment(s.Q));
+    if (rat_long_chunks(s.Q)) take(&a->reach, 3 * (size_t)(segments * s.H * s.P) * sizeof(float));
     take(&a->end_keys, ends);
     take(&a->end_values, ends);
     if (!backward) {
@@ -50,7 +52,7 @@ size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backwar
     take(&a->share, scalars);
     take(&a->slope, scalars);
     take(&a->work, rat_fold_bytes(s));
-    take(&a->partial, (size_t)(s.B * ceil_div(s.T, rat_segment(s.Q)) * s.H * s.P) * sizeof(float));
+    take(&a->partial, (size_t)(segments * s.H * s.P) * sizeof(float));
     return used;
 }
 

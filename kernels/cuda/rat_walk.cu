@@ -15,6 +15,9 @@
  *            writes dv, dg (4D); the gradients of the query and the key that the heads share are added up over the
  *            lanes of a warp and then over its warps in order, two tokens at a time
  *
+ * Where chunks are long, up to a whole row, a walk is a part of one, and what goes into it is found before: each part's
+ * recurrence from nothing (reach; 4D bytes a token, back too), then, a thread a channel, one part after the other.
+ *
  * So 6.5D, 18D and 14D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384
  * tokens 0.22, 0.6 and 0.48 GB, or 0.08, 0.2 and 0.16 ms at 3 TB/s. No sum is atomic: two runs give the same bits. */
 #include "kernels/cuda/rat.cuh"
@@ -143,8 +146,10 @@ struct walk {
     int64_t first, stop;
 };
 
-__device__ __forceinline__ walk walk_of(const rat_problem &p, int64_t b, int64_t segment, int64_t length) {
+__device__ __forceinline__ walk walk_of(const rat_arrays &a, const rat_problem &p, int64_t b, int64_t segment,
+                                        int64_t length) {
     int64_t from = segment * length, to = at_most(from + length, p.T);
+    if (a.reach) return {from, to};
     walk w = {chunk_begin(p, b, from, to), to};
     if (w.first < to) w.stop = chunk_begin(p, b, to, p.T);
     return w;
@@ -292,6 +297,80 @@ __device__ __forceinline__ void take_token(recurrence *r, const token &x, const 
     }
 }
 
+/* A segment's part of reach: 0: the product of its gates, or 0 where a chunk begins in it; 1, 2: its key and value from
+ * nothing, and then what goes into it. The block's x is the segment. */
+__device__ __forceinline__ float *reach_of(const rat_arrays &a, const rat_problem &p, int64_t b, int part,
+                                           const lane_place &l) {
+    return a.reach + (((b * gridDim.x + blockIdx.x) * 3 + part) * p.H + l.h) * p.P;
+}
+
+/* Of long chunks: block (segment, heads, row). */
+template <int W>
+__global__ void __launch_bounds__(WALK_THREADS, 2)
+rat_reach_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const rat_problem p, int64_t length) {
+    int64_t b = blockIdx.z;
+    lane_place l = lane_of<W>(p, (int)((blockIdx.y * blockDim.x + threadIdx.x) / (W / 8)), p.H);
+    walk w = walk_of(a, p, b, blockIdx.x, length);
+    standing s = standing_at(p, b, w.first);
+    lane_offsets at = offsets_of(x, {}, a, p, b, l);
+    float product[8], bias[8];
+    recurrence r;
+    clear(r.key);
+    clear(r.value);
+    read_floats(bias, p.bias + l.h * p.P, l);
+#pragma unroll
+    for (int i = 0; i < 8; i++) product[i] = 1;
+#pragma unroll 2
+    for (int64_t t = w.first; t < w.stop; t++) {
+        token now = read_token(x, at, t, l);
+        float v[8], g[8], k[8];
+        widen(v, now.v);
+        widen(g, now.g);
+        widen(k, now.k);
+        if (t > w.first) stand_next(&s, p, b, t);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float gate, rest;
+            gates_of(g[i] + bias[i], &gate, &rest);
+            if (s.place == 0) gate = 0;
+            product[i] *= gate;
+            r.key[i] = gate * r.key[i] + rest * k[i];
+            r.value[i] = gate * r.value[i] + rest * v[i];
+        }
+    }
+    write_floats(reach_of(a, p, b, 0, l), l, product);
+    write_floats(reach_of(a, p, b, 1, l), l, r.key);
+    write_floats(reach_of(a, p, b, 2, l), l, r.value);
+}
+
+/* A thread has a channel of a row, and goes over the segments, from the last on the way back: what each hands on is
+ * exchanged for what goes into it. running: what goes into the first, or NULL. */
+__global__ void rat_join_kernel(float *reach, const float *running, int64_t channels, int64_t segments, bool back) {
+    enum { AHEAD = 8 }; /* read at once */
+    int64_t b = blockIdx.y, c = (int64_t)blockIdx.x * WALK_THREADS + threadIdx.x;
+    if (c >= channels) return;
+    float key = running ? running[b * 2 * channels + c] : 0.0f;
+    float value = running ? running[(b * 2 + 1) * channels + c] : 0.0f;
+    for (int64_t n = 0; n < segments; n += AHEAD) {
+        float its[AHEAD][3];
+        auto part_of = [&](int i, int part) {
+            int64_t segment = back ? segments - 1 - n - i : n + i;
+            return reach + ((b * segments + segment) * 3 + part) * channels + c;
+        };
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int part = 0; part < 3; part++) its[i][part] = n + i < segments ? *part_of(i, part) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (n + i >= segments) break;
+            *part_of(i, 1) = key, *part_of(i, 2) = value;
+            key = its[i][0] * key + its[i][1];
+            value = its[i][0] * value + its[i][2];
+        }
+    }
+}
+
 /* Block (segment, heads, row). */
 template <int W, bool AGAIN>
 __global__ void __launch_bounds__(WALK_THREADS, 2)
@@ -300,7 +379,7 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
     constexpr int GROUP = W / 8;
     int64_t b = blockIdx.z;
     lane_place l = lane_of<W>(p, (int)((blockIdx.y * blockDim.x + threadIdx.x) / GROUP), p.H);
-    walk w = walk_of(p, b, blockIdx.x, length);
+    walk w = walk_of(a, p, b, blockIdx.x, length);
     if (w.first == w.stop) return;
     standing s = standing_at(p, b, w.first);
     recurrence r;
@@ -311,9 +390,10 @@ rat_walk_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a, __
     clear(r.value);
     read_floats(bias, p.bias + l.h * p.P, l);
     find_turns(turn, p, s.chunk, l);
-    if (s.place != 0 && x.running) {
-        read_floats(r.key, x.running + (b * 2 * p.H + l.h) * p.P, l);
-        read_floats(r.value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
+    if (s.place != 0 && (x.running || a.reach)) {
+        const float *before = a.reach ? reach_of(a, p, b, 1, l) : x.running + (b * 2 * p.H + l.h) * p.P;
+        read_floats(r.key, before, l);
+        read_floats(r.value, before + p.H * p.P, l);
     }
     token now, next = read_token(x, at, w.first, l);
     for (int64_t t = w.first; t < w.stop; t++) {
@@ -364,6 +444,46 @@ __device__ __forceinline__ void add_end(returning *back, const rat_arrays &a, co
     turn_eight(key, turned, turn, -1);
 #pragma unroll
     for (int i = 0; i < 8; i++) back->key[i] += key[i], back->value[i] += value[i];
+}
+
+/* The same as rat_reach_kernel on the way back. Block (segment, heads, row). */
+template <int W>
+__global__ void __launch_bounds__(WALK_THREADS, 2)
+rat_reach_back_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const rat_problem p, int64_t length) {
+    int64_t b = blockIdx.z;
+    lane_place l = lane_of<W>(p, (int)((blockIdx.y * blockDim.x + threadIdx.x) / (W / 8)), p.H);
+    walk w = walk_of(a, p, b, blockIdx.x, length);
+    lane_offsets at = offsets_of(x, {}, a, p, b, l);
+    float product[8], bias[8];
+    returning back = {};
+    read_floats(bias, p.bias + l.h * p.P, l);
+#pragma unroll
+    for (int i = 0; i < 8; i++) product[i] = 1;
+    for (int64_t t = w.stop - 1; t >= w.first; t--) {
+        standing s = standing_at(p, b, t);
+        int64_t scalars = (b * p.T + t) * p.H + l.h;
+        float g[8], q[8], dout[8], slope = a.slope[scalars], share = a.share[scalars];
+        widen(g, read_eight(x.g.data + at.wide.at(t), l));
+        widen(q, read_eight(x.q.data + at.narrow.at(t), l));
+        widen(dout, read_eight(a.dout + at.dense.at(t), l));
+        if (s.place == p.Q - 1 && t + 1 < p.T) {
+            float2 turn[4];
+            find_turns(turn, p, s.chunk, l);
+            add_end(&back, a, p, b, t, turn, l);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float gate, rest;
+            gates_of(g[i] + bias[i], &gate, &rest);
+            if (s.place == 0) gate = 0;
+            product[i] *= gate;
+            back.key[i] = gate * (back.key[i] + slope * q[i]);
+            back.value[i] = gate * (back.value[i] + share * dout[i]);
+        }
+    }
+    write_floats(reach_of(a, p, b, 0, l), l, product);
+    write_floats(reach_of(a, p, b, 1, l), l, back.key);
+    write_floats(reach_of(a, p, b, 2, l), l, back.value);
 }
 
 /* A token of a head, from its end: dv, dg; its shares in the gradients of query and key. now: k~ of the token, before:
@@ -455,7 +575,7 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
     if (!l.there) l.h = group;
     lane_offsets at = offsets_of(x, d, a, p, b, l);
     at.queries = rows_of(p, b, l.h, a.dquery_heads, l);
-    walk w = walk_of(p, b, blockIdx.x, length);
+    walk w = walk_of(a, p, b, blockIdx.x, length);
     standing s = {0, 0};
     returning back = {};
     recurrence before;
@@ -472,6 +592,10 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
                 find_turns(turn, p, s.chunk, l);
                 clear(back.key);
                 clear(back.value);
+                if (a.reach && t == w.stop - 1) {
+                    read_floats(back.key, reach_of(a, p, b, 1, l), l);
+                    read_floats(back.value, reach_of(a, p, b, 2, l), l);
+                }
                 widen(now, read_eight(a.keys + at.dense.at(t), l));
                 if (s.place == p.Q - 1 && t + 1 < p.T) add_end(&back, a, p, b, t, turn, l);
             } else {
@@ -511,17 +635,36 @@ bool rat_walk_serves(const rat_problem &p) {
     return p.P % 8 == 0 && p.P <= 128 && p.H / p.G * lanes_of(p) <= RAT_THREADS;
 }
 
+/* A grid of (segment, heads, row), and the lanes of a block. */
+static dim3 walks_of(struct device *dev, const rat_problem &p, unsigned *block) {
+    unsigned lanes = whole_warps(p.H * lanes_of(p));
+    int64_t segments = ceil_div(p.T, rat_segment(p.Q));
+    *block = (unsigned)at_most(lanes, WALK_THREADS);
+    while (*block > WARP && segments * p.B * ceil_div(lanes, *block) < cuda_impl(dev)->multiprocessors)
+        *block = whole_warps((int)*block / 2); /* there are few walks, and each is on its way for long */
+    return dim3((unsigned)segments, (unsigned)ceil_div(lanes, *block), (unsigned)p.B);
+}
+
+static void join(struct device *dev, const float *running, const rat_arrays &a, const rat_problem &p, bool back) {
+    int64_t channels = (int64_t)p.H * p.P;
+    dim3 grid((unsigned)ceil_div(channels, WALK_THREADS), (unsigned)p.B);
+    LAUNCH(dev, rat_join_kernel, grid, WALK_THREADS, 0, a.reach, running, channels, ceil_div(p.T, rat_segment(p.Q)),
+           back);
+}
+
 template <bool AGAIN>
 static void walk_along(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
                        const rat_arrays &a, const rat_problem &p) {
     int64_t length = rat_segment(p.Q);
-    unsigned lanes = whole_warps(p.H * lanes_of(p)), block = (unsigned)at_most(lanes, WALK_THREADS);
-    int64_t walks = ceil_div(p.T, length) * p.B;
-    while (block > WARP && walks * ceil_div(lanes, block) < cuda_impl(dev)->multiprocessors)
-        block = whole_warps((int)block / 2); /* long chunks: there are few walks, and each is on its way for long */
-    dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)ceil_div(lanes, block), (unsigned)p.B);
+    unsigned block;
+    dim3 grid = walks_of(dev, p, &block);
     with_lanes(p, [&](auto width) {
-        LAUNCH(dev, (rat_walk_kernel<decltype(width)::value, AGAIN>), grid, block, 0, x, d, a, p, length);
+        constexpr int W = decltype(width)::value;
+        if (a.reach) {
+            LAUNCH(dev, rat_reach_kernel<W>, grid, block, 0, x, a, p, length);
+            join(dev, x.running, a, p, false);
+        }
+        LAUNCH(dev, (rat_walk_kernel<W, AGAIN>), grid, block, 0, x, d, a, p, length);
     });
 }
 
@@ -542,6 +685,12 @@ void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gr
     with_lanes(p, [&](auto width) {
         constexpr int W = decltype(width)::value;
         size_t bytes = (size_t)BACK_TOKENS * (block / WARP) * 2 * W * sizeof(float);
+        if (a.reach) {
+            unsigned lanes;
+            dim3 walks = walks_of(dev, p, &lanes);
+            LAUNCH(dev, rat_reach_back_kernel<W>, walks, lanes, 0, x, a, p, length);
+            join(dev, NULL, a, p, true);
+        }
         LAUNCH(dev, rat_walk_back_kernel<W>, grid, block, bytes, x, d, a, p, length);
     });
 }
