@@ -249,8 +249,8 @@ static void print_newton(const struct devices *d) {
 static void print_shooting(const struct devices *d) {
     static const int64_t chunks[] = {1, 4, 16, 64};
     static const int which[] = {HALF, LONG_MEMORY};
-    printf("\nMultiple shooting, T = %d: after 1 / 2 / 3 iterations, which are 2 / 3 / 4 evaluations, with chunks of so "
-           "many tokens.\n\n",
+    printf("\nMultiple shooting, T = %d: after 1 / 2 / 3 iterations, which are 2 / 3 / 4 evaluations, with chunks of "
+           "so many tokens.\n\n",
            LENGTH);
     printf("| cell | weights within | 1 | 4 | 16 | 64 |\n|---|---|---|---|---|---|\n");
     for (int c = 0; c < CELL_COUNT; c++) {

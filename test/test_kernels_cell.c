@@ -441,6 +441,23 @@ static void three_iterations(void **unused) {
     each(check_three);
 }
 
+/* A cell that says of itself that it is linear gets one iteration. */
+static void linear(void **unused) {
+    (void)unused;
+    struct sequence q;
+    struct cell cell = *cell_find("gru");
+    sequence_open(&q, PRECISION_F64, &cell, 1, 20, 1, 4);
+    forward(&q, newton(1));
+    double *y = copy_of(q.y);
+    forward(&q, newton(3));
+    assert_true(distance(q.y, y) > 0);
+    cell.linear = true;
+    forward(&q, newton(3));
+    assert_true(distance(q.y, y) == 0);
+    free(y);
+    sequence_close(&q);
+}
+
 /* Nothing but quadratic: from 2e-3 to 6e-7 to 8e-14 (docs/pararnn.md), which a Jacobian with a mistake does not do. */
 static void quadratic(void **unused) {
     (void)unused;
@@ -734,9 +751,10 @@ int main(void) {
         cmocka_unit_test(list), cmocka_unit_test(derivatives), cmocka_unit_test(extremes),
         cmocka_unit_test(gru_by_hand), cmocka_unit_test(lstm_by_hand), cmocka_unit_test(prefix),
         cmocka_unit_test(finite_end), cmocka_unit_test(no_weights), cmocka_unit_test(three_iterations),
-        cmocka_unit_test(quadratic), cmocka_unit_test(documents), cmocka_unit_test(chunks_of_one),
-        cmocka_unit_test(reports), cmocka_unit_test(not_finite), cmocka_unit_test(bounds), cmocka_unit_test(views),
-        cmocka_unit_test(biases), cmocka_unit_test(threads), cmocka_unit_test(scratch_sizes),
+        cmocka_unit_test(quadratic), cmocka_unit_test(linear), cmocka_unit_test(documents),
+        cmocka_unit_test(chunks_of_one), cmocka_unit_test(reports), cmocka_unit_test(not_finite),
+        cmocka_unit_test(bounds), cmocka_unit_test(views), cmocka_unit_test(biases), cmocka_unit_test(threads),
+        cmocka_unit_test(scratch_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

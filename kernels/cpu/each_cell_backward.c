@@ -7,8 +7,8 @@
  * Where a document starts, s[t-1] is 0 and nothing goes back.
  *
  * dw and dbias are sums over all tokens: first over SUM_TOKENS of them, then over those sums, so that no sum has
- * more than T / SUM_TOKENS terms that are much smaller than itself; then over batch rows in order, by the caller. So the
- * bits don't depend on the number of threads.
+ * more than T / SUM_TOKENS terms that are much smaller than itself; then over batch rows in order, by the caller. So
+ * the bits don't depend on the number of threads.
  */
 #include "kernels/cpu/each_cell_block.h"
 
