@@ -9,8 +9,8 @@ the most probable continuation of a text, token by token from a state on both si
 AutoTokenizer gives riverrun's ids and its texts back. With OTHER, riverrun reads that in place of DIRECTORY: what
 `riverrun import` made of it. Prints one line per comparison; exit code 1 if any fails.
 
-A model that opens by Python files of its own is also read in pieces from a state, in rows of a batch and by beam search,
-and saved from transformers and opened again, there and in riverrun. Those files are run: give directories that you trust.
+A model that opens by Python files of its own is also read in pieces from a state, in rows of a batch, with padding and by
+beam search, and saved from transformers and opened again, there and in riverrun. Those files are run: give directories that you trust.
 
 riverrun's side comes from the test program `logits` beside the riverrun binary (`make tests` builds it), or --logits.
 """
@@ -142,20 +142,29 @@ class Check:
                 beams = [model.generate(ids[:, :20], max_new_tokens=12, num_beams=3, do_sample=False, use_cache=use,
                                         eos_token_id=None).tolist() for use in (True, False)]
                 self.report(beams[0] == beams[1], f"{directory}: beam search is the same with and without a state")
-            mask = torch.ones_like(ids)
-            mask[0, :3] = 0
-            try:
-                model(ids, attention_mask=mask)
-                self.report(False, f"{directory}: padding on the left is read as text")
-            except ValueError:
-                self.equal(whole[:, :100], model(ids, attention_mask=mask.flip(1)).logits[:, :100],
-                           f"{directory}: padding on the left is refused, on the right it changes nothing")
+            self.padding(directory, model, ids, whole)
             with tempfile.TemporaryDirectory() as again:
                 model.save_pretrained(again)
                 saved = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
                 self.report(torch.equal(saved(ids).logits, whole), f"{directory}: saved and opened again it is the same")
                 mine = self.logits_of_riverrun(again, ids[0].tolist())
                 self.equal(whole[0], mine, f"{directory}: riverrun reads what transformers saved")
+
+    def padding(self, directory, model, ids, whole):
+        """A text of 20 tokens beside one of 13, with padding in front or behind: both go on as if alone."""
+        ids, mask = ids[:, :20].clone(), torch.ones_like(ids[:, :20])
+        behind = model(ids, attention_mask=mask.index_fill(1, torch.arange(13, 20), 0), use_cache=False).logits
+        short = ids[1:, :13].clone()
+        ids[1] = torch.cat([ids[1, 13:], ids[1, :13]])
+        mask[1, :7] = 0
+        front = model(ids, attention_mask=mask).logits[1, 7:]
+        self.equal(whole[:, :13], torch.stack([behind[0, :13], front]), f"{directory}: padding changes nothing")
+        for beams in (1, 2):
+            rules = {"max_new_tokens": 9, "num_beams": beams, "do_sample": False, "eos_token_id": None}
+            both = model.generate(ids, attention_mask=mask, **rules)
+            alone = [model.generate(ids[:1], **rules)[0], model.generate(short, **rules)[0]]
+            same = torch.equal(both[0], alone[0]) and torch.equal(both[1, 7:], alone[1])
+            self.report(same, f"{directory}: with padding in front {beams} beams give the texts without")
 
     def equal(self, wanted, got, text):
         error = float((wanted.double() - got.double()).norm() / wanted.double().norm())

@@ -7,7 +7,7 @@ What a block mixes with is in mixers_riverrun.py. Nothing but PyTorch and transf
 riverrun's names, and riverrun's tests compare the two.
 
 What riverrun has and this has not: several documents in a row (every row is one text), and solvers that work in
-parallel along time: recurrences run token by token. Rows can't begin with padding, for a recurrence would read it.
+parallel along time: recurrences run token by token.
 """
 
 import torch
@@ -20,31 +20,47 @@ from .configuration_riverrun import RiverrunConfig, check_settings
 from .mixers_riverrun import MIXERS, MLP, HeadNorm, RMSNorm
 
 
-class RiverrunCache(Cache):
-    """What a model knows of the tokens it has read: for each block a tuple of tensors, rows first."""
+class Rows:
+    """Rows of a batch with equally much padding in front, and what the model knows of their tokens: for each block a
+    tuple of tensors, rows first."""
 
-    def __init__(self, blocks):
+    def __init__(self, rows, padding, blocks):
+        self.rows, self.padding = rows, padding
+        self.states, self.tokens = [None] * blocks, 0
+
+    def select(self, source):
+        """Go on with the rows `source` of the whole batch; those of other Rows are left out."""
+        place = self.rows.new_full((int(max(source.max(), self.rows.max())) + 1,), -1)
+        place[self.rows] = torch.arange(len(self.rows), device=place.device)
+        mine = place[source]
+        self.rows, mine = (mine >= 0).nonzero()[:, 0], mine[mine >= 0]
+        self.states = [state and tuple(tensor.index_select(0, mine) for tensor in state) for state in self.states]
+
+
+class RiverrunCache(Cache):
+    """The state of every row of a batch. A recurrence can't skip padding, so rows with differently much of it in front
+    are run apart; usually there is none, and all rows are together."""
+
+    def __init__(self):
         super().__init__(layers=[])
-        self.states = [None] * blocks
-        self.tokens = 0
+        self.groups = []
 
     def get_seq_length(self, layer_idx=0):
-        return self.tokens
-
-    def change_rows(self, change):
-        self.states = [state and tuple(change(tensor) for tensor in state) for state in self.states]
+        return self.groups[0].padding + self.groups[0].tokens if self.groups else 0
 
     def batch_select_indices(self, indices):
-        self.change_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+        for group in self.groups:
+            group.select(indices.to(group.rows.device))
+        self.groups = [group for group in self.groups if len(group.rows)]
 
     def reorder_cache(self, beam_idx):
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats):
-        self.change_rows(lambda tensor: tensor.repeat_interleave(repeats, 0))
+        self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     def reset(self):
-        self.states, self.tokens = [None] * len(self.states), 0
+        self.groups = []
 
     def crop(self, *_):
         raise NotImplementedError("a recurrent state can't forget its last tokens; keep a copy from before them")
@@ -55,7 +71,27 @@ class RiverrunCache(Cache):
 
     @property
     def batch_size(self):
-        return next((state[0].shape[0] for state in self.states if state), -1)
+        return sum(len(group.rows) for group in self.groups) or -1
+
+
+def group_rows(mask, r, blocks, cached):
+    """Rows by the padding in front of them. Padding behind a text changes nothing before it, but it must not get into a
+    state."""
+    B, T = r.shape[:2]
+    if mask is None or bool(mask.all()):
+        return [Rows(torch.arange(B, device=r.device), 0, blocks)]
+    if mask.shape != (B, T):
+        raise ValueError(f"attention_mask is {tuple(mask.shape)}, it must be (rows, tokens), {(B, T)}")
+    mask = mask.bool()
+    padding = T - mask.cumsum(1).bool().sum(1)
+    behind = mask.flip(1).cumsum(1).flip(1).bool()  # up to the last token of the text
+    if bool((padding == T).any()):
+        raise ValueError("attention_mask leaves a row without a token")
+    if cached and not bool(behind[:, -1].all()):
+        raise ValueError("padding on the right would get into the state: pad on the left, or set use_cache=False")
+    if not bool((mask.sum(1) == behind.sum(1) - padding).all()):
+        raise ValueError("attention_mask has gaps: padding may stand in front of a text and behind it")
+    return [Rows((padding == pad).nonzero()[:, 0], int(pad), blocks) for pad in padding.unique()]
 
 
 class Block(nn.Module):
@@ -84,16 +120,8 @@ class Block(nn.Module):
         return r, state
 
 
-def check_padding(mask, cached):
-    """Padding behind a text changes nothing before it, but in front of a text, or in a state, it would be read."""
-    if mask is None or mask.shape[1] == 0 or bool(mask.all()):
-        return
-    if mask.dim() != 2:
-        raise ValueError("attention_mask must be two-dimensional: (rows, tokens)")
-    if cached or bool((mask[:, 1:] > mask[:, :-1]).any()):
-        raise ValueError(
-            "this model is recurrent and would read padding as text: give texts of one length; or, where no cache is "
-            "wanted (use_cache=False), pad them on the right")
+# Parts of the names of tensors that a model is sensitive to.
+FLOAT32 = ("norm", "conv1d", "bias", "A_log", "mixer.D", "learnable_skip", "residual_scale", "cell.weight")
 
 
 class RiverrunPreTrainedModel(PreTrainedModel):
@@ -101,13 +129,17 @@ class RiverrunPreTrainedModel(PreTrainedModel):
     base_model_prefix = "backbone"
     _no_split_modules = ["Block"]
     _is_stateful = True  # what was read can't be taken back: no assisted generation
-    # What stays float32 where a narrower type is asked for, as in riverrun's exports: parts of the names of tensors.
-    _keep_in_fp32_modules_strict = ["norm", "conv1d", "bias", "A_log", "mixer.D", "learnable_skip", "residual_scale",
-                                    "cell.weight"]
 
     @classmethod
     def _supports_default_dynamic_cache(cls):
         return False  # forward makes a RiverrunCache
+
+    def _get_dtype_plan(self, dtype):
+        """What is loaded as float32 where a narrower type is asked for, as in riverrun's exports."""
+        plan = super()._get_dtype_plan(dtype)
+        if dtype in (torch.float16, torch.bfloat16):
+            plan.update(dict.fromkeys(FLOAT32, torch.float32))
+        return plan
 
 
 class RiverrunModel(RiverrunPreTrainedModel):
@@ -125,29 +157,41 @@ class RiverrunModel(RiverrunPreTrainedModel):
     def set_input_embeddings(self, embeddings):
         self.embeddings = embeddings
 
+    def run(self, r, group):
+        """All blocks over rows of one group: the stream before each block and behind the last, normed."""
+        streams = []
+        for i, block in enumerate(self.layers):
+            streams.append(r)
+            r, group.states[i] = block(r, group.states[i], group.tokens)
+        group.tokens += r.shape[1]
+        return [*streams, self.norm_f(r)]
+
     def forward(self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, use_cache=None,
                 output_hidden_states=None, return_dict=None, **_):
-        """A cache is made where use_cache asks for one; one that is passed is read and brought up to date in place."""
+        """A cache is made where use_cache asks for one; one that is passed is read and brought up to date in place. The
+        mask is read in the first call only: what follows a state is text."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, one of them")
         cache = past_key_values
         if cache is None and use_cache:
-            cache = RiverrunCache(len(self.layers))
+            cache = RiverrunCache()
         if cache is not None and not isinstance(cache, RiverrunCache):
             raise ValueError(f"past_key_values must be a RiverrunCache, not a {type(cache).__name__}")
-        check_padding(attention_mask, cache is not None)
         r = (self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds).float()
-        start, streams = 0 if cache is None else cache.tokens, []
-        for i, block in enumerate(self.layers):
-            streams.append(r)
-            r, state = block(r, None if cache is None else cache.states[i], start)
-            if cache is not None:
-                cache.states[i] = state
+        first = cache is None or not cache.groups
+        groups = group_rows(attention_mask, r, len(self.layers), cache is not None) if first else cache.groups
+        if len(groups) == 1 and not (first and groups[0].padding):
+            streams = self.run(r, groups[0])
+        else:
+            streams = [torch.zeros_like(r) for _ in range(len(self.layers) + 1)]  # and so at padding
+            for group in groups:
+                at = group.padding if first else 0
+                for whole, part in zip(streams, self.run(r[group.rows, at:], group)):
+                    whole[group.rows, at:] = part
         if cache is not None:
-            cache.tokens += r.shape[1]
-        r = self.norm_f(r)
-        out = BaseModelOutputWithPast(last_hidden_state=r, past_key_values=cache,
-                                      hidden_states=(*streams, r) if output_hidden_states else None)
+            cache.groups = groups
+        out = BaseModelOutputWithPast(last_hidden_state=streams[-1], past_key_values=cache,
+                                      hidden_states=tuple(streams) if output_hidden_states else None)
         return out if return_dict is not False else out.to_tuple()
 
 
