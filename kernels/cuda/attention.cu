@@ -379,8 +379,8 @@ static bool cudnn_serves(struct device *dev, const attention_problem &p, bool al
 /* The deterministic backward has two bytes of memory for every pair of tokens that a head could have, T rounded up to 64
  * and to 128 (cuDNN's frontend 1.32, scaled_dot_product_flash_attention.h, "dP workspace"), and a sum for every token.
  * So it is called for some rows, or some heads of a row, at a time: as many as PAIRS_MOST holds, which is one head of
- * 16,384 tokens; longer rows are not for it. */
-static const size_t PAIRS_MOST = (size_t)512 << 20, PAIRS_BESIDE = (size_t)1 << 20;
+ * 23,000 tokens; longer rows are not for it. */
+static const size_t PAIRS_MOST = (size_t)1 << 30, PAIRS_BESIDE = (size_t)1 << 20;
 
 static size_t pair_bytes(int64_t T) {
     return 2 * (size_t)(ceil_div(T, 64) * 64) * (size_t)(ceil_div(T, 128) * 128);
@@ -391,6 +391,11 @@ static size_t cudnn_workspace(struct attention_shape s) {
     return (wanted < PAIRS_MOST ? wanted : PAIRS_MOST) + PAIRS_BESIDE;
 }
 
+/* Of `count` things, at most `most` at a time: how many, if all calls but the last have as many. */
+static int64_t even_share(int64_t count, int64_t most) {
+    return ceil_div(count, ceil_div(count, most));
+}
+
 /* What one call of backward is for. */
 struct cudnn_part {
     int64_t rows, heads;
@@ -399,8 +404,9 @@ struct cudnn_part {
 static cudnn_part cudnn_part_of(const attention_problem &p) {
     if (cudnn_wanted("unordered")) return {p.B, p.H};
     int64_t pairs = (int64_t)(PAIRS_MOST / pair_bytes(p.T));
-    if (pairs >= p.H) return {at_most(pairs / p.H, p.B), p.H};
-    return {1, pairs / p.share * p.share};
+    if (pairs >= p.H) return {even_share(p.B, at_most(pairs / p.H, p.B)), p.H};
+    int64_t groups = pairs / p.share; /* heads that share keys stay together */
+    return {1, groups > 0 ? even_share(p.G, groups) * p.share : 0};
 }
 
 static struct attention_cudnn_strides cudnn_strides(tensor t) {
