@@ -122,6 +122,7 @@ measure_rat() {
         noted "$RIVERRUN" bench layer $layers --what train --block $block --batch 64,32,16,8,4,2,1 --seq $lengths \
             >> "$RESULTS/rat.jsonl"
         for batch in 512 16; do
+            [ "$block$batch" = rat6416 ] && continue # which says nothing that the others don't
             noted "$RIVERRUN" bench layer $layers --what generate --block $block --batch $batch --seq $lengths \
                 >> "$RESULTS/rat.jsonl"
         done
