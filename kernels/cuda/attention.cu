@@ -386,7 +386,14 @@ static size_t pair_bytes(int64_t T) {
     return 2 * (size_t)(ceil_div(T, 64) * 64) * (size_t)(ceil_div(T, 128) * 128);
 }
 
+/* Narrow heads go back by riverrun's own kernels: on an H100 16 x 2,048 tokens of 12 heads of 64 take them 1.07 ms, where
+ * cuDNN takes 1.31; 128 channels take 1.3 and 0.95. */
+static bool cudnn_goes_back(int64_t P) {
+    return P > 64;
+}
+
 static size_t cudnn_workspace(struct attention_shape s) {
+    if (!cudnn_goes_back(s.P)) return 0;
     size_t wanted = pair_bytes(s.T) < PAIRS_MOST ? (size_t)(s.B * s.H) * pair_bytes(s.T) : PAIRS_MOST;
     return (wanted < PAIRS_MOST ? wanted : PAIRS_MOST) + PAIRS_BESIDE;
 }
@@ -454,7 +461,7 @@ static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, 
     s.backward = 1;
     s.unordered = cudnn_wanted("unordered");
     s.dq = cudnn_strides(dq), s.dk = cudnn_strides(dk), s.dv = cudnn_strides(dv), s.dout = cudnn_strides(dout);
-    if (part.heads == 0) return false;
+    if (part.heads == 0 || (!s.unordered && !cudnn_goes_back(p.P))) return false;
     for (int64_t b = 0; b < p.B; b += part.rows)
         for (int64_t h = 0; h < p.H; h += part.heads) {
             int64_t g = h / p.share;
