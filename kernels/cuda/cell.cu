@@ -1,10 +1,10 @@
 /* cell.cu: nonlinear recurrences of single channels, s[t] = f(s[t-1], u[t] + bias; weight): how time is cut, what goes
  * from chunk to chunk, and which way is taken. The walks over tokens are each_cell_*.cu's, compiled for every cell.
  *
- * Sequential: one walk, a thread a channel: T steps one after the other, some 75 ns each, and with less than about
- * 40,000 channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c tokens are
- * unknown, first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep), and a last walk gives the
- * solution:
+ * Sequential: one walk, a thread a channel: T steps one after the other, 137 ns each on an H100, and with less than
+ * about 40,000 channels (N times the batch) the chip is not full. Shooting: the states S[j] before chunks of c tokens
+ * are unknown, first guessed, then corrected by Newton's method (each_cell_forward.cu's sweep), and a last walk gives
+ * the solution:
  *
  *   e[j] = where chunk j ends from S[j],  P[j] = de[j]/dS[j];   d[j+1] = (e[j] - S[j+1]) + P[j] d[j];   S += d
  *
@@ -17,11 +17,15 @@
  * Backward is linear: one walk from right to left, or the chunks' maps, a scan, and a walk of all chunks at once.
  *
  * Bytes of the GRU in bf16 for each token and channel (DRAM; nothing stays in the second cache at these sizes), and
- * times on an H100 at 3.0 TB/s, B 8, T 2,048, N 2,048 | B 1, T 65,536, N 2,048, where maps take 64 of a chunk's tokens:
- *   sequential          8               0.15 ms by its chain (bytes: 0.09) | 4.9 ms
- *   shooting            8 + 6 x 64 / c  0.10 ms + launches | 0.37 ms; 14 bytes, 0.63 ms where nothing is forgotten
- *   backward, one walk  16              0.2 ms: instructions of 4 warps a multiprocessor | 6 ms
- *   backward in chunks  16 + 10 x 64/c  0.19 ms | 0.74 ms; 26 bytes, 1.16 ms where nothing is forgotten
+ * times in ms on an H100, where bytes pass at 3.0 TB/s; maps take 64 tokens of a chunk, or all if nothing is forgotten:
+ *                                          B 8, T 2,048, N 2,048        B 1, T 65,536, N 2,048
+ *                        bytes             floor    measured            floor    measured
+ *   sequential           8                 0.09     0.28, its chain     0.36     8.7
+ *   shooting             8 + 6 x 64/c      0.10     0.14                0.37     0.48
+ *     nothing forgotten  14                0.16                         0.63     0.83
+ *   backward, one walk   16                0.18     0.25
+ *   backward in chunks   16 + 10 x 64/c    0.19     0.24                0.74     0.87
+ *     nothing forgotten  26                                             1.16     1.6
  * The scan over chunks reads 12 bytes (GRU) or 32 (LSTM) a chunk and channel. Its chain is in chunks, so these are not
  * more than some square root of T.
  */
@@ -33,7 +37,7 @@ enum {
     FILL = 132 * 20 * WARP,      /* threads that fill a large chip in forward: chunks are cut for that many */
     FILL_BACK = 132 * 16 * WARP, /* and in backward, which takes more registers */
     CHUNK_LEAST = 64,
-    CHUNK_LONG = 256,            /* from here on one correction is enough */
+    CHUNK_LONG = 256,            /* from here on one correction is enough; so half of it is rather made the whole */
     SCAN_THREADS = 64
 };
 
@@ -61,7 +65,8 @@ static const struct cell_kernels kernels[CELL_COUNT] = {CELLS(KERNELS)};
  * so few that the chain over the chunks gets longer than that within one. */
 static int64_t chunk_of(struct cell_shape s, int64_t fill) {
     int64_t parts = at_least(fill / (s.B * s.N), 1), balanced = (int64_t)sqrt(0.6 * (double)s.T);
-    return ceil_div(at_least(ceil_div(s.T, parts), at_least(balanced, CHUNK_LEAST)), 8) * 8;
+    int64_t chunk = ceil_div(at_least(ceil_div(s.T, parts), at_least(balanced, CHUNK_LEAST)), 8) * 8;
+    return fill == FILL && 2 * chunk >= CHUNK_LONG ? at_least(chunk, CHUNK_LONG) : chunk;
 }
 
 /* Not less than B N times the chunks; never shrinks where B or T grow. */
@@ -193,8 +198,10 @@ static void cut(cell_problem &p, int64_t chunk) {
 extern "C" size_t cuda_cell_forward_scratch(struct cell_shape s, struct cell_solver solver) {
     int64_t S = s.cell->states;
     bool newton = solver.method == CELL_NEWTON;
-    /* The sequential walk takes none; but a smaller shape may be solved otherwise, which must not take more. */
-    int64_t chunks = channels_of_chunks(s, solver.method == CELL_SHOOTING ? solver.chunk : 0, FILL);
+    /* The sequential walk takes none; but a smaller shape may be solved otherwise, or in other chunks, and must not
+     * take more. */
+    int64_t asked = solver.method == CELL_SHOOTING ? solver.chunk : 0;
+    int64_t chunks = at_least(channels_of_chunks(s, asked, FILL), channels_of_chunks(s, 0, FILL));
     int64_t each = 2 * S + S * S + (newton ? 2 * S : 0), states = newton ? s.B * s.T * s.N * S : 0;
     return (size_t)(chunks * each + states) * sizeof(float);
 }
