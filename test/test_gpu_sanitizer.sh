@@ -35,6 +35,8 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=0,4 strided=2' 'rat B=2 T=40 H=2 P=128 Q=2 initial=300 final=1 C=70 strided=2' \
             'mlstm B=1 T=70 H=2 K=33 V=40 Q=64 doc=4 strided=1' 'mlstm B=1 T=150 H=1 K=256 V=264 Q=64 doc=4 strided=2' \
             'mlstm_step B=3 H=4 K=64 V=96 rule=0,2,4 strided=1' 'slstm B=9 T=5 H=2 P=24,192 doc=4 strided=2' \
+            'cell cell=0,1,2 method=0,1,2 Q=3 T=17 P=5,40 doc=4' 'cell cell=1 B=1 T=300 P=32 method=2 K=1 Q=140 doc=2' \
+            'cell_step P=67 strided=1' \
             'slstm T=7 P=5 doc=2 initial=1 final=1 clip=3' 'slstm_step B=9 P=67 strided=1' 'softcap R=257 N=8,33 strided=1' \
             'head_loss R=33 D=24 V=101' 'convert n=1001' 'sum_squares n=100001' 'adamw n=1001'
     done
