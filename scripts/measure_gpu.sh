@@ -134,8 +134,8 @@ measure_rat() {
 # for each token however many there are; rows of 2,048 tokens, 2,048 to 262,144 channels of them.
 measure_pararnn() {
     all=128,256,512,1024,2048,4096,8192,16384,32768,65536,131072,262144,524288,1048576
-    for shape in "B=1 e=0,1 m=1,2,3 T=$all" 'B=1 e=0,1 m=4 T=128,512,2048,8192' \
-        'B=2,4,8,16,32,64,128 e=0,1 m=1,2,3 T=2048'; do
+    for shape in "B=1 e=0,1 m=0,1,2,3 T=$all" 'B=1 e=0,1 m=4 T=128,512,2048,8192' \
+        'B=2,4,8,16,32,64,128 e=0,1 m=0,1,2,3 T=2048'; do
         noted "$RIVERRUN" bench ops --device cuda --precision bf16 --shape "$shape" 'cell/J=512 e=0 m=1 '
     done > "$RESULTS/pararnn.jsonl"
 }

@@ -211,7 +211,9 @@ def rat(options):
 
 # ---- nonlinear cells -------------------------------------------------------------------------------------------------
 
-SOLVERS = {1: "sequential", 2: "Newton", 3: "shooting", 4: "a call a token", 0: "auto"}
+SOLVERS = {0: "as chosen", 1: "sequential", 2: "Newton", 3: "shooting", 4: "a call a token"}
+SHOWN = (0, 1, 2, 3)
+HEADER = ["as chosen", "sequential", "Newton, 3 iterations", "shooting, 3 iterations"]
 CELLS = ("ParaGRU", "ParaLSTM")
 
 
@@ -223,7 +225,7 @@ class Cells:
     """Times of the cells alone: of (cell, solver, B, T), with N channels."""
 
     def __init__(self, rows):
-        self.forward, self.both, self.residual = {}, {}, {}
+        self.forward, self.both, self.solver = {}, {}, {}
         for row in rows:
             if row["operation"] != "cell" or row["forward_ms"] is None:
                 continue
@@ -232,7 +234,7 @@ class Cells:
             key = s["e"], s["m"], s["B"], s["T"]
             self.forward[key] = row["forward_ms"]
             self.both[key] = row["both_ms"]
-            self.residual[key] = row.get("residual")
+            self.solver[key] = row.get("solver")
 
     def against_length(self, times, cell, solver, batch):
         return {T: ms for (e, m, B, T), ms in sorted(times.items()) if (e, m, B) == (cell, solver, batch)}
@@ -248,7 +250,8 @@ class Cells:
     def crossing(self, cell, length):
         """The B N from which the sequential solver is the fastest forward, between two that were measured."""
         one = self.against_batch(self.forward, cell, 1, length)
-        others = [self.against_batch(self.forward, cell, m, length) for m in (2, 3)]
+        parallel = {key: ms for key, ms in self.forward.items() if self.solver[key] != "sequential"}
+        others = [self.against_batch(parallel, cell, m, length) for m in (0, 2, 3)]
         before = None
         for BN, ms in one.items():
             best = min((o[BN] for o in others if BN in o), default=None)
@@ -266,27 +269,26 @@ class Cells:
 
 def cells_table(cells, cell, batch):
     loop = cells.loop(cell, batch)
-    ahead = {m: cells.against_length(cells.forward, cell, m, batch) for m in (1, 2, 3)}
-    both = {m: cells.against_length(cells.both, cell, m, batch) for m in (1, 2, 3)}
+    ahead = {m: cells.against_length(cells.forward, cell, m, batch) for m in SHOWN}
+    both = {m: cells.against_length(cells.both, cell, m, batch) for m in SHOWN}
     measured = cells.against_length(cells.forward, cell, 4, batch)
     lengths = sorted(set().union(*ahead.values()))
     rows = []
     for T in lengths:
         best = min((ahead[m][T] for m in ahead if T in ahead[m]), default=None)
         of_loop = measured.get(T, loop * T if loop else None)
-        rows.append([f"{T:,}"] + [f"{show(ahead[m].get(T))} / {show(both[m].get(T))}" for m in (1, 2, 3)] +
+        rows.append([f"{T:,}"] + [f"{show(ahead[m].get(T))} / {show(both[m].get(T))}" for m in SHOWN] +
                     [show(of_loop) + ("" if T in measured or not loop else " *")] +
                     [f"{of_loop / best:,.0f}" if of_loop and best else "–"])
     print(f"{CELLS[cell]}, {batch} x {cells.N} channels, forward / forward + backward, ms. "
           f"The paper: {PAPER_LOOP_CLAIM}.\n")
-    table(["T", "sequential", "Newton, 3 iterations", "shooting", "a call a token, forward", "times as fast as that"],
-          rows)
+    table(["T"] + HEADER + ["a call a token, forward", "the fastest: times as fast as that"], rows)
     if loop:
         print(f"\\* from the {1e3 * loop:.2f} us a token of its longest sequence that was measured.\n")
 
 
 def crossing_table(cells, cell, length):
-    lines = {m: cells.against_batch(cells.forward, cell, m, length) for m in (1, 2, 3)}
+    lines = {m: cells.against_batch(cells.forward, cell, m, length) for m in SHOWN}
     counts = sorted(lines[1])
     if len(counts) < 2:
         return
@@ -294,8 +296,7 @@ def crossing_table(cells, cell, length):
     print(f"{CELLS[cell]}, T = {length:,}, forward, ms" +
           (f"; the sequential solver is the fastest from B N = {crossing:,.0f} on.\n" if crossing else
            "; one of the parallel solvers is the fastest at all of them.\n"))
-    table(["B N", "sequential", "Newton, 3 iterations", "shooting"],
-          [[f"{BN:,}"] + [show(lines[m].get(BN)) for m in (1, 2, 3)] for BN in counts])
+    table(["B N"] + HEADER, [[f"{BN:,}"] + [show(lines[m].get(BN)) for m in SHOWN] for BN in counts])
 
 
 def pararnn_axis(axis, xlabel):
@@ -313,7 +314,7 @@ def plot_pararnn(cells, batch, length, path, title):
         return
     figure, axes = plt.subplots(2, 3, figsize=(18, 10), squeeze=False)
     for cell, name in enumerate(CELLS):
-        lines = {m: cells.against_length(cells.forward, cell, m, batch) for m in (1, 2, 3, 4)}
+        lines = {m: cells.against_length(cells.forward, cell, m, batch) for m in (*SHOWN, 4)}
         loop, T_max = cells.loop(cell, batch), max((max(v) for v in lines.values() if v), default=1)
         by_length, speed, by_batch = axes[cell]
         for m, values in lines.items():
@@ -322,7 +323,7 @@ def plot_pararnn(cells, batch, length, path, title):
         if loop:
             start = max(lines[4])
             by_length.plot([start, T_max], [loop * start, loop * T_max], ":", color="C4", label="the same, continued")
-            for m in (1, 2, 3):
+            for m in SHOWN:
                 values = {T: lines[4].get(T, loop * T) / ms for T, ms in lines[m].items()}
                 speed.plot(list(values), list(values.values()), "o-", label=SOLVERS[m], color=f"C{m}")
             speed.axhline(665, color="black", linestyle="--", label="the paper's 665, against a framework's loop")
@@ -331,7 +332,7 @@ def plot_pararnn(cells, batch, length, path, title):
         speed.set_title(f"{name}: times as fast as a call a token")
         pararnn_axis(speed, "T, tokens")
         speed.set_ylabel("times")
-        for m in (1, 2, 3):
+        for m in SHOWN:
             values = cells.against_batch(cells.forward, cell, m, length)
             by_batch.plot(list(values), list(values.values()), "o-", label=SOLVERS[m], color=f"C{m}")
         crossing = cells.crossing(cell, length)
