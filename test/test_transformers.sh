@@ -11,6 +11,9 @@ echo "$python"
 [ $code = 0 ] || exit $code
 python=$(echo "$python" | tail -n 1)
 
+# Small models: threads would only wait for each other.
+OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+export OMP_NUM_THREADS OMP_WAIT_POLICY
 work=$(mktemp -d "${TMPDIR:-/tmp}/transformers.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
