@@ -1,5 +1,6 @@
-/* attention_tensor.cuh: what files for tensor cores share (attention_mma.cu, attention_wgmma.cu, rat_mma.cu): tiles in
- * shared memory, the softmax of scores that lie in accumulators, sums on their way out. attention.cu has the mathematics. */
+/* attention_tensor.cuh: what files for tensor cores share (attention_mma.cu, attention_wgmma.cu, rat_mma.cu): tiles
+ * in shared memory, the softmax of scores that lie in accumulators, sums on their way out. attention.cu has the
+ * mathematics. */
 #ifndef RIVERRUN_CUDA_ATTENTION_TENSOR_CUH
 #define RIVERRUN_CUDA_ATTENTION_TENSOR_CUH
 
@@ -35,8 +36,8 @@ template <int THREADS, int W, class F> __device__ __forceinline__ void load_tile
     }
 }
 
-/* The same of rows that lie `step` apart from `first` on, of which `there` exist: a thread's pieces are so many rows apart
- * that the exchange of columns is the same for all of them. */
+/* The same of rows that lie `step` apart from `first` on, of which `there` exist: a thread's pieces are so many rows
+ * apart that the exchange of columns is the same for all of them. */
 template <int THREADS, int W, int ROWS>
 __device__ __forceinline__ void load_rows(bf16 *tile, int P, const bf16 *first, int64_t step, int there) {
     constexpr int PIECES = W / 8, APART = THREADS / PIECES;
@@ -70,8 +71,8 @@ __device__ __forceinline__ void load_facts(query_facts *facts, const float *delt
     facts->first[i] = first_key(p, b, t0 + i);
 }
 
-/* The tile of queries behind (i, t0): the i-th head that reads the block's `keys` keys, from token t0 on. A head's last is
- * followed by the next head's first, the last head's last by i = share. */
+/* The tile of queries behind (i, t0): the i-th head that reads the block's `keys` keys, from token t0 on. A head's
+ * last is followed by the next head's first, the last head's last by i = share. */
 __device__ __forceinline__ void next_queries(const attention_problem &p, int64_t b, int j0, int keys, int *i, int *t0) {
     *t0 += BACK_QUERIES;
     if (*t0 < p.T && first_key(p, b, *t0) < j0 + keys) return;
@@ -120,8 +121,8 @@ __device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&s
     }
 }
 
-/* The same where a lane's row r is token t + 8 r, which sees keys from first[r] on up to its own; that is looked at only
- * where `masks`. */
+/* The same where a lane's row r is token t + 8 r, which sees keys from first[r] on up to its own; that is looked at
+ * only where `masks`. */
 template <int M, int W>
 __device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
                                             float (&total)[2 * M], const int (&first)[2 * M], int t, int j0, bool masks,
@@ -130,7 +131,8 @@ __device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&
     if (masks) {
 #pragma unroll
         for (int i = 0; i < M * KEYS / 2; i++) {
-            int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2, j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
+            int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2;
+            int j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
             if (j < first[r] || j > t + 8 * r) z[m][n][i % 4] = -INFINITY;
         }
     }
@@ -143,8 +145,8 @@ __device__ __forceinline__ bool back_masks(const query_facts &facts, int j0, int
 }
 
 /* Transposed scores of a warp's 16 keys with a tile of queries become probabilities; j: the lane's first key. */
-__device__ __forceinline__ void take_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts, int j, int t0,
-                                                 bool masks, float scale) {
+__device__ __forceinline__ void take_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts, int j,
+                                                 int t0, bool masks, float scale) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int i = 0; i < BACK_QUERIES / 2; i++) {
@@ -160,7 +162,8 @@ __device__ __forceinline__ void take_back_scores(float (&z)[BACK_QUERIES / 8][4]
 }
 
 /* ... and what the values gave becomes their gradients. */
-__device__ __forceinline__ void take_back_gradients(float (&dz)[BACK_QUERIES / 8][4], const float (&z)[BACK_QUERIES / 8][4],
+__device__ __forceinline__ void take_back_gradients(float (&dz)[BACK_QUERIES / 8][4],
+                                                    const float (&z)[BACK_QUERIES / 8][4],
                                                     const query_facts &facts) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
@@ -210,7 +213,8 @@ __device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum
 /* --- for the host ------------------------------------------------------------------------------------------------- */
 
 template <class K> static inline void allow_shared(struct device *dev, K kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "attention");
+    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+                "attention");
 }
 
 static inline operands operands_of(tensor q, tensor k, tensor v, struct attention_cache cache) {

@@ -1,25 +1,23 @@
-/* attention_wgmma.cu: attention by Hopper's products of groups of warps (wgmma.cuh): bf16, heads of a multiple of 8 channels
- * up to 128, no cache. attention.cu has the mathematics; attention_mma.cu the same by the products of single warps, whose
- * operands all come from shared memory through registers, which is what bounds them; here second operands are read where
- * they lie, and products go on while other warps are busy with exponentials.
+/* attention_wgmma.cu: attention by Hopper's products of groups of warps (wgmma.cuh): bf16, heads of a multiple of 8
+ * channels up to 128, no cache. attention.cu has the mathematics; attention_mma.cu the same by the products of single
+ * warps, whose operands all come from shared memory through registers, which is what bounds them; here second
+ * operands are read where they lie, and products go on while other warps are busy with exponentials.
  *
- * Heads are padded with zeros to one or two tiles of 64 channels. Forward and dq: a block has 128 queries of one head, a
- * group of warps 64; it walks over keys in tiles of 64. dk and dv: a block is one group and has 64 keys, walking over the
- * queries of all heads that share them, with scores transposed. Scores stay in registers and are, rounded, the first
- * operand of the next product. Scores and their gradients are made twice in backward, so that every sum belongs to one
- * group: nothing is added atomically, and two runs give the same bits.
- * With heads of 64, two blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind
- * another's products; with 128 registers leave one (two).
+ * Heads are padded with zeros to one or two tiles of 64 channels. Forward and dq: a block has 128 queries of one
+ * head, a group of warps 64; it walks over keys in tiles of 64. dk and dv: a block is one group and has 64 keys,
+ * walking over the queries of all heads that share them, with scores transposed. Scores stay in registers and are,
+ * rounded, the first operand of the next product. Scores and their gradients are made twice in backward, so that
+ * every sum belongs to one group: nothing is added atomically, and two runs give the same bits. With heads of 64, two
+ * blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind another's products;
+ * with 128 registers leave one (two).
  *
- * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that with
- * heads of 128), 256 for exponentials, and 380 to 490 of its four schedulers' for all instructions of a warp. Full causal
- * attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a multiprocessor: expected forward 0.17 to 0.25 ms,
- * backward 0.2 to 0.3 for dq and 0.25 to 0.35 for dk and dv. Documents leave tiles out. */
+ * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that
+ * with heads of 128), 256 for exponentials, and 380 to 490 of its four schedulers' for all instructions of a warp, of
+ * which addresses and descriptors are 120. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them,
+ * 770 a multiprocessor: predicted forward 0.17 to 0.25 ms, backward 0.2 to 0.3 for dq and 0.25 to 0.35 for dk and dv;
+ * an H100 took 0.35 and 1.07 (attention_mma.cu 0.43 and 1.94). Documents leave tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
-
-#include <stdlib.h>
-#include <string.h>
 
 enum {
     THREADS = 2 * WARPGROUP,
@@ -33,11 +31,6 @@ enum {
 static_assert(KEYS == 64 && BACK_QUERIES == 64, "tiles are square");
 
 #ifndef WITHOUT_WGMMA
-/* A number that all lanes have, so that the compiler knows it, too. */
-__device__ __forceinline__ int same_in_warp(int number) {
-    return __shfl_sync(FULL, number, 0);
-}
-
 /* Eight of an accumulator's groups of columns, from 8 t on. */
 template <int N> __device__ __forceinline__ float (&columns_of(float (&sum)[N][4], int t))[8][4] {
     return *reinterpret_cast<float(*)[8][4]>(&sum[8 * t]);
@@ -73,28 +66,20 @@ template <int N, int TILES, int ROWS>
 __device__ __forceinline__ void load_tiles(bf16 *tiles, int P, const bf16 *first, int64_t step, int there) {
 #pragma unroll
     for (int t = 0; t < TILES; t++)
-        load_rows<N, TILE_COLUMNS, ROWS>(tiles + t * ROWS * TILE_COLUMNS, P - t * TILE_COLUMNS, first + t * TILE_COLUMNS,
-                                         step, there);
+        load_rows<N, TILE_COLUMNS, ROWS>(tiles + t * ROWS * TILE_COLUMNS, P - t * TILE_COLUMNS,
+                                         first + t * TILE_COLUMNS, step, there);
 }
 
-/* The keys and values of a head on their way into slots, tile by tile; behind the last there is nothing: a group of copies
- * either way. */
-template <int TILES> struct key_loads {
-    const bf16 *k, *v;
-    int left;
-
-    __device__ __forceinline__ key_loads(const operands &x, int64_t b, int g, int start, int end)
-        : k(x.k.at(b, start, g)), v(x.v.at(b, start, g)), left(end - start) {
+/* Keys and values j0 .. before `end` into a slot, or nothing: a group of copies either way. */
+template <int TILES>
+__device__ __forceinline__ void load_slot(bf16 *slot, const operands &x, const attention_problem &p, int64_t b, int g,
+                                          int j0, int end) {
+    if (j0 < end) {
+        load_tiles<THREADS, TILES, KEYS>(slot, p.P, x.k.at(b, j0, g), x.k.step, end - j0);
+        load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, x.v.at(b, j0, g), x.v.step, end - j0);
     }
-    __device__ __forceinline__ void next(bf16 *slot, const operands &x, const attention_problem &p) {
-        if (left > 0) {
-            load_tiles<THREADS, TILES, KEYS>(slot, p.P, k, x.k.step, left);
-            load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, v, x.v.step, left);
-        }
-        cp_async_commit();
-        k += KEYS * x.k.step, v += KEYS * x.v.step, left -= KEYS;
-    }
-};
+    cp_async_commit();
+}
 
 /* Sums of 16 rows a warp to where they belong, through tiles that nobody reads any more. */
 template <int TILES, class F>
@@ -109,8 +94,8 @@ __device__ __forceinline__ void store_sums(bf16 *tiles, int apart, int row, floa
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
-/* The slot of the tile before last is free when all have passed a tile's barrier: whoever did has waited for the products
- * of the tile before. */
+/* The slot of the tile before last is free when all have passed a tile's barrier: whoever did has waited for the
+ * products of the tile before. */
 template <int TILES>
 __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
 wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
@@ -121,21 +106,20 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
-    int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63, start = same_in_warp(first_key(p, b, t0));
+    int group = threadIdx.x / WARPGROUP * 64, last = t0 + group + 63, start = first_key(p, b, t0);
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8 * TILES][4] = {};
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
-    key_loads<TILES> loads(x, b, g, start, end);
-    loads.next(slots, x, p);
-    loads.next(slots + SLOT, x, p);
+    load_slot<TILES>(slots, x, p, b, g, start, end);
+    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
         const bf16 *slot = slots + n % SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
+        load_slot<TILES>(slots + (n + 2) % SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[1][8][4];
         uint32_t a[4][4];
@@ -198,19 +182,19 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
-    int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63, start = same_in_warp(first_key(p, b, t0));
+    int group = threadIdx.x / WARPGROUP * 64, last = t0 + group + 63, start = first_key(p, b, t0);
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float log_sum[2], dot[2], sum[8 * TILES][4] = {};
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
     load_tiles<THREADS, TILES, QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
-    key_loads<TILES> loads(x, b, g, start, end);
-    loads.next(slots, x, p);
-    loads.next(slots + SLOT, x, p);
+    load_slot<TILES>(slots, x, p, b, g, start, end);
+    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
     for (int r = 0; r < 2; r++) {
         bool there = t + 8 * r < p.T;
-        float part = there ? part_of_delta(dout.at(b, t + 8 * r, h), o.at(b, t + 8 * r, h), p.P, TILES * TILE_COLUMNS) : 0;
+        const bf16 *d_row = dout.at(b, t + 8 * r, h), *o_row = o.at(b, t + 8 * r, h);
+        float part = there ? part_of_delta(d_row, o_row, p.P, TILES * TILE_COLUMNS) : 0;
         log_sum[r] = there ? lse[(b * p.H + h) * p.T + t + 8 * r] * LOG2E : 0.0f;
         dot[r] = row_sum(part);
         if (there && lane % 4 == 0) delta[(b * p.H + h) * p.T + t + 8 * r] = dot[r];
@@ -220,7 +204,7 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        loads.next(slots + (n + 2) % DQ_SLOTS * SLOT, x, p);
+        load_slot<TILES>(slots + (n + 2) % DQ_SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[8][4], dz[8][4];
         uint32_t a[4][4];
@@ -232,15 +216,12 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         products_end();
         products_wait<1>();
         arrived(z);
+        bool masks = j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T;
 #pragma unroll
-        for (int i = 0; i < 32; i++)
-            z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[i / 2 % 2]);
-        if (j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T) {
-#pragma unroll
-            for (int i = 0; i < 32; i++) {
-                int r = i / 2 % 2, j = j0 + i / 4 * 8 + 2 * (lane % 4) + i % 2;
-                if (j < first[r] || j > t + 8 * r) z[i / 4][i % 4] = 0.0f;
-            }
+        for (int i = 0; i < 32; i++) {
+            int r = i / 2 % 2, j = j0 + i / 4 * 8 + 2 * (lane % 4) + i % 2;
+            float share = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[r]);
+            z[i / 4][i % 4] = masks && (j < first[r] || j > t + 8 * r) ? 0.0f : share;
         }
         products_wait<0>();
         arrived(dz);
@@ -292,6 +273,8 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         cp_async_wait<0>();
         shared_for_products();
         __syncthreads();
+        next_queries(p, b, j0, KEYS, &ahead, &next);
+        load(turn ^ 1);
         float z[8][4], dz[8][4];
         uint32_t a[4][4], da[4][4];
         products_begin();
@@ -300,8 +283,6 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         products_begin();
         start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
         products_end();
-        next_queries(p, b, j0, KEYS, &ahead, &next);
-        load(turn ^ 1);
         products_wait<1>();
         arrived(z);
         take_back_scores(z, its, j0 + row + lane / 4, now, back_masks(its, j0, KEYS, now), p.scale * LOG2E);
@@ -333,10 +314,8 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
 
 /* --- the operations ----------------------------------------------------------------------------------------------- */
 
-/* Only where RIVERRUN_WGMMA=1 in the environment asks for it, until it has been seen on a GPU. */
 static bool serves(const attention_problem &p) {
-    const char *wanted = getenv("RIVERRUN_WGMMA");
-    return !p.count && wanted && strcmp(wanted, "1") == 0 && products_fit(wgmma_forward_kernel<1>);
+    return !p.count && products_fit(wgmma_forward_kernel<1>);
 }
 
 /* with_tiles(P, [&](auto tiles) { constexpr int TILES = tiles.value; ... }) */
@@ -364,11 +343,12 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
     with_tiles(p.P, [&](auto tiles) {
         constexpr int TILES = tiles.value;
         size_t of_dq = TILE_ALIGN + TILES * (2 * QUERY_TILE + DQ_SLOTS * 2 * TILE) * sizeof(bf16);
-        size_t of_dkv = TILE_ALIGN + TILES * (1 + DKV_SLOTS) * 2 * TILE * sizeof(bf16) + DKV_SLOTS * sizeof(query_facts);
+        size_t of_dkv = TILE_ALIGN + TILES * (1 + DKV_SLOTS) * 2 * TILE * sizeof(bf16);
+        of_dkv += DKV_SLOTS * sizeof(query_facts);
         allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq);
         allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
-        LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq), delta,
-               douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
+        LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq),
+               delta, douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
         LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
                attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
     });

@@ -402,24 +402,11 @@ static int64_t strips_of(int64_t T, int64_t run) {
     return ceil_div(T, run * RUNS);
 }
 
-/* The run, from `least` to half as much again, with which the rounds that so many columns of blocks take on a large chip
- * are shortest: the last round may be nearly empty. */
-static int64_t run_of(int64_t least, int64_t T, int64_t columns) {
-    enum { AT_ONCE = 132 * 4, BEFORE = 4 /* tokens that a run's beginning costs */ };
-    int64_t best = least, shortest = INT64_MAX;
-    for (int64_t run = least; run <= least * 3 / 2; run += TAPS) {
-        int64_t time = ceil_div(columns * strips_of(T, run), AT_ONCE) * (run + BEFORE);
-        if (time < shortest) best = run, shortest = time;
-    }
-    return best;
-}
-
 static conv_problem problem_of(tensor x, tensor y, tensor weight, tensor bias, tensor initial, tensor doc,
-                               bool silu, int64_t least, int V) {
+                               bool silu, int64_t run) {
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX && tensor_is(y, 3, B, T, C) && y.dtype == x.dtype && weight.dtype == DTYPE_F32);
     ASSERT((x.stride[1] > y.stride[1] ? x.stride[1] : y.stride[1]) * 4 <= INT32_MAX); /* conv_line */
-    int64_t run = W == TAPS ? run_of(least, T, B * ceil_div(C, LANES * V)) : least;
     return {B, T, C, W, x.stride[0], x.stride[1], y.stride[0], y.stride[1], data_of<float>(weight),
             data_of<float>(bias), data_of<float>(initial), data_of<int32_t>(doc), run, strips_of(T, run), silu};
 }
@@ -450,7 +437,7 @@ static void launch_forward(struct device *dev, tensor y, tensor x, const conv_pr
 
 extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias,
                                   tensor initial, tensor doc, bool with_silu) {
-    conv_problem p = problem_of(x, y, weight, bias, initial, doc, with_silu, RUN_FORWARD, (int)(16 / dtype_size(x.dtype)));
+    conv_problem p = problem_of(x, y, weight, bias, initial, doc, with_silu, RUN_FORWARD);
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         constexpr int MOST = 16 / sizeof(T);
@@ -467,7 +454,7 @@ extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, te
     });
 }
 
-/* The partials of all blocks; longer runs have fewer. */
+/* The partials of all blocks. */
 extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, int64_t W) {
     return (size_t)(B * strips_of(T, RUN_BACKWARD) * (W + 1) * C) * sizeof(float);
 }
@@ -475,7 +462,7 @@ extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, in
 extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias,
                                    tensor dy, tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial,
                                    tensor doc, bool with_silu, void *scratch) {
-    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, with_silu, RUN_BACKWARD, 4);
+    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, with_silu, RUN_BACKWARD);
     ASSERT(tensor_is(dx, 3, p.B, p.T, p.C) && dx.stride[1] * 4 <= INT32_MAX);
     float *partial = (float *)scratch;
     with_type(x.dtype, [&](auto of_type) {

