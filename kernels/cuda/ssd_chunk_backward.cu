@@ -2,8 +2,8 @@
  * and walk.
  *
  * Two walks write, for every chunk and head, the state S that enters (again, from the saved ones) and the gradient G of
- * the state that leaves, as bf16. Then every chunk is by itself. With D_ij = dy_i . x_j, CB_ij = c_i . b_j,
- * K_ij = L_ij CB_ij D_ij, V = B G^T, U = dy S:
+ * the state that leaves, as bf16. Then every chunk is by itself, here, or on Hopper in ssd_wgmma.cu. With
+ * D_ij = dy_i . x_j, CB_ij = c_i . b_j, K_ij = L_ij CB_ij D_ij, V = B G^T, U = dy S:
  *
  *   dx_j  = sum_i CB_ij L_ij dt_j dy_i + leave_j dt_j V_j + d dy_j;    dd = sum_i D_ii
  *   dc_i  = sum_heads (sum_j L_ij dt_j D_ij b_j + enter_i U_i)
