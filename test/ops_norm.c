@@ -40,7 +40,7 @@ static void add_norm_declare(struct run *r) {
     o = parameter(r, "weight", DIMS(D));
     o->mean = 1;
     o->spread = 0.3;
-    set_terms(o, 1, R);
+    set_terms(o, 1, R + D / 64); /* of normed values, whose statistics are sums that a row's elements share */
     r->backward_scratch = r->ops->add_norm_backward_scratch(R, D);
 }
 
