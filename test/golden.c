@@ -55,6 +55,10 @@ static void *allocate(size_t count, size_t size) {
     return memory;
 }
 
+double golden_limit(const struct golden *g, const struct safetensors_entry *y) {
+    return g->dev->precision == PRECISION_F64 && y->dtype == ST_F64 ? 1e-9 : 2e-5;
+}
+
 double *golden_values(const struct safetensors_entry *e) {
     double *values = allocate(e->count, sizeof *values);
     safetensors_to_f64(e, 0, e->count, values);

@@ -154,7 +154,7 @@ int golden_rat(struct golden *g, error *err) {
     TRY(read_problem(g, &p, err));
     const struct safetensors_entry *y = golden_entry(g, "y", err);
     if (!y) return -1;
-    double limit = g->dev->precision == PRECISION_F64 && y->dtype == ST_F64 ? 1e-9 : 2e-5;
+    double limit = golden_limit(g, y);
     arena measured = arena_measure("golden"), m;
     carve(&v, &p, g->dev->ops, &measured);
     TRY(arena_open(&m, "golden", measured.peak, g->dev->memory, err));

@@ -95,7 +95,7 @@ int golden_slstm(struct golden *g, error *err) {
     TRY(read_problem(g, &p, err));
     const struct safetensors_entry *y = golden_entry(g, "y", err);
     if (!y) return -1;
-    double limit = g->dev->precision == PRECISION_F64 && y->dtype == ST_F64 ? 1e-9 : 2e-5;
+    double limit = golden_limit(g, y);
     const struct ops *ops = g->dev->ops;
     const tensor none = tensor_none();
     arena measured = arena_measure("golden"), m;
