@@ -129,6 +129,9 @@ static int unknown_key(const config *c, const struct config_entry *e, error *err
     for (size_t i = 0; i < c->binding_count && !elsewhere; i++) {
         if (strcmp(c->bindings[i].option->key, e->key) == 0) elsewhere = c->bindings[i].section;
     }
+    /* [block.s] may have a key that [block.m], with another mixer, has not: that is no place to move it to. */
+    size_t family = strcspn(e->section, ".") + 1;
+    if (elsewhere && strncmp(elsewhere, e->section, family) == 0) elsewhere = NULL;
     const char **names = known_names(c, e->section);
     if (elsewhere)
         snprintf(more, sizeof more, "; it belongs to [%s]", elsewhere);

@@ -50,26 +50,15 @@ struct attention_sizes attention_sizes(const struct attention_options *o, int64_
     return s;
 }
 
-static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
-    for (int64_t away = 0;; away++) {
-        if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
-        if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
-    }
-}
-
 static int attention_check(void *options, const struct layer_context *context, const char *section, error *err) {
     struct attention_options *o = options;
     if (o->kv_heads == 0) o->kv_heads = o->heads;
-    if (o->heads % o->kv_heads != 0)
-        return error_input(err,
-                           "%s.kv_heads = %" PRId64 " must divide heads = %" PRId64
-                           "; the nearest that does is %" PRId64,
-                           section, o->kv_heads, o->heads, nearest_divisor(o->heads, o->kv_heads));
+    TRY(mixer_check_divides(section, "kv_heads", o->kv_heads, "heads", o->heads, err));
     if (o->head_dim == 0 && context->d_model % o->heads != 0)
         return error_input(err,
                            "%s.heads = %" PRId64 " must divide d_model = %" PRId64 "; the nearest that does is %" PRId64
                            ", or give head_dim",
-                           section, o->heads, context->d_model, nearest_divisor(context->d_model, o->heads));
+                           section, o->heads, context->d_model, mixer_nearest_divisor(context->d_model, o->heads));
     if (o->head_dim == 0) o->head_dim = context->d_model / o->heads;
     if (o->head_dim % 2 != 0)
         return error_input(err, "%s: heads are %" PRId64 " wide; rotary positions turn pairs of channels, so head_dim "

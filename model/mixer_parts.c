@@ -121,8 +121,7 @@ void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_d
 
 /* --- checks of options ---------------------------------------------------------------------------- */
 
-/* The divisor of `whole` that is nearest to `wanted`; the smaller one of two. */
-static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
+int64_t mixer_nearest_divisor(int64_t whole, int64_t wanted) {
     for (int64_t away = 0;; away++) {
         if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
         if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
@@ -133,7 +132,7 @@ int mixer_check_divides(const char *section, const char *key, int64_t value, con
                         error *err) {
     if (whole % value == 0) return 0;
     return error_input(err, "%s.%s = %" PRId64 " must divide %s = %" PRId64 "; the nearest that does is %" PRId64,
-                       section, key, value, what, whole, nearest_divisor(whole, value));
+                       section, key, value, what, whole, mixer_nearest_divisor(whole, value));
 }
 
 int mixer_check_dt(double dt_min, double dt_max, const char *section, error *err) {

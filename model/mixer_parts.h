@@ -82,6 +82,8 @@ void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_d
     {"dt_init_floor", OPTION_FLOAT, offsetof(type, dt_init_floor), "1e-4", 1e-10, 1e3, "",                             \
      "Initial step sizes below it are raised to it.", NULL}
 
+/* The divisor of `whole` that is nearest to `wanted`; the smaller one of two. */
+int64_t mixer_nearest_divisor(int64_t whole, int64_t wanted);
 /* The option `key`, with this value, must divide `whole`, which messages call `what`. */
 int mixer_check_divides(const char *section, const char *key, int64_t value, const char *what, int64_t whole,
                         error *err);

@@ -58,18 +58,16 @@ struct mlstm_sizes mlstm_sizes(const struct mlstm_options *o, int64_t d_model) {
     return s;
 }
 
-/* The number that divides both and is nearest to `wanted`; the smaller one of two. */
-static int64_t nearest_divisor(int64_t a, int64_t b, int64_t wanted) {
-    for (int64_t away = 0;; away++) {
-        int64_t below = wanted - away, above = wanted + away;
-        if (below >= 1 && a % below == 0 && b % below == 0) return below;
-        if (above <= a && a % above == 0 && b % above == 0) return above;
-    }
+static int64_t common_divisor(int64_t a, int64_t b) {
+    return b == 0 ? a : common_divisor(b, a % b);
 }
 
-static int check_width(const char *section, const char *key, double factor, int64_t width, int64_t heads, error *err) {
+static int check_width(const char *section, const char *key, double factor, int64_t d_model, int64_t heads,
+                       error *err) {
+    int64_t width = (int64_t)(factor * (double)d_model);
     if (width < 1)
-        return error_input(err, "%s.%s = %g leaves no width; it must be at least 1 / d_model", section, key, factor);
+        return error_input(err, "%s.%s = %g leaves no width; it must be at least 1 / d_model = %g", section, key,
+                           factor, 1 / (double)d_model);
     if (width / heads > HEAD_MAX)
         return error_input(err,
                            "%s.%s = %g makes heads %" PRId64 " wide; they may be %d wide, with heads = %" PRId64
@@ -81,13 +79,13 @@ static int mlstm_check(void *options, const struct layer_context *context, const
     const struct mlstm_options *o = options;
     int64_t qk = (int64_t)(o->qk_factor * (double)context->d_model);
     int64_t v = (int64_t)(o->v_factor * (double)context->d_model);
-    TRY(check_width(section, "qk_factor", o->qk_factor, qk, o->heads, err));
-    TRY(check_width(section, "v_factor", o->v_factor, v, o->heads, err));
+    TRY(check_width(section, "qk_factor", o->qk_factor, context->d_model, o->heads, err));
+    TRY(check_width(section, "v_factor", o->v_factor, context->d_model, o->heads, err));
     if (qk % o->heads != 0 || v % o->heads != 0)
         return error_input(err,
                            "%s.heads = %" PRId64 " must divide qk_factor * d_model = %" PRId64
                            " and v_factor * d_model = %" PRId64 "; the nearest that does is %" PRId64,
-                           section, o->heads, qk, v, nearest_divisor(qk, v, o->heads));
+                           section, o->heads, qk, v, mixer_nearest_divisor(common_divisor(qk, v), o->heads));
     if (!o->normalise && o->input_gate == MLSTM_GATE_EXP)
         return error_input(err,
                            "%s.normalise = false needs input_gate = sigmoid: what input_gate = exp gathers has no "

@@ -116,14 +116,7 @@ static int match_sections(const struct pattern *p, const config *c, const char *
     if (count > LIMIT_BLOCK_KINDS)
         return error_input(err, "the config has %zu [block.NAME] sections; at most %d are possible", count,
                            LIMIT_BLOCK_KINDS);
-    for (size_t s = 0; s < count; s++) {
-        names[s] += strlen("block.");
-        if (!pattern_has(p, names[s]))
-            return error_input(err,
-                               "[block.%s] is not used: model.pattern = '%.200s' does not name %s; name it there or "
-                               "remove the section",
-                               names[s], text, names[s]);
-    }
+    for (size_t s = 0; s < count; s++) names[s] += strlen("block.");
     for (int i = 0; i < p->name_count; i++) {
         bool found = false;
         for (size_t s = 0; s < count; s++) found = found || strcmp(names[s], p->names[i]) == 0;
@@ -132,6 +125,13 @@ static int match_sections(const struct pattern *p, const config *c, const char *
         return error_input(
             err, "model.pattern = '%.200s' names the block %s, but the config has no section [block.%s]%s%s%s", text,
             p->names[i], p->names[i], nearest ? "; there is [block." : "", nearest ? nearest : "", nearest ? "]" : "");
+    }
+    for (size_t s = 0; s < count; s++) {
+        if (pattern_has(p, names[s])) continue;
+        return error_input(err,
+                           "[block.%s] is not used: model.pattern = '%.200s' does not name %s; name it there or "
+                           "remove the section",
+                           names[s], text, names[s]);
     }
     return 0;
 }

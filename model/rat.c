@@ -16,6 +16,8 @@
 
 #include <inttypes.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #define FIELD(name) offsetof(struct rat_options, name)
 #define HEAD_MAX 256 /* widest head of the operation */
@@ -44,31 +46,29 @@ struct rat_sizes rat_sizes(const struct rat_options *o, int64_t d_model) {
     return s;
 }
 
-static int64_t nearest_divisor(int64_t whole, int64_t wanted) {
-    for (int64_t away = 0;; away++) {
-        if (wanted - away >= 1 && whole % (wanted - away) == 0) return wanted - away;
-        if (wanted + away <= whole && whole % (wanted + away) == 0) return wanted + away;
+/* The number nearest to `wanted` of heads that are evenly and not too wide; 0 if there is none. */
+static int64_t nearest_heads(int64_t D, int64_t groups, int64_t wanted) {
+    int64_t best = 0;
+    for (int64_t heads = groups; heads <= D / 2; heads += groups) {
+        bool fits = D % heads == 0 && D / heads % 2 == 0 && D / heads <= HEAD_MAX;
+        if (fits && (best == 0 || llabs(heads - wanted) < llabs(best - wanted))) best = heads;
     }
+    return best;
 }
 
 static int rat_check(void *options, const struct layer_context *context, const char *section, error *err) {
     const struct rat_options *o = options;
     int64_t D = context->d_model;
-    if (D % o->heads != 0)
-        return error_input(err,
-                           "%s.heads = %" PRId64 " must divide d_model = %" PRId64 "; the nearest that does is %" PRId64,
-                           section, o->heads, D, nearest_divisor(D, o->heads));
-    if (o->heads % o->groups != 0)
-        return error_input(err,
-                           "%s.groups = %" PRId64 " must divide heads = %" PRId64 "; the nearest that does is %" PRId64,
-                           section, o->groups, o->heads, nearest_divisor(o->heads, o->groups));
-    int64_t P = D / o->heads;
-    if (P % 2 != 0 || P > HEAD_MAX)
-        return error_input(err,
-                           "%s.heads = %" PRId64 " makes heads %" PRId64
-                           " wide; they must be an even number of channels wide, at most %d",
-                           section, o->heads, P, HEAD_MAX);
-    return 0;
+    TRY(mixer_check_divides(section, "heads", o->heads, "d_model", D, err));
+    TRY(mixer_check_divides(section, "groups", o->groups, "heads", o->heads, err));
+    int64_t P = D / o->heads, better = nearest_heads(D, o->groups, o->heads);
+    if (P % 2 == 0 && P <= HEAD_MAX) return 0;
+    char valid[60] = "no number of heads does that";
+    if (better) snprintf(valid, sizeof valid, "the nearest number that does is %" PRId64, better);
+    return error_input(err,
+                       "%s.heads = %" PRId64 " makes heads %" PRId64 " wide, d_model being %" PRId64
+                       "; they must be an even number of channels wide, at most %d: %s",
+                       section, o->heads, P, D, HEAD_MAX, valid);
 }
 
 static const struct rat_options *options_of(const struct layer *layer) {

@@ -44,6 +44,10 @@ accept --version
 grep -Eq '^riverrun [0-9]+\.[0-9]+\.[0-9]+ \(' "$WORK/out" || fail "--version: $(cat "$WORK/out")"
 accept help config
 cmp "$WORK/out" "$ROOT/docs/config.md" || fail "docs/config.md is not what 'riverrun help config' prints; write it anew"
+accept --help
+for word in help --help; do
+    "$RIVERRUN" help $word | cmp -s - "$WORK/out" || fail "help $word is not --help"
+done
 "$RIVERRUN" > "$WORK/out" 2> "$WORK/err"
 [ $? = 2 ] && grep -q 'riverrun train' "$WORK/err" || fail "without arguments: $(cat "$WORK/err")"
 
@@ -97,6 +101,19 @@ refuse_train 'model.pattern' model.pattern='m*'
 refuse_train 'train.init: .*no-checkpoint' train.init="$WORK/no-checkpoint"
 refuse_train 'tokens' data.seq_len=1000000
 refuse_train 'head_dim' block.m.head_dim=7
+# What is wrong comes before what is left over.
+refuse_train "names the block x, but the config has no section \[block.x\]" model.pattern='m x'
+refuse_train '\[block.s\] is not used' model.pattern=m
+refuse_train 'has no option d_state; known are mixer, .*window' block.m.mixer=attention block.m.heads=4
+refuse_train 'block.r.heads = 16 makes heads 1 wide.* the nearest number that does is 8' \
+    model.pattern='m s r' block.r.mixer=rat block.r.heads=16
+usual=$RIVERRUN_DEVICE RIVERRUN_DEVICE=gpu
+refuse_train 'RIVERRUN_DEVICE = gpu .* must be cpu, cuda or auto'
+RIVERRUN_DEVICE=$usual
+if ! "$RIVERRUN" --version | grep -q ' cuda'; then
+    refuse_train 'precision bf16 needs a GPU.*: choose precision fp32' train.precision=bf16
+    refuse_train 'device cuda is not in this build.*: choose device cpu' train.device=cuda
+fi
 refuse 'train.out is empty' train "$WORK/c.ini"
 refuse 'train.out = .*c.ini is a file' train "$WORK/c.ini" train.out="$WORK/c.ini"
 printf '[train]\nsteps = 4\nsteps = 5\n' > "$WORK/twice.ini"
@@ -132,6 +149,9 @@ printf 'the ' > "$WORK/prompt"
 cmp -s "$WORK/first" "$WORK/out" || fail "the prompt on standard input gives another text"
 [ "$(wc -c < "$WORK/out")" -ge 30 ] || fail "40 tokens are $(wc -c < "$WORK/out") bytes"
 accept generate "$WORK/ok" --prompt '' --tokens 5 --ignore-eod --temperature 0
+refuse_train 'train.init: .*in_proj.weight has shape (64, 16); the model of the config needs (84, 16)' \
+    train.init="$WORK/ok" model.pattern='m m s'
+refuse '--tokenizer: .*c.ini:1: is not valid JSON' tokenize --out "$WORK/run" --tokenizer "$WORK/c.ini" "$WORK/train.txt"
 refuse 'is no shard' eval "$WORK/ok" --data "$WORK/c.ini"
 refuse 'no-data' eval "$WORK/ok" --data "$WORK/no-data"
 refuse 'nothing-here' eval "$WORK/nothing-here" --data "$WORK/valid"

@@ -494,7 +494,7 @@ static void test_config_errors(void **state) {
          "block.m.heads = 3 must divide qk_factor * d_model = 10 and v_factor * d_model = 20; the nearest that does is "
          "2"},
         {"block.m.mixer=mlstm;block.m.qk_factor=0.01",
-         "block.m.qk_factor = 0.01 leaves no width; it must be at least 1 / d_model"},
+         "block.m.qk_factor = 0.01 leaves no width; it must be at least 1 / d_model = 0.0625"},
         {"block.m.mixer=mlstm;model.d_model=8192;block.m.heads=3",
          "block.m.v_factor = 1 makes heads 2730 wide; they may be 2048 wide, with heads = 4 or more"},
         {"block.m.mixer=mlstm;block.m.normalise=false",

@@ -504,11 +504,11 @@ static void another_model_is_refused(void **state) {
     static const struct {
         const char *text, *sentence;
     } cases[] = {
-        {wider, ": tensor backbone.embeddings.weight has shape (272, 12); the model in its config needs (272, 20)"},
-        {deeper, " lacks tensors that the model in its config has: backbone.layers.2.norm.weight, "
+        {wider, ": tensor backbone.embeddings.weight has shape (272, 12); the model of the config needs (272, 20)"},
+        {deeper, " lacks tensors that the model of the config has: backbone.layers.2.norm.weight, "
                  "backbone.layers.2.mixer.in_proj.weight, backbone.layers.2.mixer.conv1d.weight, "
                  "backbone.layers.2.mixer.conv1d.bias and 5 more"},
-        {shallower, " holds tensors that the model in its config does not have: backbone.layers.1.norm.weight, "
+        {shallower, " holds tensors that the model of the config does not have: backbone.layers.1.norm.weight, "
                     "backbone.layers.1.mixer.in_proj.weight, backbone.layers.1.mixer.conv1d.weight, "
                     "backbone.layers.1.mixer.conv1d.bias and 5 more"},
     };

@@ -319,14 +319,14 @@ static void wrong_tensors_are_named(void **state) {
         enum lie lie;
         const char *sentence;
     } cases[] = {
-        {LACKS, " lacks tensors that the model in its config has: backbone.norm_f.weight"},
+        {LACKS, " lacks tensors that the model of the config has: backbone.norm_f.weight"},
         {LACKS_MANY,
-         " lacks tensors that the model in its config has: backbone.layers.1.mixer.conv1d.bias, "
+         " lacks tensors that the model of the config has: backbone.layers.1.mixer.conv1d.bias, "
          "backbone.layers.1.mixer.dt_bias, backbone.layers.1.mixer.A_log, backbone.layers.1.mixer.D and 3 more"},
-        {EXTRA, " holds tensors that the model in its config does not have: backbone.extra"},
-        {BOTH_NAMES, " holds tensors that the model in its config does not have: backbone.embedding.weight"},
-        {SHAPE, ": tensor backbone.norm_f.weight has shape (11); the model in its config needs (12)"},
-        {RANK, ": tensor backbone.norm_f.weight has shape (12, 1); the model in its config needs (12)"},
+        {EXTRA, " holds tensors that the model of the config does not have: backbone.extra"},
+        {BOTH_NAMES, " holds tensors that the model of the config does not have: backbone.embedding.weight"},
+        {SHAPE, ": tensor backbone.norm_f.weight has shape (11); the model of the config needs (12)"},
+        {RANK, ": tensor backbone.norm_f.weight has shape (12, 1); the model of the config needs (12)"},
         {INTEGERS, ": tensor backbone.norm_f.weight has dtype I32; weights must be F64, F32, F16 or BF16"},
         {HEAD_DIFFERS, ": lm_head.weight differs from the embedding, but the config says that they are tied"},
     };

@@ -41,7 +41,7 @@ int command_bench_gemm(int argc, char **argv, error *err) {
     struct json_line line;
     char machine[160];
     double size = (double)f.size, flops = 2 * size * size * size;
-    device_choose(&f.device, &f.precision);
+    TRY(device_choose(&f.device, &f.precision, err));
     TRY(device_open(&dev, (enum device_kind)f.device, (enum precision)f.precision, err));
     device_describe(dev, machine, sizeof machine);
     int result = bench_product(dev, f.size, (int)f.repeats, &times, err);

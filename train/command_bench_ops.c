@@ -333,7 +333,7 @@ int command_bench_ops(int argc, char **argv, error *err) {
             if (wanted(c, argv + 1, count)) printf("%-14s%-24s%s\n", c->row->name, c->label, c->shape);
         return 0;
     }
-    device_choose(&f.device, &f.precision);
+    TRY(device_choose(&f.device, &f.precision, err));
     TRY(device_open(&s.dev, (enum device_kind)f.device, (enum precision)f.precision, err));
     device_describe(s.dev, s.machine, sizeof s.machine);
     int status = device_open(&s.oracle, DEVICE_CPU, PRECISION_F64, err);

@@ -204,7 +204,7 @@ static int evaluator_open(struct evaluator *v, int argc, char **argv, struct com
     if (count > 1) TRY(check_keys(checkpoint_config(v->checkpoint), err));
     TRY(check_data(v, trained_vocab, err));
     TRY(choose_options(v, given, err));
-    device_choose(&v->flags.device, &v->flags.precision);
+    TRY(device_choose(&v->flags.device, &v->flags.precision, err));
     TRY(device_open_at(&v->dev, (enum device_kind)v->flags.device, (enum precision)v->flags.precision,
                        comm_device_index(comm), err));
     TRY(model_open(&v->model, v->model_config, v->dev, MODEL_INFER, v->options.batch, v->options.window, comm->rank,

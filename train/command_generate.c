@@ -132,7 +132,7 @@ static int parts_open(struct generator_parts *g, int argc, char **argv, bool *he
     TRY(checkpoint_tokenizer(g->checkpoint, &g->tokenizer, err));
     TRY(encode_prompt(g, err));
     TRY(model_config_bind(&g->model_config, checkpoint_config(g->checkpoint), tokenizer_vocab(g->tokenizer), err));
-    device_choose(&g->flags.device, &g->flags.precision);
+    TRY(device_choose(&g->flags.device, &g->flags.precision, err));
     TRY(device_open(&g->dev, (enum device_kind)g->flags.device, (enum precision)g->flags.precision, err));
     TRY(model_open(&g->model, g->model_config, g->dev, MODEL_INFER, 1, PIECE, 0, 1, err));
     return checkpoint_load_model(g->checkpoint, g->model, err);

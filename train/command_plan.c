@@ -336,8 +336,8 @@ static int plan_config(const struct plan_options *o, uint64_t given, config *c, 
     int device = given >> GIVEN_DEVICE & 1 ? o->device : says_device ? run->train.device : DEVICE_AUTO;
     int precision = says_precision ? run->train.precision : PRECISION_AUTO;
     if (given >> GIVEN_PRECISION & 1) precision = o->precision;
-    device_choose(&device, &precision);
     const struct ops *ops = NULL;
+    if (result == 0) result = device_choose(&device, &precision, err);
     if (result == 0) result = device_table(&ops, (enum device_kind)device, (enum precision)precision, err);
     struct plan p = {
         .mc = mc,

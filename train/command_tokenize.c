@@ -137,7 +137,7 @@ int command_tokenize(int argc, char **argv, error *err) {
                            f.separator, f.jsonl_key);
     }
     tokenizer *t;
-    TRY(tokenizer_open(&t, f.tokenizer, err));
+    if (tokenizer_open(&t, f.tokenizer, err) != 0) return error_context(err, "--tokenizer");
     struct progress progress = {.terminal = isatty(STDERR_FILENO), .start = clock_seconds(), .last = clock_seconds()};
     struct tokenize_options options = {
         .out = f.out,

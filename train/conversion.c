@@ -10,7 +10,7 @@
 
 static int open_tokenizer(struct conversion *v, const char *spec, error *err) {
     if (spec[0]) {
-        TRY(tokenizer_open(&v->tokenizer, spec, err));
+        if (tokenizer_open(&v->tokenizer, spec, err) != 0) return error_context(err, "--tokenizer");
         return v->from->ours ? 0 : checkpoint_set_vocabulary(v->from, v->tokenizer, err);
     }
     error why = {0};

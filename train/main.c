@@ -2,6 +2,7 @@
 #include "common/text.h"
 #include "kernels/device.h"
 #include "train/commands.h"
+#include "train/flags.h"
 #include "train/version.h"
 
 #include <errno.h>
@@ -27,7 +28,7 @@ static const struct command commands[] = {
     {"shards", command_shards, "info|verify|cat PATH...", "Look at shards, check them, turn them back into text."},
     {"plan", command_plan, "CONFIG [section.key=value ...]",
      "Parameters, memory and FLOPs of a run, without running it."},
-    {"bench", command_bench, "ops|train|gemm|loader|verify ...", "How fast this machine computes, trains and reads."},
+    {"bench", command_bench, "ops|layer|train|gemm|loader|verify", "How fast this machine computes, trains and reads."},
     {"import", command_import, "DIRECTORY --out DIR", "A Hugging Face model directory to a checkpoint."},
     {"export", command_export, "CHECKPOINT --out DIR", "A checkpoint to a smaller directory for other software."},
 };
@@ -62,7 +63,7 @@ static const struct command *find_command(const char *name, error *err) {
 static int run_help(int argc, char **argv, error *err) {
     if (argc > 2)
         return error_input(err, "riverrun help takes one word, config or a command, but there are %d", argc - 1);
-    if (argc < 2) {
+    if (argc < 2 || strcmp(argv[1], "help") == 0 || flags_is_help(argv[1])) {
         print_usage(stdout);
         return 0;
     }
@@ -75,7 +76,7 @@ static int run_help(int argc, char **argv, error *err) {
 
 static int run(int argc, char **argv, error *err) {
     const char *word = argv[1];
-    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
+    if (flags_is_help(word)) {
         print_usage(stdout);
         return 0;
     }

@@ -252,22 +252,37 @@ static int check_optimizer(const struct optimizer_options *o, error *err) {
     return 0;
 }
 
-void device_choose(int *device, int *precision) {
-    if (*device == DEVICE_AUTO) {
-        const char *told = getenv("RIVERRUN_DEVICE");
-        if (*precision == PRECISION_BF16) *device = DEVICE_CUDA;
-        else if (*precision == PRECISION_F64) *device = DEVICE_CPU;
-        else if (told && strcmp(told, device_choices[DEVICE_CPU]) == 0) *device = DEVICE_CPU;
-        else if (told && strcmp(told, device_choices[DEVICE_CUDA]) == 0) *device = DEVICE_CUDA;
-        else *device = device_present(DEVICE_CUDA) > 0 ? DEVICE_CUDA : DEVICE_CPU;
+/* What RIVERRUN_DEVICE in the environment says, DEVICE_AUTO where it is not set. */
+static int device_told(int *device, error *err) {
+    const char *told = getenv("RIVERRUN_DEVICE");
+    *device = told && *told ? -1 : DEVICE_AUTO;
+    for (int i = 0; device_choices[i] && *device < 0; i++)
+        if (strcmp(told, device_choices[i]) == 0) *device = i;
+    if (*device >= 0) return 0;
+    return error_input(err, "RIVERRUN_DEVICE = %.60s in the environment: must be cpu, cuda or auto", told);
+}
+
+int device_choose(int *device, int *precision, error *err) {
+    int told;
+    const struct ops *ops;
+    TRY(device_told(&told, err));
+    if (*device == DEVICE_AUTO && *precision == PRECISION_BF16) {
+        *device = DEVICE_CUDA;
+        if (device_table(&ops, DEVICE_CUDA, PRECISION_BF16, err) == 0) return 0;
+        return error_input(err, "precision bf16 needs a GPU, and this build of riverrun computes on the CPU only: "
+                                "choose precision fp32");
     }
+    if (*device == DEVICE_AUTO && *precision == PRECISION_F64) *device = DEVICE_CPU;
+    if (*device == DEVICE_AUTO) *device = told;
+    if (*device == DEVICE_AUTO) *device = device_present(DEVICE_CUDA) > 0 ? DEVICE_CUDA : DEVICE_CPU;
     if (*precision == PRECISION_AUTO) *precision = *device == DEVICE_CUDA ? PRECISION_BF16 : PRECISION_F32;
+    return 0;
 }
 
 int run_options_bind(struct run_options *o, config *c, error *err) {
     memset(o, 0, sizeof *o);
     TRY(config_bind(c, "train", train_options_table, &o->train, err));
-    device_choose(&o->train.device, &o->train.precision);
+    TRY(device_choose(&o->train.device, &o->train.precision, err));
     struct ramp_options ramp;
     TRY(config_bind(c, "ramp", ramp_options_table, &ramp, err));
     TRY(config_bind(c, "optimizer", optimizer_options_table, &o->optimizer, err));

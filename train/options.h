@@ -99,8 +99,9 @@ enum { DEVICE_AUTO = DEVICE_CUDA + 1, PRECISION_AUTO = PRECISION_BF16 + 1 };
 extern const char *const precision_choices[], *const device_choices[], *const eval_mode_choices[];
 
 /* Put what "auto" stands for here in its place: a GPU if there is one, unless the precision is the CPU's alone; bf16 on
- * a GPU, fp32 on the CPU. RIVERRUN_DEVICE=cpu or cuda in the environment says what a device of "auto" is. */
-void device_choose(int *device, int *precision);
+ * a GPU, fp32 on the CPU. RIVERRUN_DEVICE=cpu or cuda in the environment says what a device of "auto" is. Refuses bf16
+ * in a build without GPUs, and other words in the environment. */
+int device_choose(int *device, int *precision, error *err);
 
 /* Bind all sections but the model's, check what tables can't (warm-up within steps, ...). Device and precision come out
  * chosen, never as "auto". */

@@ -218,7 +218,8 @@ static int open_model(struct trainer *t, error *err) {
         model_init(t->model, (uint64_t)o->train.seed);
         return 0;
     }
-    return checkpoint_load_model(t->from, t->model, err);
+    if (checkpoint_load_model(t->from, t->model, err) == 0) return 0;
+    return t->resumed ? -1 : error_context(err, "train.init");
 }
 
 static int load_optimizer(struct trainer *t, error *err) {

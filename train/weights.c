@@ -174,7 +174,7 @@ static int check_entry(const struct weights *w, const struct param *p, const str
     char has[100], needs[100];
     shape_text(has, e->ndim, e->dim);
     shape_text(needs, p->ndim, p->dim);
-    return error_input(err, "%s: tensor %s has shape %s; the model in its config needs %s", w->directory, e->name, has,
+    return error_input(err, "%s: tensor %s has shape %s; the model of the config needs %s", w->directory, e->name, has,
                        needs);
 }
 
@@ -214,7 +214,7 @@ static int check_extra(const struct weights *w, const struct params *params, err
     }
     char more[40];
     if (extra.count == 0) return 0;
-    return error_input(err, "%s holds tensors that the model in its config does not have: %s%s", w->directory,
+    return error_input(err, "%s holds tensors that the model of the config does not have: %s%s", w->directory,
                        extra.text, names_more(&extra, more));
 }
 
@@ -233,7 +233,7 @@ int weights_check(const struct weights *w, const struct params *params, error *e
     }
     char more[40];
     if (missing.count) {
-        return error_input(err, "%s lacks tensors that the model in its config has: %s%s", w->directory, missing.text,
+        return error_input(err, "%s lacks tensors that the model of the config has: %s%s", w->directory, missing.text,
                            names_more(&missing, more));
     }
     for (size_t f = 0; f < w->count; f++) there += safetensors_count(w->files[f]);
