@@ -208,11 +208,8 @@ static struct attention_rule rule_of(const struct layer *layer) {
     return (struct attention_rule){.window = options_of(layer)->window};
 }
 
-/* The positions that operations are given: none where they are those within the row. */
 static tensor find_positions(const struct mixer_call *call, tensor positions) {
-    if (!tensor_given(call->doc) && !call->initial) return tensor_none();
-    call->dev->ops->token_positions(call->dev, positions, call->doc, cache_at(call, call->initial).count);
-    return positions;
+    return mixer_find_positions(call, positions, cache_at(call, call->initial).count);
 }
 
 /* q and k as attention reads them. With qk_norm this can be done once more, from the same projections. */

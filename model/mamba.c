@@ -178,9 +178,7 @@ enum { STATE_CONV, STATE_SCAN };
 
 /* x after the convolution; its last inputs go to `final` where that is wanted. */
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->x), final, v->x_in,
-                                 mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true);
+    mixer_conv_forward(call, mixer_by_token(call, v->x), final, v->x_in, CONV_WEIGHT, initial, true);
 }
 
 /* Step sizes without bias, from x_proj's output. The bias is the scan's, which adds it in full precision. */
@@ -236,9 +234,7 @@ static void mamba_backward(const struct mixer_call *call) {
                        v.z, initial[STATE_SCAN], call->doc, v.work);
     ops->linear_backward(call->dev, v.dlow, false, dw[DT_WEIGHT], tensor_none(), v.draw, v.low, w[DT_WEIGHT]);
     ops->linear_backward(call->dev, v.dx, true, dw[X_PROJ], tensor_none(), v.dlow_bc, v.x, w[X_PROJ]);
-    ops->conv_backward(call->dev, v.dx_in, tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], dx,
-                       tensor_none(), v.x_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
-                       call->doc, true, v.work);
+    mixer_conv_backward(call, v.dx_in, dx, v.x_in, CONV_WEIGHT, initial[STATE_CONV], true, v.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), v.dxz, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }
@@ -253,8 +249,7 @@ static void mamba_step(const struct mixer_call *call) {
     carve_forward_scratch(&v, call->layer, ops, call->B, 1, call->scratch);
 
     ops->linear_forward(call->dev, v.xz, call->x, w[IN_PROJ], tensor_none());
-    ops->conv_step(call->dev, v.x, state[STATE_CONV], tensor_join_first(v.x_in), mixer_conv_weight(w[CONV_WEIGHT]),
-                   w[CONV_BIAS], true);
+    mixer_conv_step(call, v.x, state[STATE_CONV], tensor_join_first(v.x_in), CONV_WEIGHT, true);
     ops->linear_forward(call->dev, v.low_bc, v.x, w[X_PROJ], tensor_none());
     expand_steps(call, &v);
     ops->scan_step(call->dev, v.g, state[STATE_SCAN], v.x, v.raw, w[DT_BIAS], w[A_LOG], tensor_join_first(v.b),

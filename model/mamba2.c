@@ -103,14 +103,11 @@ static void mamba2_declare(const struct layer *layer, struct params *p, const ch
 /* What forward computes on the way; all of it is saved when a backward follows. */
 struct views {
     tensor zxbcdt;         /* (R, E) act: in_proj's output */
-    tensor z;              /* its columns (R, I) */
     tensor xbc_in, dt_raw; /* its columns (B, T, C) and (B, T, H) */
     tensor xbc;            /* (B, T, C) act: after the convolution */
     tensor x, b, c;        /* its columns (B, T, H, P), (B, T, G, N) twice */
     tensor dt, a;          /* (B, T, H) real */
-    tensor y;              /* (R, I) act: SSD's output */
-    tensor rstd;           /* (R, G) real */
-    tensor g;              /* (R, I) act: gated norm's output */
+    struct mixer_gated out; /* of SSD's output y and of z, columns of zxbcdt */
     void *ssd;             /* what SSD saves; NULL without backward */
 };
 
@@ -138,24 +135,19 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
                                 arena *saved, arena *scratch) {
     struct mamba2_sizes s = sizes_of(layer);
     int64_t R = B * T;
-    struct views v = {.ssd = NULL};
+    struct views v = {.out = {.g = tensor_none(), .norm = NORM, .out_proj = OUT_PROJ}, .ssd = NULL};
     arena *light = mixer_repeats_light(layer) ? scratch : saved, *of_ssd = mixer_repeats_scan(layer) ? scratch : saved;
     v.zxbcdt = mixer_take(saved, ops->act, R, s.E);
     v.xbc = tensor_split_first(mixer_take(light, ops->act, R, s.C), B, T);
     v.dt = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
     v.a = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
-    v.y = mixer_take(of_ssd, ops->act, R, s.I);
-    v.rstd = mixer_take(saved, ops->real, R, s.G);
-    v.g = mixer_repeats_light(layer) ? tensor_none() : mixer_take(saved, ops->act, R, s.I);
+    v.out.y = mixer_take(of_ssd, ops->act, R, s.I);
+    v.out.rstd = mixer_take(saved, ops->real, R, s.G);
+    if (!mixer_repeats_light(layer)) v.out.g = mixer_take(saved, ops->act, R, s.I);
     if (keep) v.ssd = arena_take(of_ssd, ops->ssd_saved(ssd_shape_of(&s, B, T)));
-    cut_projection(&s, v.zxbcdt, B, T, &v.z, &v.xbc_in, &v.dt_raw);
+    cut_projection(&s, v.zxbcdt, B, T, &v.out.z, &v.xbc_in, &v.dt_raw);
     cut_conv(&s, v.xbc, &v.x, &v.b, &v.c);
     return v;
-}
-
-/* A forward that doesn't keep the norm's output needs a place for it. */
-static void carve_normed(const struct layer *layer, const struct ops *ops, struct views *v, arena *scratch) {
-    if (mixer_repeats_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
 }
 
 /* Gradients on the way back, and memory for the operation at work. */
@@ -201,7 +193,7 @@ static void mamba2_carve(const struct layer *layer, const struct ops *ops, int64
     /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
     struct views v = carve_views(layer, ops, B, T, keep, saved, scratch);
     size_t behind = arena_mark(scratch);
-    carve_normed(layer, ops, &v, scratch);
+    mixer_gated_carve(layer, ops, &v.out, scratch);
     carve_forward_work(layer, ops, B, T, scratch);
     arena_rewind(scratch, behind);
     if (keep) carve_gradients(layer, ops, B, T, scratch);
@@ -229,20 +221,13 @@ static tensor by_head(const struct mixer_call *call, const struct views *v, tens
 }
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, v->xbc, final, v->xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                                 initial, call->doc, true);
+    mixer_conv_forward(call, v->xbc, final, v->xbc_in, CONV_WEIGHT, initial, true);
 }
 
 static void recur(const struct mixer_call *call, const struct views *v, tensor initial, tensor final, void *work) {
     const struct mamba2_options *o = call->layer->options;
-    call->dev->ops->ssd_forward(call->dev, by_head(call, v, v->y), final, v->ssd, v->x, v->dt, v->a, v->b, v->c,
+    call->dev->ops->ssd_forward(call->dev, by_head(call, v, v->out.y), final, v->ssd, v->x, v->dt, v->a, v->b, v->c,
                                 call->w[SKIP], initial, call->doc, o->chunk, work);
-}
-
-static void normalise(const struct mixer_call *call, const struct views *v) {
-    call->dev->ops->gated_rmsnorm_forward(call->dev, v->g, v->rstd, v->y, v->z, call->w[NORM],
-                                          false, call->layer->context.norm_eps);
 }
 
 static void mamba2_forward(const struct mixer_call *call) {
@@ -255,15 +240,15 @@ static void mamba2_forward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
-    carve_normed(call->layer, ops, &v, call->scratch);
+    mixer_gated_carve(call->layer, ops, &v.out, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, call->T, call->scratch);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
     convolve(call, &v, initial[STATE_CONV], final[STATE_CONV]);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     recur(call, &v, initial[STATE_SSD], final[STATE_SSD], work);
-    normalise(call, &v);
-    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    mixer_gated_norm(call, &v.out);
+    ops->linear_forward(call->dev, call->y, v.out.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
 }
 
@@ -272,18 +257,6 @@ static void restore(const struct mixer_call *call, const struct views *v, const 
     if (!mixer_repeats_light(call->layer)) return;
     convolve(call, v, initial[STATE_CONV], tensor_none());
     if (mixer_repeats_scan(call->layer)) recur(call, v, initial[STATE_SSD], tensor_none(), work);
-}
-
-/* Back through out_proj and the norm. Where the norm's output was not kept, its backward puts it in dg's place, so the
- * gradient of out_proj's weights, which needs it, comes last. */
-static void project_back(const struct mixer_call *call, const struct views *v, const struct gradients *d) {
-    const struct ops *ops = call->dev->ops;
-    bool again = mixer_repeats_light(call->layer);
-    tensor none = tensor_none(), g = again ? d->dg : v->g;
-    ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
-    ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,
-                                call->w[NORM], false, d->work);
-    ops->linear_backward(call->dev, none, false, call->dw[OUT_PROJ], none, call->dy, g, call->w[OUT_PROJ]);
 }
 
 static void mamba2_backward(const struct mixer_call *call) {
@@ -298,14 +271,12 @@ static void mamba2_backward(const struct mixer_call *call) {
     tensor dy = by_head(call, &v, d.dy);
 
     restore(call, &v, initial, d.work);
-    project_back(call, &v, &d);
+    mixer_gated_backward(call, &v.out, d.dy, d.dz, d.dg, d.work);
     ops->ssd_backward(call->dev, d.dx, d.ddt, d.da, d.db, d.dc, tensor_none(), dw[SKIP], dy, tensor_none(), v.ssd, v.x,
                       v.dt, v.a, v.b, v.c, w[SKIP], initial[STATE_SSD], call->doc, o->chunk, d.work);
     ops->ssd_dt_backward(call->dev, d.ddt_raw, dw[DT_BIAS], dw[A_LOG], d.ddt, d.da, v.dt_raw, w[DT_BIAS], w[A_LOG],
                          o->dt_limit_min, dt_limit(o), d.work);
-    ops->conv_backward(call->dev, d.dxbc_in, tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], d.dxbc,
-                       tensor_none(), v.xbc_in, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV],
-                       call->doc, true, d.work);
+    mixer_conv_backward(call, d.dxbc_in, d.dxbc, v.xbc_in, CONV_WEIGHT, initial[STATE_CONV], true, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), d.dzxbcdt, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }
@@ -319,18 +290,17 @@ static void mamba2_step(const struct mixer_call *call) {
     mixer_state_views(call, call->final, state);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_views(call->layer, ops, B, 1, false, call->saved, call->scratch);
-    carve_normed(call->layer, ops, &v, call->scratch);
+    mixer_gated_carve(call->layer, ops, &v.out, call->scratch);
     tensor dt = tensor_join_first(v.dt), a = tensor_join_first(v.a);
-    tensor y = tensor_split_last(v.y, v.x.dim[2], v.x.dim[3]);
+    tensor y = tensor_split_last(v.out.y, v.x.dim[2], v.x.dim[3]);
 
     ops->linear_forward(call->dev, v.zxbcdt, call->x, w[IN_PROJ], tensor_none());
-    ops->conv_step(call->dev, tensor_join_first(v.xbc), state[STATE_CONV], tensor_join_first(v.xbc_in),
-                   mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], true);
+    mixer_conv_step(call, tensor_join_first(v.xbc), state[STATE_CONV], tensor_join_first(v.xbc_in), CONV_WEIGHT, true);
     ops->ssd_dt_forward(call->dev, v.dt, v.a, v.dt_raw, w[DT_BIAS], w[A_LOG], o->dt_limit_min, dt_limit(o));
     ops->ssd_step(call->dev, y, state[STATE_SSD], tensor_join_first(v.x), dt, a, tensor_join_first(v.b),
                   tensor_join_first(v.c), w[SKIP]);
-    normalise(call, &v);
-    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    mixer_gated_norm(call, &v.out);
+    ops->linear_forward(call->dev, call->y, v.out.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
 }
 

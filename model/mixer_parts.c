@@ -69,8 +69,57 @@ void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, 
     params_add(p, 1, &channels, init, false, true, "%sconv1d.bias", prefix);
 }
 
-tensor mixer_conv_weight(tensor w) {
+/* The weight, or its gradient, as the operation wants it: (channels, taps). */
+static tensor conv_weight(tensor w) {
     return tensor_reshape(w, 2, (int64_t[]){w.dim[0], w.dim[2]});
+}
+
+void mixer_conv_forward(const struct mixer_call *call, tensor y, tensor final, tensor x, int weight, tensor initial,
+                        bool with_silu) {
+    call->dev->ops->conv_forward(call->dev, y, final, x, conv_weight(call->w[weight]), call->w[weight + 1], initial,
+                                 call->doc, with_silu);
+}
+
+void mixer_conv_backward(const struct mixer_call *call, tensor dx, tensor dy, tensor x, int weight, tensor initial,
+                         bool with_silu, void *work) {
+    const tensor *w = &call->w[weight], *dw = &call->dw[weight];
+    call->dev->ops->conv_backward(call->dev, dx, tensor_none(), conv_weight(dw[0]), dw[1], dy, tensor_none(), x,
+                                  conv_weight(w[0]), w[1], initial, call->doc, with_silu, work);
+}
+
+void mixer_conv_step(const struct mixer_call *call, tensor y, tensor state, tensor x, int weight, bool with_silu) {
+    call->dev->ops->conv_step(call->dev, y, state, x, conv_weight(call->w[weight]), call->w[weight + 1], with_silu);
+}
+
+/* --- a gated norm and the projection behind it --------------------------------------------------- */
+
+void mixer_gated_carve(const struct layer *layer, const struct ops *ops, struct mixer_gated *v, arena *scratch) {
+    if (mixer_repeats_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
+}
+
+void mixer_gated_norm(const struct mixer_call *call, const struct mixer_gated *v) {
+    call->dev->ops->gated_rmsnorm_forward(call->dev, v->g, v->rstd, v->y, v->z, call->w[v->norm], v->norm_first,
+                                          call->layer->context.norm_eps);
+}
+
+/* Where the norm's output was not kept, its backward puts it in dg's place, so the gradient of out_proj's weights,
+ * which needs it, comes last. */
+void mixer_gated_backward(const struct mixer_call *call, const struct mixer_gated *v, tensor dy, tensor dz, tensor dg,
+                          void *work) {
+    const struct ops *ops = call->dev->ops;
+    const tensor *w = call->w, *dw = call->dw, none = tensor_none();
+    bool again = mixer_repeats_light(call->layer);
+    tensor g = again ? dg : v->g;
+    ops->linear_backward(call->dev, dg, false, none, none, call->dy, g, w[v->out_proj]);
+    ops->gated_rmsnorm_backward(call->dev, dy, dz, dw[v->norm], again ? g : none, dg, v->y, v->z, v->rstd, w[v->norm],
+                                v->norm_first, work);
+    ops->linear_backward(call->dev, none, false, dw[v->out_proj], none, call->dy, g, w[v->out_proj]);
+}
+
+tensor mixer_find_positions(const struct mixer_call *call, tensor positions, tensor before) {
+    if (!tensor_given(call->doc) && !call->initial) return tensor_none();
+    call->dev->ops->token_positions(call->dev, positions, call->doc, before);
+    return positions;
 }
 
 /* --- several projections of one input ------------------------------------------------------------- */

@@ -58,8 +58,13 @@ void mixer_declare_projection(const struct layer *layer, struct params *p, const
 struct init mixer_uniform_init(int64_t inputs, double scale);
 /* conv1d.weight (channels, 1, taps) and conv1d.bias (channels), as PyTorch draws them. */
 void mixer_declare_conv(struct params *p, const char *prefix, int64_t channels, int64_t taps);
-/* Such a weight, or its gradient, as the operation wants it: (channels, taps). */
-tensor mixer_conv_weight(tensor w);
+/* The operation with these two, which are the call's tensors `weight` and the next: y, x, dx, dy (B, T, channels), in a
+ * step (B, channels). No gradient goes into the state before the first token. */
+void mixer_conv_forward(const struct mixer_call *call, tensor y, tensor final, tensor x, int weight, tensor initial,
+                        bool with_silu);
+void mixer_conv_backward(const struct mixer_call *call, tensor dx, tensor dy, tensor x, int weight, tensor initial,
+                         bool with_silu, void *work);
+void mixer_conv_step(const struct mixer_call *call, tensor y, tensor state, tensor x, int weight, bool with_silu);
 
 /* Several projections (outputs, I) of the same x (R, I), whose results are columns of y side by side. Neighbours in the
  * tensor table lie one behind the other in memory where their sizes are multiples of PARAM_ALIGN; then they make one
@@ -68,6 +73,26 @@ void mixer_linears_forward(const struct mixer_call *call, tensor y, tensor x, co
 /* dx = or += if add_dx; dw +=; dy has the columns of y. */
 void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
                             tensor x, const tensor *w, int count);
+
+/* A gated norm and the projection behind it, as Mamba-2 ends: g = norm(y, z), then g out_proj^T. */
+struct mixer_gated {
+    tensor y, z, g;     /* (R, I); g: none where backward makes it again */
+    tensor rstd;        /* (R, groups) real */
+    int norm, out_proj; /* the call's tensors */
+    bool norm_first;
+};
+/* A forward that does not keep g for backward needs a place for it. */
+void mixer_gated_carve(const struct layer *layer, const struct ops *ops, struct mixer_gated *v, arena *scratch);
+/* All but the projection, which is the caller's. */
+void mixer_gated_norm(const struct mixer_call *call, const struct mixer_gated *v);
+/* From the gradient at the layer's output to dy (R, I) and dz, and those of both tensors; dg (R, I) is made on the way,
+ * and work is gated_rmsnorm_backward's. */
+void mixer_gated_backward(const struct mixer_call *call, const struct mixer_gated *v, tensor dy, tensor dz, tensor dg,
+                          void *work);
+
+/* The positions that operations are given, made at `positions` (B, T): none where they are those within the row.
+ * `before` is the count of the state before the first token. */
+tensor mixer_find_positions(const struct mixer_call *call, tensor positions, tensor before);
 
 /* The options of Mamba's frame; `type` has them as fields of the same names. */
 #define MIXER_EXPAND_OPTION(type)                                                                                      \

@@ -249,9 +249,8 @@ static tensor gate(const struct mixer_call *call, tensor gates, int number) {
 }
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    const tensor *w = call->w;
-    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->xc), final, mixer_by_token(call, v->xm),
-                                 mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, true);
+    mixer_conv_forward(call, mixer_by_token(call, v->xc), final, mixer_by_token(call, v->xm), CONV_WEIGHT, initial,
+                       true);
 }
 
 static void make_qkv(const struct mixer_call *call, const struct views *v) {
@@ -345,9 +344,8 @@ static void mlstm_preup_backward(const struct mixer_call *call) {
     gates_backward(call, &v, &d);
     ops->block_linear_backward(call->dev, d.dxc, true, dw[Q_PROJ], d.dq, v.xc, w[Q_PROJ], d.work);
     ops->block_linear_backward(call->dev, d.dxc, true, dw[K_PROJ], d.dk, v.xc, w[K_PROJ], d.work);
-    ops->conv_backward(call->dev, mixer_by_token(call, d.dxm), tensor_none(), mixer_conv_weight(dw[CONV_WEIGHT]),
-                       dw[CONV_BIAS], mixer_by_token(call, d.dxc), tensor_none(), mixer_by_token(call, v.xm),
-                       mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV], call->doc, true, d.work);
+    mixer_conv_backward(call, mixer_by_token(call, d.dxm), mixer_by_token(call, d.dxc), mixer_by_token(call, v.xm),
+                        CONV_WEIGHT, initial[STATE_CONV], true, d.work);
     ops->block_linear_backward(call->dev, d.dxm, true, dw[V_PROJ], d.dv, v.xm, w[V_PROJ], d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[PROJ_UP], tensor_none(), d.dxz, call->x, w[PROJ_UP]);
     arena_rewind(call->scratch, mark);
@@ -363,8 +361,7 @@ static void mlstm_preup_step(const struct mixer_call *call) {
     struct forward_work work = carve_forward_work(call->layer, ops, call->B, 1, call->scratch);
 
     ops->linear_forward(call->dev, v.xz, call->x, w[PROJ_UP], tensor_none());
-    ops->conv_step(call->dev, v.xc, state[STATE_CONV], v.xm, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                   true);
+    mixer_conv_step(call, v.xc, state[STATE_CONV], v.xm, CONV_WEIGHT, true);
     make_qkv(call, &v);
     make_gates(call, &v, work.raw);
     ops->mlstm_step(call->dev, tensor_join_first(by_head(call, v.h)), mlstm_of(state),

@@ -136,13 +136,11 @@ static void pararnn_declare(const struct layer *layer, struct params *p, const c
 /* What forward computes on the way; all of it is saved when a backward follows. */
 struct views {
     tensor az;     /* (R, 2D) act: in_proj's output */
-    tensor a, z;   /* its columns (R, D) */
+    tensor a;      /* its columns (R, D) */
     tensor c;      /* (R, D) act: after the convolution; a where there is none */
     tensor u;      /* (R, UD) act: what enters the cell */
-    tensor y;      /* (R, D) act: the cell's output */
-    tensor others; /* (B, T, S-1, D) act: its other states; none where there are none, or no backward follows */
-    tensor rstd;   /* (R, 1) real */
-    tensor g;      /* (R, D) act: gated norm's output */
+    tensor others; /* (B, T, S-1, D) act: the cell's other states; none where there are none, or no backward follows */
+    struct mixer_gated out; /* of the cell's output y and of z, az's other columns */
 };
 
 static struct cell_shape shape_of(const struct pararnn_sizes *s, int64_t B, int64_t T) {
@@ -154,25 +152,21 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
                                 arena *saved, arena *scratch) {
     struct pararnn_sizes s = sizes_of(layer);
     int64_t R = B * T;
-    struct views v = {.others = tensor_none(), .g = tensor_none()};
+    struct views v = {.others = tensor_none(), .out = {.g = tensor_none(), .norm = NORM, .out_proj = OUT_PROJ}};
+    v.out.norm_first = options_of(layer)->gate_order == PARARNN_NORM_FIRST;
     arena *light = mixer_repeats_light(layer) ? scratch : saved, *of_cell = mixer_repeats_scan(layer) ? scratch : saved;
     v.az = mixer_take(saved, ops->act, R, 2 * s.D);
     v.a = tensor_columns(v.az, 0, s.D);
-    v.z = tensor_columns(v.az, s.D, s.D);
+    v.out.z = tensor_columns(v.az, s.D, s.D);
     v.c = s.W > 0 ? mixer_take(light, ops->act, R, s.D) : v.a;
     v.u = mixer_take(light, ops->act, R, s.U * s.D);
-    v.y = mixer_take(of_cell, ops->act, R, s.D);
-    v.rstd = mixer_take(saved, ops->real, R, 1);
-    if (!mixer_repeats_light(layer)) v.g = mixer_take(saved, ops->act, R, s.D);
+    v.out.y = mixer_take(of_cell, ops->act, R, s.D);
+    v.out.rstd = mixer_take(saved, ops->real, R, 1);
+    if (!mixer_repeats_light(layer)) v.out.g = mixer_take(saved, ops->act, R, s.D);
     if (!keep || s.S == 1) return v;
     tensor others = mixer_take(of_cell, ops->act, R, (s.S - 1) * s.D);
     v.others = tensor_split_first(tensor_split_last(others, s.S - 1, s.D), B, T);
     return v;
-}
-
-/* A forward that doesn't keep the norm's output needs a place for it. */
-static void carve_normed(const struct layer *layer, const struct ops *ops, struct views *v, arena *scratch) {
-    if (mixer_repeats_light(layer)) v->g = mixer_take(scratch, ops->act, v->y.dim[0], v->y.dim[1]);
 }
 
 /* The recurrence's input, or its gradient, as the operation has it. */
@@ -232,7 +226,7 @@ static void pararnn_carve(const struct layer *layer, const struct ops *ops, int6
     /* A step carves the same views for one token, so its saved memory and scratch are never more than these. */
     struct views v = carve_views(layer, ops, B, T, keep, saved, scratch);
     size_t behind = arena_mark(scratch);
-    carve_normed(layer, ops, &v, scratch);
+    mixer_gated_carve(layer, ops, &v.out, scratch);
     arena_take(scratch, cell_scratch(layer, ops, B, T));
     arena_rewind(scratch, behind);
     if (keep) carve_gradients(layer, ops, B, T, scratch);
@@ -255,13 +249,11 @@ static int pararnn_state(const struct layer *layer, const struct ops *ops, int64
 
 /* From a to u. */
 static void feed_cell(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    const struct ops *ops = call->dev->ops;
-    const tensor *w = call->w;
     const struct pararnn_options *o = options_of(call->layer);
     if (o->d_conv > 0)
-        ops->conv_forward(call->dev, mixer_by_token(call, v->c), final, mixer_by_token(call, v->a),
-                          mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial, call->doc, o->conv_silu);
-    ops->block_linear_forward(call->dev, v->u, v->c, w[CELL_PROJ]);
+        mixer_conv_forward(call, mixer_by_token(call, v->c), final, mixer_by_token(call, v->a), CONV_WEIGHT, initial,
+                           o->conv_silu);
+    call->dev->ops->block_linear_forward(call->dev, v->u, v->c, call->w[CELL_PROJ]);
 }
 
 static void recur(const struct mixer_call *call, const struct views *v, struct cell_report *report, tensor initial,
@@ -269,18 +261,9 @@ static void recur(const struct mixer_call *call, const struct views *v, struct c
     const struct ops *ops = call->dev->ops;
     struct pararnn_sizes s = sizes_of(call->layer);
     struct cell_solver solver = mixer_solver(call->layer, ops, call->B, call->T, call->level);
-    ops->cell_forward(call->dev, mixer_by_token(call, v->y), v->others, final, report,
+    ops->cell_forward(call->dev, mixer_by_token(call, v->out.y), v->others, final, report,
                       by_cell(&s, v->u, call->B, call->T), call->w[CELL_BIAS], call->w[CELL_WEIGHT], initial, call->doc,
                       s.cell, solver, work);
-}
-
-static bool norm_first(const struct layer *layer) {
-    return options_of(layer)->gate_order == PARARNN_NORM_FIRST;
-}
-
-static void normalise(const struct mixer_call *call, const struct views *v) {
-    call->dev->ops->gated_rmsnorm_forward(call->dev, v->g, v->rstd, v->y, v->z, call->w[NORM], norm_first(call->layer),
-                                          call->layer->context.norm_eps);
 }
 
 static void pararnn_forward(const struct mixer_call *call) {
@@ -292,14 +275,14 @@ static void pararnn_forward(const struct mixer_call *call) {
     size_t mark = arena_mark(call->scratch);
     bool keep = call->keep && !mixer_repeats_scan(call->layer);
     struct views v = carve_views(call->layer, ops, call->B, call->T, keep, call->saved, call->scratch);
-    carve_normed(call->layer, ops, &v, call->scratch);
+    mixer_gated_carve(call->layer, ops, &v.out, call->scratch);
     void *work = arena_take(call->scratch, cell_scratch(call->layer, ops, call->B, call->T));
 
     ops->linear_forward(call->dev, v.az, call->x, w[IN_PROJ], tensor_none());
     feed_cell(call, &v, initial[STATE_CONV], final[STATE_CONV]);
     recur(call, &v, call->report, initial[STATE_CELL], final[STATE_CELL], work);
-    normalise(call, &v);
-    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    mixer_gated_norm(call, &v.out);
+    ops->linear_forward(call->dev, call->y, v.out.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
 }
 
@@ -308,18 +291,6 @@ static void restore(const struct mixer_call *call, const struct views *v, const 
     if (!mixer_repeats_light(call->layer)) return;
     feed_cell(call, v, initial[STATE_CONV], tensor_none());
     if (mixer_repeats_scan(call->layer)) recur(call, v, NULL, initial[STATE_CELL], tensor_none(), work);
-}
-
-/* Back through out_proj and the norm. Where the norm's output was not kept, its backward puts it in dg's place, so the
- * gradient of out_proj's weights, which needs it, comes last. */
-static void project_back(const struct mixer_call *call, const struct views *v, const struct gradients *d) {
-    const struct ops *ops = call->dev->ops;
-    bool again = mixer_repeats_light(call->layer);
-    tensor none = tensor_none(), g = again ? d->dg : v->g;
-    ops->linear_backward(call->dev, d->dg, false, none, none, call->dy, g, call->w[OUT_PROJ]);
-    ops->gated_rmsnorm_backward(call->dev, d->dy, d->dz, call->dw[NORM], again ? g : none, d->dg, v->y, v->z, v->rstd,
-                                call->w[NORM], norm_first(call->layer), d->work);
-    ops->linear_backward(call->dev, none, false, call->dw[OUT_PROJ], none, call->dy, g, call->w[OUT_PROJ]);
 }
 
 static void pararnn_backward(const struct mixer_call *call) {
@@ -334,17 +305,15 @@ static void pararnn_backward(const struct mixer_call *call) {
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
 
     restore(call, &v, initial, d.work);
-    project_back(call, &v, &d);
+    mixer_gated_backward(call, &v.out, d.dy, d.dz, d.dg, d.work);
     ops->cell_backward(call->dev, by_cell(&s, d.du, call->B, call->T), dw[CELL_BIAS], dw[CELL_WEIGHT], none,
-                       mixer_by_token(call, d.dy), none, mixer_by_token(call, v.y), v.others,
+                       mixer_by_token(call, d.dy), none, mixer_by_token(call, v.out.y), v.others,
                        by_cell(&s, v.u, call->B, call->T), w[CELL_BIAS], w[CELL_WEIGHT], initial[STATE_CELL], call->doc,
                        s.cell, d.work);
     ops->block_linear_backward(call->dev, d.dc, false, dw[CELL_PROJ], d.du, v.c, w[CELL_PROJ], d.work);
     if (s.W > 0)
-        ops->conv_backward(call->dev, mixer_by_token(call, d.da), none, mixer_conv_weight(dw[CONV_WEIGHT]),
-                           dw[CONV_BIAS], mixer_by_token(call, d.dc), none, mixer_by_token(call, v.a),
-                           mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS], initial[STATE_CONV], call->doc,
-                           o->conv_silu, d.work);
+        mixer_conv_backward(call, mixer_by_token(call, d.da), mixer_by_token(call, d.dc), mixer_by_token(call, v.a),
+                            CONV_WEIGHT, initial[STATE_CONV], o->conv_silu, d.work);
     ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.daz, call->x, w[IN_PROJ]);
     arena_rewind(call->scratch, mark);
 }
@@ -358,17 +327,16 @@ static void pararnn_step(const struct mixer_call *call) {
     mixer_state_views(call, call->final, state);
     size_t mark = arena_mark(call->scratch);
     struct views v = carve_views(call->layer, ops, call->B, 1, false, call->saved, call->scratch);
-    carve_normed(call->layer, ops, &v, call->scratch);
+    mixer_gated_carve(call->layer, ops, &v.out, call->scratch);
 
     ops->linear_forward(call->dev, v.az, call->x, w[IN_PROJ], tensor_none());
     if (s.W > 0)
-        ops->conv_step(call->dev, v.c, state[STATE_CONV], v.a, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                       o->conv_silu);
+        mixer_conv_step(call, v.c, state[STATE_CONV], v.a, CONV_WEIGHT, o->conv_silu);
     ops->block_linear_forward(call->dev, v.u, v.c, w[CELL_PROJ]);
-    ops->cell_step(call->dev, v.y, state[STATE_CELL], tensor_join_first(by_cell(&s, v.u, call->B, 1)), w[CELL_BIAS],
+    ops->cell_step(call->dev, v.out.y, state[STATE_CELL], tensor_join_first(by_cell(&s, v.u, call->B, 1)), w[CELL_BIAS],
                    w[CELL_WEIGHT], s.cell);
-    normalise(call, &v);
-    ops->linear_forward(call->dev, call->y, v.g, w[OUT_PROJ], tensor_none());
+    mixer_gated_norm(call, &v.out);
+    ops->linear_forward(call->dev, call->y, v.out.g, w[OUT_PROJ], tensor_none());
     arena_rewind(call->scratch, mark);
 }
 

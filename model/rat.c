@@ -197,11 +197,8 @@ static struct rat_state state_at(const struct mixer_call *call, const void *memo
 
 /* --- computation ------------------------------------------------------------------------------ */
 
-/* The positions that operations are given: none where they are those within the row. */
 static tensor find_positions(const struct mixer_call *call, tensor positions) {
-    if (!tensor_given(call->doc) && !call->initial) return tensor_none();
-    call->dev->ops->token_positions(call->dev, positions, call->doc, state_at(call, call->initial).count);
-    return positions;
+    return mixer_find_positions(call, positions, state_at(call, call->initial).count);
 }
 
 static tensor by_head(const struct mixer_call *call, const struct views *v, tensor rows) {

@@ -176,9 +176,8 @@ static bool convolves(const struct mixer_call *call) {
 }
 
 static void convolve(const struct mixer_call *call, const struct views *v, tensor initial, tensor final) {
-    call->dev->ops->conv_forward(call->dev, mixer_by_token(call, v->u), final, mixer_by_token(call, call->x),
-                                 mixer_conv_weight(call->w[CONV_WEIGHT]), call->w[CONV_BIAS], initial, call->doc,
-                                 true);
+    mixer_conv_forward(call, mixer_by_token(call, v->u), final, mixer_by_token(call, call->x), CONV_WEIGHT, initial,
+                       true);
 }
 
 /* What gate g reads. */
@@ -236,10 +235,8 @@ static void gates_backward(const struct mixer_call *call, const struct views *v,
         ops->block_linear_backward(call->dev, inner ? d->du : call->dx, !first, dw[g], gate_columns(d->dx, g),
                                    gate_input(call, v, g), w[g], d->work);
         if (through && g == F_WEIGHT)
-            ops->conv_backward(call->dev, mixer_by_token(call, call->dx), tensor_none(),
-                               mixer_conv_weight(dw[CONV_WEIGHT]), dw[CONV_BIAS], mixer_by_token(call, d->du),
-                               tensor_none(), mixer_by_token(call, call->x), mixer_conv_weight(w[CONV_WEIGHT]),
-                               w[CONV_BIAS], initial, call->doc, true, d->work);
+            mixer_conv_backward(call, mixer_by_token(call, call->dx), mixer_by_token(call, d->du),
+                                mixer_by_token(call, call->x), CONV_WEIGHT, initial, true, d->work);
     }
 }
 
@@ -276,9 +273,7 @@ static void slstm_step(const struct mixer_call *call) {
     struct views v = carve_views(call->layer, ops, call->B, 1, false, call->saved, call->scratch);
     void *work = carve_forward_work(call->layer, ops, call->B, 1, call->scratch);
 
-    if (convolves(call))
-        ops->conv_step(call->dev, v.u, state[STATE_CONV], call->x, mixer_conv_weight(w[CONV_WEIGHT]), w[CONV_BIAS],
-                       true);
+    if (convolves(call)) mixer_conv_step(call, v.u, state[STATE_CONV], call->x, CONV_WEIGHT, true);
     make_gates(call, &v);
     ops->slstm_step(call->dev, v.y, state[STATE_SLSTM], v.x, w[RECURRENT], w[BIAS], work);
     normalise(call, &v);

@@ -95,7 +95,7 @@ plant golden-scan kernels/cpu/scan_backward.c 's/SCAN_LN_2 \* ddelta\[l\]/ddelta
     build/test/golden "build/test/golden test/golden/op-selective-scan.safetensors"
 plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
     build/test/golden "build/test/golden test/golden/op-ssd.safetensors"
-plant golden-model model/mamba2.c 's/false, call->layer->context.norm_eps/false, 1e-3/' \
+plant golden-model model/mixer_parts.c 's/call->layer->context.norm_eps);/1e-3);/' \
     build/test/golden "build/test/golden test/golden/hf-mamba2.safetensors"
 plant golden-mamba model/mamba.c 's/v.dx, true, dw\[X_PROJ\]/v.dx, false, dw[X_PROJ]/' \
     build/test/golden "build/test/golden test/golden/hf-mamba.safetensors"
