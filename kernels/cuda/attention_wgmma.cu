@@ -36,6 +36,11 @@ template <int N> __device__ __forceinline__ float (&columns_of(float (&sum)[N][4
     return *reinterpret_cast<float(*)[8][4]>(&sum[8 * t]);
 }
 
+/* A number that all lanes have, so that the compiler knows it, too: addresses made of it are a warp's, not a lane's. */
+__device__ __forceinline__ int same_in_warp(int number) {
+    return __shfl_sync(FULL, number, 0);
+}
+
 /* z = a b^T over all channels of TILES tiles, which lie so many elements apart; to be ended and waited for. */
 template <int TILES>
 __device__ __forceinline__ void start_scores(float (&z)[8][4], matrix a, int a_apart, matrix b, int b_apart) {
@@ -70,16 +75,25 @@ __device__ __forceinline__ void load_tiles(bf16 *tiles, int P, const bf16 *first
                                          first + t * TILE_COLUMNS, step, there);
 }
 
-/* Keys and values j0 .. before `end` into a slot, or nothing: a group of copies either way. */
-template <int TILES>
-__device__ __forceinline__ void load_slot(bf16 *slot, const operands &x, const attention_problem &p, int64_t b, int g,
-                                          int j0, int end) {
-    if (j0 < end) {
-        load_tiles<THREADS, TILES, KEYS>(slot, p.P, x.k.at(b, j0, g), x.k.step, end - j0);
-        load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, x.v.at(b, j0, g), x.v.step, end - j0);
+/* The keys and values of a head on their way into slots, tile by tile; behind the last there is nothing: a group of
+ * copies either way. */
+template <int TILES> struct key_loads {
+    const bf16 *k, *v;
+    int left;
+
+    __device__ __forceinline__ key_loads(const operands &x, int64_t b, int g, int start, int end)
+        : k(x.k.at(b, start, g)), v(x.v.at(b, start, g)), left(end - start) {
     }
-    cp_async_commit();
-}
+
+    __device__ __forceinline__ void next(bf16 *slot, const operands &x, const attention_problem &p) {
+        if (left > 0) {
+            load_tiles<THREADS, TILES, KEYS>(slot, p.P, k, x.k.step, left);
+            load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, v, x.v.step, left);
+        }
+        cp_async_commit();
+        k += KEYS * x.k.step, v += KEYS * x.v.step, left -= KEYS;
+    }
+};
 
 /* Sums of 16 rows a warp to where they belong, through tiles that nobody reads any more. */
 template <int TILES, class F>
@@ -106,20 +120,22 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
-    int group = threadIdx.x / WARPGROUP * 64, last = t0 + group + 63, start = first_key(p, b, t0);
+    int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63;
+    int start = same_in_warp(first_key(p, b, t0));
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8 * TILES][4] = {};
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
-    load_slot<TILES>(slots, x, p, b, g, start, end);
-    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
+    key_loads<TILES> loads(x, b, g, start, end);
+    loads.next(slots, x, p);
+    loads.next(slots + SLOT, x, p);
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
         const bf16 *slot = slots + n % SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        load_slot<TILES>(slots + (n + 2) % SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
+        loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[1][8][4];
         uint32_t a[4][4];
@@ -182,15 +198,17 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
-    int group = threadIdx.x / WARPGROUP * 64, last = t0 + group + 63, start = first_key(p, b, t0);
+    int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63;
+    int start = same_in_warp(first_key(p, b, t0));
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float log_sum[2], dot[2], sum[8 * TILES][4] = {};
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
     load_tiles<THREADS, TILES, QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
-    load_slot<TILES>(slots, x, p, b, g, start, end);
-    load_slot<TILES>(slots + SLOT, x, p, b, g, start + KEYS, end);
+    key_loads<TILES> loads(x, b, g, start, end);
+    loads.next(slots, x, p);
+    loads.next(slots + SLOT, x, p);
     for (int r = 0; r < 2; r++) {
         bool there = t + 8 * r < p.T;
         const bf16 *d_row = dout.at(b, t + 8 * r, h), *o_row = o.at(b, t + 8 * r, h);
@@ -204,7 +222,7 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        load_slot<TILES>(slots + (n + 2) % DQ_SLOTS * SLOT, x, p, b, g, j0 + 2 * KEYS, end);
+        loads.next(slots + (n + 2) % DQ_SLOTS * SLOT, x, p);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[8][4], dz[8][4];
         uint32_t a[4][4];
@@ -216,12 +234,15 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         products_end();
         products_wait<1>();
         arrived(z);
-        bool masks = j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T;
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
-            int r = i / 2 % 2, j = j0 + i / 4 * 8 + 2 * (lane % 4) + i % 2;
-            float share = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[r]);
-            z[i / 4][i % 4] = masks && (j < first[r] || j > t + 8 * r) ? 0.0f : share;
+        for (int i = 0; i < 32; i++)
+            z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[i / 2 % 2]);
+        if (j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T) {
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                int r = i / 2 % 2, j = j0 + i / 4 * 8 + 2 * (lane % 4) + i % 2;
+                if (j < first[r] || j > t + 8 * r) z[i / 4][i % 4] = 0.0f;
+            }
         }
         products_wait<0>();
         arrived(dz);
@@ -273,8 +294,6 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         cp_async_wait<0>();
         shared_for_products();
         __syncthreads();
-        next_queries(p, b, j0, KEYS, &ahead, &next);
-        load(turn ^ 1);
         float z[8][4], dz[8][4];
         uint32_t a[4][4], da[4][4];
         products_begin();
@@ -283,6 +302,8 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         products_begin();
         start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
         products_end();
+        next_queries(p, b, j0, KEYS, &ahead, &next);
+        load(turn ^ 1);
         products_wait<1>();
         arrived(z);
         take_back_scores(z, its, j0 + row + lane / 4, now, back_masks(its, j0, KEYS, now), p.scale * LOG2E);
