@@ -49,8 +49,8 @@ int golden_model(struct golden *g, error *err); /* hf-*: test/golden_model.c */
 const struct safetensors_entry *golden_entry(struct golden *g, const char *name, error *err);
 const struct safetensors_entry *golden_optional(struct golden *g, const char *name);
 
-/* The limit of an operation's results whose file holds y: in double only where both sides are. */
-double golden_limit(const struct golden *g, const struct safetensors_entry *y);
+/* The limit of an operation's results, y and gradients: that of double only where both sides are. */
+double golden_limit(const struct golden *g);
 /* All values of an entry as doubles; the caller frees. */
 double *golden_values(const struct safetensors_entry *e);
 /* The same of an input: rounded to bf16 where inputs are. */

@@ -133,11 +133,9 @@ int golden_mlstm(struct golden *g, error *err) {
     struct problem p;
     TRY(read_problem(g, &p, err));
     const int64_t chunks[] = {7, 16, 64};
-    bool exact = g->dev->precision == PRECISION_F64 && safetensors_find(g->file, "y") &&
-                 safetensors_find(g->file, "y")->dtype == ST_F64;
     for (int i = 0; i < 3; i++) {
         p.s.Q = chunks[i];
-        TRY(run(g, &p, exact ? 1e-9 : 2e-5, err));
+        TRY(run(g, &p, golden_limit(g), err));
     }
     return 0;
 }

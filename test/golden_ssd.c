@@ -143,9 +143,7 @@ int golden_ssd(struct golden *g, error *err) {
     TRY(read_problem(g, &p, err));
     TRY(json_get_int_or(g->meta, "block_len", g->path, 16, &recorded, err));
     if (recorded < 1) return error_input(err, "%s: block_len in meta is %lld", g->path, (long long)recorded);
-    bool exact = g->dev->precision == PRECISION_F64 && safetensors_find(g->file, "y") &&
-                 safetensors_find(g->file, "y")->dtype == ST_F64;
     const int64_t chunks[] = {64, recorded, 7};
-    for (int i = 0; i < 3; i++) TRY(run(g, &p, chunks[i], exact ? 1e-9 : 2e-5, err));
+    for (int i = 0; i < 3; i++) TRY(run(g, &p, chunks[i], golden_limit(g), err));
     return 0;
 }
