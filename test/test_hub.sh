@@ -3,34 +3,19 @@
 # their weights (model/hub/): equal logits, equal generation, the same from a state as at once, and saved again from there.
 # Skipped (77) where the Python environment can't be had; the last line says why.
 set -u
-BUILD=${BUILD:-build}
-RIVERRUN=${RIVERRUN:-$BUILD/riverrun}
-python=$(sh scripts/make_venv.sh)
-code=$?
-echo "$python"
-[ $code = 0 ] || exit $code
-python=$(echo "$python" | tail -n 1)
-
 # Small models: threads would only wait for each other.
-OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1
-export OMP_NUM_THREADS OMP_WAIT_POLICY HF_HUB_OFFLINE
-work=$(mktemp -d "${TMPDIR:-/tmp}/hub.XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' HUP INT TERM
-must() {
-    "$@" >"$work/output" 2>&1 && return 0
-    echo "FAIL  exit code $? from: $*"
-    cat "$work/output"
-    exit 1
-}
+OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE
+. test/support_python.sh
+need_python
 
-must "$RIVERRUN" tokenize --out "$work/data" Makefile
-cat >"$work/run.ini" <<TXT
+must "$RIVERRUN" tokenize --out "$WORK/data" Makefile
+cat >"$WORK/run.ini" <<TXT
 [train]
 steps = 1
 batch = 2
 [data]
-train = $work/data
+train = $WORK/data
 seq_len = 32
 [model]
 d_model = 32
@@ -38,9 +23,9 @@ TXT
 names=''
 # model NAME: a model of the [model] keys and blocks on standard input, trained for a step and exported.
 model() {
-    cat "$work/run.ini" - >"$work/$1.ini"
-    must "$RIVERRUN" train "$work/$1.ini" train.out="$work/$1-run"
-    must "$RIVERRUN" export "$work/$1-run" --out "$work/$1"
+    cat "$WORK/run.ini" - >"$WORK/$1.ini"
+    must "$RIVERRUN" train "$WORK/$1.ini" train.out="$WORK/$1-run"
+    must "$RIVERRUN" export "$WORK/$1-run" --out "$WORK/$1"
     names="$names $1"
 }
 
@@ -240,11 +225,11 @@ residual_scale = true
 TXT
 
 # Tests of equality must not be those of zeros.
-for name in $names; do set -- "$@" "$work/$name"; done
+for name in $names; do set -- "$@" "$WORK/$name"; done
 must "$python" scripts/stir_weights.py "$@"
 
 # What was imported is the same model; and in bf16 the weights are others, but it opens.
-must "$RIVERRUN" import "$work/everything" --tokenizer bytes --out "$work/import"
-must "$RIVERRUN" export "$work/import" --out "$work/bf16" --dtype bf16
-HF_HOME=$work/hf "$python" scripts/check_transformers.py --riverrun "$RIVERRUN" "$@" "$work/everything=$work/import" \
-    "$work/bf16"
+must "$RIVERRUN" import "$WORK/everything" --tokenizer bytes --out "$WORK/import"
+must "$RIVERRUN" export "$WORK/import" --out "$WORK/bf16" --dtype bf16
+HF_HOME=$WORK/hf "$python" scripts/check_transformers.py --riverrun "$RIVERRUN" "$@" "$WORK/everything=$WORK/import" \
+    "$WORK/bf16"

@@ -3,8 +3,9 @@
 # riverrun writes (test/check_tokenizer.py for bytes, test/check_bpe.py for the others). The second part is left out where
 # the Python environment can't be had; the script then ends with 77 and the last line says why.
 set -u
-. test/support.sh
+. test/support_python.sh
 
+# Also of support_python.sh, but here the script goes on.
 must() { "$@" >"$WORK/out" 2>"$WORK/err" || { fail "exit code $? from: $*"; cat "$WORK/err"; }; }
 
 # ---- tokenize, train, eval, generate, export ------------------------------------------------------------------------
@@ -57,12 +58,8 @@ grep -q "made with the tokenizer 'bytes'" "$WORK/err" || { fail 'eval does not s
 
 # ---- Hugging Face's library -----------------------------------------------------------------------------------------
 
-python=$(sh scripts/make_venv.sh)
-code=$?
-echo "$python"
 [ "$FAILURES" = 0 ] || finish
-[ $code = 0 ] || exit $code
-python=$(echo "$python" | tail -n 1)
+need_python
 mkdir "$WORK/hf"
 "$python" test/check_tokenizer.py "$RIVERRUN" "$WORK/hf" || fail 'ids of bytes differ'
 "$python" test/check_bpe.py "$RIVERRUN" "$WORK" || fail 'ids of byte-level BPE differ'
