@@ -21,14 +21,16 @@
  * 4.2 TB/s; 0.09 and 0.14 at 3.0. An H100 took 0.104 and 0.255 when a thread waited for its loads and moved its window
  * by a token at a time (57 instructions an element in backward, 0.13 ms of issue slots, next to nothing of it under the
  * loads), and 0.103 and 0.175 with both mended: three blocks a multiprocessor do 5.2 rounds, of which the last left the
- * chip idle for 15 and 18 % of the time (ncu). With four blocks, 3.9 rounds; expected: 0.092 and 0.15.
+ * chip idle for 15 and 18 % of the time (ncu). With four blocks, 3.9 rounds: 0.099 and 0.163. Where the last round
+ * would be emptier, runs are longer (run_of): C 1792 of Mamba-2 129M, B 16, has 3.4 rounds of 64 tokens in backward,
+ * or 3.0 of 76, which should take 12 % less; forward 3.4 of 32 or 2.8 of 40, 8 % less.
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 
 /* A block: LANES threads along channels, RUNS runs of tokens. Kernels are built for windows of TAPS, the width that all
  * published models have, and of TAPS_MAX, whose first taps are left out for narrower ones. */
-enum { TAPS = 4, TAPS_MAX = 8, LANES = 32, RUNS = 4, STAGES = 3, RUN_FORWARD = 32, RUN_BACKWARD = 64 };
+enum { TAPS = 4, TAPS_MAX = 8, LANES = 32, RUNS = 4, STAGES = 3, RUN_FORWARD = 32, RUN_BACKWARD = 64 /* at least */ };
 
 struct conv_problem {
     int64_t B, T, C, W;
@@ -402,11 +404,24 @@ static int64_t strips_of(int64_t T, int64_t run) {
     return ceil_div(T, run * RUNS);
 }
 
+/* Tokens of a run where a block takes LANES V channels: from `least` to half as much again, whichever makes the rounds
+ * shortest in which a large chip does the blocks. The least may leave the last round nearly empty. */
+static int64_t run_of(int64_t least, int64_t B, int64_t T, int64_t C, int V) {
+    enum { AT_ONCE = 4 * 132, BEGINNING = 4 /* what a run costs before its first token, in tokens */ };
+    int64_t columns = B * ceil_div(C, LANES * V), best = least, shortest = INT64_MAX;
+    for (int64_t run = least; run <= least * 3 / 2; run += TAPS) {
+        int64_t time = ceil_div(columns * strips_of(T, run), AT_ONCE) * (run + BEGINNING);
+        if (time < shortest) best = run, shortest = time;
+    }
+    return best;
+}
+
 static conv_problem problem_of(tensor x, tensor y, tensor weight, tensor bias, tensor initial, tensor doc,
-                               bool silu, int64_t run) {
+                               bool silu, int64_t least, int V) {
     int64_t B = x.dim[0], T = x.dim[1], C = x.dim[2], W = weight.dim[1];
     ASSERT(W >= 2 && W <= TAPS_MAX && tensor_is(y, 3, B, T, C) && y.dtype == x.dtype && weight.dtype == DTYPE_F32);
     ASSERT((x.stride[1] > y.stride[1] ? x.stride[1] : y.stride[1]) * 4 <= INT32_MAX); /* conv_line */
+    int64_t run = W == TAPS ? run_of(least, B, T, C, V) : least;
     return {B, T, C, W, x.stride[0], x.stride[1], y.stride[0], y.stride[1], data_of<float>(weight),
             data_of<float>(bias), data_of<float>(initial), data_of<int32_t>(doc), run, strips_of(T, run), silu};
 }
@@ -437,7 +452,8 @@ static void launch_forward(struct device *dev, tensor y, tensor x, const conv_pr
 
 extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, tensor x, tensor weight, tensor bias,
                                   tensor initial, tensor doc, bool with_silu) {
-    conv_problem p = problem_of(x, y, weight, bias, initial, doc, with_silu, RUN_FORWARD);
+    int most = 16 / (int)dtype_size(x.dtype);
+    conv_problem p = problem_of(x, y, weight, bias, initial, doc, with_silu, RUN_FORWARD, most);
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         constexpr int MOST = 16 / sizeof(T);
@@ -454,7 +470,7 @@ extern "C" void cuda_conv_forward(struct device *dev, tensor y, tensor final, te
     });
 }
 
-/* The partials of all blocks. */
+/* The partials of all blocks, of which longer runs have fewer. */
 extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, int64_t W) {
     return (size_t)(B * strips_of(T, RUN_BACKWARD) * (W + 1) * C) * sizeof(float);
 }
@@ -462,7 +478,7 @@ extern "C" size_t cuda_conv_backward_scratch(int64_t B, int64_t T, int64_t C, in
 extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitial, tensor dweight, tensor dbias,
                                    tensor dy, tensor dfinal, tensor x, tensor weight, tensor bias, tensor initial,
                                    tensor doc, bool with_silu, void *scratch) {
-    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, with_silu, RUN_BACKWARD);
+    conv_problem p = problem_of(x, dy, weight, bias, initial, doc, with_silu, RUN_BACKWARD, 4);
     ASSERT(tensor_is(dx, 3, p.B, p.T, p.C) && dx.stride[1] * 4 <= INT32_MAX);
     float *partial = (float *)scratch;
     with_type(x.dtype, [&](auto of_type) {
