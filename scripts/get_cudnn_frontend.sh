@@ -1,6 +1,6 @@
 #!/bin/sh
-# get_cudnn_frontend.sh: cuDNN's frontend, C++ headers, from PyPI into $BUILD/cudnn-frontend/include, where make looks for
-# them. Needs python3 with pip; 12 MB. Without them, or without cuDNN's own header, riverrun's own attention serves.
+# get_cudnn_frontend.sh: cuDNN's frontend, C++ headers, from PyPI into $BUILD/cudnn-frontend/include, where make looks
+# for them. Needs python3 with pip; 12 MB. Without them, or without cuDNN's own header, riverrun's own attention serves.
 set -u
 BUILD=${BUILD:-build}
 PYTHON=${PYTHON:-python3}

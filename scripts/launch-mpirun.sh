@@ -1,15 +1,15 @@
 #!/bin/sh
-# launch-mpirun.sh: starts riverrun on several GPUs, of one machine or of several, and passes signals on so that a run is
-# saved before it ends.
+# launch-mpirun.sh: starts riverrun on several GPUs, of one machine or of several, and passes signals on so that a run
+# is saved before it ends.
 #
 #   sh scripts/launch-mpirun.sh [-n RANKS] [--hostfile FILE] build/riverrun train CONFIG [section.key=value ...]
 #
 # RANKS: one for each GPU; left out, as many as this machine has. With a hostfile (`host slots=8` a line), of all hosts.
 #
 # SIGTERM, SIGINT and SIGUSR1 to this script reach every rank as SIGUSR1, at which the run saves after its step and ends
-# with exit code 0. Why not as they are: Open MPI ends its ranks soon after it passes SIGTERM on, whatever they are doing.
-# A SIGTERM that somebody sends to mpirun itself leaves them SAVE_SECONDS (20) from the environment; ranks of other
-# machines that wait for one that failed are ended after as many, so it should stay below 30.
+# with exit code 0. Why not as they are: Open MPI ends its ranks soon after it passes SIGTERM on, whatever they are
+# doing. A SIGTERM that somebody sends to mpirun itself leaves them SAVE_SECONDS (20) from the environment; ranks of
+# other machines that wait for one that failed are ended after as many, so it should stay below 30.
 #
 # From the environment, to all ranks: NCCL_*, OMP_*, CUDA_*, LD_LIBRARY_PATH, PATH. Of NCCL's own variables these matter
 # most: NCCL_DEBUG=WARN (what it complains of), NCCL_SOCKET_IFNAME and NCCL_IB_HCA (which network), NCCL_NVLS_ENABLE=0

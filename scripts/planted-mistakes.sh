@@ -1,6 +1,6 @@
 #!/bin/sh
-# planted-mistakes.sh: shows that the tests can fail. In a copy of the tree it plants one mistake at a time, each where a
-# person might make it, rebuilds what is needed and runs the test that must notice.
+# planted-mistakes.sh: shows that the tests can fail. In a copy of the tree it plants one mistake at a time, each where
+# a person might make it, rebuilds what is needed and runs the test that must notice.
 #
 #   sh scripts/planted-mistakes.sh [PATTERN]     only those whose name matches the shell pattern
 #
@@ -22,7 +22,8 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
 caught=0 missed=0
 
-# build_and_run TARGETS COMMAND: 0 if the command passes; 200 if the build fails (a program may exit with its number of failed tests).
+# build_and_run TARGETS COMMAND: 0 if the command passes; 200 if the build fails, which no command's exit code is (a test
+# program's may be its number of failed tests).
 build_and_run() {
     # shellcheck disable=SC2086
     make -j2 WERROR=0 $1 > build.log 2>&1 || return 200 # a mistake may leave something unused
@@ -59,41 +60,51 @@ ops=build/test/ops
 plant gradient-of-a-decay kernels/cpu/ssd_backward.c 's/s->across\[i\] + before;/s->across[i];/' "$ops" "$ops grad ssd"
 plant gradient-of-the-skip model/mamba2.c 's/tensor_none(), dw\[SKIP\], dy/tensor_none(), tensor_none(), dy/' \
     build/test/test_model_gradients build/test/test_model_gradients
-plant gradient-with-a-state model/mamba.c 's/convolve(call, \&v, initial\[STATE_CONV\], tensor_none())/convolve(call, \&v, tensor_none(), tensor_none())/' \
+plant gradient-with-a-state model/mamba.c \
+    's/convolve(call, \&v, initial\[STATE_CONV\], tensor_none())/convolve(call, \&v, tensor_none(), tensor_none())/' \
     build/test/test_model_gradients build/test/test_model_gradients
 # Identities of recurrent operations and of the model.
-plant chunked-is-sequential kernels/cpu/ssd.c 's/leaving\[i\] += whole \* entering\[i\];/leaving[i] += 0 * whole * entering[i];/' \
+plant chunked-is-sequential kernels/cpu/ssd.c \
+    's/leaving\[i\] += whole \* entering\[i\];/leaving[i] += 0 * whole * entering[i];/' \
     "$ops" "$ops test ssd"
 plant packed-is-separate kernels/cpu/ssd.c 's/k.open = before == last;/k.open = true;/' "$ops" "$ops test ssd"
-plant split-is-whole kernels/cpu/ssd.c 's/if (tensor_given(p->initial)) memcpy(first/if (tensor_given(p->initial) \&\& p->K > 1) memcpy(first/' \
+plant split-is-whole kernels/cpu/ssd.c \
+    's/if (tensor_given(p->initial)) memcpy(first/if (tensor_given(p->initial) \&\& p->K > 1) memcpy(first/' \
     "$ops" "$ops test ssd"
-plant step-is-forward kernels/cpu/conv.c 's/memmove(past, past + C, (size_t)((W - 2)/memmove(past, past, (size_t)((W - 2)/' \
+plant step-is-forward kernels/cpu/conv.c \
+    's/memmove(past, past + C, (size_t)((W - 2)/memmove(past, past, (size_t)((W - 2)/' \
     build/test/test_model_lm build/test/test_model_lm
 plant ragged-length kernels/cpu/ssd.c 's/p.K = (p.T + p.Q - 1) \/ p.Q;/p.K = p.T \/ p.Q;/' "$ops" "$ops test ssd"
-plant length-one kernels/cpu/conv.c 's/store_final(&s, b)/&/; s/if (tensor_given(final) \&\& t0 == 0) store_final/if (tensor_given(final) \&\& t0 == 0 \&\& y.dim[1] > 1) store_final/' \
+plant length-one kernels/cpu/conv.c \
+    's/store_final(&s, b)/&/; s/if (tensor_given(final) \&\& t0 == 0) store_final/if (tensor_given(final) \&\& t0 == 0 \&\& y.dim[1] > 1) store_final/' \
     "$ops" "$ops test conv"
 plant empty-document data/split.c 's/TRY(p->sink->end(p->sink->self, err));/if (p->start > 0) &/' \
     build/test/test_data_tokenize build/test/test_data_tokenize
 # Float against double: a mistake in only one of the two types.
 plant float-is-double kernels/cpu/real.h 's/return v > 20 ? v/return v > 2 ? v/' "$ops" "$ops test ssd_dt"
 # The selective scan: the gradient of a decay, a document's start on the way back, the state from chunk to chunk.
-plant scan-gradient-of-a-decay kernels/cpu/scan_backward.c 's/r = dh\[v\] \* \*scan_at(before, v);/r = dh[v] * *scan_at(h + at, v);/' \
+plant scan-gradient-of-a-decay kernels/cpu/scan_backward.c \
+    's/r = dh\[v\] \* \*scan_at(before, v);/r = dh[v] * *scan_at(h + at, v);/' \
     "$ops" "$ops grad 'scan T=7 D=2 N=2'"
-plant scan-packed-is-separate kernels/cpu/scan_backward.c 's/memset(decay, 0, sizeof(scan_lanes));/for (int64_t l = 0; l < SCAN_LANES; l++) decay[l] = 1;/' \
+plant scan-packed-is-separate kernels/cpu/scan_backward.c \
+    's/memset(decay, 0, sizeof(scan_lanes));/for (int64_t l = 0; l < SCAN_LANES; l++) decay[l] = 1;/' \
     "$ops" "$ops test 'scan T=33 doc=2,4'"
-plant scan-split-is-whole kernels/cpu/scan.c 's/OP(scan_state_read)(s->state, block, p->initial);/OP(scan_state_read)(s->state, block, tensor_none());/' \
+plant scan-split-is-whole kernels/cpu/scan.c \
+    's/OP(scan_state_read)(s->state, block, p->initial);/OP(scan_state_read)(s->state, block, tensor_none());/' \
     "$ops" "$ops test 'scan T=7'"
 # The mLSTM's gates and normaliser, and the cap of logits.
 plant mlstm-gradient-of-a-gate kernels/cpu/mlstm.c 's/l->da\[at\] \* sigmoid(-/l->da[at] * sigmoid(/' \
     "$ops" "$ops grad 'mlstm T=7 star=1'"
-plant head-loss-gradient-of-the-cap kernels/cpu/head_loss.c 's/z_term \* p) \* (1 - part \* part)/z_term * p) * (1 - 0 * part)/' \
+plant head-loss-gradient-of-the-cap kernels/cpu/head_loss.c \
+    's/z_term \* p) \* (1 - part \* part)/z_term * p) * (1 - 0 * part)/' \
     "$ops" "$ops grad 'head_loss R=5 D=7 V=13 cap=4'"
 # Golden vectors.
 plant golden-mlstm kernels/cpu/mlstm.c 's/if (above) \*slope = den > 0/if (above) *slope = den > 1e9/' \
     build/test/golden "build/test/golden test/golden/op-mlstm.safetensors"
 plant golden-scan kernels/cpu/scan_backward.c 's/SCAN_LN_2 \* ddelta\[l\]/ddelta[l]/' \
     build/test/golden "build/test/golden test/golden/op-selective-scan.safetensors"
-plant golden-ssd kernels/cpu/ssd.c 's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
+plant golden-ssd kernels/cpu/ssd.c \
+    's/decay->whole = k->open ? ssd_exp((real)before)/decay->whole = k->open ? ssd_exp((real)(before - decay->a[0]))/' \
     build/test/golden "build/test/golden test/golden/op-ssd.safetensors"
 plant golden-model model/mixer_parts.c 's/call->layer->context.norm_eps);/1e-3);/' \
     build/test/golden "build/test/golden test/golden/hf-mamba2.safetensors"
@@ -113,19 +124,23 @@ plant separate-projections model/mixer_parts.c 's/add_dx || i > 0/add_dx/' \
     build/test/test_model_gradients build/test/test_model_gradients
 # Nonlinear cells: a document's start, the token whose Jacobian it is, Newton's iterates, a sum that is left out.
 cell=build/test/test_kernels_cell
-plant cell-document kernels/cpu/each_cell_backward.c 's/if (token.begins) memset(lambda/if (false) memset(lambda/' "$ops" "$ops grad cell"
-plant cell-jacobian kernels/cpu/each_cell_backward.c 's/state_before(block, t, token.begins, before);/stored_state(block, t, before);/' \
+plant cell-document kernels/cpu/each_cell_backward.c \
+    's/if (token.begins) memset(lambda/if (false) memset(lambda/' "$ops" "$ops grad cell"
+plant cell-jacobian kernels/cpu/each_cell_backward.c \
+    's/state_before(block, t, token.begins, before);/stored_state(block, t, before);/' \
     "$cell" "$cell"
 plant cell-iterate kernels/cells/lstm.h '/step_jacobian/,/^}/{s/now\[0\]/fresh/g;s/REAL fresh/(void)now; REAL fresh/}' \
     build/test/golden "build/test/golden --precision fp64 test/golden/op-paralstm.safetensors"
 plant cell-peephole kernels/cells/lstm.h 's/dw\[3\] = du\[0\] \* c;/dw[3] = 0 * c;/' "$cell" "$cell"
 plant cell-dual kernels/cpu/each_cell.h 's/dual_slope(x) \* (1 - y \* y)/dual_slope(x) * (1 - y)/' "$cell" "$cell"
-plant cell-shooting kernels/cpu/each_cell_forward.c 's/memcpy(state, old, sizeof state);/memcpy(state, start, sizeof state);/' \
+plant cell-shooting kernels/cpu/each_cell_forward.c \
+    's/memcpy(state, old, sizeof state);/memcpy(state, start, sizeof state);/' \
     "$cell" "$cell"
 # Several ranks, exact resume, kills.
 plant two-ranks-are-one train/optimizer.c 's/comm_sum_device(o->comm, \&totals->loss.nll, 6);//' \
     "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"
-plant resume-is-exact train/trainer.c 's/state->samples += (uint64_t)batch;/state->samples += t->state.step % 7 != 3 ? (uint64_t)batch : 0;/' \
+plant resume-is-exact train/trainer.c \
+    's/state->samples += (uint64_t)batch;/state->samples += t->state.step % 7 != 3 ? (uint64_t)batch : 0;/' \
     build/riverrun "sh test/test_resume.sh"
 # Solvers that fail: a step that is not skipped, a rank that is not heard, a level that is judged by an earlier one.
 plant solver-not-skipped kernels/step_decide.h 's/ || !(totals->residual <= rule->residual_max)//' \
@@ -140,7 +155,8 @@ plant kill-during-save train/checkpoint_save.c '/TRY(model_directory_publish/{h;
 plant kill-during-training train/checkpoint_load.c 's/optimizer_scatter(o, b, which/if (which == 0) &/' \
     build/riverrun "sh test/test_kill.sh"
 # Data and interchange.
-plant shard-checksum data/shard_reader.c 's/uint64_t hash = XXH64(h, offsetof(struct shard_header, header_hash), 0);/uint64_t hash = h->header_hash;/' \
+plant shard-checksum data/shard_reader.c \
+    's/uint64_t hash = XXH64(h, offsetof(struct shard_header, header_hash), 0);/uint64_t hash = h->header_hash;/' \
     build/test/test_data_shard_damage build/test/test_data_shard_damage
 plant json-escape data/json_scan.c 's/if (low < 0xDC00 || low > 0xDFFF)/if (low < 0xDC00)/' \
     build/test/test_data_jsonl build/test/test_data_jsonl
@@ -150,17 +166,20 @@ plant order-of-merges data/bpe.c 's/if (merge.rank != key >> 32) continue;/if (m
     build/test/test_data_bpe build/test/test_data_bpe
 plant download-checksum scripts/prepare_hub.py 's/if sums\[kind\] == about\[kind\]:/if True:/' \
     build/riverrun "sh test/test_prepare.sh"
-plant transformers-opens model/architecture_ssm.c 's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
+plant transformers-opens model/architecture_ssm.c \
+    's/put_bool(object, "tie_word_embeddings", mc->options.tie_embeddings)/put_bool(object, "tie_word_embeddings", !mc->options.tie_embeddings)/' \
     "build/riverrun build/test/logits" "sh test/test_transformers.sh"
 # The same where the Python comes with the weights: a window that is one off, a state that is not read, another gate.
-plant hub-window model/hub/mixers_riverrun.py 's/there > at\[:, None\] - self.window/there >= at[:, None] - self.window/' \
+plant hub-window model/hub/mixers_riverrun.py \
+    's/there > at\[:, None\] - self.window/there >= at[:, None] - self.window/' \
     "build/riverrun build/test/logits" "sh test/test_hub.sh"
 plant hub-state model/hub/mixers_riverrun.py 's/past_k, past_v, running = state or/past_k, past_v, running = None or/' \
     "build/riverrun build/test/logits" "sh test/test_hub.sh"
 plant hub-cell model/hub/mixers_riverrun.py 's/peep_o \* c)/peep_o * states[0])/' \
     "build/riverrun build/test/logits" "sh test/test_hub.sh"
 # Sanitizers: a mistake that changes no result.
-plant sanitizers kernels/cpu/conv.c 's/memcpy(past + (W - 2) \* C, now, (size_t)C \* sizeof(real));/&{ volatile real beyond = past[(W - 1) * C * B]; (void)beyond; }/' \
+plant sanitizers kernels/cpu/conv.c \
+    's/memcpy(past + (W - 2) \* C, now, (size_t)C \* sizeof(real));/&{ volatile real beyond = past[(W - 1) * C * B]; (void)beyond; }/' \
     "BUILD=build-san SAN=address,undefined build-san/test/ops" "build-san/test/ops test conv_step"
 # CUDA kernels on the emulated GPU: a barrier, and the wait for a copy.
 emulated="BUILD=build-emulate EMULATE=1 build-emulate/test/ops"

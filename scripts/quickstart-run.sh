@@ -1,7 +1,7 @@
 #!/bin/sh
-# quickstart-run.sh: real text to a trained model and a sample, in a few minutes on two cores. Called by `make quickstart`
-# after the build. The text is what every such machine has: the C headers under /usr/include, one document a file, every
-# 40th file kept for validation. TEXT=path (a file or a directory) trains on your own instead.
+# quickstart-run.sh: real text to a trained model and a sample, in a few minutes on two cores. Called by `make
+# quickstart` after the build. The text is what every such machine has: the C headers under /usr/include, one document a
+# file, every 40th file kept for validation. TEXT=path (a file or a directory) trains on your own instead.
 # Everything it makes is under $BUILD/quickstart.
 set -eu
 BUILD=${BUILD:-build}

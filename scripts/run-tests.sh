@@ -4,10 +4,10 @@
 #
 # What is run: the cmocka programs test/test_*.c (each of their tests counts), the operation table build/test/ops in its
 # modes test and grad, build/test/golden on each file in test/golden/, all of these once more on a GPU where there is
-# one, the scripts test/test_*.sh and test/test_*.py, the fuzzers for a bounded time, some operations and the golden files
-# on an emulated GPU, and then cmocka programs, operations and golden files once more under AddressSanitizer and UBSan.
-# Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is the reason.
-# The output of what fails is shown; that of what passes is kept in build/test-logs/.
+# one, the scripts test/test_*.sh and test/test_*.py, the fuzzers for a bounded time, some operations and the golden
+# files on an emulated GPU, and then cmocka programs, operations and golden files once more under AddressSanitizer and
+# UBSan. Outside cmocka one run counts as one test. A script that exits 77 is skipped, its last line of output is the
+# reason. The output of what fails is shown; that of what passes is kept in build/test-logs/.
 #
 # From the environment: BUILD, RIVERRUN_MAKE, PYTHON; JOBS (processors used for building); TEST_ONLY (a shell pattern:
 # only what it matches runs), TEST_SAN=0 (no second pass), TEST_EMULATED=0 (no emulated GPU), FUZZ_SECONDS (each fuzzer,
@@ -150,8 +150,8 @@ run_programs() {
     fi
 }
 
-# run_gpu: the same operations, recorded models and identities of models on a GPU, in both of its precisions. The scripts
-# test_gpu_*.sh are the rest of what needs one.
+# run_gpu: the same operations, recorded models and identities of models on a GPU, in both of its precisions. The
+# scripts test_gpu_*.sh are the rest of what needs one.
 run_gpu() {
     "$RIVERRUN" bench gemm --device cuda --size 32 --repeats 1 >/dev/null 2>"$logs/gpu.log" || {
         record gpu 0 0 1 0 "$(tail -n 1 "$logs/gpu.log" | sed 's/^riverrun: //')"
@@ -217,7 +217,8 @@ run_fuzzers() {
             record "$fuzzer" 0 0 1 0 'clang with libFuzzer is not installed (Debian packages clang and libclang-rt-dev)'
             continue
         fi
-        # What it finds goes to the first directory, the seeds are in the second. A failure is 1: its own 77 would be a skip.
+        # What it finds goes to the first directory, the seeds are in the second. A failure is 1: its own 77 would be a
+        # skip.
         seeds=test/fuzz/corpus/${fuzzer#fuzz_}
         found=$BUILD/fuzz/corpus/$fuzzer
         mkdir -p "$found"

@@ -28,8 +28,8 @@ struct golden {
     int compared, failed;
     double worst; /* largest share of a limit */
     char worst_name[LIMIT_NAME];
-    /* In bf16 the file's own results say little: inputs are rounded. So the kind runs twice, on the double CPU table and
-     * then on the device, both times with every input rounded to bf16; the second run is compared with the first. */
+    /* In bf16 the file's own results say little: inputs are rounded. So the kind runs twice, on the double CPU table
+     * and then on the device, both times with every input rounded to bf16; the second is compared with the first. */
     bool rounded;   /* inputs are rounded, and what the file records is not compared */
     bool recording; /* this is the first run */
     struct golden_record *records;

@@ -1,5 +1,5 @@
-/* test/golden_rat.c: files op-rat*: a whole RAT layer: y = x + W_out RAT(W_in norm(x)), recorded with the norm's and the
- * projections' weights: in.x, y, dy (B,T,D), in.in_proj (3D + 2GP, D) with its rows in the order z, v, g, q, k,
+/* test/golden_rat.c: files op-rat*: a whole RAT layer: y = x + W_out RAT(W_in norm(x)), recorded with the norm's and
+ * the projections' weights: in.x, y, dy (B,T,D), in.in_proj (3D + 2GP, D) with its rows in the order z, v, g, q, k,
  * in.gate_bias, in.input_norm (D), in.out_proj (D,D); grad.* of every in.*. `heads`, `groups` and `chunk` are in meta.
  */
 #include "test/golden.h"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_configs.sh: every config of configs/ is one that riverrun understands: it plans, holds the number of parameters and
-# names the path that its first comment says; and the papers' recipes have the papers' numbers.
+# test_configs.sh: every config of configs/ is one that riverrun understands: it plans, holds the number of parameters
+# and names the path that its first comment says; and the papers' recipes have the papers' numbers.
 set -u
 . "$(dirname "$0")/support.sh"
 cd "$(dirname "$0")/.." || exit 1
@@ -135,8 +135,8 @@ for model in 16=186946560 64=186946560 16-local=185367552 attention=183788544; d
     rat configs/rat/185m-${model%=*}.ini "${model#*=}" 14000 1e-3
 done
 
-# pararnn FILE PARAMETERS STEPS BATCH-TOKENS LR WEIGHT-DECAY Z-LOSS: the recipe of the ParaRNN paper, its four architectures
-# alike. The parameters are those of its table 3, to the digits that are printed.
+# pararnn FILE PARAMETERS STEPS BATCH-TOKENS LR WEIGHT-DECAY Z-LOSS: the recipe of the ParaRNN paper, its four
+# architectures alike. The parameters are those of its table 3, to the digits that are printed.
 pararnn() {
     planned "$1"
     [ "$(planned_number parameters)" = "$2" ] || fail "$1: $(planned_number parameters) parameters, not $2"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# test_gpu_ranks.sh: training on two GPUs by MPI and NCCL, in fp32 and in bf16: the losses of one GPU up to rounding; the
-# same bits twice, and with an interruption; going on on one GPU, and back; evaluation; a signal saves once; a rank that
-# is killed, hangs or meets damaged data ends the job within 30 seconds, says so once, and saves nothing.
+# test_gpu_ranks.sh: training on two GPUs by MPI and NCCL, in fp32 and in bf16: the losses of one GPU up to rounding;
+# the same bits twice, and with an interruption; going on on one GPU, and back; evaluation; a signal saves once; a rank
+# that is killed, hangs or meets damaged data ends the job within 30 seconds, says so once, and saves nothing.
 #
 # On emulated GPUs (make EMULATE=1) each process has one of its own, so there it runs on any machine with mpirun.
 set -u

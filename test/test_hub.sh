@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_hub.sh: models that transformers has no class for open in it by the Python files that riverrun writes beside
-# their weights (model/hub/): equal logits, equal generation, the same from a state as at once, and saved again from there.
-# Skipped (77) where the Python environment can't be had; the last line says why.
+# their weights (model/hub/): equal logits, equal generation, the same from a state as at once, and saved again from
+# there. Skipped (77) where the Python environment can't be had; the last line says why.
 set -u
 # Small models: threads would only wait for each other.
 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

@@ -10,7 +10,8 @@ make_data
 make_config "$WORK/c.ini"
 sed -i 's/^every = 7$/every = 3/' "$WORK/c.ini" # 28 saves
 WANTED=${KILLS:-0}
-# The run ends one save later than the killed sessions may come, so that there is a save left to clear up what the last kill left.
+# The run ends one save later than the killed sessions may come, so that there is a save left to clear up what the last
+# kill left.
 steps=84
 train() { "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps "$@"; }
 
@@ -55,7 +56,8 @@ while { [ "$WANTED" = 0 ] && [ "$session" -lt 28 ]; } || [ "$kills" -lt "$WANTED
         what="kill after a while"
         [ "$code" = 137 ] && timed=$((timed + 1))
     else
-        # A save is about 32 changes, and a dozen more after one that was killed; the first twelve come before the first step.
+        # A save is about 32 changes, and a dozen more after one that was killed; the first twelve come before the first
+        # step.
         at=$(draw "$session" 120)
         RIVERRUN_TEST_FAULT=kill:$at "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps train.out="$WORK/run" > /dev/null 2> "$WORK/err"
         code=$?

@@ -74,7 +74,8 @@ for ranks in 1 2; do
 done
 close_curves "$WORK/recipe1" "$WORK/recipe2" 1e-11 "a recipe on 2 ranks"
 
-# The other layers, each with its state: xLSTM of both kinds, attention, RAT, ParaRNN. 2 ranks are one, and two parts are the whole.
+# The other layers, each with its state: xLSTM of both kinds, attention, RAT, ParaRNN. 2 ranks are one, and two parts
+# are the whole.
 sed -e 's/^pattern = m s/pattern = u y x a r p/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" > "$WORK/layers.ini"
 cat >> "$WORK/layers.ini" <<CONFIG
 [block.u]
@@ -169,9 +170,9 @@ start_ranks() {
     STARTED="$STARTED $pid"
 }
 
-# A signal to the job saves once, on the step that all ranks agreed on. mpirun hands SIGUSR1 on to the ranks. (SIGTERM is
-# the launch script's, below. Straight to mpirun it mostly works, too, but once in ten times the ranks ended without a save,
-# for a reason that was not found.)
+# A signal to the job saves once, on the step that all ranks agreed on. mpirun hands SIGUSR1 on to the ranks. (SIGTERM
+# is the launch script's, below. Straight to mpirun it mostly works, too, but once in ten times the ranks ended without
+# a save, for a reason that was not found.)
 run=$WORK/signalled
 start_ranks 2 "$run" train.micro_batch=3 train.steps=50000
 await_steps "$run" 9 "$pid"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_parity.sh: scripts/parity.sh at a small size: the sLSTM learns parity from samples of up to 12 tokens and knows it
-# at 40, which takes what its recurrent weights do: without them the same run fails, and the script says so.
+# test_parity.sh: scripts/parity.sh at a small size: the sLSTM learns parity from samples of up to 12 tokens and knows
+# it at 40, which takes what its recurrent weights do: without them the same run fails, and the script says so.
 set -u
 . "$(dirname "$0")/support.sh"
 cd "$(dirname "$0")/.." || exit 1

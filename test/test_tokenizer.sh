@@ -1,7 +1,7 @@
 #!/bin/sh
 # test_tokenizer.sh: a model on byte-level BPE through every command, and Hugging Face's tokenizers giving the ids that
-# riverrun writes (test/check_tokenizer.py for bytes, test/check_bpe.py for the others). The second part is left out where
-# the Python environment can't be had; the script then ends with 77 and the last line says why.
+# riverrun writes (test/check_tokenizer.py for bytes, test/check_bpe.py for the others). The second part is left out
+# where the Python environment can't be had; the script then ends with 77 and the last line says why.
 set -u
 . test/support_python.sh
 

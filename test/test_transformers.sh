@@ -1,7 +1,7 @@
 #!/bin/sh
-# test_transformers.sh: transformers and riverrun see the same model. What riverrun trained is opened by transformers, from the
-# checkpoint itself and from exports; what transformers saved is imported, trained for a step and opened there again.
-# Skipped (77) where the Python environment can't be had; the last line says why.
+# test_transformers.sh: transformers and riverrun see the same model. What riverrun trained is opened by transformers,
+# from the checkpoint itself and from exports; what transformers saved is imported, trained for a step and opened there
+# again. Skipped (77) where the Python environment can't be had; the last line says why.
 set -u
 # Small models: threads would only wait for each other.
 OMP_NUM_THREADS=1

@@ -13,8 +13,8 @@
 #endif
 
 #ifdef __x86_64__
-/* void emulation_stack_switch(void **from, void *to): the registers that a call keeps go to the stack that is left, whose
- * pointer goes to *from; those of the other one come back. */
+/* void emulation_stack_switch(void **from, void *to): the registers that a call keeps go to the stack that is left,
+ * whose pointer goes to *from; those of the other one come back. */
 extern "C" void emulation_stack_switch(void **from, void *to);
 __asm__(".text\n"
         ".globl emulation_stack_switch\n"
@@ -76,8 +76,8 @@ void fiber_prepare(fiber *f, void (*start)()) {
     __asan_unpoison_memory_region(f->bottom, f->size); /* of functions that never returned */
 #endif
 #ifdef __x86_64__
-    /* As emulation_stack_switch leaves it: six registers, the address it returns to, and above that a return address that
-     * fiber_main never uses, which puts the stack where the calling convention wants it. */
+    /* As emulation_stack_switch leaves it: six registers, the address it returns to, and above that a return address
+     * that fiber_main never uses, which puts the stack where the calling convention wants it. */
     void **top = (void **)((char *)f->bottom + f->size);
     top[-1] = NULL;
     top[-2] = (void *)fiber_main;

@@ -18,7 +18,8 @@ static float half_of(uint32_t pair, int upper) {
     return v;
 }
 
-/* Register r of a's fragment holds row g (+ 8 for odd r), k = 2q (+ 8 from the third on); b's: k = 2q + 8r, column g. */
+/* Register r of a's fragment holds row g (+ 8 for odd r) and k = 2q (+ 8 from the third on); b's holds k = 2q + 8r and
+ * column g. */
 static void multiply(void **all, int K) {
     float a[M][K_MOST], b[K_MOST][N], d[M][N];
     for (int l = 0; l < WARP_LANES; l++) {
@@ -82,7 +83,7 @@ void fragments_x2_transposed(void **all) {
     load(all, 2, true);
 }
 
-/* --- products of a warpgroup ---------------------------------------------------------------------------------------- */
+/* --- products of a warpgroup -------------------------------------------------------------------------------------- */
 
 /* What a warp asked for: its lanes' operands, round by round. */
 struct round_of_warp {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# ops.sh PROGRAM PRECISION: cases of every operation that an emulated GPU gets through in a minute. Each way a kernel has
-# through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
+# ops.sh PROGRAM PRECISION: cases of every operation that an emulated GPU gets through in a minute. Each way a kernel
+# has through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
 set -e
 "$1" test --device cuda --precision "$2" \
     'embedding R=1,17 D=7,16 V=1,5' 'embedding R=311 D=257 V=13,257' 'embedding R=4500 D=4 V=513 hot=2' \
