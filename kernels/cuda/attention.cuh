@@ -43,13 +43,16 @@ __device__ __forceinline__ int cached_keys(const attention_problem &p, int64_t b
     return p.count ? (int)at_most(p.count[b], p.C) : 0;
 }
 
-/* The first key that token t sees; below 0 for one in the cache. It never decreases along a row. Nothing for tokens
- * beyond the row. */
-__device__ __forceinline__ int first_key(const attention_problem &p, int64_t b, int t) {
+/* The first key that token t sees, which is the position-th of its document; below 0 for one in the cache. It never
+ * decreases along a row. Nothing for tokens beyond the row. */
+__device__ __forceinline__ int first_key(const attention_problem &p, int64_t b, int t, int position) {
     if (t >= p.T) return t + 1;
-    int back = p.positions ? p.positions[b * p.T + t] : t;
-    if (back >= p.window) back = (int)p.window - 1;
+    int back = position >= p.window ? (int)p.window - 1 : position;
     return t - (int)at_most(back, t + cached_keys(p, b));
+}
+
+__device__ __forceinline__ int first_key(const attention_problem &p, int64_t b, int t) {
+    return first_key(p, b, t, p.positions && t < p.T ? p.positions[b * p.T + t] : t);
 }
 
 /* Key or value j of row b, which may lie in the cache (B,C,G,P). */

@@ -77,7 +77,8 @@ mma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_pro
             float z[2][KEYS / 8][4];
             bool masks = j0 + KEYS > t0 + row + 1 || j0 < last_first || t0 + row + 32 > p.T;
             scores<2, KEYS, W>(z, queries, row, keys + turn * KEYS * W);
-            take_scores<2, W>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
+            if (masks) hide_scores<2>(z, first, t, j0);
+            sum_scores<2, W>(z, sum, high, total, p.scale * LOG2E);
             accumulate<2, KEYS, W>(sum, z, values + turn * KEYS * W);
         }
         __syncthreads();
@@ -209,7 +210,8 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         scores<1, BACK_QUERIES, W>(z, keys, row, mine);
         scores<1, BACK_QUERIES, W>(dz, values, row, its);
         bool masks = back_masks(facts[turn], j0, BACK_KEYS, now);
-        take_back_scores(z[0], facts[turn], j0 + row + lane / 4, now, masks, p.scale * LOG2E);
+        raise_back_scores<0, BACK_QUERIES / 2>(z[0], facts[turn], p.scale * LOG2E);
+        if (masks) hide_back_scores(z[0], facts[turn], j0 + row + lane / 4, now);
         take_back_gradients(dz[0], z[0], facts[turn]);
         accumulate<1, BACK_QUERIES, W>(sum_v, z, its);
         accumulate<1, BACK_QUERIES, W>(sum_k, dz, mine);

@@ -94,10 +94,11 @@ __device__ __forceinline__ float row_sum(float v) {
 }
 
 /* Scores of 16 M rows with a tile of keys become powers of two of them, under the running maximum; what has been summed
- * up is scaled to it. What is not to be seen is -INFINITY. Row r of a lane is lane / 4 + 8 r of the rows. */
-template <int M, int W>
-__device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
-                                           float (&total)[2 * M], float scale) {
+ * up is to be scaled to it, by `rest`. What is not to be seen is -INFINITY. Row r of a lane is lane / 4 + 8 r of the
+ * rows. */
+template <int M>
+__device__ __forceinline__ void raise_scores(float (&z)[M][KEYS / 8][4], float (&rest)[2 * M], float (&high)[2 * M],
+                                             float (&total)[2 * M], float scale) {
 #pragma unroll
     for (int r = 0; r < 2 * M; r++) {
         int m = r / 2, half = r % 2 * 2;
@@ -105,7 +106,8 @@ __device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&s
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(z[m][n][half], z[m][n][half + 1]));
         now = row_max(now);
-        float base = now == -INFINITY ? 0.0f : now * scale, rest = power_of_two(high[r] * scale - base), added = 0;
+        float base = now == -INFINITY ? 0.0f : now * scale, added = 0;
+        rest[r] = power_of_two(high[r] * scale - base);
         high[r] = now;
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) {
@@ -115,28 +117,38 @@ __device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&s
                 added += z[m][n][half + i];
             }
         }
-        total[r] = total[r] * rest + added; /* of this lane's columns */
-#pragma unroll
-        for (int n = 0; n < W / 8; n++) sum[m][n][half] *= rest, sum[m][n][half + 1] *= rest;
+        total[r] = total[r] * rest[r] + added; /* of this lane's columns */
     }
 }
 
-/* The same where a lane's row r is token t + 8 r, which sees keys from first[r] on up to its own; that is looked at
- * only where `masks`. */
 template <int M, int W>
-__device__ __forceinline__ void take_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
-                                            float (&total)[2 * M], const int (&first)[2 * M], int t, int j0, bool masks,
-                                            float scale) {
-    int lane = threadIdx.x % WARP;
-    if (masks) {
+__device__ __forceinline__ void scale_sums(float (&sum)[M][W / 8][4], const float (&rest)[2 * M]) {
 #pragma unroll
-        for (int i = 0; i < M * KEYS / 2; i++) {
-            int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2;
-            int j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
-            if (j < first[r] || j > t + 8 * r) z[m][n][i % 4] = -INFINITY;
-        }
+    for (int r = 0; r < 2 * M; r++) {
+#pragma unroll
+        for (int n = 0; n < W / 8; n++) sum[r / 2][n][r % 2 * 2] *= rest[r], sum[r / 2][n][r % 2 * 2 + 1] *= rest[r];
     }
-    sum_scores<M, W>(z, sum, high, total, scale);
+}
+
+/* Both. */
+template <int M, int W>
+__device__ __forceinline__ void sum_scores(float (&z)[M][KEYS / 8][4], float (&sum)[M][W / 8][4], float (&high)[2 * M],
+                                           float (&total)[2 * M], float scale) {
+    float rest[2 * M];
+    raise_scores<M>(z, rest, high, total, scale);
+    scale_sums<M, W>(sum, rest);
+}
+
+/* A lane's row r is token t + 8 r, which sees keys from first[r] on up to its own. */
+template <int M>
+__device__ __forceinline__ void hide_scores(float (&z)[M][KEYS / 8][4], const int (&first)[2 * M], int t, int j0) {
+    int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < M * KEYS / 2; i++) {
+        int m = i / (KEYS / 2), n = i / 4 % (KEYS / 8), r = 2 * m + i / 2 % 2;
+        int j = j0 + 8 * n + 2 * (lane % 4) + i % 2;
+        if (j < first[r] || j > t + 8 * r) z[m][n][i % 4] = -INFINITY;
+    }
 }
 
 /* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? */
@@ -144,16 +156,22 @@ __device__ __forceinline__ bool back_masks(const query_facts &facts, int j0, int
     return t0 < j0 + keys - 1 || facts.first[BACK_QUERIES - 1] > j0;
 }
 
-/* Transposed scores of a warp's 16 keys with a tile of queries become probabilities; j: the lane's first key. */
-__device__ __forceinline__ void take_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts, int j,
-                                                 int t0, bool masks, float scale) {
+/* Transposed scores of a warp's 16 keys with a tile of queries become probabilities: COUNT of a lane's from FROM on. */
+template <int FROM, int COUNT>
+__device__ __forceinline__ void raise_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts,
+                                                  float scale) {
     int lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int i = 0; i < BACK_QUERIES / 2; i++) {
+    for (int i = FROM; i < FROM + COUNT; i++) {
         int c = i / 4 * 8 + 2 * (lane % 4) + i % 2;
         z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * scale - facts.log_sum[c]);
     }
-    if (!masks) return;
+}
+
+/* ... of which some are not seen; j: the lane's first key, t0: the first query. */
+__device__ __forceinline__ void hide_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts, int j,
+                                                 int t0) {
+    int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int i = 0; i < BACK_QUERIES / 2; i++) {
         int c = i / 4 * 8 + 2 * (lane % 4) + i % 2, key = j + i / 2 % 2 * 8;

@@ -11,22 +11,30 @@
  * blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind another's products;
  * with 128 registers leave one (two).
  *
+ * A group's own products hide, too: those that add a tile to the sums are asked for with the next tile's scores, and
+ * go on behind its exponentials; in backward, the products of output gradients with values then go on behind the
+ * second half of those. So no product waits alone but the scores'. (Registers allow no more: with heads of 64, a
+ * thread may have 128, in dk and dv 168.)
+ *
  * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that
- * with heads of 128), 256 for exponentials, and 380 to 490 of its four schedulers' for all instructions of a warp, of
- * which addresses and descriptors are 120. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them,
- * 770 a multiprocessor: predicted forward 0.17 to 0.25 ms, backward 0.2 to 0.3 for dq and 0.25 to 0.35 for dk and dv;
- * an H100 took 0.35 and 1.07 (attention_mma.cu 0.43 and 1.94). Documents leave tiles out. */
+ * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 510 (dk and dv) of its four schedulers'
+ * for all instructions of a warp. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a
+ * multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq 0.22, dk and dv 0.33. Documents leave
+ * tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
     THREADS = 2 * WARPGROUP,
     SLOTS = 4, /* of tiles on their way and in use, forward */
-    DQ_SLOTS = 3,
-    DKV_SLOTS = 2,
     TILE = KEYS * TILE_COLUMNS,
     QUERY_TILE = QUERIES * TILE_COLUMNS,
 };
+
+/* What three blocks, or two of twice that, find room for on a multiprocessor. */
+__host__ __device__ constexpr int dkv_slots(int tiles) {
+    return tiles == 1 ? 3 : 2;
+}
 
 static_assert(KEYS == 64 && BACK_QUERIES == 64, "tiles are square");
 
@@ -39,6 +47,12 @@ template <int N> __device__ __forceinline__ float (&columns_of(float (&sum)[N][4
 /* A number that all lanes have, so that the compiler knows it, too: addresses made of it are a warp's, not a lane's. */
 __device__ __forceinline__ int same_in_warp(int number) {
     return __shfl_sync(FULL, number, 0);
+}
+
+/* True. The compiler draws waits for products in front of arithmetic, which was to go on behind them; but not out of
+ * the block behind a branch that it cannot foresee. */
+__device__ __forceinline__ bool always(const attention_problem &p) {
+    return p.T > 0;
 }
 
 /* z = a b^T over all channels of TILES tiles, which lie so many elements apart; to be ended and waited for. */
@@ -108,8 +122,9 @@ __device__ __forceinline__ void store_sums(bf16 *tiles, int apart, int row, floa
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
-/* The slot of the tile before last is free when all have passed a tile's barrier: whoever did has waited for the
- * products of the tile before. */
+/* A tile's values are multiplied with the next tile's scores on their way; with the first tile's, zeros are. So the slot
+ * of the tile before last is free when all have passed a tile's barrier: whoever did has waited for its products. Every
+ * group has a tile. */
 template <int TILES>
 __global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
 wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
@@ -126,6 +141,8 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8 * TILES][4] = {};
+    uint32_t a[4][4] = {}; /* the tile before's probabilities */
+    const bf16 *before = NULL;
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
     key_loads<TILES> loads(x, b, g, start, end);
     loads.next(slots, x, p);
@@ -137,24 +154,30 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
         __syncthreads();
         loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
         if (j0 > last || j0 + KEYS <= group_first) continue;
-        float z[1][8][4];
-        uint32_t a[4][4];
+        float z[1][8][4], rest[2];
         products_begin();
         start_scores<TILES>(z[0], matrix_rows(matrix_at(queries), group), QUERY_TILE, matrix_at(slot), TILE);
         products_end();
-        products_wait<0>();
-        arrived(z[0]);
-        bool masks = j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T;
-        take_scores<1, TILES * TILE_COLUMNS>(z, sum, high, total, first, t, j0, masks, p.scale * LOG2E);
-#pragma unroll
-        for (int k = 0; k < 4; k++) pack_scores(a[k], z[0], k);
         products_begin();
-        start_sums<TILES>(sum[0], a, matrix_at(slot + TILES * TILE));
+        start_sums<TILES>(sum[0], a, matrix_at((before ? before : slot) + TILES * TILE));
         products_end();
+        before = slot;
+        products_wait<1>();
+        arrived(z[0]);
+        if (j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T) hide_scores<1>(z, first, t, j0);
+        if (always(p)) raise_scores<1>(z, rest, high, total, p.scale * LOG2E);
         products_wait<0>();
         all_arrived<TILES>(sum[0]);
         arrived(a);
+        scale_sums<1, TILES * TILE_COLUMNS>(sum, rest);
+#pragma unroll
+        for (int k = 0; k < 4; k++) pack_scores(a[k], z[0], k);
     }
+    products_begin();
+    start_sums<TILES>(sum[0], a, matrix_at(before + TILES * TILE));
+    products_end();
+    products_wait<0>();
+    all_arrived<TILES>(sum[0]);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         total[r] = row_sum(total[r]);
@@ -204,6 +227,8 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
     int last_first = first_key(p, b, (int)at_most(last, p.T - 1));
     int first[2] = {first_key(p, b, t), first_key(p, b, t + 8)};
     float log_sum[2], dot[2], sum[8 * TILES][4] = {};
+    uint32_t a[4][4] = {}; /* the tile before's gradients */
+    const bf16 *before = NULL;
     load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
     load_tiles<THREADS, TILES, QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
     key_loads<TILES> loads(x, b, g, start, end);
@@ -218,24 +243,35 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         if (there && lane % 4 == 0) delta[(b * p.H + h) * p.T + t + 8 * r] = dot[r];
     }
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
-        const bf16 *slot = slots + n % DQ_SLOTS * SLOT;
+        const bf16 *slot = slots + n % SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        loads.next(slots + (n + 2) % DQ_SLOTS * SLOT, x, p);
+        loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[8][4], dz[8][4];
-        uint32_t a[4][4];
         products_begin();
         start_scores<TILES>(z, matrix_rows(matrix_at(queries), group), QUERY_TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_scores<TILES>(dz, matrix_rows(matrix_at(douts), group), QUERY_TILE, matrix_at(slot + TILES * TILE), TILE);
+        start_sums<TILES>(sum, a, matrix_at(before ? before : slot));
         products_end();
+        before = slot;
         products_wait<1>();
         arrived(z);
+        if (always(p)) {
 #pragma unroll
-        for (int i = 0; i < 32; i++)
+            for (int i = 0; i < 16; i++)
+                z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[i / 2 % 2]);
+        }
+        products_wait<0>();
+        all_arrived<TILES>(sum);
+        arrived(a);
+        products_begin();
+        start_scores<TILES>(dz, matrix_rows(matrix_at(douts), group), QUERY_TILE, matrix_at(slot + TILES * TILE), TILE);
+        products_end();
+#pragma unroll
+        for (int i = 16; i < 32; i++)
             z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * (p.scale * LOG2E) - log_sum[i / 2 % 2]);
         if (j0 + KEYS > t0 + group + 1 || j0 < last_first || last >= p.T) {
 #pragma unroll
@@ -250,17 +286,47 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         for (int i = 0; i < 32; i++) z[i / 4][i % 4] *= dz[i / 4][i % 4] - dot[i / 2 % 2];
 #pragma unroll
         for (int k = 0; k < 4; k++) pack_scores(a[k], z, k);
-        products_begin();
-        start_sums<TILES>(sum, a, matrix_at(slot));
-        products_end();
-        products_wait<0>();
-        all_arrived<TILES>(sum);
-        arrived(a);
     }
+    products_begin();
+    start_sums<TILES>(sum, a, matrix_at(before));
+    products_end();
+    products_wait<0>();
+    all_arrived<TILES>(sum);
     __syncthreads(); /* nobody reads queries any more */
     store_sums<TILES>(queries, QUERY_TILE, row, sum, p.scale, p.scale, p.P,
                       [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
 #endif
+}
+
+/* Where the queries that see keys j0 .. of row b end, in whole tiles: the same for all heads. */
+__device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b, int j0) {
+    int end = j0, seen;
+    do {
+        int t = end + (int)threadIdx.x * BACK_QUERIES;
+        seen = __syncthreads_count(t < p.T && first_key(p, b, t) < j0 + KEYS);
+        end += seen * BACK_QUERIES;
+    } while (seen == WARPGROUP);
+    return end;
+}
+
+/* What is to be known of queries t0 .. of head h, on its way; when it has come, those who asked finish it. */
+__device__ __forceinline__ void start_facts(query_facts &facts, const float *delta, const float *lse,
+                                            const attention_problem &p, int64_t b, int h, int t0) {
+    int i = threadIdx.x % BACK_QUERIES, bytes = t0 + i < p.T ? 4 : 0;
+    int64_t first = (b * p.H + h) * p.T + t0;
+    if (threadIdx.x < BACK_QUERIES) {
+        cp_async<4>(&facts.log_sum[i], lse + first + i, bytes);
+        if (p.positions) cp_async<4>(&facts.first[i], p.positions + b * p.T + t0 + i, bytes);
+    } else {
+        cp_async<4>(&facts.dot[i], delta + first + i, bytes);
+    }
+}
+
+__device__ __forceinline__ void finish_facts(query_facts &facts, const attention_problem &p, int64_t b, int t0) {
+    int i = threadIdx.x;
+    if (i >= BACK_QUERIES) return;
+    facts.log_sum[i] *= LOG2E;
+    facts.first[i] = first_key(p, b, t0 + i, p.positions ? facts.first[i] : t0 + i);
 }
 
 template <int TILES>
@@ -268,13 +334,15 @@ __global__ void __launch_bounds__(WARPGROUP, TILES == 1 ? 3 : 2)
 wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                  const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
-    constexpr int SLOT = 2 * TILES * TILE;
+    constexpr int SLOT = 2 * TILES * TILE, DKV_SLOTS = dkv_slots(TILES);
     DYNAMIC_SHARED(bf16, memory);
     bf16 *keys = tile_start(memory), *values = keys + TILES * TILE, *slots = values + TILES * TILE;
     query_facts *facts = (query_facts *)(slots + DKV_SLOTS * SLOT);
     int64_t b = blockIdx.z;
     int g = blockIdx.y, j0 = blockIdx.x * KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
     float sum_k[8 * TILES][4] = {}, sum_v[8 * TILES][4] = {};
+    uint32_t a[4][4] = {}, da[4][4] = {}; /* the tile before's probabilities and gradients */
+    const bf16 *before = NULL;
     load_tiles<WARPGROUP, TILES, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(KEYS, p.T - j0));
     load_tiles<WARPGROUP, TILES, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(KEYS, p.T - j0));
     int head = 0, now = j0, ahead = 0, next = j0; /* the head and first token of the tile at work, and of the next */
@@ -284,29 +352,44 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         bf16 *to = slots + slot * SLOT;
         load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to, p.P, x.q.at(b, next, h), x.q.step, there);
         load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to + TILES * TILE, p.P, dout.at(b, next, h), dout.step, there);
-        load_facts(&facts[slot], delta, lse, p, b, h, next);
+        start_facts(facts[slot], delta, lse, p, b, h, next);
     };
     load(0);
-    for (int turn = 0; head < p.share; turn ^= 1, head = ahead, now = next) {
-        const bf16 *slot = slots + turn * SLOT;
-        const query_facts &its = facts[turn];
+    int end = queries_end(p, b, j0);
+    for (int n = 0; head < p.share; n++, head = ahead, now = next) {
+        const bf16 *slot = slots + n % DKV_SLOTS * SLOT;
+        query_facts &its = facts[n % DKV_SLOTS];
         cp_async_commit();
         cp_async_wait<0>();
+        finish_facts(its, p, b, now);
         shared_for_products();
         __syncthreads();
         float z[8][4], dz[8][4];
-        uint32_t a[4][4], da[4][4];
         products_begin();
         start_scores<TILES>(z, matrix_at(keys), TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
+        start_sums<TILES>(sum_v, a, matrix_at((before ? before : slot) + TILES * TILE));
+        start_sums<TILES>(sum_k, da, matrix_at(before ? before : slot));
         products_end();
-        next_queries(p, b, j0, KEYS, &ahead, &next);
-        load(turn ^ 1);
+        before = slot;
         products_wait<1>();
         arrived(z);
-        take_back_scores(z, its, j0 + row + lane / 4, now, back_masks(its, j0, KEYS, now), p.scale * LOG2E);
+        if (always(p)) raise_back_scores<0, 16>(z, its, p.scale * LOG2E);
+        products_wait<0>();
+        all_arrived<TILES>(sum_v);
+        all_arrived<TILES>(sum_k);
+        arrived(a);
+        arrived(da);
+        if (DKV_SLOTS == 2) __syncthreads(); /* nobody reads the tile before any more */
+        products_begin();
+        start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
+        products_end();
+        next += BACK_QUERIES;
+        if (next >= end) next = j0, ahead++;
+        load((n + 1) % DKV_SLOTS);
+        raise_back_scores<16, 16>(z, its, p.scale * LOG2E);
+        if (back_masks(its, j0, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
         products_wait<0>();
         arrived(dz);
         take_back_gradients(dz, z, its);
@@ -315,16 +398,14 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             pack_scores(a[k], z, k);
             pack_scores(da[k], dz, k);
         }
-        products_begin();
-        start_sums<TILES>(sum_v, a, matrix_at(slot + TILES * TILE));
-        start_sums<TILES>(sum_k, da, matrix_at(slot));
-        products_end();
-        products_wait<0>();
-        all_arrived<TILES>(sum_v);
-        all_arrived<TILES>(sum_k);
-        arrived(a);
-        arrived(da);
     }
+    products_begin();
+    start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
+    start_sums<TILES>(sum_k, da, matrix_at(before));
+    products_end();
+    products_wait<0>();
+    all_arrived<TILES>(sum_v);
+    all_arrived<TILES>(sum_k);
     __syncthreads(); /* nobody reads keys and values any more */
     store_sums<TILES>(keys, TILE, row, sum_k, p.scale, p.scale, p.P,
                       [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
@@ -363,9 +444,9 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
     with_tiles(p.P, [&](auto tiles) {
         constexpr int TILES = tiles.value;
-        size_t of_dq = TILE_ALIGN + TILES * (2 * QUERY_TILE + DQ_SLOTS * 2 * TILE) * sizeof(bf16);
-        size_t of_dkv = TILE_ALIGN + TILES * (1 + DKV_SLOTS) * 2 * TILE * sizeof(bf16);
-        of_dkv += DKV_SLOTS * sizeof(query_facts);
+        size_t of_dq = TILE_ALIGN + TILES * (2 * QUERY_TILE + SLOTS * 2 * TILE) * sizeof(bf16);
+        size_t of_dkv = TILE_ALIGN + TILES * (1 + dkv_slots(TILES)) * 2 * TILE * sizeof(bf16);
+        of_dkv += dkv_slots(TILES) * sizeof(query_facts);
         allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq);
         allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
         LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq),
