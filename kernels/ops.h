@@ -1,7 +1,8 @@
 /* ops.h: the contract of every operation, named once.
  *
- * A device is a table of these functions (struct ops). There are three tables: the CPU in float (training), the CPU in
- * double (the oracle that everything else is compared with), and CUDA. The model is written once against the table.
+ * A device is a table of these functions (struct ops). There are four: the CPU in float (training), the CPU in double
+ * (the oracle that everything else is compared with), a GPU in fp32 (for checking) and a GPU in bf16. The model is
+ * written once against the table.
  *
  * Conventions
  *   Order of arguments: device, outputs, gradients-to-accumulate, inputs, sizes and constants, scratch.
@@ -114,8 +115,7 @@ struct cell_solver {
     enum cell_method method;
     int iterations; /* corrections of all unknown states, at least 1, each after an evaluation of every token; one more
                      * evaluation goes before them in Newton's method (the guess), after them in shooting (the
-                     * solution).
-                     * A linear cell gets one, whatever is asked for */
+                     * solution). A linear cell gets one, whatever is asked for */
     int64_t chunk;  /* shooting: tokens of a chunk; 0 = as the device likes it */
     bool bounded;   /* corrected states are kept within the cell's bound, which a solution never leaves: s = clamp(s +
                      * d), where d, the correction, is solved for as if they were not. What is not a number stays so */
@@ -209,7 +209,7 @@ struct step_report {
 };
 
 struct ops {
-    const char *name; /* "cpu-f32", "cpu-f64" */
+    const char *name; /* "cpu-f32", "cpu-f64", "cuda-f32", "cuda-bf16" */
     enum dtype act, real;
     size_t memory_page;     /* what is asked of the device's memory is rounded up to a multiple of it */
     size_t memory_overhead; /* what the device takes beside what is asked of it (docs/gpu.md) */
@@ -555,10 +555,8 @@ struct ops {
     /* For every element of every segment, with g' = grad_scale*g:  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
      * p -= decay_rate*decay*p + lr*lr_scale * (m/correction1) / (sqrt(v/correction2) + eps), with the old p on the
      * right; then, where the segment is clamped, p = min(max(p, clamp_min), clamp_max), which leaves what is not a
-     * number.
-     * and rounded = p, rounded as by convert. slices in host memory, needed only during the call; step in device
-     * memory.
-     * (Loshchilov & Hutter, arXiv 1711.05101) */
+     * number; and rounded = p, rounded as by convert (Loshchilov & Hutter, arXiv 1711.05101). The slices are in host
+     * memory, needed only during the call; step is in device memory. */
     void (*adamw)(struct device *dev, const struct adamw_slice *slices, int64_t count, const struct adamw_step *step);
 };
 

@@ -11,9 +11,9 @@
 # doing. A SIGTERM that somebody sends to mpirun itself leaves them SAVE_SECONDS (20) from the environment; ranks of
 # other machines that wait for one that failed are ended after as many, so it should stay below 30.
 #
-# From the environment, to all ranks: NCCL_*, OMP_*, CUDA_*, LD_LIBRARY_PATH, PATH. Of NCCL's own variables these matter
-# most: NCCL_DEBUG=WARN (what it complains of), NCCL_SOCKET_IFNAME and NCCL_IB_HCA (which network), NCCL_NVLS_ENABLE=0
-# (no NVLink multicast, which some virtual machines offer and can't do). MPIRUN names another mpirun.
+# From the environment, to all ranks: NCCL_*, OMP_*, CUDA_*, RIVERRUN_*, LD_LIBRARY_PATH, PATH. Of NCCL's own these
+# matter most: NCCL_DEBUG=WARN (what it complains of), NCCL_SOCKET_IFNAME and NCCL_IB_HCA (which network),
+# NCCL_NVLS_ENABLE=0 (no NVLink multicast, which some virtual machines offer and can't do). MPIRUN names another mpirun.
 set -u
 
 usage() {
@@ -49,7 +49,7 @@ export HWLOC_COMPONENTS="${HWLOC_COMPONENTS:+$HWLOC_COMPONENTS,}-opencl"
 set -- --bind-to none --mca odls_base_sigkill_timeout "${SAVE_SECONDS:-20}" "$@"
 [ -z "$ranks" ] || set -- -np "$ranks" "$@"
 [ -z "$hostfile" ] || set -- --hostfile "$hostfile" "$@"
-for name in $(env | sed -n 's/^\(NCCL_[A-Za-z0-9_]*\|OMP_[A-Za-z0-9_]*\|CUDA_[A-Za-z0-9_]*\|LD_LIBRARY_PATH\)=.*/\1/p'); do
+for name in $(env | sed -n 's/^\(\(NCCL\|OMP\|CUDA\|RIVERRUN\)_[A-Za-z0-9_]*\|LD_LIBRARY_PATH\)=.*/\1/p'); do
     set -- -x "$name" "$@"
 done
 

@@ -151,7 +151,8 @@ cmp -s "$WORK/first" "$WORK/out" || fail "the prompt on standard input gives ano
 accept generate "$WORK/ok" --prompt '' --tokens 5 --ignore-eod --temperature 0
 refuse_train 'train.init: .*in_proj.weight has shape (64, 16); the model of the config needs (84, 16)' \
     train.init="$WORK/ok" model.pattern='m m s'
-refuse '--tokenizer: .*c.ini:1: is not valid JSON' tokenize --out "$WORK/run" --tokenizer "$WORK/c.ini" "$WORK/train.txt"
+refuse '--tokenizer: .*c.ini:1: is not valid JSON' tokenize --out "$WORK/run" --tokenizer "$WORK/c.ini" \
+    "$WORK/train.txt"
 refuse 'is no shard' eval "$WORK/ok" --data "$WORK/c.ini"
 refuse 'no-data' eval "$WORK/ok" --data "$WORK/no-data"
 refuse 'nothing-here' eval "$WORK/nothing-here" --data "$WORK/valid"
@@ -239,6 +240,7 @@ grep -q '"sources":2,.*"batches":7,"tokens":1344,' "$WORK/out" || fail "bench lo
 accept bench verify "$WORK/train" --repeats 1
 parse bytes_per_s decompressed_bytes
 refuse 'bench needs an action' bench
+refuse 'bench gemm takes no arguments, but 1 argument was given; one too many is x' bench gemm x
 refuse "'trian' is no action of riverrun bench; did you mean train?" bench trian
 refuse 'model.vocab_size = 0' bench train "$WORK/c.ini"
 refuse 'has no option stps' bench train "$WORK/c.ini" model.vocab_size=40 train.stps=1

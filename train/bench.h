@@ -1,4 +1,5 @@
-/* bench.h: how fast whole training steps and large matrix products run. Called by `riverrun bench` (command_bench.c).
+/* bench.h: how fast whole training steps and large matrix products run. Called by `riverrun bench train` and
+ * `bench gemm` (command_bench_*.c).
  *
  * What is timed is what trains: the model, the optimizer and the table of operations of a run, on tokens that are
  * generated in memory, so that neither disk nor tokenizer takes part. Times are of a monotonic clock; beside them

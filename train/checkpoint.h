@@ -2,6 +2,7 @@
  *
  *   RUN/step-00001000/   config.json model.safetensors generation_config.json    what from_pretrained opens
  *                        tokenizer.json tokenizer_config.json
+ *                        *_riverrun.py          where transformers has no class for the model: the Python that opens it
  *                        config.ini             the run's effective config: model and blocks are rebuilt from it
  *                        optimizer.safetensors  m.NAME and v.NAME for every parameter, f32
  *                        trainer.json           step, samples, counters, and size and XXH64 of every other file
@@ -25,7 +26,7 @@
 struct trainer_state {
     int64_t step;            /* steps done, skipped ones included */
     int64_t optimizer_steps; /* AdamW's t */
-    int64_t skipped;         /* steps skipped as not finite */
+    int64_t skipped;         /* steps that changed nothing: not finite, or a recurrence was not solved */
     uint64_t samples;        /* global sample number of the next batch */
     double tokens;           /* valid targets trained on */
     double seconds;          /* of training, over all sessions */

@@ -18,7 +18,8 @@ struct comm {
     const char *name;            /* "none", "mpi", "nccl" */
     /* Whether the calls on device memory only queue work on the device's streams, so that a step with them can be
      * recorded; else they are done when they return. */
-    bool queued, silent;
+    bool queued;
+    bool silent;         /* comm_silence was called */
     int64_t least_bytes; /* of gradients that are worth a call of their own: option comm.bucket_mib */
     const struct comm_functions *functions;
     const struct comm_device *device; /* calls on device memory; NULL where that is the host's, or there is one rank */

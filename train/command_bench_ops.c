@@ -38,11 +38,11 @@ const struct flags bench_ops_flags = {
     .command = "bench ops",
     .arguments = "[FILTER...]",
     .summary =
-        "Times every operation at the shapes of real models: forward, and forward + backward,\n"
-        "median, least and most, beside what a device copy and a large product measured in the same run allow, and\n"
-        "the times of the authors' code on an H200. A slice of each result is compared with the same computation in\n"
-        "double on the CPU: a wrong result has no time. A FILTER is an operation (\"scan\"), or a part of a case's\n"
-        "name or shape (\"129M\", \"T=65536\"), or both (\"scan/T=65536\"); an operation's own name means it alone.",
+        "Times every operation at the shapes of real models: forward, and forward + backward, median, least and\n"
+        "most, beside what a device copy and a large product measured in the same run allow, and the times of the\n"
+        "authors' code on an H200. A slice of each result is compared with the same computation in double on the\n"
+        "CPU: a wrong result has no time. A FILTER is an operation (\"scan\"), or a part of a case's name or shape\n"
+        "(\"129M\", \"T=65536\"), or both (\"scan/T=65536\"); an operation's own name means it alone.",
     .table = ops_table,
     .least = 0,
     .most = -1,

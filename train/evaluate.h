@@ -22,8 +22,8 @@
 struct evaluation {
     double loss;       /* mean nats a token */
     double perplexity; /* exp(loss) */
-    double
-        bits_per_byte; /* nats / ln 2 / bytes of text predicted; an end of document has none; NaN if there are none */
+    double bits_per_byte; /* nats / ln 2 / bytes of text predicted, of which an end of document has none; NaN if there
+                           * are none */
     double accuracy;   /* share of targets that are the argmax */
     double tokens;     /* targets */
     double bytes;      /* of text that the targets stand for */

@@ -105,9 +105,10 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
         if (o->type == OPTION_STRING || *o->fallback) TRY(set_value(o, o->fallback, out, err));
     }
     if (*count < f->least || (f->most >= 0 && *count > f->most)) {
-        return error_input(err, "riverrun %s takes %s, but %d arguments were given%s%.200s", f->command, f->arguments,
-                           *count, *count > f->most && f->most >= 0 ? "; one too many is " : "",
-                           *count > f->most && f->most >= 0 ? argv[f->most + 1] : "");
+        bool beyond = f->most >= 0 && *count > f->most;
+        return error_input(err, "riverrun %s takes %s, but %d argument%s given%s%.200s", f->command,
+                           *f->arguments ? f->arguments : "no arguments", *count, *count == 1 ? " was" : "s were",
+                           beyond ? "; one too many is " : "", beyond ? argv[f->most + 1] : "");
     }
     if (given) *given = seen;
     return 0;
@@ -116,7 +117,8 @@ int flags_parse(const struct flags *f, int argc, char **argv, void *out, int *co
 bool flags_is_help(const char *word) { return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0; }
 
 void flags_help(FILE *out, const struct flags *f) {
-    fprintf(out, "riverrun %s %s%s\n\n%s\n", f->command, f->arguments, f->table[0].key ? " [options]" : "", f->summary);
+    fprintf(out, "riverrun %s%s%s%s\n\n%s\n", f->command, *f->arguments ? " " : "", f->arguments,
+            f->table[0].key ? " [options]" : "", f->summary);
     if (f->table[0].key) fprintf(out, "\n");
     for (const struct option *o = f->table; o->key; o++) {
         char rule[OPTION_TEXT];

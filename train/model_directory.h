@@ -49,8 +49,8 @@ enum weight_form {
 };
 
 /* config.json, generation_config.json, model.safetensors, and the Python files for a model that transformers has no
- * class for. `c` is the config that mc was bound from; eod is the
- * end-of-document id, below 0 for none. Memory: one tensor. */
+ * class for. `c` is the config that mc was bound from; eod is the end-of-document id, below 0 for none. Memory: one
+ * tensor. */
 int model_directory_model(struct model_directory *d, const struct model_config *mc, const config *c, int64_t eod,
                           const struct weight_source *source, enum weight_form form, error *err);
 

@@ -13,8 +13,8 @@
 struct step;
 
 /* Gradients are those of the sum over targets times `scale`; a step whose solvers left more than `residual_max` changes
- * nothing. Model, optimizer and comm must outlive it; micro-batches
- * all have the same shape, and all have document numbers or none. */
+ * nothing. Model, optimizer and comm must outlive it; micro-batches all have the same shape, and all have document
+ * numbers or none. */
 int step_open(struct step **s, struct model *m, struct optimizer *o, struct comm *comm, double scale, double z_loss,
               double residual_max, error *err);
 void step_close(struct step *s);
