@@ -351,6 +351,8 @@ static const struct op_row rat = {
         {OP_GRAD, "T=29 H=4 G=2 Q=4 doc=0,4 base=0,1000 strided=1"},
         {OP_GRAD, "T=9 H=2 G=1 initial=4,13 Q=3 C=2,16 doc=0,2"},
         {OP_LARGE, "B=2 T=4096 H=2 G=1 P=64,128 Q=4 strided=2"},
+        {OP_LARGE, "B=1 T=8192 H=6 G=6 P=32 Q=2 strided=2"},  /* cuDNN, in two calls of three heads */
+        {OP_LARGE, "B=1 T=26624 H=2 G=2 P=16 Q=4 strided=2"}, /* ... of two places of a head */
         {OP_LARGE, "B=2 T=3000 H=4 G=2 P=64,128 Q=8 doc=0,5 final=1 C=400 strided=2"},
         {OP_LARGE, "B=1 T=1000 H=16 G=1 P=128 Q=16,256 doc=0,3 strided=2"},
         {OP_PERF, "B=2 T=512 H=8 G=2 P=64 Q=16 strided=2"},

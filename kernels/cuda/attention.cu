@@ -430,9 +430,18 @@ static attention_cudnn_shape cudnn_shape(const attention_problem &p, tensor q, t
     return s;
 }
 
-bool cuda_attention_cudnn_run(struct device *dev, const attention_cudnn_shape *s, const attention_cudnn_operands *x) {
+struct attention_cudnn *cuda_attention_cudnn_fork(struct device *dev) {
+    return attention_cudnn_fork(cuda_impl(dev)->cudnn);
+}
+
+void cuda_attention_cudnn_join(struct device *dev) {
+    if (!attention_cudnn_join(cuda_impl(dev)->cudnn)) cuda_keep_failure(dev, "cuDNN", "its two streams can't be joined");
+}
+
+bool cuda_attention_cudnn_run(struct attention_cudnn *c, const attention_cudnn_shape *s,
+                              const attention_cudnn_operands *x) {
     char why[256] = "";
-    bool done = attention_cudnn_run(cuda_impl(dev)->cudnn, s, x, why, sizeof why);
+    bool done = attention_cudnn_run(c, s, x, why, sizeof why);
     if (why[0])
         fprintf(stderr, "riverrun: cuDNN%s attention of %lld x %lld tokens, %lld heads of %lld: %s%s\n",
                 done ? ", for" : " does not serve", (long long)s->B, (long long)s->T, (long long)s->H,
@@ -446,7 +455,7 @@ static bool cudnn_forward(struct device *dev, tensor o, tensor lse, tensor q, te
     attention_cudnn_shape s = cudnn_shape(p, q, k, v, o);
     s.logarithms = tensor_given(lse);
     attention_cudnn_operands x = {q.data, k.data, v.data, o.data, NULL, NULL, NULL, NULL, data_of<float>(lse), NULL, 0};
-    return cuda_attention_cudnn_run(dev, &s, &x);
+    return cuda_attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x);
 }
 
 /* Rows from b on and heads from h on of an operand. */
@@ -471,7 +480,7 @@ static bool cudnn_backward(struct device *dev, tensor dq, tensor dk, tensor dv, 
                 cudnn_from(q, b, h), cudnn_from(k, b, g), cudnn_from(v, b, g), cudnn_from(o, b, h),
                 cudnn_from(dq, b, h), cudnn_from(dk, b, g), cudnn_from(dv, b, g), cudnn_from(dout, b, h),
                 data_of<float>(lse) + (b * p.H + h) * p.T, workspace, bytes};
-            if (!cuda_attention_cudnn_run(dev, &s, &x)) return false;
+            if (!cuda_attention_cudnn_run(cuda_impl(dev)->cudnn, &s, &x)) return false;
         }
     return true;
 }
@@ -488,7 +497,14 @@ struct attention_cudnn *cuda_attention_cudnn(struct device *) {
     return NULL;
 }
 
-bool cuda_attention_cudnn_run(struct device *, const attention_cudnn_shape *, const attention_cudnn_operands *) {
+struct attention_cudnn *cuda_attention_cudnn_fork(struct device *) {
+    return NULL;
+}
+
+void cuda_attention_cudnn_join(struct device *) {}
+
+bool cuda_attention_cudnn_run(struct attention_cudnn *, const attention_cudnn_shape *,
+                              const attention_cudnn_operands *) {
     return false;
 }
 

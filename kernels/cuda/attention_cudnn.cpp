@@ -42,7 +42,12 @@ struct plan {
 
 struct attention_cudnn {
     cudnnHandle_t handle = nullptr;
+    cudaStream_t stream = nullptr;
     std::list<plan> plans;
+    /* What is forked, with a stream that is its own; it is asked for once. */
+    attention_cudnn *second = nullptr;
+    cudaEvent_t forked = nullptr, joined = nullptr;
+    bool alone = false; /* there is no second */
 };
 
 static std::shared_ptr<fe::graph::Tensor_attributes> operand(fe::graph::Graph &graph, const char *name, int64_t uid,
@@ -170,26 +175,70 @@ bool attention_cudnn_run(struct attention_cudnn *c, const struct attention_cudnn
     return done;
 }
 
+static attention_cudnn *open_for(cudaStream_t stream) {
+    auto c = std::make_unique<attention_cudnn>();
+    c->stream = stream;
+    if (fe::detail::create_handle(&c->handle) != CUDNN_STATUS_SUCCESS) return nullptr;
+    if (fe::detail::set_stream(c->handle, stream) == CUDNN_STATUS_SUCCESS) return c.release();
+    fe::detail::destroy_handle(c->handle);
+    return nullptr;
+}
+
 int64_t attention_cudnn_open(struct attention_cudnn **out, void *stream) {
     *out = nullptr;
     if (!fe::cudnn_dlhandle) fe::cudnn_dlhandle = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!fe::cudnn_dlhandle) return 0;
     try {
-        auto c = std::make_unique<attention_cudnn>();
-        if (fe::detail::create_handle(&c->handle) != CUDNN_STATUS_SUCCESS) return 0;
-        if (fe::detail::set_stream(c->handle, (cudaStream_t)stream) != CUDNN_STATUS_SUCCESS) {
-            fe::detail::destroy_handle(c->handle);
-            return 0;
-        }
-        *out = c.release();
-        return (int64_t)fe::detail::get_backend_version();
+        *out = open_for((cudaStream_t)stream);
+        return *out ? (int64_t)fe::detail::get_backend_version() : 0;
     } catch (const std::exception &) {
         return 0;
     }
 }
 
+static void close_second(attention_cudnn *c) {
+    cudaStream_t stream = c->second ? c->second->stream : nullptr;
+    if (stream) cudaStreamSynchronize(stream);
+    attention_cudnn_close(c->second);
+    if (stream) cudaStreamDestroy(stream);
+    if (c->forked) cudaEventDestroy(c->forked);
+    if (c->joined) cudaEventDestroy(c->joined);
+    c->second = nullptr;
+    c->forked = c->joined = nullptr;
+}
+
+static attention_cudnn *open_second(attention_cudnn *c) {
+    cudaStream_t stream = nullptr;
+    bool made = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess &&
+                cudaEventCreateWithFlags(&c->forked, cudaEventDisableTiming) == cudaSuccess &&
+                cudaEventCreateWithFlags(&c->joined, cudaEventDisableTiming) == cudaSuccess;
+    try {
+        if (made) c->second = open_for(stream);
+    } catch (const std::exception &) {
+    }
+    if (c->second) return c->second;
+    cudaGetLastError();
+    close_second(c);
+    if (stream) cudaStreamDestroy(stream);
+    c->alone = true;
+    return nullptr;
+}
+
+struct attention_cudnn *attention_cudnn_fork(struct attention_cudnn *c) {
+    if (c->alone || (!c->second && !open_second(c))) return nullptr;
+    bool waits = cudaEventRecord(c->forked, c->stream) == cudaSuccess &&
+                 cudaStreamWaitEvent(c->second->stream, c->forked, 0) == cudaSuccess;
+    return waits ? c->second : nullptr;
+}
+
+bool attention_cudnn_join(struct attention_cudnn *c) {
+    return cudaEventRecord(c->joined, c->second->stream) == cudaSuccess &&
+           cudaStreamWaitEvent(c->stream, c->joined, 0) == cudaSuccess;
+}
+
 void attention_cudnn_close(struct attention_cudnn *c) {
     if (!c) return;
+    close_second(c);
     for (plan &p : c->plans)
         if (p.workspace) cudaFree(p.workspace);
     c->plans.clear();

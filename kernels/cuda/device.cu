@@ -1,5 +1,6 @@
 /* device.cu: opening a GPU, its memory, and moving bytes to and from it. One stream carries everything, so what is
- * submitted runs in order; reading waits for it. Called through kernels/device.c. */
+ * submitted runs in order; reading waits for it. (Work that may go beside other work is forked from it and joined to it
+ * again: rat_fold.cu.) Called through kernels/device.c. */
 #include "kernels/cuda/launch.cuh"
 
 #include <stdio.h>
