@@ -47,7 +47,7 @@ const char *const lm_models[] = {
     MODEL "pattern = a m a\n" ATTENTION "window = 5\nkv_heads = 1\nhead_dim = 6\nqk_norm = true\n" BLOCK
           "mlp = gelu\nmlp_width = 24\n",
     MODEL "pattern = p*2\n" PARARNN "cell = gru\nsolver = sequential\nresidual_scale = true\n",
-    MODEL "norm = layer\ntie_embeddings = false\ninit = open_lm\npattern = p q*2 s\n"
+    MODEL STEADY "norm = layer\ntie_embeddings = false\ninit = open_lm\npattern = p q*2 s\n"
           PARARNN "cell = lstm\nheads = 2\nsolver = newton\niterations = 16\ngate_order = norm_first\n"
           "residual_scale = true\nmlp = swiglu\nmlp_width = 24\n"
           "[block.q]\nmixer = pararnn\ncell = gru\nheads = 8\nd_conv = 2\nconv_silu = false\nsolver = shooting\n"

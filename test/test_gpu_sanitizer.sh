@@ -72,15 +72,22 @@ ROWS
 }
 PARTS="mamba mamba2 attention rat mlstm slstm cell"
 
-# check TOOL PRECISION PART: what the tool says, and its exit code, in files of that name.
+# check TOOL PRECISION PART: says what came of it; a file of that name where it failed.
 check() {
-    tool=$1 precision=$2 part=$3 out=$WORK/$1-$2-$3
-    rows "$part" > "$out.rows"
+    out=$WORK/$1-$2-$3
+    rows "$3" > "$out.rows"
+    begun=$(date +%s) what="$1, $2, $3" tool=$1 precision=$2
     set --
     while read -r row; do set -- "$@" "$row"; done < "$out.rows"
     "$sanitizer" --tool "$tool" --error-exitcode 9 --launch-timeout 60 "$OPS" test --device cuda \
         --precision "$precision" "$@" > "$out" 2>&1
-    echo $? > "$out.code"
+    code=$?
+    if [ $code = 0 ] && summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out"); then
+        echo "$what: $(awk '/^ok/ { n += $3 } END { print n + 0 }' "$out") cases, $(($(date +%s) - begun)) s $summary"
+    else
+        echo "$what: exit code $code: $(grep -v '^ok' "$out" | head -n 40)"
+        touch "$out.failed"
+    fi
 }
 
 OMP_NUM_THREADS=1 # the reference's: the cases are small
@@ -91,15 +98,9 @@ for tool in ${SANITIZE:-memcheck racecheck}; do
             STARTED="$STARTED $!"
         done
         wait
-        for part in $PARTS; do
-            out=$WORK/$tool-$precision-$part
-            cases=$(awk '/^ok/ { n += $3 } END { print n + 0 }' "$out")
-            if [ "$(cat "$out.code")" = 0 ] && summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out"); then
-                echo "$tool, $precision, $part: $cases cases $summary"
-            else
-                fail "$tool, $precision, $part: $(grep -v '^ok' "$out" | head -n 40)"
-            fi
-        done
     done
+done
+for failed in "$WORK"/*.failed; do
+    [ -e "$failed" ] && fail "$(basename "$failed" .failed)"
 done
 finish
