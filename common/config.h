@@ -38,6 +38,9 @@ struct option {
     const char *help;           /* one sentence */
     const char *const *choices; /* for OPTION_CHOICE */
 };
+/* The end of a table. */
+#define OPTIONS_END                                                                                                    \
+    { NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL }
 
 typedef struct config config;
 

@@ -27,7 +27,7 @@ const struct option data_options_table[] = {
      "Threads of each rank that read and decompress ahead; they don't change what is read.", NULL},
     {"ahead", OPTION_INT, offsetof(struct data_options, ahead), "4", 1, 1024, "batches", "Batches prepared ahead.",
      NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 const struct option data_source_options_table[] = {
@@ -35,7 +35,7 @@ const struct option data_source_options_table[] = {
      "Data set of this source: a directory of shards, one shard, or task:NAME.", NULL},
     {"weight", OPTION_FLOAT, offsetof(struct data_source_options, weight), "1", 1e-12, 1e12, "",
      "Share of the samples, relative to the weights of the other sources.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static int bind_tasks(config *c, struct data_options *o, error *err) {

@@ -38,7 +38,7 @@ static const struct option attention_options_table[] = {
     {"qk_norm", OPTION_BOOL, FIELD(qk_norm), "false", 0, 0, "",
      "Whether each head of queries and keys passes an RMSNorm, with a gain that all heads share, before it is rotated.",
      NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct attention_sizes attention_sizes(const struct attention_options *o, int64_t d_model) {

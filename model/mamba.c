@@ -25,7 +25,7 @@ static const struct option mamba_options_table[] = {
     MIXER_DT_OPTIONS(struct mamba_options),
     {"dt_scale", OPTION_FLOAT, FIELD(dt_scale), "1", 1e-10, 1e3, "",
      "Initial weights of dt_proj are drawn from +-dt_scale / sqrt(dt_rank).", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 int64_t mamba_dt_rank(int64_t d_model) {

@@ -38,7 +38,7 @@ static const struct option mamba2_options_table[] = {
      "Step sizes are clamped from below to it, always.", NULL},
     {"dt_limit_max", OPTION_FLOAT, FIELD(dt_limit_max), "0", 0, 1e6, "",
      "Step sizes are clamped from above to it; 0 = not clamped.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct mamba2_sizes mamba2_sizes(const struct mamba2_options *o, int64_t d_model) {

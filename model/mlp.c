@@ -16,7 +16,7 @@ static const struct option mlp_options_table[] = {
     {"mlp_width", OPTION_INT, offsetof(struct mlp_options, width), "0", 0, 1 << 20, "",
      "Inner width of the MLP; 0 = 8/3 d_model rounded up to a multiple of 128, or 4 d_model where it has no gate.",
      NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 _Static_assert(MLP_WIDTH_UNIT == 128, "the help above says what the unit is");
 

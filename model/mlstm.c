@@ -45,7 +45,7 @@ static const struct option mlstm_options_table[] = {
     {"gate_soft_cap", OPTION_FLOAT, FIELD(gate_soft_cap), "15", 0, 1e6, "",
      "Pre-activations u of the input and forget gates become cap tanh(u / cap); 0 = they stay as they are.", NULL},
     {"eps", OPTION_FLOAT, FIELD(eps), "1e-6", 0, 1, "", "Added to the normaliser.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct mlstm_sizes mlstm_sizes(const struct mlstm_options *o, int64_t d_model) {

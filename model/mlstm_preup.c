@@ -35,7 +35,7 @@ static const struct option mlstm_preup_options_table[] = {
     {"chunk", OPTION_INT, FIELD(chunk), "64", 1, 4096, "tokens",
      "Length of the pieces in which the recurrence is computed: a matter of speed, not of the result.", NULL},
     {"eps", OPTION_FLOAT, FIELD(eps), "1e-6", 0, 1, "", "Added to the mLSTM's normaliser.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct mlstm_preup_sizes mlstm_preup_sizes(const struct mlstm_preup_options *o, int64_t d_model) {

@@ -49,7 +49,7 @@ const struct option model_options_table[] = {
     {"recompute_span", OPTION_INT, FIELD(model_options, recompute_span), "1", 1, 4096, "layers",
      "Of neighbouring layers with recompute = layer, the residual stream is kept before every so-manieth only, and "
      "what lies between is computed a second time to find it.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const char *const recompute_names[] = {"none", "light", "scan", "layer", NULL};
@@ -65,7 +65,7 @@ const struct option block_options_table[] = {
     {"residual_scale", OPTION_BOOL, FIELD(block_options, residual_scale), "false", 0, 0, "",
      "Whether the residual stream is multiplied by a vector of weights, which starts as 1, when the mixer's output is "
      "added to it; an MLP's output is added to the stream as it is.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 /* --- sections --------------------------------------------------------------------------------- */

@@ -58,7 +58,7 @@ static const struct option pararnn_options_table[] = {
     {"bounded", OPTION_BOOL, FIELD(bounded), "true", 0, 0, "",
      "Whether newton and shooting keep corrected states within the bounds that a cell's states never leave; the "
      "published code does not.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct pararnn_sizes pararnn_sizes(const struct pararnn_options *o, int64_t d_model) {

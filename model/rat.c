@@ -35,7 +35,7 @@ static const struct option rat_options_table[] = {
      "oldest are forgotten. Training does not look at it.", NULL},
     {"rope_base", OPTION_FLOAT, FIELD(rope_base), "10000", 0, 1e12, "",
      "Base of the rotary positions' frequencies, by the chunk's index; 0 = no positions.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct rat_sizes rat_sizes(const struct rat_options *o, int64_t d_model) {

@@ -33,7 +33,7 @@ static const struct option slstm_options_table[] = {
     {"clip", OPTION_FLOAT, FIELD(clip), "0", 0, 1e6, "",
      "The gradient that goes back in time through the recurrent weights is kept within +-clip, element by element; "
      "0 = as it is.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 struct slstm_sizes slstm_sizes(const struct slstm_options *o, int64_t d_model) {

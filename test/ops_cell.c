@@ -145,12 +145,8 @@ static bool exact(const struct run *r) {
 }
 
 static void cell_steps(struct run *r) {
-    char parameters[160];
     if (!exact(r)) return;
-    snprintf(parameters, sizeof parameters, "cell=%lld B=%lld H=%lld P=%lld bias=%lld limit=%lld",
-             (long long)param(r, "cell"), (long long)param(r, "B"), (long long)param(r, "H"), (long long)param(r, "P"),
-             (long long)param(r, "bias"), (long long)param(r, "limit"));
-    sequence_equals_steps(r, &cell_step, parameters);
+    sequence_equals_steps(r, &cell_step, "cell B H P bias limit");
 }
 
 /* Newton's iterates of a document don't depend on what else there is; where chunks begin does. */

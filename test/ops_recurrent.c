@@ -63,10 +63,7 @@ static const struct op_row conv_step = {
 };
 
 static void conv_steps(struct run *r) {
-    char parameters[128];
-    snprintf(parameters, sizeof parameters, "B=%lld C=%lld W=%lld silu=%lld", (long long)param(r, "B"),
-             (long long)param(r, "C"), (long long)param(r, "W"), (long long)param(r, "silu"));
-    sequence_equals_steps(r, &conv_step, parameters);
+    sequence_equals_steps(r, &conv_step, "B C W silu");
 }
 
 static const struct op_row conv = {
@@ -280,22 +277,7 @@ static const struct op_row ssd_step = {
 };
 
 static void ssd_steps(struct run *r) {
-    char parameters[160];
-    snprintf(parameters, sizeof parameters, "B=%lld H=%lld P=%lld G=%lld N=%lld d=%lld", (long long)param(r, "B"),
-             (long long)param(r, "H"), (long long)param(r, "P"), (long long)param(r, "G"), (long long)param(r, "N"),
-             (long long)param(r, "d"));
-    sequence_equals_steps(r, &ssd_step, parameters);
-}
-
-/* The same values and gradients with another chunk length, and the same values when nothing is saved. */
-static void ssd_chunks(struct run *r) {
-    const int64_t T = param(r, "T"), lengths[] = {1, 5, T};
-    char changes[32];
-    for (int i = 0; i < 3; i++) {
-        snprintf(changes, sizeof changes, "Q=%lld", (long long)lengths[i]);
-        sequence_same(r, changes, true);
-    }
-    sequence_same(r, "saved=0", false);
+    sequence_equals_steps(r, &ssd_step, "B H P G N d");
 }
 
 /* <final, dfinal> of one head; in *size the sum of the magnitudes. */
@@ -366,7 +348,7 @@ static const struct op_row ssd = {
     .backward = ssd_backward,
     .flops = ssd_flops,
     .identities = (const struct op_identity[]){{"chunked = loop of steps", ssd_steps},
-                                               {"the same for every chunk length", ssd_chunks},
+                                               {"the same for every chunk length", sequence_chunks},
                                                {"packed documents = documents run apart", sequence_packed},
                                                {"split with state = whole", sequence_split},
                                                {"causality", sequence_causal},

@@ -96,11 +96,7 @@ static const struct op_row scan_step = {
 };
 
 static void scan_steps(struct run *r) {
-    char parameters[160];
-    snprintf(parameters, sizeof parameters, "B=%lld D=%lld N=%lld d=%lld z=%lld spread=%lld", (long long)param(r, "B"),
-             (long long)param(r, "D"), (long long)param(r, "N"), (long long)param(r, "d"), (long long)param(r, "z"),
-             (long long)param(r, "spread"));
-    sequence_equals_steps(r, &scan_step, parameters);
+    sequence_equals_steps(r, &scan_step, "B D N d z spread");
 }
 
 /* The same values when nothing is saved. */

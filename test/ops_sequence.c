@@ -181,6 +181,16 @@ void sequence_same(struct run *r, const char *changes, bool backward) {
     run_close(&other);
 }
 
+void sequence_chunks(struct run *r) {
+    const int64_t lengths[] = {1, 5, param(r, "T")};
+    char changes[32];
+    for (int i = 0; i < 3; i++) {
+        snprintf(changes, sizeof changes, "Q=%lld", (long long)lengths[i]);
+        sequence_same(r, changes, true);
+    }
+    sequence_same(r, "saved=0", false);
+}
+
 static int32_t document_of(const struct operand *doc, int64_t row, int64_t t) {
     return t < 0 ? 0 : doc->index[row * doc->dim[1] + t];
 }
@@ -324,13 +334,31 @@ static void states_go_on(struct run *step, struct run *r, int64_t t) {
     }
 }
 
+/* "B=2 H=4" of "B H", by the run's values. */
+static void write_parameters(char out[256], struct run *r, const char *names) {
+    size_t used = 0;
+    out[0] = 0;
+    while (*names) {
+        char name[32];
+        size_t length = strcspn(names, " ");
+        ASSERT(length > 0 && length < sizeof name);
+        snprintf(name, sizeof name, "%.*s", (int)length, names);
+        used += (size_t)snprintf(out + used, 256 - used, "%s%s=%lld", used ? " " : "", name, (long long)param(r, name));
+        ASSERT(used < 256);
+        names += length;
+        names += strspn(names, " ");
+    }
+}
+
 void sequence_equals_steps(struct run *r, const struct op_row *step_row, const char *parameters) {
     struct operand *y = operand_find(r, "y");
     int64_t B = param(r, "B"), T = param(r, "T");
     struct run step;
     double *got = calloc((size_t)y->count, sizeof *got);
     ASSERT(got != NULL);
-    run_open_row(&step, r, step_row, parameters);
+    char changes[256];
+    write_parameters(changes, r, parameters);
+    run_open_row(&step, r, step_row, changes);
     states_begin(&step, r);
     for (int64_t t = 0; t < T; t++) {
         states_go_on(&step, r, t);

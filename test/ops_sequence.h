@@ -23,11 +23,14 @@ void sequence_declare_state(struct run *r, const char *initial, const char *fina
 void sequence_declare_doc(struct run *r);
 
 /* Values and final state = what `step` gives token by token, its state reset where a document starts. The step's row
- * has operands of the same names without the dimension T, and "state" (with "state_m" ...). */
+ * has operands of the same names without the dimension T, and "state" (with "state_m" ...). `parameters` names those
+ * that it takes over from the sequence's row: "B H P". */
 void sequence_equals_steps(struct run *r, const struct op_row *step, const char *parameters);
 
 /* The same row with other parameters gives the same values and, if `backward`, gradients. */
 void sequence_same(struct run *r, const char *changes, bool backward);
+/* The same values and gradients with other lengths Q of chunks, and the same values when nothing is saved. */
+void sequence_chunks(struct run *r);
 
 /* Identities. */
 void sequence_packed(struct run *r); /* every document run by itself: values and gradients */

@@ -154,10 +154,7 @@ static const struct op_row slstm_step = {
 /* --- identities --------------------------------------------------------------------------------------------------- */
 
 static void slstm_steps(struct run *r) {
-    char parameters[160];
-    snprintf(parameters, sizeof parameters, "B=%lld H=%lld P=%lld spread=%lld", (long long)param(r, "B"),
-             (long long)param(r, "H"), (long long)param(r, "P"), (long long)param(r, "spread"));
-    sequence_equals_steps(r, &slstm_step, parameters);
+    sequence_equals_steps(r, &slstm_step, "B H P spread");
 }
 
 /* The same values when nothing is saved. */

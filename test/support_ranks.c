@@ -4,6 +4,7 @@
 
 #include "train/comm_internal.h"
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -139,4 +140,14 @@ void ranks_run(int ranks, void (*body)(struct comm *c, void *self), void *self) 
     pthread_barrier_destroy(&group.barrier);
     free(group.published);
     free(threads);
+}
+
+int ranks_world(struct comm *world) {
+    error err = {0};
+    const char *want = getenv("EXPECT_RANKS");
+    int result = comm_open(world, &err);
+    if (result != 0) fprintf(stderr, "%s\n", err.text);
+    else if (want && atoi(want) != world->ranks) fprintf(stderr, "%d ranks, not %s\n", world->ranks, want);
+    else return 0;
+    return 1;
 }

@@ -8,4 +8,8 @@
 /* Run `body` on `ranks` threads, each with its own communication, and wait for all. */
 void ranks_run(int ranks, void (*body)(struct comm *c, void *self), void *self);
 
+/* Open the communication of a program that may have been started under mpirun. Not 0, and told, if it can't be, or if
+ * there are not EXPECT_RANKS ranks (set by test_mpi.sh): a job of single processes must not pass for one of several. */
+int ranks_world(struct comm *world);
+
 #endif

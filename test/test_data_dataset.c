@@ -2,28 +2,10 @@
  * the tokenizer.json beside them, and more shards than a process may open files at first. */
 #include "data/tokenizer.h"
 #include "test/support_shard.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #include <sys/resource.h>
 #include <sys/stat.h>
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
-
-static const char *in_directory(const char *name) {
-    return unit_path(directory, name);
-}
 
 /* A shard with `count` tokens that are first, first + 1, ... and documents at every multiple of 10 of that number. */
 struct part {

@@ -1,26 +1,12 @@
 /* test_data_jsonl.c: JSON lines: what json_scan finds and refuses, by hand and compared with jansson, and what tokenize
  * makes of lines of every length, compressed or not. */
 #include "test/support_text.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #include "data/json_scan.h"
 #include <jansson.h>
 #include <zlib.h>
 #include <zstd.h>
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
 
 /* ---- one line ---------------------------------------------------------------------------------------------------- */
 

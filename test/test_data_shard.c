@@ -2,29 +2,10 @@
  * writer refuses, what it leaves on disk, and reading by many threads. Damaged shards are test_data_shard_damage.c's.
  */
 #include "test/support_shard.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #include <pthread.h>
 #include <zstd.h>
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
-
-/* The path of `name` in the test's directory, in one of four buffers used in turn. */
-static const char *in_directory(const char *name) {
-    return unit_path(directory, name);
-}
 
 static void assert_same_file(const char *a, const char *b) {
     error err;

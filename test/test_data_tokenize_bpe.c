@@ -2,7 +2,7 @@
  * whatever they hold; shards know the bytes of text that ids stand for; text comes back. */
 #include "data/shard.h"
 #include "test/support_text.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,20 +14,6 @@
 #define FLAGS "test/tokenizer/flags.json"
 
 enum { BLOCK = 1 << 18 }; /* of data/encode_pipeline.c */
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
 
 static void add_times(struct text *t, const char *piece, size_t times) {
     for (size_t i = 0; i < times; i++) text_add(t, piece, strlen(piece));

@@ -3,24 +3,10 @@
  * same way is test_tokenizer.sh's. */
 #include "common/json.h"
 #include "data/tokenizer.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #include <sys/stat.h>
 #include <xxhash.h>
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
 
 static tokenizer *open_bytes(void) {
     error err;

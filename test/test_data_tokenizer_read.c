@@ -2,23 +2,9 @@
  * of the same tokenizer, GPT-2's two files, and files that are damaged anywhere. The ids are test_data_bpe.c's. */
 #include "common/json.h"
 #include "data/tokenizer.h"
-#include "test/unit.h"
+#include "test/unit_directory.h"
 
 #define DATA "test/tokenizer/"
-
-static char directory[256];
-
-static int enter(void **state) {
-    (void)state;
-    unit_directory(directory);
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    unit_directory_remove(directory);
-    return 0;
-}
 
 static char *read_file(const char *path, size_t *size) {
     error err;

@@ -156,17 +156,7 @@ static void test_threads(void **state) {
 }
 
 int main(void) {
-    error err = {0};
-    if (comm_open(&world, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        return 1;
-    }
-    /* Set by test_mpi.sh: a job of single processes must not pass for one of several. */
-    const char *want = getenv("EXPECT_RANKS");
-    if (want && atoi(want) != world.ranks) {
-        fprintf(stderr, "%d ranks, not %s\n", world.ranks, want);
-        return 1;
-    }
+    if (ranks_world(&world) != 0) return 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_started_so), cmocka_unit_test(test_threads)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     comm_close(&world);

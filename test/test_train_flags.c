@@ -19,7 +19,7 @@ static const struct option table[] = {
     {"name", OPTION_STRING, AT(name), NULL, 0, 0, "", "Whose.", NULL},
     {"loud", OPTION_BOOL, AT(loud), "false", 0, 0, "", "Whether.", NULL},
     {"color", OPTION_CHOICE, AT(color), "green", 0, 0, "", "Which.", colors},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 static const struct flags flags = {
     .command = "paint", .arguments = "WALL", .summary = "Paints.", .table = table, .least = 1, .most = 2};

@@ -1,27 +1,11 @@
 /* test_train_ramp.c: the size of every step's batch and the sample it starts with, against the rules of train/ramp.h
  * written out step by step; how the ramp's batches are dealt out; and what is refused. */
+#include "test/support_options.h"
 #include "test/unit.h"
-#include "train/options.h"
-
-static int bind(const char *text, struct run_options *o, error *err) {
-    config *c = NULL;
-    assert_int_equal(config_parse(&c, text, strlen(text), "test.ini", err), 0);
-    int result = run_options_bind(o, c, err);
-    config_free(c);
-    return result;
-}
 
 static void bound(const char *text, struct run_options *o) {
     error err = {0};
-    if (bind(text, o, &err) != 0) fail_msg("%s", err.text);
-}
-
-static void check_refused(const char *text, const char *words) {
-    struct run_options o;
-    error err = {0};
-    assert_int_equal(bind(text, &o, &err), -1);
-    assert_int_equal(err.kind, ERROR_INPUT);
-    if (!strstr(err.text, words)) fail_msg("'%s' does not say '%s'", err.text, words);
+    if (options_bind(text, o, &err) != 0) fail_msg("%s", err.text);
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------ */
@@ -104,7 +88,7 @@ static void test_far_away(void **state) {
     bound("[train]\nbatch = 1Gi\nsteps = 10\n[ramp]\nstages = 1000000000*1000000000000 1*5\n", &o);
     assert_true(ramp_samples(&o.ramp, INT64_MAX) == UINT64_MAX);
     assert_int_equal(ramp_samples(&o.ramp, 10), 10000000000);
-    check_refused("[train]\nbatch = 1Gi\nsteps = 1000g\n", "are too many to count; their product must be below 2^63");
+    options_refused("[train]\nbatch = 1Gi\nsteps = 1000g\n", "are too many to count; their product must be below 2^63");
 }
 
 /* ---- dealing out ------------------------------------------------------------------------------------------------ */
@@ -154,18 +138,19 @@ static void test_refused(void **state) {
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         char text[200];
         snprintf(text, sizeof text, "[ramp]\nstages = %s\n", stages[i]);
-        check_refused(text, "is no stage; write BATCH*STEPS, such as 128*2000, with a batch from 1 to train.batch = 8");
+        options_refused(text,
+                        "is no stage; write BATCH*STEPS, such as 128*2000, with a batch from 1 to train.batch = 8");
     }
-    check_refused("[ramp]\nstages = 4*2\nstart = 2\n", "ramp.stages = 4*2 says all of a ramp");
-    check_refused("[ramp]\nsteps = 2\n", "ramp.start = 0 means no ramp");
-    check_refused("[ramp]\nstart = 2\nincrement = 2\n", "ramp.start = 2 needs either ramp.steps or ramp.tokens");
-    check_refused("[ramp]\nstart = 2\nincrement = 2\nsteps = 1\ntokens = 1\n", "needs either ramp.steps or");
-    check_refused("[ramp]\nstart = 16\nincrement = 2\nsteps = 5\n", "ramp.start = 16 is above train.batch = 8");
-    check_refused("[ramp]\nstart = 2\nincrement = 4\nsteps = 5\n",
-                  "ramp.increment = 4 does not divide train.batch - ramp.start = 8 - 2 = 6");
-    check_refused("[ramp]\nstart = 2\nsteps = 5\n", "ramp.increment = 0 does not divide");
-    check_refused("[train]\nbatch = 5000\n[ramp]\nstart = 1\nincrement = 1\nsteps = 9000\n",
-                  "ramp.increment = 1 makes 4999 stages; at most 1024 are possible");
+    options_refused("[ramp]\nstages = 4*2\nstart = 2\n", "ramp.stages = 4*2 says all of a ramp");
+    options_refused("[ramp]\nsteps = 2\n", "ramp.start = 0 means no ramp");
+    options_refused("[ramp]\nstart = 2\nincrement = 2\n", "ramp.start = 2 needs either ramp.steps or ramp.tokens");
+    options_refused("[ramp]\nstart = 2\nincrement = 2\nsteps = 1\ntokens = 1\n", "needs either ramp.steps or");
+    options_refused("[ramp]\nstart = 16\nincrement = 2\nsteps = 5\n", "ramp.start = 16 is above train.batch = 8");
+    options_refused("[ramp]\nstart = 2\nincrement = 4\nsteps = 5\n",
+                    "ramp.increment = 4 does not divide train.batch - ramp.start = 8 - 2 = 6");
+    options_refused("[ramp]\nstart = 2\nsteps = 5\n", "ramp.increment = 0 does not divide");
+    options_refused("[train]\nbatch = 5000\n[ramp]\nstart = 1\nincrement = 1\nsteps = 9000\n",
+                    "ramp.increment = 1 makes 4999 stages; at most 1024 are possible");
     char many[6000] = ""; /* more than a line of a config holds */
     struct ramp ramp;
     error err = {0};

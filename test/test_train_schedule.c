@@ -1,7 +1,7 @@
 /* test_train_schedule.c: the learning rate at points computed by hand, its edges, the options that belong to it,
  * and how a global batch is dealt out. */
+#include "test/support_options.h"
 #include "test/unit.h"
-#include "train/options.h"
 
 #include <math.h>
 
@@ -139,47 +139,33 @@ static void test_falls_and_is_bounded(void **state) {
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
 
-static int bind(const char *text, struct run_options *o, error *err) {
-    config *c = NULL;
-    assert_int_equal(config_parse(&c, text, strlen(text), "test.ini", err), 0);
-    int result = run_options_bind(o, c, err);
-    config_free(c);
-    return result;
-}
-
-static void check_refused(const char *text, const char *words) {
-    struct run_options o;
-    error err = {0};
-    assert_int_equal(bind(text, &o, &err), -1);
-    assert_int_equal(err.kind, ERROR_INPUT);
-    if (!strstr(err.text, words)) fail_msg("'%s' does not say '%s'", err.text, words);
-}
-
 static void test_option_rules(void **state) {
     (void)state;
     struct run_options o;
     error err = {0};
-    assert_int_equal(bind("", &o, &err), 0);
-    assert_int_equal(bind("[train]\nsteps = 5\n[schedule]\nwarmup = 5\n", &o, &err), 0);
-    assert_int_equal(bind("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 2\ndecay_steps = 3\n", &o, &err), 0);
-    check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 6\n", "schedule.warmup = 6 is longer than train.steps = 5");
-    check_refused("[optimizer]\nlr = 1e-4\n[schedule]\nmin_lr = 2e-4\n",
-                  "schedule.min_lr = 0.0002 is above the peak optimizer.lr = 0.0001");
-    check_refused("[schedule]\nkind = wsd\n",
-                  "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
-    check_refused("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 3\ndecay_steps = 3\n", "from 1 to 2");
-    check_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 3\ncooldown = 3\n",
-                  "schedule.cooldown = 3 is longer than the 2 steps that train.steps = 5 and "
-                   "schedule.warmup = 3 leave");
-    check_refused("[schedule]\nkind = wsd\ndecay_steps = 3\ncooldown = 3\n",
-                  "schedule.cooldown = 3 does not suit schedule.kind = wsd");
-    check_refused("[schedule]\nkind = exponential\n", "schedule.half_life = 0");
-    check_refused("[train]\nsteps = 0\n", "steps = 0");
-    check_refused("[optimizer]\nbeta2 = 1\n", "beta2 = 1");
-    check_refused("[schedule]\nkind = cosin\n", "did you mean cosine?");
-    assert_int_equal(bind("[optimizer]\nlr = 0\n", &o, &err), 0);
-    check_refused("[optimizer]\nlr = 0\ndecay_mode = detached\n",
-                  "optimizer.lr = 0 does not suit optimizer.decay_mode = detached");
+    assert_int_equal(options_bind("", &o, &err), 0);
+    assert_int_equal(options_bind("[train]\nsteps = 5\n[schedule]\nwarmup = 5\n", &o, &err), 0);
+    static const char wsd[] = "[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 2\ndecay_steps = 3\n";
+    assert_int_equal(options_bind(wsd, &o, &err), 0);
+    options_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 6\n",
+                    "schedule.warmup = 6 is longer than train.steps = 5");
+    options_refused("[optimizer]\nlr = 1e-4\n[schedule]\nmin_lr = 2e-4\n",
+                    "schedule.min_lr = 0.0002 is above the peak optimizer.lr = 0.0001");
+    options_refused("[schedule]\nkind = wsd\n",
+                    "schedule.decay_steps = 0 does not suit schedule.kind = wsd; it must be from 1 to 1000");
+    options_refused("[train]\nsteps = 5\n[schedule]\nkind = wsd\nwarmup = 3\ndecay_steps = 3\n", "from 1 to 2");
+    options_refused("[train]\nsteps = 5\n[schedule]\nwarmup = 3\ncooldown = 3\n",
+                    "schedule.cooldown = 3 is longer than the 2 steps that train.steps = 5 and "
+                    "schedule.warmup = 3 leave");
+    options_refused("[schedule]\nkind = wsd\ndecay_steps = 3\ncooldown = 3\n",
+                    "schedule.cooldown = 3 does not suit schedule.kind = wsd");
+    options_refused("[schedule]\nkind = exponential\n", "schedule.half_life = 0");
+    options_refused("[train]\nsteps = 0\n", "steps = 0");
+    options_refused("[optimizer]\nbeta2 = 1\n", "beta2 = 1");
+    options_refused("[schedule]\nkind = cosin\n", "did you mean cosine?");
+    assert_int_equal(options_bind("[optimizer]\nlr = 0\n", &o, &err), 0);
+    options_refused("[optimizer]\nlr = 0\ndecay_mode = detached\n",
+                    "optimizer.lr = 0 does not suit optimizer.decay_mode = detached");
 }
 
 static void test_groups(void **state) {
@@ -198,16 +184,16 @@ static void test_groups(void **state) {
     assert_true(g[0].lr_scale == 0 && isnan(g[0].weight_decay) && isnan(g[0].clamp_min) && isnan(g[0].clamp_max));
     assert_true(isnan(g[1].lr_scale) && g[1].weight_decay == 0.5 && isnan(g[1].clamp_min) && g[1].clamp_max == 2);
     config_free(c);
-    check_refused("[group.a]\nlr_scale = 2\n", "[group.a] match is missing");
-    check_refused("[group.a]\nmatch = *\n", "[group.a] changes nothing; give it lr_scale");
-    check_refused("[group.]\nmatch = *\nlr_scale = 2\n", "section [group.] has no name");
-    check_refused("[group.a]\nmatch = *\nlr_scale = -1\n", "from 0 to 1000000, or empty");
-    check_refused("[group.a]\nmatch = *\nclamp_min = nan\n", "clamp_min = nan");
+    options_refused("[group.a]\nlr_scale = 2\n", "[group.a] match is missing");
+    options_refused("[group.a]\nmatch = *\n", "[group.a] changes nothing; give it lr_scale");
+    options_refused("[group.]\nmatch = *\nlr_scale = 2\n", "section [group.] has no name");
+    options_refused("[group.a]\nmatch = *\nlr_scale = -1\n", "from 0 to 1000000, or empty");
+    options_refused("[group.a]\nmatch = *\nclamp_min = nan\n", "clamp_min = nan");
     char many[4096] = "";
     for (int i = 0; i <= LIMIT_GROUPS; i++) {
         snprintf(many + strlen(many), sizeof many - strlen(many), "[group.g%d]\nmatch = *\nlr_scale = 2\n", i);
     }
-    check_refused(many, "there are 65 [group.NAME] sections; at most 64 are possible");
+    options_refused(many, "there are 65 [group.NAME] sections; at most 64 are possible");
 }
 
 static void check_split(int64_t batch, int64_t micro, int ranks, int64_t want_micro, int64_t want_accumulate) {

@@ -6,6 +6,7 @@
 #include "common/rng.h"
 #include "test/support_corpus.h"
 #include "test/support_model.h"
+#include "test/support_ranks.h"
 #include "test/unit.h"
 #include "train/checkpoint.h"
 #include "train/options.h"
@@ -375,16 +376,7 @@ static void test_not_finite_is_skipped(void **state) {
 }
 
 int main(void) {
-    error err = {0};
-    if (comm_open(&world, &err) != 0) {
-        fprintf(stderr, "%s\n", err.text);
-        return 1;
-    }
-    const char *want = getenv("EXPECT_RANKS");
-    if (want && atoi(want) != world.ranks) {
-        fprintf(stderr, "%d ranks, not %s\n", world.ranks, want);
-        return 1;
-    }
+    if (ranks_world(&world) != 0) return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mean_over_the_global_batch),  cmocka_unit_test(test_split_changes_nothing),
         cmocka_unit_test(test_resumes_at_the_next_sample),  cmocka_unit_test(test_learning_rate),

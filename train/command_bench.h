@@ -7,8 +7,6 @@
 #include "train/flags.h"
 #include "train/json_line.h"
 
-#define OPTIONS_END                                                                                                    \
-    { NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL }
 #define PRODUCT_MAX 32768 /* three matrices of it are 12 GiB in float */
 
 extern const struct flags bench_ops_flags, bench_layer_flags, bench_train_flags, bench_gemm_flags, bench_loader_flags,

@@ -45,7 +45,7 @@ static const struct option eval_flags_table[] = {
                       "What computes; auto: a GPU if there is one.", device_choices},
     [GIVEN_PRECISION] = {"precision", OPTION_CHOICE, AT(precision), "auto", 0, 0, "",
                          "Numbers that are computed with; auto: bf16 on a GPU, fp32 on the CPU.", precision_choices},
-    [GIVEN_PRECISION + 1] = {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    [GIVEN_PRECISION + 1] = OPTIONS_END,
 };
 
 static const struct flags flags = {

@@ -26,7 +26,7 @@ static const struct option export_table[] = {
      dtype_choices},
     {"dtype-all", OPTION_BOOL, FIELD(all), "false", 0, 0, "", "bf16: these too, for software that wants one type.",
      NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags flags = {

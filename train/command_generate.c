@@ -48,7 +48,7 @@ static const struct option generate_flags_table[] = {
      device_choices},
     {"precision", OPTION_CHOICE, AT(precision), "auto", 0, 0, "",
      "Numbers that are computed with; auto: bf16 on a GPU, fp32 on the CPU.", precision_choices},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags flags = {

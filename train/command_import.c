@@ -20,7 +20,7 @@ static const struct option import_table[] = {
     {"out", OPTION_STRING, FIELD(out), NULL, 0, 0, "", "The checkpoint to write; must not exist.", NULL},
     {"tokenizer", OPTION_STRING, FIELD(tokenizer), "", 0, 0, "",
      "Tokenizer of the model: bytes, or a tokenizer.json; without it the one in DIRECTORY.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags flags = {

@@ -38,7 +38,7 @@ static const struct option plan_table[] = {
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, "", "Print one JSON object.", NULL},
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, "",
      "Print every tensor too: name, shape, and how the optimizer treats it.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 enum { GIVEN_DEVICE = 4, GIVEN_PRECISION }; /* their places in the table */
 

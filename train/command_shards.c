@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const struct option no_options[] = {{NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL}};
+static const struct option no_options[] = {OPTIONS_END};
 
 /* ---- info -------------------------------------------------------------------------------------------------------- */
 
@@ -28,7 +28,7 @@ struct info_flags {
 static const struct option info_table[] = {
     {"json", OPTION_BOOL, offsetof(struct info_flags, json), "false", 0, 0, "",
      "One JSON object a shard, each on a line.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags info_command = {
@@ -125,7 +125,7 @@ struct verify_flags {
 static const struct option verify_table[] = {
     {"threads", OPTION_INT, offsetof(struct verify_flags, threads), "0", 0, 1024, "threads",
      "Threads that decompress and check; 0 = as many as this process may run on.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags verify_command = {

@@ -44,7 +44,7 @@ static const struct option tokenize_table[] = {
      NULL},
     {"overwrite", OPTION_BOOL, FIELD(overwrite), "false", 0, 0, "",
      "Replace the shards of this prefix that are in the directory.", NULL},
-    {NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL},
+    OPTIONS_END,
 };
 
 static const struct flags tokenize_command = {

@@ -6,7 +6,7 @@
 #include "train/trainer.h"
 #include <stdlib.h>
 
-static const struct option no_options[] = {{NULL, OPTION_INT, 0, NULL, 0, 0, NULL, NULL, NULL}};
+static const struct option no_options[] = {OPTIONS_END};
 
 static const struct flags flags = {
     .command = "train",
