@@ -1,6 +1,7 @@
 /* test_train_plan.c: `riverrun plan`: its numbers are those of a model that is really opened, the batch it finds is the
  * largest that fits, and bad arguments are refused. */
 #include "test/support_model.h"
+#include "test/support_published.h"
 #include "test/unit.h"
 
 #include "common/json.h"
@@ -47,88 +48,14 @@ static int64_t number(const json_t *object, const char *group, const char *key) 
 
 static void test_published(void **state) {
     (void)state;
-    static const struct {
-        const char *path;
-        int64_t params, rows;
-        int matrices; /* embedding and head: 1 where they are one */
-        int64_t seq;
-    } models[] = {
-        {"configs/mamba/130m.ini", 129135360, 50280, 1, 2048},
-        {"configs/mamba/370m.ini", 371516416, 50280, 1, 2048},
-        {"configs/mamba/790m.ini", 793204224, 50280, 1, 2048},
-        {"configs/mamba/1.4b.ini", 1372178432, 50280, 1, 2048},
-        {"configs/mamba/2.8b.ini", 2768345600, 50280, 1, 2048},
-        {"configs/mamba2/130m.ini", 128989632, 50288, 1, 2048},
-        {"configs/mamba2/370m.ini", 368346624, 50288, 1, 2048},
-        {"configs/mamba2/780m.ini", 780161280, 50288, 1, 2048},
-        {"configs/mamba2/1.3b.ini", 1343757312, 50288, 1, 2048},
-        {"configs/mamba2/2.7b.ini", 2702599680, 50288, 1, 2048},
-        {"configs/xlstm/165m.ini", 164073312, 50304, 2, 2048},
-        {"configs/xlstm/1.4b.ini", 1420839104, 50304, 2, 2048},
-        {"configs/xlstm/2.8b.ini", 2780449600, 50304, 2, 2048},
-        {"configs/xlstm/7b.ini", 6865424896, 50304, 2, 8192},
-        {"configs/xlstm/125m-1-0.ini", 163806144, 50304, 2, 2048},
-        {"configs/xlstm/125m-7-1.ini", 163690928, 50304, 2, 2048},
-        {"configs/xlstm/350m-1-0.ini", 409290112, 50304, 2, 2048},
-        {"configs/xlstm/350m-7-1.ini", 408436048, 50304, 2, 2048},
-        {"configs/xlstm/760m-1-0.ini", 840427392, 50304, 2, 2048},
-        {"configs/xlstm/760m-7-1.ini", 839736144, 50304, 2, 2048},
-        {"configs/xlstm/1.3b-1-0.ini", 1422559616, 50304, 2, 2048},
-        {"configs/xlstm/1.3b-7-1.ini", 1420065104, 50304, 2, 2048},
-        {"configs/xlstm/2.7b-1-0.ini", 2788396032, 50304, 2, 2048},
-        {"configs/llama/124m.ini", 123575040, 50288, 1, 2048},
-        {"configs/llama/1.3b.ini", 1317341184, 50288, 1, 2048},
-        {"configs/pararnn/gru-400m.ini", 405644288, 50432, 2, 2048},
-        {"configs/pararnn/gru-1b.ini", 1415268352, 50432, 2, 2048},
-        {"configs/pararnn/gru-2.9b.ini", 2901854720, 50432, 2, 2048},
-        {"configs/pararnn/gru-7b.ini", 6756896768, 50432, 2, 2048},
-        {"configs/pararnn/lstm-400m.ini", 405693440, 50432, 2, 2048},
-        {"configs/pararnn/lstm-1b.ini", 1415366656, 50432, 2, 2048},
-        {"configs/pararnn/lstm-2.9b.ini", 2902018560, 50432, 2, 2048},
-        {"configs/pararnn/lstm-7b.ini", 6757158912, 50432, 2, 2048},
-        {"configs/pararnn/transformer-400m.ini", 411622400, 50432, 2, 2048},
-        {"configs/pararnn/transformer-1b.ini", 1439801344, 50432, 2, 2048},
-        {"configs/pararnn/transformer-2.9b.ini", 2795937280, 50432, 2, 2048},
-        {"configs/pararnn/transformer-7b.ini", 6889418752, 50432, 2, 2048},
-        {"configs/pararnn/mamba2-400m.ini", 409072640, 50432, 2, 2048},
-        {"configs/pararnn/mamba2-1b.ini", 1425263104, 50432, 2, 2048},
-        {"configs/pararnn/mamba2-2.9b.ini", 2832074240, 50432, 2, 2048},
-        {"configs/pararnn/mamba2-7b.ini", 6959771648, 50432, 2, 2048},
-        {"configs/llama/350m.ini", 359826432, 50288, 1, 2048},
-        {"configs/llama/760m.ini", 756794880, 50288, 1, 2048},
-        {"configs/llama/2.7b.ini", 2666457600, 50288, 1, 2048},
-        {"configs/llama/xlstm-125m.ini", 162220800, 50304, 2, 2048},
-        {"configs/llama/xlstm-350m.ini", 406635520, 50304, 2, 2048},
-        {"configs/llama/xlstm-760m.ini", 834086400, 50304, 2, 2048},
-        {"configs/llama/xlstm-1.3b.ini", 1420396544, 50304, 2, 2048},
-        {"configs/llama/fla-340m.ini", 373867520, 32000, 2, 4096},
-        {"configs/llama/fla-1b.ini", 1364297728, 32000, 2, 4096},
-        {"configs/rat/1.3b-16.ini", 1298810880, 32000, 1, 4096},
-        {"configs/rat/1.3b-64.ini", 1298810880, 32000, 1, 4096},
-        {"configs/rat/1.3b-16-local.ini", 1286203392, 32000, 1, 4096},
-        {"configs/rat/1.3b-attention.ini", 1273595904, 32000, 1, 4096},
-        {"configs/rat/1.3b-attention-local.ini", 1273595904, 32000, 1, 4096},
-        {"configs/rat/1.3b-rnn.ini", 1298810880, 32000, 1, 4096},
-        {"configs/rat/185m-16.ini", 186946560, 32000, 1, 4096},
-        {"configs/rat/185m-64.ini", 186946560, 32000, 1, 4096},
-        {"configs/rat/185m-16-local.ini", 185367552, 32000, 1, 4096},
-        {"configs/rat/185m-attention.ini", 183788544, 32000, 1, 4096},
-        {"configs/hybrid/jamba.ini", 862358016, 50272, 1, 2048},
-        {"configs/hybrid/mamba2-350m-attention.ini", 353895872, 50272, 1, 2048},
-        {"configs/hybrid/mamba2-2.7b-attention.ini", 2697245280, 50288, 1, 2048},
-        {"configs/hybrid/samba.ini", 822498816, 50272, 1, 2048},
-        {"configs/hybrid/griffin.ini", 368215040, 50272, 1, 2048},
-        {"configs/hybrid/apriel-h1.ini", 736535552, 50272, 1, 2048},
-    };
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-        json_t *o = plan_json((char *[]){"plan", (char *)models[i].path, "--json", NULL});
-        assert_int_equal(number(o, NULL, "parameters"), models[i].params);
-        assert_int_equal(number(o, NULL, "embedding_parameters"),
-                         models[i].matrices * models[i].rows * number(o, NULL, "d_model"));
+    for (const struct published *p = published_models; p->path; p++) {
+        json_t *o = plan_json((char *[]){"plan", (char *)p->path, "--json", NULL});
+        assert_int_equal(number(o, NULL, "parameters"), p->params);
+        assert_int_equal(number(o, NULL, "embedding_parameters"), p->matrices * p->rows * p->d_model);
         /* Tensors are padded to 64 bytes, no more. */
         int64_t bytes = number(o, "memory", "parameters");
-        assert_true(bytes >= 4 * models[i].params && (double)bytes < 4.0001 * (double)models[i].params);
-        assert_int_equal(number(o, NULL, "seq"), models[i].seq);
+        assert_true(bytes >= 4 * p->params && (double)bytes < 4.0001 * (double)p->params);
+        assert_int_equal(number(o, NULL, "seq"), p->seq);
         json_decref(o);
     }
 }
