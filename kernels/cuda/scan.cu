@@ -137,19 +137,6 @@ __device__ __forceinline__ void fill_room(forward_room &room, const forward_tile
     if (starts || left < TILE) mend_tile(room, starts, left);
 }
 
-/* Sums over the four lanes that hold a pair, of four tokens' two channels: lane quarter 2 j + k gets those of channel j
- * and tokens 2 k and 2 k + 1. */
-__device__ __forceinline__ float2 pair_sums(const float (&first)[4], const float (&second)[4], int lane) {
-    bool upper = lane & 16, later = lane & 8;
-    float sums[4];
-#pragma unroll
-    for (int t = 0; t < 4; t++)
-        sums[t] = (upper ? second[t] : first[t]) + __shfl_xor_sync(FULL, upper ? first[t] : second[t], 16);
-    float2 kept = later ? make_float2(sums[2], sums[3]) : make_float2(sums[0], sums[1]);
-    float2 given = later ? make_float2(sums[0], sums[1]) : make_float2(sums[2], sums[3]);
-    return make_float2(kept.x + __shfl_xor_sync(FULL, given.x, 8), kept.y + __shfl_xor_sync(FULL, given.y, 8));
-}
-
 /* Four tokens at a time: what one of them stores would keep the reads of the next waiting. */
 __device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&rate)[2][STATES], forward_room &room,
                                           const scan_place &at) {
@@ -171,10 +158,11 @@ __device__ __forceinline__ void walk_tile(float (&h)[2][STATES], const float (&r
                 second[t] += c[n] * h[1][n];
             }
         }
-        float2 y = pair_sums(first, second, at.lane);
-        int t = t0 + 2 * (at.lane >> 3 & 1), channel = at.local + (at.lane >> 4);
-        room.y[t][channel] = y.x;
-        room.y[t + 1][channel] = y.y;
+        const float even[4] = {first[0], first[2], second[0], second[2]};
+        const float odd[4] = {first[1], first[3], second[1], second[3]};
+        int t = t0 + 2 * (at.quarter & 1), channel = at.local + (at.quarter >> 1);
+        room.y[t][channel] = sum_states(even, at.lane);
+        room.y[t + 1][channel] = sum_states(odd, at.lane);
     }
 }
 
@@ -187,28 +175,33 @@ __device__ __forceinline__ void join_groups(float2 &y, float *sums, const scan_p
     if (!last) store_pair<float, false>(sums, y.x, y.y, own.count);
 }
 
-/* g of a tile from its y. `sums` is NULL where all states are in one group. */
+/* g of a tile from its y. `sums` is NULL where all states are in one group. Where there is a gate as well, nothing is
+ * asked of a token, and the tokens of a thread are worked on beside each other. */
 template <class T, bool WIDE>
 __device__ __forceinline__ void store_tile(const scan_line<T> &g, float *sums, const forward_room &room,
                                            const scan_two<T> (&xs)[ROUNDS], const scan_two<T> (&zs)[ROUNDS], bool gated,
                                            const scan_problem &p, const scan_pair &own, float2 skip, int left, int n0) {
+    auto tokens = [&](auto plain) {
+        constexpr bool PLAIN = plain.value;
 #pragma unroll
-    for (int k = 0; k < ROUNDS; k++) {
-        int local = k * TOKENS + threadIdx.x / WARP;
-        if (local >= left) break;
-        float2 y = *reinterpret_cast<const float2 *>(&room.y[local][2 * own.place]), x = xs[k].floats();
-        if (sums) {
-            bool last = n0 + GROUP >= p.N;
-            join_groups(y, sums + local * p.D, own, n0 == 0, last);
-            if (!last) continue;
+        for (int k = 0; k < ROUNDS; k++) {
+            int local = k * TOKENS + threadIdx.x / WARP, count = local < left ? own.count : 0;
+            float2 y = *reinterpret_cast<const float2 *>(&room.y[local][2 * own.place]), x = xs[k].floats();
+            if (!PLAIN && sums && count) {
+                bool last = n0 + GROUP >= p.N;
+                join_groups(y, sums + local * p.D, own, n0 == 0, last);
+                if (!last) continue;
+            }
+            y.x += skip.x * x.x, y.y += skip.y * x.y;
+            if (PLAIN || gated) {
+                float2 z = zs[k].floats();
+                y.x *= silu_of(z.x), y.y *= silu_of(z.y);
+            }
+            store_pair<T, WIDE>(g.at(local), y.x, y.y, count);
         }
-        y.x += skip.x * x.x, y.y += skip.y * x.y;
-        if (gated) {
-            float2 z = zs[k].floats();
-            y.x *= silu_of(z.x), y.y *= silu_of(z.y);
-        }
-        store_pair<T, WIDE>(g.at(local), y.x, y.y, own.count);
-    }
+    };
+    if (gated && !sums) tokens(constant<1>());
+    else tokens(constant<0>());
 }
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. `entering` (B, segments, N, D): what

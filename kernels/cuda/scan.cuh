@@ -1,8 +1,8 @@
 /* scan.cuh: what the passes of the selective scan share: the problem, how time is cut, and how a block walks it.
  *
  * A block owns SCAN_BLOCK neighbouring channels of one batch row. In its walk over time a thread owns two
- * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a pair is in four lanes of
- * a warp, l, l + 8, l + 16 and l + 24. What is one number for each token and channel (step size, gate, skip) is
+ * neighbouring channels and four of the GROUP = 16 states that are worked on at once, so a pair is in four neighbouring
+ * lanes of a warp. What is one number for each token and channel (step size, gate, skip) is
  * computed between walks by threads that take pairs of channels as they lie in memory, a warp a token, and passes
  * through shared memory.
  *
@@ -228,13 +228,13 @@ __device__ __forceinline__ scan_some<T, E> load_states(const scan_line<T> &line,
 struct scan_place {
     int64_t row, segment, i; /* i: the first channel of the pair */
     int lane, local, n;      /* local: the first channel, within the block; n: first state, within the group */
+    int quarter;             /* which of the four lanes of the pair */
 
     __device__ __forceinline__ scan_place() {
-        enum { PAIRS = SCAN_PAIRS / SCAN_WARPS };
         row = blockIdx.z, segment = blockIdx.y;
         lane = threadIdx.x % WARP;
-        local = 2 * ((int)(threadIdx.x / WARP) * PAIRS + lane % PAIRS);
-        n = lane / PAIRS * SCAN_STATES;
+        local = 2 * (int)(threadIdx.x / 4), quarter = lane % 4;
+        n = quarter * SCAN_STATES;
         i = (int64_t)blockIdx.x * SCAN_BLOCK + local;
     }
 };
@@ -289,6 +289,14 @@ __device__ __forceinline__ void store_pairs_of_states(float *to, const float (&h
     } else {
         each_state(p, at, n0, [&](int64_t n, int64_t i, int j, int k) { to[n * p.D + i] = h[j][k]; });
     }
+}
+
+/* The sum over the four lanes of a pair of v[q], in lane q of them. */
+__device__ __forceinline__ float sum_states(const float (&v)[4], int lane) {
+    bool upper = lane & 2, odd = lane & 1;
+    float a = (upper ? v[2] : v[0]) + __shfl_xor_sync(FULL, upper ? v[0] : v[2], 2);
+    float b = (upper ? v[3] : v[1]) + __shfl_xor_sync(FULL, upper ? v[1] : v[3], 2);
+    return (odd ? b : a) + __shfl_xor_sync(FULL, odd ? a : b, 1);
 }
 
 /* The thread's states of a token's b or c in shared memory. */

@@ -10,20 +10,22 @@
  * and dx come back in their places, from which the same threads then form draw and dz.
  * The states come back in two steps: from the piece's saved entering state to those that enter each SUB tokens (kept in
  * shared memory), and from these to the SUB states of one run, in registers with their a.
- * Sums over states are shuffles between the four lanes of a pair, of two tokens at once. Sums over channels, for db and
- * dc, are products with ones on the tensor cores in bf16, and seven shuffles for eight values in fp32: one value a lane
- * either way. The block's warps are added in shared memory, and each block writes 2 x 16 floats a token, which
- * scan_channels_kernel adds in order. dA_log, dd and dbias stay in registers over the walk and leave one row for each
- * batch row and segment. So nothing is atomic, and nothing is added in a changing order. Time is cut in segments as in
- * forward (scan_carry.cu finds what comes in from the right).
+ * Sums over states (the four lanes of a pair) and over channels (a warp's eight pairs), of two tokens at once, are
+ * products with ones on the tensor cores in bf16, added in fp32; what is summed over channels changes lanes for that
+ * in shared memory. In fp32 they are shuffles, and end in the same lanes. The block's warps are added in shared memory,
+ * and each block writes 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and dbias stay in
+ * registers over the walk and leave one row for each batch row and segment. So nothing is atomic, and nothing is added
+ * in a changing order. Time is cut in segments as in forward (scan_carry.cu finds what comes in from the right).
  *
  * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz, instructions for a token, channel and
- * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 4 for the sums, 1 to read shared memory, 6 for
- * what is one number a token and channel: 30 x 1.07e9 at 29.6e12/s, 1.1 ms of issue slots; two exponentials, 0.6 ms,
+ * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 2 for the sums, 1 to read shared memory, 7 for
+ * what is one number a token and channel: 29 x 1.07e9 at 29.6e12/s, 1.05 ms of issue slots; two exponentials, 0.6 ms,
  * and 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
- * multiprocessor, which fill 58 % of the slots (ncu; 32 instructions in all): an H100 takes 2.1 ms. One channel a lane
- * and 16 warps, built and measured, took 2.4. With 12 warps (pieces of 32 tokens, runs of 4) the 512 blocks of this
- * case would need two rounds of which the second is a third full; it would suit shapes of at most 396 blocks.
+ * multiprocessor. With sums by shuffles, 2.5 instructions more, these filled 58 % of the slots (ncu) and an H200 took
+ * 2.0 ms: a warp waits for its own results in a third of the rest, for exponentials and shared memory in a sixth, for
+ * global memory in a seventh. One channel a lane and 16 warps, built and measured, took 2.4. With 12 warps (pieces of
+ * 32 tokens, runs of 4) the 512 blocks of this case would need two rounds of which the second is a third full; it would
+ * suit shapes of at most 396 blocks. Expected now: 1.8 ms.
  */
 #include "kernels/cuda/scan.cuh"
 
@@ -39,6 +41,7 @@ enum {
     EACH = 4,   /* elements of b or c that a thread moves at a time */
     ROUNDS = 8, /* tokens of a thread that are on their way from memory at once */
     STRIDE = ROUNDS * WARPS,
+    VALUES = 4 * 10, /* four matrices of eight rows, two rows of 16 bytes between them because of the banks */
 };
 
 /* Two numbers a token and channel in each of the first two. Before the walk | after it: */
@@ -49,6 +52,7 @@ struct piece_room {
     /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels,
      * in the warp's own places: channels() */
     float4 entering[SUBS][2][THREADS];
+    uint4 values[WARPS][2][VALUES]; /* of a token, of which sum_channels adds up what the lanes of a warp have */
 
     /* Two neighbouring channels at once. */
     __device__ __forceinline__ float4 *pair(float2 (&of)[PIECE][SCAN_BLOCK], int t, int first) {
@@ -85,7 +89,20 @@ __device__ __forceinline__ void load_states_of_piece(piece_room &room, const sca
     }
 }
 
-/* Fill the room for the piece at t0, and add to dd. Tokens beyond the row are zeros: they change nothing. */
+/* Of the tokens from `first` on, those that don't exist change nothing and those that start a document let nothing
+ * through. Both are rare, and tokens that nothing is asked of are filled in beside each other. */
+__device__ __forceinline__ void mend_stride(piece_room &room, const scan_pair &own, unsigned starts, int first,
+                                            int left) {
+#pragma unroll 1
+    for (int local = threadIdx.x / WARP; local < STRIDE; local += WARPS) {
+        float4 *flow = room.pair(room.flow, first + local, 2 * own.place);
+        if (starts >> local & 1) flow->x = flow->z = SCAN_START;
+        if (local < left) continue;
+        *flow = *room.pair(room.other, first + local, 2 * own.place) = make_float4(0, 0, 0, 0);
+    }
+}
+
+/* Fill the room for the piece at t0, and add to dd. */
 template <class T, bool WIDE>
 __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const scan_inputs<T> &in,
                                             const scan_gradients<T> &d, const scan_problem &p, int64_t row, int64_t t0,
@@ -96,7 +113,7 @@ __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const 
 #pragma unroll 1
     for (int first = 0; first < PIECE; first += STRIDE) {
         int left = (int)(p.T - t0 - first < STRIDE ? p.T - t0 - first : STRIDE);
-        scan_two<T> xs[ROUNDS], raws[ROUNDS], zs[ROUNDS], dgs[ROUNDS];
+        scan_two<T> xs[ROUNDS] = {}, raws[ROUNDS] = {}, zs[ROUNDS] = {}, dgs[ROUNDS] = {};
         scan_documents documents;
         if (left > 0) {
             load_pairs<WIDE, WARPS>(xs, in.x.line(row, t0 + first, own.there), own, left);
@@ -109,25 +126,20 @@ __device__ __forceinline__ void enter_piece(piece_room &room, float2 &dd, const 
 #pragma unroll
         for (int k = 0; k < ROUNDS; k++) {
             int local = k * WARPS + threadIdx.x / WARP;
-            float4 flow = make_float4(0, 0, 0, 0), other = flow;
-            if (local < left) {
-                float2 x = xs[k].floats(), raw = raws[k].floats(), dy = dgs[k].floats();
-                float2 delta = make_float2(softplus_of(raw.x + bias.x), softplus_of(raw.y + bias.y));
-                if (in.z.data) {
-                    float2 z = zs[k].floats();
-                    dy.x *= silu_of(z.x), dy.y *= silu_of(z.y);
-                }
-                if (own.count < 2) dy.y = x.y = 0; /* channels that don't exist add nothing to db and dc */
-                if (own.count < 1) dy.x = x.x = 0;
-                bool start = starts >> local & 1;
-                flow = make_float4(start ? SCAN_START : delta.x, delta.x * x.x, start ? SCAN_START : delta.y,
-                                   delta.y * x.y);
-                other = make_float4(dy.x, delta.x, dy.y, delta.y);
-                dd.x += dy.x * x.x, dd.y += dy.y * x.y;
+            float2 x = xs[k].floats(), raw = raws[k].floats(), dy = dgs[k].floats();
+            float2 delta = make_float2(softplus_of(raw.x + bias.x), softplus_of(raw.y + bias.y));
+            if (in.z.data) {
+                float2 z = zs[k].floats();
+                dy.x *= silu_of(z.x), dy.y *= silu_of(z.y);
             }
-            *room.pair(room.flow, first + local, 2 * own.place) = flow;
-            *room.pair(room.other, first + local, 2 * own.place) = other;
+            if (own.count < 2) dy.y = x.y = 0; /* channels that don't exist add nothing to db and dc */
+            if (own.count < 1) dy.x = x.x = 0;
+            *room.pair(room.flow, first + local, 2 * own.place) = make_float4(delta.x, delta.x * x.x, delta.y,
+                                                                              delta.y * x.y);
+            *room.pair(room.other, first + local, 2 * own.place) = make_float4(dy.x, delta.x, dy.y, delta.y);
+            if (local < left) dd.x += dy.x * x.x, dd.y += dy.y * x.y;
         }
+        if (starts || left < STRIDE) mend_stride(room, own, starts, first, left);
     }
 }
 
@@ -176,61 +188,94 @@ __device__ __forceinline__ void advance(float (&next)[2][STATES], float (&decay)
     }
 }
 
-/* Where lane l's value lies among the eight that its eight lanes (l / 8 alike) sum: bits 1, 0, 2 of l. */
-__device__ __forceinline__ int value_of_lane(int lane) {
-    return (lane & 3) << 1 | (lane >> 2 & 1);
-}
-
-/* Sums over eight lanes of v[0..7], of value value_of_lane(l) in lane l. In fp32, seven shuffles: each step halves the
- * values that a lane holds and doubles the lanes they are summed over. */
-__device__ __forceinline__ float sum_lanes(const float (&v)[8], int lane, float) {
-    float four[4], two[2];
-    bool upper = lane & 2;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        float kept = upper ? v[4 + j] : v[j], given = upper ? v[j] : v[4 + j];
-        four[j] = kept + __shfl_xor_sync(FULL, given, 2);
-    }
-    upper = lane & 1;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        float kept = upper ? four[2 + j] : four[j], given = upper ? four[j] : four[2 + j];
-        two[j] = kept + __shfl_xor_sync(FULL, given, 1);
-    }
-    upper = lane & 4;
-    float kept = upper ? two[1] : two[0], given = upper ? two[0] : two[1];
-    return kept + __shfl_xor_sync(FULL, given, 4);
-}
-
-/* The same with the values as operands of a product, in bf16, and the sums in fp32: in a fragment of mma the four lanes
- * l % 4 lie along k, so a matrix of ones adds them up. Columns 2j and 2j+1 of the product, which lane j holds, take the
- * values 2j and 2j+1 from their places along k. One shuffle adds the two rows. */
-__device__ __forceinline__ float sum_lanes(const float (&v)[8], int lane, __nv_bfloat16) {
-    float sums[4] = {};
-    uint32_t one = lane & 4 ? 0x3f800000u : 0x00003f80u; /* column l / 4: the low k of a pair for even ones */
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const uint32_t a[4] = {pack_bf16(v[4 * half], v[4 * half + 1]), 0,
-                               pack_bf16(v[4 * half + 2], v[4 * half + 3]), 0};
-        const uint32_t b[2] = {lane / 8 == 2 * half ? one : 0, lane / 8 == 2 * half + 1 ? one : 0};
-        mma_bf16_m16n8k16(sums, a, b);
-    }
-    bool upper = lane & 4;
-    return (upper ? sums[1] : sums[0]) + __shfl_xor_sync(FULL, upper ? sums[0] : sums[1], 4);
-}
-
-/* A token's sums, over the lane's own states: of its two channels; and over the warp's channels (sum_lanes). */
+/* What a lane has of a token: over its own states, sums of its two channels; over its two channels, the terms of db and
+ * dc of its states. */
 struct token_sums {
-    float s[2], e[2], y[2], channels;
+    float s[2], e[2], y[2], channels[2 * STATES];
 };
 
+/* What is left of two tokens: s, e and y of the token and channel that the lane finishes, and of each token one of the
+ * warp's sums over its channels. */
+struct finished_sums {
+    float s, e, y, channels[2];
+};
+
+/* Sums over the eight pairs of a warp of v[0..7], of v[lane / 4] in each lane: each step halves the values that a lane
+ * holds and doubles the lanes they are summed over. */
+__device__ __forceinline__ float sum_channels(const float (&v)[8], int lane) {
+    float four[4], two[2];
+    bool upper = lane & 16;
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        four[j] = (upper ? v[4 + j] : v[j]) + __shfl_xor_sync(FULL, upper ? v[j] : v[4 + j], 16);
+    upper = lane & 8;
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+        two[j] = (upper ? four[2 + j] : four[j]) + __shfl_xor_sync(FULL, upper ? four[j] : four[2 + j], 8);
+    upper = lane & 4;
+    return (upper ? two[1] : two[0]) + __shfl_xor_sync(FULL, upper ? two[0] : two[1], 4);
+}
+
+/* The same for two tokens in bf16, added in fp32. The values of the four lanes of a pair are rows of four 8 x 8
+ * matrices in shared memory, from where they come back as columns, along k, and a product with ones adds them up: ones
+ * for the first half of k in columns 0 and 2, which lanes 0 and 1 of four hold, for the second in columns 4 and 6. */
+__device__ __forceinline__ void sum_channels(float (&sums)[2], const token_sums &early, const token_sums &late,
+                                             uint4 (&values)[2][VALUES], int lane) {
+    uint32_t ones = 0x3f803f80u, column = lane / 4;
+    const uint32_t b[2] = {column == 0 || column == 2 ? ones : 0, column == 4 || column == 6 ? ones : 0};
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        const float *v = (t ? late : early).channels;
+        values[t][lane % 4 * 10 + lane / 4] = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                                         pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        uint32_t a[4];
+        float d[4] = {};
+        ldmatrix_x4_transposed(a, &values[t][lane / 8 * 10 + lane % 8]);
+        mma_bf16_m16n8k16(d, a, b);
+        sums[t] = lane & 1 ? d[2] : d[0];
+    }
+    __syncwarp(); /* before the next values come there */
+}
+
+/* Finish two tokens: lane q of a pair has channel q / 2 of token q % 2. In fp32 by shuffles. */
+__device__ __forceinline__ finished_sums finish_sums(const token_sums &early, const token_sums &late,
+                                                     uint4 (&)[2][VALUES], int lane, float) {
+    auto four = [&](const float (&a)[2], const float (&b)[2]) {
+        const float v[4] = {a[0], b[0], a[1], b[1]};
+        return sum_states(v, lane);
+    };
+    return {four(early.s, late.s), four(early.e, late.e), four(early.y, late.y),
+            {sum_channels(early.channels, lane), sum_channels(late.channels, lane)}};
+}
+
+/* In bf16, added in fp32, by products with ones: the four lanes of a pair lie along k, two values each, and columns 0,
+ * 2, 4 and 6, which those lanes hold of the product, each take one of the four values. */
+__device__ __forceinline__ finished_sums finish_sums(const token_sums &early, const token_sums &late,
+                                                     uint4 (&values)[2][VALUES], int lane, __nv_bfloat16) {
+    finished_sums out;
+    uint32_t low = 0x3f80u, high = 0x3f800000u, column = lane / 4;
+    const uint32_t a[4] = {pack_bf16(early.s[0], late.s[0]), pack_bf16(early.e[0], late.e[0]),
+                           pack_bf16(early.s[1], late.s[1]), pack_bf16(early.e[1], late.e[1])};
+    const uint32_t b[2] = {column == 0 ? low : column == 2 ? high : 0, column == 4 ? low : column == 6 ? high : 0};
+    const uint32_t y[2] = {pack_bf16(early.y[0], late.y[0]), pack_bf16(early.y[1], late.y[1])};
+    float d[4] = {}, dy[4] = {};
+    mma_bf16_m16n8k16(d, a, b);
+    mma_bf16_m16n8k8(dy, y, b[0] | b[1]);
+    out.s = d[0], out.e = d[2], out.y = lane & 2 ? dy[2] : dy[0];
+    sum_channels(out.channels, early, late, values, lane);
+    return out;
+}
+
 /* One token: from its dh on. */
-template <class T>
 __device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, const scan_place &at,
                                                      const float (&before)[2][STATES], const float (&h)[2][STATES],
                                                      const float (&decay)[2][STATES], int t) {
     float4 flow = *room.pair(room.flow, t, at.local), other = *room.pair(room.other, t, at.local);
-    float b[STATES], c[STATES], values[2 * STATES] = {};
+    float b[STATES], c[STATES];
     token_sums out = {};
     load_four(b, &room.b[t][at.n]);
     load_four(c, &room.c[t][at.n]);
@@ -239,41 +284,32 @@ __device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, 
         float inflow = j ? flow.w : flow.y, dy = j ? other.z : other.x, delta = j ? other.w : other.y;
 #pragma unroll
         for (int k = 0; k < STATES; k++) {
-            float dh = c[k] * dy + w.carry[j][k], through = dh * (decay[j][k] * before[j][k]);
-            values[k] += dh * inflow;
-            values[STATES + k] += dy * h[j][k];
+            float dh = c[k] * dy + w.carry[j][k];
+            w.carry[j][k] = decay[j][k] * dh;
+            float through = w.carry[j][k] * before[j][k];
+            out.channels[k] += dh * inflow;
+            out.channels[STATES + k] += dy * h[j][k];
             out.s[j] += dh * b[k];
             out.e[j] += through * w.rate[j][k];
             out.y[j] += c[k] * h[j][k];
             w.dA[j][k] += through * delta;
-            w.carry[j][k] = decay[j][k] * dh;
         }
     }
-    out.channels = sum_lanes(values, at.lane, T());
     return out;
 }
 
-/* Four sums over the four lanes of a pair, of two tokens' two channels: lane quarter 2 j + k has that of channel j and
- * token k. */
-__device__ __forceinline__ float quarter_sum(const float (&early)[2], const float (&late)[2], int lane) {
-    bool second = lane & 16, later = lane & 8;
-    float a = (second ? early[1] : early[0]) + __shfl_xor_sync(FULL, second ? early[0] : early[1], 16);
-    float b = (second ? late[1] : late[0]) + __shfl_xor_sync(FULL, second ? late[0] : late[1], 16);
-    return (later ? b : a) + __shfl_xor_sync(FULL, later ? a : b, 8);
-}
-
-/* Tokens t and t + 1: dx, s, y and e into their places in the room, each quarter of a warp for a channel and token. */
+/* Tokens t and t + 1: dx, s, y and e into their places in the room, each lane of a pair for a channel and token. */
+template <class T>
 __device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums &early, const token_sums &late,
                                               const walk &w, const scan_place &at, int t) {
-    int mine = t + (at.lane >> 3 & 1), channel = at.local + (at.lane >> 4);
-    float s = quarter_sum(early.s, late.s, at.lane), e = quarter_sum(early.e, late.e, at.lane);
-    float y = quarter_sum(early.y, late.y, at.lane);
+    int warp = threadIdx.x / WARP, mine = t + (at.quarter & 1), channel = at.local + (at.quarter >> 1);
+    finished_sums sums = finish_sums(early, late, room.values[warp], at.lane, T());
     float2 other = room.other[mine][channel]; /* dy, delta */
     __syncwarp();                             /* what is written over has been read */
-    room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * s, s);
-    room.other[mine][channel] = make_float2(y, e * (1.0f / LOG2E));
-    room.channels(t, threadIdx.x / WARP)[at.lane] = early.channels;
-    room.channels(t + 1, threadIdx.x / WARP)[at.lane] = late.channels;
+    room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * sums.s, sums.s);
+    room.other[mine][channel] = make_float2(sums.y, sums.e * (1.0f / LOG2E));
+    room.channels(t, warp)[at.lane] = sums.channels[0];
+    room.channels(t + 1, warp)[at.lane] = sums.channels[1];
 }
 
 /* The block's sums over its channels for a piece. */
@@ -323,9 +359,9 @@ __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan
         for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
 #pragma unroll
         for (int t = SUB - 2; t >= 0; t -= 2) {
-            token_sums late = token_backward<T>(w, room, at, h[t + 1], h[t + 2], decay[t + 1], sub * SUB + t + 1);
-            token_sums early = token_backward<T>(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
-            finish_tokens(room, early, late, w, at, sub * SUB + t);
+            token_sums late = token_backward(w, room, at, h[t + 1], h[t + 2], decay[t + 1], sub * SUB + t + 1);
+            token_sums early = token_backward(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
+            finish_tokens<T>(room, early, late, w, at, sub * SUB + t);
         }
     }
     __syncthreads();
@@ -370,25 +406,30 @@ __device__ __forceinline__ void leave_piece(piece_room &room, float2 &dbias, con
         }
         scan_line<T> dx = d.dx.line(row, t0 + first, own.i), draws = d.draw.line(row, t0 + first, own.i);
         scan_line<T> dzs = d.dz.line(row, t0 + first, own.i);
+        /* PLAIN: there is a gate, and one group of states; then nothing is asked of a token. */
+        auto tokens = [&](auto plain) {
+            constexpr bool PLAIN = plain.value;
 #pragma unroll
-        for (int k = 0; k < ROUNDS; k++) {
-            int local = k * WARPS + threadIdx.x / WARP;
-            if (local >= left) break;
-            float4 flow = *room.pair(room.flow, first + local, 2 * own.place);
-            float4 other = *room.pair(room.other, first + local, 2 * own.place);
-            if (d.sums) join_groups(flow, other, d, p, own, row, t0 + first + local, n0);
-            if (n0 + GROUP < p.N) continue;
-            float2 x = xs[k].floats(), raw = raws[k].floats();
-            float2 draw = make_float2((x.x * flow.y + other.y) * sigmoid_of(raw.x + bias.x),
-                                      (x.y * flow.w + other.w) * sigmoid_of(raw.y + bias.y));
-            dbias.x += draw.x, dbias.y += draw.y;
-            store_pair<T, WIDE>(dx.at(local), flow.x, flow.z, own.count);
-            store_pair<T, WIDE>(draws.at(local), draw.x, draw.y, own.count);
-            if (!d.dz.data) continue;
-            float2 z = zs[k].floats(), dg = dgs[k].floats();
-            store_pair<T, WIDE>(dzs.at(local), dg.x * silu_slope(z.x) * (other.x + skip.x * x.x),
-                                dg.y * silu_slope(z.y) * (other.z + skip.y * x.y), own.count);
-        }
+            for (int k = 0; k < ROUNDS; k++) {
+                int local = k * WARPS + threadIdx.x / WARP, count = local < left ? own.count : 0;
+                float4 flow = *room.pair(room.flow, first + local, 2 * own.place);
+                float4 other = *room.pair(room.other, first + local, 2 * own.place);
+                if (!PLAIN && d.sums && count) join_groups(flow, other, d, p, own, row, t0 + first + local, n0);
+                if (!PLAIN && n0 + GROUP < p.N) continue;
+                float2 x = xs[k].floats(), raw = raws[k].floats();
+                float2 draw = make_float2((x.x * flow.y + other.y) * sigmoid_of(raw.x + bias.x),
+                                          (x.y * flow.w + other.w) * sigmoid_of(raw.y + bias.y));
+                if (local < left) dbias.x += draw.x, dbias.y += draw.y;
+                store_pair<T, WIDE>(dx.at(local), flow.x, flow.z, count);
+                store_pair<T, WIDE>(draws.at(local), draw.x, draw.y, count);
+                if (!PLAIN && !d.dz.data) continue;
+                float2 z = zs[k].floats(), dg = dgs[k].floats();
+                store_pair<T, WIDE>(dzs.at(local), dg.x * silu_slope(z.x) * (other.x + skip.x * x.x),
+                                    dg.y * silu_slope(z.y) * (other.z + skip.y * x.y), count);
+            }
+        };
+        if (d.dz.data && !d.sums) tokens(constant<1>());
+        else tokens(constant<0>());
     }
 }
 
@@ -413,7 +454,7 @@ scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int
     scan_place at;
     float2 dd = make_float2(0, 0), dbias = dd;
     int64_t first = at.segment * p.per_segment, last = at_most(first + p.per_segment, p.pieces);
-    int64_t part = at.row * p.segments + at.segment, channel = at.i + (at.lane >> 4);
+    int64_t part = at.row * p.segments + at.segment, channel = at.i + (at.quarter >> 1);
     walk w = {};
     w.skip = p.d && n0 == 0 && channel < p.D ? p.d[channel] : 0;
     load_rates(w.rate, p, at, n0);
@@ -443,8 +484,8 @@ template <class T>
 __global__ void scan_channels_kernel(scan_rows<T> db, scan_rows<T> dc, const float *of_channels, int64_t blocks,
                                      scan_problem p, int n0) {
     int64_t token = (int64_t)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, row = token / p.T, t = token % p.T;
-    int value = threadIdx.x % WARP, place = value_of_lane(value);
-    int64_t n = n0 + value / 8 * STATES + place % STATES;
+    int value = threadIdx.x % WARP, place = value / 4; /* finish_tokens' lane, and its value of eight */
+    int64_t n = n0 + value % 4 * STATES + place % STATES;
     if (token >= p.B * p.T) return;
     const float *from = of_channels + token * blocks * 2 * GROUP + value;
     float sum = 0;
