@@ -14,6 +14,7 @@ extern "C" {
     F(cublasLtDestroy)                                                                                                 \
     F(cublasLtGetStatusString)                                                                                         \
     F(cublasLtMatmul)                                                                                                  \
+    F(cublasLtMatmulAlgoConfigGetAttribute)                                                                            \
     F(cublasLtMatmulAlgoGetHeuristic)                                                                                  \
     F(cublasLtMatmulDescCreate)                                                                                        \
     F(cublasLtMatmulDescDestroy)                                                                                       \

@@ -7,9 +7,9 @@
  *
  * cuBLASLt counts columns first, so a row-major matrix is its transpose. A plan (descriptor, layouts, algorithm) is
  * made once for a shape, with its types, row steps and the alignment of its pointers, and kept for the life of the
- * device; the algorithm is the library's first proposal for that shape, which depends on nothing measured. Several
- * products of one shape whose matrices follow each other (block_linear.cu) are one call. 2 R I O FLOPs for each
- * product.
+ * device; the algorithm is one of the library's proposals for that shape, by a rule that depends on nothing measured at
+ * run time (below). Several products of one shape whose matrices follow each other (block_linear.cu) are one call.
+ * 2 R I O FLOPs for each product.
  */
 #include "kernels/cuda/gemm.cuh"
 
@@ -109,10 +109,75 @@ static cublasStatus_t plan_describe(struct gemm_plan *p, const struct cublas *lt
     return layout_create(&p->c, lt, c, k->n, k->m, k->ldc, k->count, k->next_c);
 }
 
+/* --- the choice of an algorithm -----------------------------------------------------------------------------------
+ *
+ * The library proposes up to eight algorithms, first what its own model of the chip likes best. That is taken but for
+ * two kinds of products, by what was measured on H100s (docs/measurements/gpu.md); a proposal is known by its tile.
+ *
+ * - Short sums into a large bf16 matrix: with k of 768 to 2,048 a tile of 256 x 128 is stored for a tenth and more of
+ *   the time it is computed in, and its multiprocessor waits. Of tiles of 128 x 160 to 176 x 128 two are at work on a
+ *   multiprocessor in turns, one stored while the other is computed: 7 to 14 % less time. With few tiles to a
+ *   multiprocessor, or long sums, the larger tiles stay better.
+ * - Gradients of some weights, sums over all tokens into a matrix of few tiles: listed one by one.
+ */
+enum { PROPOSALS = 8, MULTIPROCESSORS = 132 /* whatever the device has: the choice is part of the result's bits */ };
+
+/* Tiles by their numbers in cublasLtMatmulTile_t, for which older headers have no names. */
+static const struct {
+    int id, rows, columns;
+} paired_tiles[] = {{29, 128, 160}, {197, 168, 128}, {201, 176, 128}};
+
+/* The tile for dw (m, n) from MANY_TOKENS or more. */
+enum { MANY_TOKENS = 8192 };
+static const struct {
+    int64_t m, n;
+    int tile;
+} listed[] = {
+    {3352, 768, 502},  /* 256 x 160, sums in two parts: in_proj of Mamba-2 129M */
+    {2304, 768, 21},   /* 256 x 64: query, key and value of Llama 124M */
+    {2048, 5472, 152}, /* 96 x 256: the way down in Llama 1.32B */
+};
+
+static bool stores_much(const struct gemm_key *k) {
+    return k->type_ab == CUDA_R_16BF && k->type_c == CUDA_R_16BF && k->count == 1 && k->k <= 2048 &&
+           k->m * k->n >= (int64_t)10 * MULTIPROCESSORS * 256 * 128;
+}
+
+static int tile_of(const struct cublas *lt, const cublasLtMatmulAlgo_t *algorithm) {
+    int tile = 0;
+    size_t written;
+    lt->cublasLtMatmulAlgoConfigGetAttribute(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written);
+    return tile;
+}
+
+/* How many tiles that work in pairs a matrix has; of others, more than any. The library's rows are our columns. */
+static int64_t paired_count(const struct gemm_key *k, int tile) {
+    for (const auto &t : paired_tiles)
+        if (t.id == tile) return ceil_div(k->n, t.rows) * ceil_div(k->m, t.columns);
+    return INT64_MAX;
+}
+
+/* The proposal to take. */
+static int choose(const struct cublas *lt, const struct gemm_key *k, const cublasLtMatmulHeuristicResult_t *proposals,
+                  int found) {
+    int best = 0, wanted = 0;
+    int64_t fewest = INT64_MAX;
+    for (const auto &l : listed)
+        if (k->type_ab == CUDA_R_16BF && k->type_c == CUDA_R_32F && k->count == 1 && k->k >= MANY_TOKENS &&
+            k->m == l.m && k->n == l.n) wanted = l.tile;
+    for (int i = 0; i < found; i++) {
+        int tile = tile_of(lt, &proposals[i].algo);
+        if (wanted && tile == wanted) return i;
+        int64_t tiles = stores_much(k) ? paired_count(k, tile) : INT64_MAX;
+        if (tiles < fewest) fewest = tiles, best = i;
+    }
+    return best;
+}
+
 static cublasStatus_t plan_choose(struct gemm_plan *p, struct cuda_device *c) {
     const struct cublas *lt = &c->library;
     cublasLtMatmulPreference_t wish;
-    cublasLtMatmulHeuristicResult_t best;
+    cublasLtMatmulHeuristicResult_t proposals[PROPOSALS];
     int found = 0;
     uint32_t a = (uint32_t)p->key.align_b, b = (uint32_t)p->key.align_a, out = (uint32_t)p->key.align_c;
     TRY_BLAS(lt->cublasLtMatmulPreferenceCreate(&wish));
@@ -125,11 +190,11 @@ static cublasStatus_t plan_choose(struct gemm_plan *p, struct cuda_device *c) {
     for (int i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++)
         status = lt->cublasLtMatmulPreferenceSetAttribute(wish, names[i], &values[i], sizeof values[i]);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = lt->cublasLtMatmulAlgoGetHeuristic(c->blas, p->operation, p->b, p->a, p->c, p->c, wish, 1, &best,
-                                                    &found);
+        status = lt->cublasLtMatmulAlgoGetHeuristic(c->blas, p->operation, p->b, p->a, p->c, p->c, wish, PROPOSALS,
+                                                    proposals, &found);
     lt->cublasLtMatmulPreferenceDestroy(wish);
     if (status == CUBLAS_STATUS_SUCCESS && found == 0) status = CUBLAS_STATUS_NOT_SUPPORTED;
-    if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = best.algo;
+    if (status == CUBLAS_STATUS_SUCCESS) p->algorithm = proposals[choose(lt, &p->key, proposals, found)].algo;
     return status;
 }
 
@@ -201,12 +266,32 @@ extern "C" void cuda_linear_forward(struct device *dev, tensor y, tensor x, tens
     });
 }
 
+/* The first rows of dw (O, I) that take whole waves: turns of all multiprocessors, a tile of 128 rows and 256 columns
+ * each. All rows, unless that leaves a last wave with few tiles, whose time is that of a full one. */
+static int64_t whole_waves(int64_t O, int64_t I) {
+    int64_t across = ceil_div(I, 256), tiles = ceil_div(O, 128) * across, waves = tiles / MULTIPROCESSORS;
+    int64_t rows = waves * MULTIPROCESSORS / across * 128;
+    return 4 * (tiles - waves * MULTIPROCESSORS) < MULTIPROCESSORS && rows < O && rows > 0 ? rows : O;
+}
+
+/* dw (+)= dy^T x, over many tokens in two parts: rows that take whole waves, and the rest, for which the library has
+ * smaller tiles or parts of sums. 8,512 x 2,048 goes in 8,448 and 64 rows, four waves and 0.04 ms instead of five. */
+static void weight_gradient(struct device *dev, tensor dw, tensor dy, tensor x) {
+    int64_t R = x.dim[0], I = x.dim[1], O = dw.dim[0], most = O;
+    if (x.dtype == DTYPE_BF16 && R >= MANY_TOKENS) most = whole_waves(O, I);
+    for (int64_t from = 0; from < O; from += most) {
+        int64_t count = at_most(O - from, most);
+        struct gemm_operand rows = gemm_transposed(tensor_columns(dy, from, count)), to = gemm_rows(dw);
+        to.data = data_of<float>(dw) + from * to.step;
+        cuda_gemm(dev, rows, gemm_rows(x), to, count, I, R, 1, dw.empty ? 0 : 1);
+    }
+}
+
 extern "C" void cuda_linear_backward(struct device *dev, tensor dx, bool add_dx, tensor dw, tensor dbias, tensor dy,
                                      tensor x, tensor w) {
     int64_t R = x.dim[0], I = x.dim[1], O = w.dim[0];
     ASSERT(tensor_is(dy, 2, R, O) && w.dim[1] == I);
     if (tensor_given(dx)) cuda_gemm(dev, gemm_rows(dy), gemm_rows(w), gemm_rows(dx), R, I, O, 1, add_dx ? 1 : 0);
-    if (tensor_given(dw))
-        cuda_gemm(dev, gemm_transposed(dy), gemm_rows(x), gemm_rows(dw), O, I, R, 1, dw.empty ? 0 : 1);
+    if (tensor_given(dw)) weight_gradient(dev, dw, dy, x);
     if (tensor_given(dbias)) cuda_add_column_sums(dev, data_of<float>(dbias), dy);
 }

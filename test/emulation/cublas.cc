@@ -134,7 +134,20 @@ static bool shapes_fit(const emulated_product *p, const emulated_layout *a, cons
            a->type == b->type && c->type == d->type;
 }
 
-/* The algorithm keeps the alignments that were promised for it. */
+/* What an algorithm keeps: the alignments that were promised for it, and its tile, by number. */
+enum { ALGO_TILE = 4 };
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t what, void *value, size_t size,
+                                                    size_t *written) {
+    int32_t tile = (int32_t)algo->data[ALGO_TILE];
+    if (what != CUBLASLT_ALGO_CONFIG_TILE_ID || size != sizeof tile) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(value, &tile, sizeof tile);
+    *written = sizeof tile;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* Several proposals, alike but for the number of their tile. */
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t product, cublasLtMatrixLayout_t a,
                                               cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                                               cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference, int most,
@@ -143,9 +156,13 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (most < 1 || !shapes_fit(product, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
     if (product->epilogue != CUBLASLT_EPILOGUE_DEFAULT && product->epilogue != CUBLASLT_EPILOGUE_BIAS)
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    memset(results, 0, sizeof *results);
-    memcpy(results->algo.data, preference->align, sizeof preference->align);
-    *found = 1;
+    static const uint64_t tiles[] = {24, 209, 29, 201, 502};
+    for (; *found < most && *found < (int)(sizeof tiles / sizeof *tiles); ++*found) {
+        cublasLtMatmulHeuristicResult_t *result = &results[*found];
+        memset(result, 0, sizeof *result);
+        memcpy(result->algo.data, preference->align, sizeof preference->align);
+        result->algo.data[ALGO_TILE] = tiles[*found];
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -235,12 +252,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
 
 static const struct emulated_function functions[] = {
 #define FUNCTION(name) {#name, (void *)name}
-    FUNCTION(cublasLtCreate), FUNCTION(cublasLtDestroy), FUNCTION(cublasLtGetStatusString), FUNCTION(cublasLtGetVersion),
-    FUNCTION(cublasLtMatmul), FUNCTION(cublasLtMatmulAlgoGetHeuristic), FUNCTION(cublasLtMatmulDescCreate),
-    FUNCTION(cublasLtMatmulDescDestroy), FUNCTION(cublasLtMatmulDescSetAttribute),
-    FUNCTION(cublasLtMatmulPreferenceCreate), FUNCTION(cublasLtMatmulPreferenceDestroy),
-    FUNCTION(cublasLtMatmulPreferenceSetAttribute), FUNCTION(cublasLtMatrixLayoutCreate),
-    FUNCTION(cublasLtMatrixLayoutDestroy), FUNCTION(cublasLtMatrixLayoutSetAttribute),
+    FUNCTION(cublasLtCreate), FUNCTION(cublasLtDestroy), FUNCTION(cublasLtGetStatusString),
+    FUNCTION(cublasLtGetVersion), FUNCTION(cublasLtMatmul), FUNCTION(cublasLtMatmulAlgoConfigGetAttribute),
+    FUNCTION(cublasLtMatmulAlgoGetHeuristic), FUNCTION(cublasLtMatmulDescCreate), FUNCTION(cublasLtMatmulDescDestroy),
+    FUNCTION(cublasLtMatmulDescSetAttribute), FUNCTION(cublasLtMatmulPreferenceCreate),
+    FUNCTION(cublasLtMatmulPreferenceDestroy), FUNCTION(cublasLtMatmulPreferenceSetAttribute),
+    FUNCTION(cublasLtMatrixLayoutCreate), FUNCTION(cublasLtMatrixLayoutDestroy),
+    FUNCTION(cublasLtMatrixLayoutSetAttribute),
 #undef FUNCTION
     {NULL, NULL},
 };

@@ -55,7 +55,12 @@ typedef enum {
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8,
 } cublasLtMatmulPreferenceAttributes_t;
 
+typedef enum { CUBLASLT_ALGO_CONFIG_TILE_ID = 1 } cublasLtMatmulAlgoConfigAttributes_t;
+
 extern "C" {
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t what, void *value, size_t size,
+                                                    size_t *written);
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *to);
 cublasStatus_t cublasLtDestroy(cublasLtHandle_t blas);
 size_t cublasLtGetVersion();
