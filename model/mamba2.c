@@ -102,7 +102,7 @@ static void mamba2_declare(const struct layer *layer, struct params *p, const ch
 
 /* What forward computes on the way; all of it is saved when a backward follows. */
 struct views {
-    tensor zxbcdt;         /* (R, E) act: in_proj's output */
+    tensor zxbcdt;         /* (R, E) act, rows in whole lines: in_proj's output */
     tensor xbc_in, dt_raw; /* its columns (B, T, C) and (B, T, H) */
     tensor xbc;            /* (B, T, C) act: after the convolution */
     tensor x, b, c;        /* its columns (B, T, H, P), (B, T, G, N) twice */
@@ -137,7 +137,7 @@ static struct views carve_views(const struct layer *layer, const struct ops *ops
     int64_t R = B * T;
     struct views v = {.out = {.g = tensor_none(), .norm = NORM, .out_proj = OUT_PROJ}, .ssd = NULL};
     arena *light = mixer_repeats_light(layer) ? scratch : saved, *of_ssd = mixer_repeats_scan(layer) ? scratch : saved;
-    v.zxbcdt = mixer_take(saved, ops->act, R, s.E);
+    v.zxbcdt = mixer_take_lines(saved, ops->act, R, s.E);
     v.xbc = tensor_split_first(mixer_take(light, ops->act, R, s.C), B, T);
     v.dt = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
     v.a = tensor_split_first(mixer_take(saved, ops->real, R, s.H), B, T);
@@ -169,7 +169,7 @@ static struct gradients carve_gradients(const struct layer *layer, const struct 
     d.dg = tensor_2d(d.dxbc.data, ops->act, R, s.I); /* no longer needed when SSD writes there */
     d.ddt = tensor_split_first(mixer_take(scratch, ops->real, R, s.H), B, T);
     d.da = tensor_split_first(mixer_take(scratch, ops->real, R, s.H), B, T);
-    d.dzxbcdt = mixer_take(scratch, ops->act, R, s.E);
+    d.dzxbcdt = mixer_take_lines(scratch, ops->act, R, s.E);
     cut_projection(&s, d.dzxbcdt, B, T, &d.dz, &d.dxbc_in, &d.ddt_raw);
     cut_conv(&s, d.dxbc, &d.dx, &d.db, &d.dc);
     size_t work = ops->gated_rmsnorm_backward_scratch(R, s.I);

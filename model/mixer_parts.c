@@ -8,6 +8,13 @@ tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
     return tensor_2d(arena_take(a, (size_t)(rows * columns) * dtype_size(dtype)), dtype, rows, columns);
 }
 
+#define LINE 128 /* bytes */
+
+tensor mixer_take_lines(arena *a, enum dtype dtype, int64_t rows, int64_t columns) {
+    int64_t line = LINE / (int64_t)dtype_size(dtype), step = (columns + line - 1) / line * line;
+    return tensor_columns(mixer_take(a, dtype, rows, step), 0, columns);
+}
+
 void mixer_state_views(const struct mixer_call *call, const void *memory, tensor views[MIXER_STATES]) {
     for (int i = 0; i < MIXER_STATES; i++) views[i] = tensor_none();
     if (memory) call->layer->mixer->state(call->layer, call->dev->ops, call->B, (void *)memory, views);

@@ -31,6 +31,10 @@ static inline tensor mixer_heads(tensor rows, int64_t from, int64_t heads, int64
 /* (rows, columns) from an arena. */
 tensor mixer_take(arena *a, enum dtype dtype, int64_t rows, int64_t columns);
 
+/* The same with every row at the start of a line of a GPU's memory, for rows whose width is not a multiple of it: what
+ * reads or writes a tile of such rows would otherwise touch a line more for each of them. */
+tensor mixer_take_lines(arena *a, enum dtype dtype, int64_t rows, int64_t columns);
+
 /* The layer's state at `memory` as its views, the rest none; all none for NULL. The operations only read what is passed
  * to them as an initial state. */
 void mixer_state_views(const struct mixer_call *call, const void *memory, tensor views[MIXER_STATES]);

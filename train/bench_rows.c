@@ -132,7 +132,7 @@ static struct bench_operand *weight(struct bench_problem *p, const char *name, c
 static void linear_declare(struct bench_problem *p) {
     strided(bench_input(p, "x", "RI"), 1, SIZE(p));
     weight(p, "w", "OI", (double)SIZE(I));
-    bench_output(p, "y", "RO");
+    strided(bench_output(p, "y", "RO"), 1, SIZE(q));
 }
 
 static void linear_forward(struct bench_problem *p) {
