@@ -37,12 +37,13 @@ template <int THREADS, int W, class F> __device__ __forceinline__ void load_tile
 }
 
 /* The same of rows that lie `step` apart from `first` on, of which `there` exist: a thread's pieces are so many rows
- * apart that the exchange of columns is the same for all of them. */
+ * apart that the exchange of columns is the same for all of them. `thread` is one of THREADS. */
 template <int THREADS, int W, int ROWS>
-__device__ __forceinline__ void load_rows(bf16 *tile, int P, const bf16 *first, int64_t step, int there) {
+__device__ __forceinline__ void load_rows(bf16 *tile, int P, const bf16 *first, int64_t step, int there,
+                                          int thread = threadIdx.x) {
     constexpr int PIECES = W / 8, APART = THREADS / PIECES;
     static_assert(APART % 8 == 0 && ROWS % APART == 0, "whole rounds, and one place in the exchange");
-    int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
+    int row = thread / PIECES, column = thread % PIECES * 8;
     const bf16 *source = first + row * step + column;
     bf16 *target = tile + place<W>(row, column);
     if (column >= P) there = 0;

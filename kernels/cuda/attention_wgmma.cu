@@ -3,13 +3,13 @@
  * warps, whose operands all come from shared memory through registers, which is what bounds them; here second
  * operands are read where they lie, and products go on while other warps are busy with exponentials.
  *
- * Heads are padded with zeros to one or two tiles of 64 channels. Forward and dq: a block has 128 queries of one
- * head, a group of warps 64; it walks over keys in tiles of 64. dk and dv: a block is one group and has 64 keys,
- * walking over the queries of all heads that share them, with scores transposed. Scores stay in registers and are,
- * rounded, the first operand of the next product. Scores and their gradients are made twice in backward, so that
- * every sum belongs to one group: nothing is added atomically, and two runs give the same bits. With heads of 64, two
- * blocks (dk and dv: three) share a multiprocessor, so that one group's exponentials hide behind another's products;
- * with 128 registers leave one (two).
+ * Heads are padded with zeros to one or two tiles of 64 channels. Forward and dq: a group of warps has 64 queries of
+ * one head; it walks over keys in tiles of 64, with the block's other groups. dk and dv: a group has 64 keys, walking
+ * over the queries of all heads that share them, with scores transposed. Scores stay in registers and are, rounded,
+ * the first operand of the next product. Scores and their gradients are made twice in backward, so that every sum
+ * belongs to one group: nothing is added atomically, and two runs give the same bits. One group's exponentials hide
+ * behind another's products: registers leave a multiprocessor four groups (two blocks of two) for forward and dq with
+ * heads of 64, three (one block) with 128, and for dk and dv three and two (one block).
  *
  * A group's own products hide, too: those that add a tile to the sums are asked for with the next tile's scores, and
  * go on behind its exponentials; in backward, the products of output gradients with values then go on behind the
@@ -17,7 +17,7 @@
  * thread may have 128, in dk and dv 168.)
  *
  * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that
- * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 510 (dk and dv) of its four schedulers'
+ * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 500 (dk and dv) of its four schedulers'
  * for all instructions of a warp. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a
  * multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq 0.22, dk and dv 0.33. Documents leave
  * tiles out. */
@@ -25,14 +25,17 @@
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
-    THREADS = 2 * WARPGROUP,
-    SLOTS = 4, /* of tiles on their way and in use, forward */
+    SLOTS = 4,     /* of tiles on their way and in use, forward and dq */
+    DKV_SLOTS = 3, /* likewise */
     TILE = KEYS * TILE_COLUMNS,
-    QUERY_TILE = QUERIES * TILE_COLUMNS,
 };
 
-/* What three blocks, or two of twice that, find room for on a multiprocessor. */
-__host__ __device__ constexpr int dkv_slots(int tiles) {
+/* Groups of a block: of queries, forward and dq; of keys, dk and dv. */
+__host__ __device__ constexpr int query_groups(int tiles) {
+    return tiles == 1 ? 2 : 3;
+}
+
+__host__ __device__ constexpr int key_groups(int tiles) {
     return tiles == 1 ? 3 : 2;
 }
 
@@ -86,26 +89,25 @@ __device__ __forceinline__ void load_tiles(bf16 *tiles, int P, const bf16 *first
 #pragma unroll
     for (int t = 0; t < TILES; t++)
         load_rows<N, TILE_COLUMNS, ROWS>(tiles + t * ROWS * TILE_COLUMNS, P - t * TILE_COLUMNS,
-                                         first + t * TILE_COLUMNS, step, there);
+                                         first + t * TILE_COLUMNS, step, there, threadIdx.x % N);
 }
 
 /* The keys and values of a head on their way into slots, tile by tile; behind the last there is nothing: a group of
- * copies either way. */
+ * copies either way. Group 0 asks for keys, group 1 for values. */
 template <int TILES> struct key_loads {
-    const bf16 *k, *v;
-    int left;
+    const bf16 *from;
+    int64_t step;
+    int group, left;
 
-    __device__ __forceinline__ key_loads(const operands &x, int64_t b, int g, int start, int end)
-        : k(x.k.at(b, start, g)), v(x.v.at(b, start, g)), left(end - start) {
+    __device__ __forceinline__ key_loads(const operands &x, int64_t b, int g, int start, int end, int group)
+        : from(group == 0 ? x.k.at(b, start, g) : x.v.at(b, start, g)), step(group == 0 ? x.k.step : x.v.step),
+          group(group), left(end - start) {
     }
 
-    __device__ __forceinline__ void next(bf16 *slot, const operands &x, const attention_problem &p) {
-        if (left > 0) {
-            load_tiles<THREADS, TILES, KEYS>(slot, p.P, k, x.k.step, left);
-            load_tiles<THREADS, TILES, KEYS>(slot + TILES * TILE, p.P, v, x.v.step, left);
-        }
+    __device__ __forceinline__ void next(bf16 *slot, int P) {
+        if (left > 0 && group < 2) load_tiles<WARPGROUP, TILES, KEYS>(slot + group * TILES * TILE, P, from, step, left);
         cp_async_commit();
-        k += KEYS * x.k.step, v += KEYS * x.v.step, left -= KEYS;
+        from += KEYS * step, left -= KEYS;
     }
 };
 
@@ -126,15 +128,16 @@ __device__ __forceinline__ void store_sums(bf16 *tiles, int apart, int row, floa
  * of the tile before last is free when all have passed a tile's barrier: whoever did has waited for its products. Every
  * group has a tile. */
 template <int TILES>
-__global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
+__global__ void __launch_bounds__(WARPGROUP * query_groups(TILES), TILES == 1 ? 2 : 1)
 wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
-    constexpr int SLOT = 2 * TILES * TILE;
+    constexpr int SLOT = 2 * TILES * TILE, ROWS = 64 * query_groups(TILES), QUERY_TILE = ROWS * TILE_COLUMNS;
+    constexpr int THREADS = WARPGROUP * query_groups(TILES);
     DYNAMIC_SHARED(bf16, memory);
     bf16 *queries = tile_start(memory), *slots = queries + TILES * QUERY_TILE;
     int64_t b = blockIdx.z;
-    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
-    int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
+    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, lane = threadIdx.x % WARP;
+    int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + ROWS, p.T);
     int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63;
     int start = same_in_warp(first_key(p, b, t0));
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
@@ -143,16 +146,16 @@ wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_p
     float high[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sum[1][8 * TILES][4] = {};
     uint32_t a[4][4] = {}; /* the tile before's probabilities */
     const bf16 *before = NULL;
-    load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
-    key_loads<TILES> loads(x, b, g, start, end);
-    loads.next(slots, x, p);
-    loads.next(slots + SLOT, x, p);
+    load_tiles<THREADS, TILES, ROWS>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
+    key_loads<TILES> loads(x, b, g, start, end, group / 64);
+    loads.next(slots, p.P);
+    loads.next(slots + SLOT, p.P);
     for (int j0 = start, n = 0; j0 < end; j0 += KEYS, n++) {
         const bf16 *slot = slots + n % SLOTS * SLOT;
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
+        loads.next(slots + (n + 2) % SLOTS * SLOT, p.P);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[1][8][4], rest[2];
         products_begin();
@@ -211,16 +214,17 @@ __device__ __forceinline__ float part_of_delta(const bf16 *x, const bf16 *y, int
 
 /* Leaves delta for the kernel behind it. */
 template <int TILES>
-__global__ void __launch_bounds__(THREADS, TILES == 1 ? 2 : 1)
+__global__ void __launch_bounds__(WARPGROUP * query_groups(TILES), TILES == 1 ? 2 : 1)
 wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout, attention_rows<bf16> o,
                 const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
-    constexpr int SLOT = 2 * TILES * TILE;
+    constexpr int SLOT = 2 * TILES * TILE, ROWS = 64 * query_groups(TILES), QUERY_TILE = ROWS * TILE_COLUMNS;
+    constexpr int THREADS = WARPGROUP * query_groups(TILES);
     DYNAMIC_SHARED(bf16, memory);
     bf16 *queries = tile_start(memory), *douts = queries + TILES * QUERY_TILE, *slots = douts + TILES * QUERY_TILE;
     int64_t b = blockIdx.z;
-    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
-    int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
+    int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * ROWS, lane = threadIdx.x % WARP;
+    int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + ROWS, p.T);
     int group = same_in_warp(threadIdx.x / WARPGROUP * 64), last = t0 + group + 63;
     int start = same_in_warp(first_key(p, b, t0));
     int group_first = first_key(p, b, (int)at_most(t0 + group, p.T - 1));
@@ -229,11 +233,11 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
     float log_sum[2], dot[2], sum[8 * TILES][4] = {};
     uint32_t a[4][4] = {}; /* the tile before's gradients */
     const bf16 *before = NULL;
-    load_tiles<THREADS, TILES, QUERIES>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
-    load_tiles<THREADS, TILES, QUERIES>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
-    key_loads<TILES> loads(x, b, g, start, end);
-    loads.next(slots, x, p);
-    loads.next(slots + SLOT, x, p);
+    load_tiles<THREADS, TILES, ROWS>(queries, p.P, x.q.at(b, t0, h), x.q.step, end - t0);
+    load_tiles<THREADS, TILES, ROWS>(douts, p.P, dout.at(b, t0, h), dout.step, end - t0);
+    key_loads<TILES> loads(x, b, g, start, end, group / 64);
+    loads.next(slots, p.P);
+    loads.next(slots + SLOT, p.P);
     for (int r = 0; r < 2; r++) {
         bool there = t + 8 * r < p.T;
         const bf16 *d_row = dout.at(b, t + 8 * r, h), *o_row = o.at(b, t + 8 * r, h);
@@ -247,7 +251,7 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
         cp_async_wait<1>();
         shared_for_products();
         __syncthreads();
-        loads.next(slots + (n + 2) % SLOTS * SLOT, x, p);
+        loads.next(slots + (n + 2) % SLOTS * SLOT, p.P);
         if (j0 > last || j0 + KEYS <= group_first) continue;
         float z[8][4], dz[8][4];
         products_begin();
@@ -298,14 +302,14 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
 #endif
 }
 
-/* Where the queries that see keys j0 .. of row b end, in whole tiles: the same for all heads. */
-__device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b, int j0) {
+/* Where the queries that see some of `keys` keys j0 .. of row b end, in whole tiles: the same for all heads. */
+__device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b, int j0, int keys) {
     int end = j0, seen;
     do {
         int t = end + (int)threadIdx.x * BACK_QUERIES;
-        seen = __syncthreads_count(t < p.T && first_key(p, b, t) < j0 + KEYS);
+        seen = __syncthreads_count(t < p.T && first_key(p, b, t) < j0 + keys);
         end += seen * BACK_QUERIES;
-    } while (seen == WARPGROUP);
+    } while (seen == (int)blockDim.x);
     return end;
 }
 
@@ -314,7 +318,7 @@ __device__ __forceinline__ void start_facts(query_facts &facts, const float *del
                                             const attention_problem &p, int64_t b, int h, int t0) {
     int i = threadIdx.x % BACK_QUERIES, bytes = t0 + i < p.T ? 4 : 0;
     int64_t first = (b * p.H + h) * p.T + t0;
-    if (threadIdx.x < BACK_QUERIES) {
+    if (threadIdx.x % WARPGROUP < BACK_QUERIES) {
         cp_async<4>(&facts.log_sum[i], lse + first + i, bytes);
         if (p.positions) cp_async<4>(&facts.first[i], p.positions + b * p.T + t0 + i, bytes);
     } else {
@@ -323,50 +327,78 @@ __device__ __forceinline__ void start_facts(query_facts &facts, const float *del
 }
 
 __device__ __forceinline__ void finish_facts(query_facts &facts, const attention_problem &p, int64_t b, int t0) {
-    int i = threadIdx.x;
+    int i = threadIdx.x % WARPGROUP;
     if (i >= BACK_QUERIES) return;
     facts.log_sum[i] *= LOG2E;
     facts.first[i] = first_key(p, b, t0 + i, p.positions ? facts.first[i] : t0 + i);
 }
 
 template <int TILES>
-__global__ void __launch_bounds__(WARPGROUP, TILES == 1 ? 3 : 2)
+__global__ void __launch_bounds__(WARPGROUP * key_groups(TILES), 1)
 wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                  const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
-    constexpr int SLOT = 2 * TILES * TILE, DKV_SLOTS = dkv_slots(TILES);
+    constexpr int SLOT = 2 * TILES * TILE, ROWS = 64 * key_groups(TILES), KEY_TILE = ROWS * TILE_COLUMNS;
+    constexpr int THREADS = WARPGROUP * key_groups(TILES);
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *keys = tile_start(memory), *values = keys + TILES * TILE, *slots = values + TILES * TILE;
+    bf16 *keys = tile_start(memory), *values = keys + TILES * KEY_TILE, *slots = values + TILES * KEY_TILE;
     query_facts *facts = (query_facts *)(slots + DKV_SLOTS * SLOT);
     int64_t b = blockIdx.z;
-    int g = blockIdx.y, j0 = blockIdx.x * KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+    int g = blockIdx.y, j0 = blockIdx.x * ROWS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
+    int group = same_in_warp(threadIdx.x / WARPGROUP), mine = j0 + group * 64; /* the group's first key */
     float sum_k[8 * TILES][4] = {}, sum_v[8 * TILES][4] = {};
     uint32_t a[4][4] = {}, da[4][4] = {}; /* the tile before's probabilities and gradients */
     const bf16 *before = NULL;
-    load_tiles<WARPGROUP, TILES, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(KEYS, p.T - j0));
-    load_tiles<WARPGROUP, TILES, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(KEYS, p.T - j0));
+    load_tiles<THREADS, TILES, ROWS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(ROWS, p.T - j0));
+    load_tiles<THREADS, TILES, ROWS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(ROWS, p.T - j0));
     int head = 0, now = j0, ahead = 0, next = j0; /* the head and first token of the tile at work, and of the next */
     auto load = [&](int slot) {
         if (ahead == p.share) return;
         int h = query_head(p, g, ahead), there = (int)at_most(BACK_QUERIES, p.T - next);
-        bf16 *to = slots + slot * SLOT;
-        load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to, p.P, x.q.at(b, next, h), x.q.step, there);
-        load_tiles<WARPGROUP, TILES, BACK_QUERIES>(to + TILES * TILE, p.P, dout.at(b, next, h), dout.step, there);
-        start_facts(facts[slot], delta, lse, p, b, h, next);
+        const bf16 *from = group == 0 ? x.q.at(b, next, h) : dout.at(b, next, h);
+        int64_t step = group == 0 ? x.q.step : dout.step;
+        if (group < 2)
+            load_tiles<WARPGROUP, TILES, BACK_QUERIES>(slots + slot * SLOT + group * TILES * TILE, p.P, from, step,
+                                                       there);
+        if (group == key_groups(TILES) - 1) start_facts(facts[slot], delta, lse, p, b, h, next);
     };
     load(0);
-    int end = queries_end(p, b, j0);
+    int end = queries_end(p, b, j0, ROWS);
+    auto load_next = [&](int slot) {
+        next += BACK_QUERIES;
+        if (next >= end) next = j0, ahead++;
+        load(slot);
+    };
+    auto add_up = [&] { /* the tile before, and wait for it */
+        products_begin();
+        start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
+        start_sums<TILES>(sum_k, da, matrix_at(before));
+        products_end();
+        products_wait<0>();
+        all_arrived<TILES>(sum_v);
+        all_arrived<TILES>(sum_k);
+        arrived(a);
+        arrived(da);
+    };
     for (int n = 0; head < p.share; n++, head = ahead, now = next) {
         const bf16 *slot = slots + n % DKV_SLOTS * SLOT;
         query_facts &its = facts[n % DKV_SLOTS];
         cp_async_commit();
         cp_async_wait<0>();
-        finish_facts(its, p, b, now);
+        if (group == key_groups(TILES) - 1) finish_facts(its, p, b, now);
         shared_for_products();
         __syncthreads();
+        if (now + BACK_QUERIES <= mine || its.first[0] >= mine + KEYS) { /* nothing of the group's is seen */
+            load_next((n + 1) % DKV_SLOTS);
+            if (before) add_up();
+            before = NULL;
+#pragma unroll
+            for (int i = 0; i < 16; i++) a[i / 4][i % 4] = 0, da[i / 4][i % 4] = 0;
+            continue;
+        }
         float z[8][4], dz[8][4];
         products_begin();
-        start_scores<TILES>(z, matrix_at(keys), TILE, matrix_at(slot), TILE);
+        start_scores<TILES>(z, matrix_rows(matrix_at(keys), group * 64), KEY_TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
         start_sums<TILES>(sum_v, a, matrix_at((before ? before : slot) + TILES * TILE));
@@ -381,15 +413,13 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         all_arrived<TILES>(sum_k);
         arrived(a);
         arrived(da);
-        if (DKV_SLOTS == 2) __syncthreads(); /* nobody reads the tile before any more */
         products_begin();
-        start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
+        start_scores<TILES>(dz, matrix_rows(matrix_at(values), group * 64), KEY_TILE, matrix_at(slot + TILES * TILE),
+                            TILE);
         products_end();
-        next += BACK_QUERIES;
-        if (next >= end) next = j0, ahead++;
-        load((n + 1) % DKV_SLOTS);
+        load_next((n + 1) % DKV_SLOTS);
         raise_back_scores<16, 16>(z, its, p.scale * LOG2E);
-        if (back_masks(its, j0, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
+        if (back_masks(its, mine, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
         products_wait<0>();
         arrived(dz);
         take_back_gradients(dz, z, its);
@@ -399,17 +429,11 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             pack_scores(da[k], dz, k);
         }
     }
-    products_begin();
-    start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
-    start_sums<TILES>(sum_k, da, matrix_at(before));
-    products_end();
-    products_wait<0>();
-    all_arrived<TILES>(sum_v);
-    all_arrived<TILES>(sum_k);
+    if (before) add_up();
     __syncthreads(); /* nobody reads keys and values any more */
-    store_sums<TILES>(keys, TILE, row, sum_k, p.scale, p.scale, p.P,
+    store_sums<TILES>(keys, KEY_TILE, row, sum_k, p.scale, p.scale, p.P,
                       [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
-    store_sums<TILES>(values, TILE, row, sum_v, 1, 1, p.P,
+    store_sums<TILES>(values, KEY_TILE, row, sum_v, 1, 1, p.P,
                       [&](int i) { return j0 + i < p.T ? dv.at(b, j0 + i, g) : (bf16 *)NULL; });
 #endif
 }
@@ -430,9 +454,10 @@ bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const ope
     if (!serves(p)) return false;
     with_tiles(p.P, [&](auto tiles) {
         constexpr int TILES = tiles.value;
-        size_t bytes = TILE_ALIGN + TILES * (QUERY_TILE + SLOTS * 2 * TILE) * sizeof(bf16);
+        constexpr int ROWS = 64 * query_groups(TILES);
+        size_t bytes = TILE_ALIGN + TILES * (ROWS + SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
         allow_shared(dev, wgmma_forward_kernel<TILES>, bytes);
-        LAUNCH(dev, wgmma_forward_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, bytes, attention_rows_of<bf16>(o),
+        LAUNCH(dev, wgmma_forward_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, bytes, attention_rows_of<bf16>(o),
                data_of<float>(lse), x, p);
     });
     return true;
@@ -444,14 +469,15 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
     with_tiles(p.P, [&](auto tiles) {
         constexpr int TILES = tiles.value;
-        size_t of_dq = TILE_ALIGN + TILES * (2 * QUERY_TILE + SLOTS * 2 * TILE) * sizeof(bf16);
-        size_t of_dkv = TILE_ALIGN + TILES * (1 + dkv_slots(TILES)) * 2 * TILE * sizeof(bf16);
-        of_dkv += dkv_slots(TILES) * sizeof(query_facts);
+        constexpr int ROWS = 64 * query_groups(TILES), KEY_ROWS = 64 * key_groups(TILES);
+        size_t of_dq = TILE_ALIGN + TILES * (2 * ROWS + SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
+        size_t of_dkv = TILE_ALIGN + TILES * (2 * KEY_ROWS + DKV_SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
+        of_dkv += DKV_SLOTS * sizeof(query_facts);
         allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq);
         allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
-        LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, QUERIES, p.H), THREADS, of_dq, attention_rows_of<bf16>(dq),
+        LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, of_dq, attention_rows_of<bf16>(dq),
                delta, douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
-        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
+        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEY_ROWS, p.G), 2 * KEY_ROWS, of_dkv, attention_rows_of<bf16>(dk),
                attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
     });
     return true;
