@@ -193,7 +193,8 @@ NO_OPENMP := -fopenmp-simd -Wno-unused-variable
 OMP_FLAG  := $(if $(HAVE_OPENMP),-fopenmp,$(NO_OPENMP))
 ALL_CFLAGS := $(BASE_CFLAGS) $(QUIET_GCC) $(OPTIMISE) $(MARCH) $(OMP_FLAG) $(FEATURES) $(CPPFLAGS) $(CFLAGS)
 
-CUDA_LIBS := $(if $(EMULATION),-lstdc++,$(if $(HAVE_CUDA),-L$(CUDA_DIR) -Wl$(comma)-rpath$(comma)$(CUDA_DIR) -lcudart_static -lrt -lstdc++))
+CUDART    := -L$(CUDA_DIR) -Wl,-rpath,$(CUDA_DIR) -lcudart_static -lrt
+CUDA_LIBS := $(if $(EMULATION),-lstdc++,$(if $(HAVE_CUDA),$(CUDART) -lstdc++))
 LIBS := $(REQUIRED_LIBS) $(if $(HAVE_OPENBLAS),$(BLAS_LIBS)) $(if $(HAVE_MPI),$(MPI_LIBS)) $(CUDA_LIBS) $(LDLIBS) \
         -lm -ldl
 LINK := $(CC) $(OPTIMISE) $(OMP_FLAG) -pthread $(LDFLAGS)
@@ -205,8 +206,8 @@ NVCCFLAGS_ALL := -std=c++17 -I. -I$(BUILD)/gen -O3 -lineinfo $(if $(filter 1,$(D
 CPP_FLAGS := -std=c++17 -I. -isystem $(CUDNN_FRONTEND) -I$(CUDA_HOME)/include -O2 -Wall -Wextra \
              $(if $(filter 1,$(WERROR)),-Werror)
 # Kernels read the same memory as different types. What they are to be warned of is for nvcc to say.
-EMULATE_FLAGS := -std=c++17 -Itest/emulation -I. -I$(BUILD)/gen $(OPTIMISE) $(MARCH) -fno-strict-aliasing -Wall -Wextra \
-                 $(if $(filter 1,$(WERROR)),-Werror) $(filter-out -fopenmp,$(FEATURES)) $(CPPFLAGS)
+EMULATE_FLAGS := -std=c++17 -Itest/emulation -I. -I$(BUILD)/gen $(OPTIMISE) $(MARCH) -fno-strict-aliasing \
+                 -Wall -Wextra $(if $(filter 1,$(WERROR)),-Werror) $(filter-out -fopenmp,$(FEATURES)) $(CPPFLAGS)
 EMULATE_CUDA  := -x c++ -w
 
 # Fuzzers are built by clang with its sanitizers, from the same sources without the optional parts.
@@ -350,7 +351,8 @@ $(1)/%.$(2).f64.o: %.c $(BUILD)/flags
 endef
 $(foreach c,$(CELLS),$(eval cell_flags_$c := $(call cell_flags,$c)))
 $(foreach c,$(CELLS),$(eval $(call cell_rules,$(OBJ),$c,$$(CC),$$(ALL_CFLAGS) $$(WIDE) $$(CELL_COMPLEX))))
-$(foreach c,$(CELLS),$(eval $(call cell_rules,$(BUILD)/fuzz/obj,$c,$$(CLANG),$$(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link)))
+$(foreach c,$(CELLS),$(eval $(call cell_rules,$(BUILD)/fuzz/obj,$c,$$(CLANG),$$(FUZZ_CFLAGS) \
+  -fsanitize=fuzzer-no-link)))
 $(OBJ)/%.cpp.o: %.cpp $(BUILD)/flags
 	@echo "  CXX  $<"
 	@mkdir -p $(@D)
@@ -481,7 +483,8 @@ $(call row,OpenMP    ,$(if $(HAVE_OPENMP),found,$(call absent,OPENMP): one threa
 $(call row,MPI       ,$(if $(HAVE_MPI),$(MPI_TEXT),$(call absent,MPI): one process),MPI=0 MPICC=)
 $(info $()  libraries  $(foreach r,$(REQUIRED),$(call library_text,$r)))
 $(call row,CUDA      ,$(CUDA_TEXT),CUDA=0 CUDA_HOME= CUDA_ARCH=)
-$(call row,cuDNN     ,$(if $(HAVE_CUDNN),found (loaded for attention in bf16),$(call absent,CUDNN): riverrun's own attention),CUDNN=0 CUDNN_FRONTEND=)
+$(call row,cuDNN     ,$(if $(HAVE_CUDNN),found (loaded for attention in bf16),$(call absent,CUDNN): riverrun's own \
+  attention),CUDNN=0 CUDNN_FRONTEND=)
 $(call row,NCCL      ,$(if $(HAVE_NCCL),found (loaded when GPUs share a run),$(call absent,NCCL): one GPU),NCCL=0)
 endif
 

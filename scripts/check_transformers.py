@@ -9,8 +9,9 @@ the most probable continuation of a text, token by token from a state on both si
 AutoTokenizer gives riverrun's ids and its texts back. With OTHER, riverrun reads that in place of DIRECTORY: what
 `riverrun import` made of it. Prints one line per comparison; exit code 1 if any fails.
 
-A model that opens by Python files of its own is also read in pieces from a state, in rows of a batch, with padding and by
-beam search, and saved from transformers and opened again, there and in riverrun. Those files are run: give directories that you trust.
+A model that opens by Python files of its own is also read in pieces from a state, in rows of a batch, with padding and
+by beam search, and saved from transformers and opened again, there and in riverrun. Those files are run: give
+directories that you trust.
 
 riverrun's side comes from the test program `logits` beside the riverrun binary (`make tests` builds it), or --logits.
 """
@@ -90,7 +91,8 @@ class Check:
         plain = AutoModelForCausalLM.from_pretrained(directory, **own)
         self.report(type(plain).__name__ == wanted["architectures"][0],
                     f"{directory}: opens as {type(plain).__name__}, {plain.dtype}")
-        model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True, **own)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, **own)
         trouble = {k: v for k, v in info.items() if v}
         self.report(not trouble, f"{directory}: every tensor has its place{' but ' + str(trouble) if trouble else ''}")
         model.eval()
@@ -102,7 +104,8 @@ class Check:
                 theirs = model(ids).logits[0].double()
             mine = self.logits_of_riverrun(ours, ids[0].tolist()).double()
             if theirs.shape != mine.shape:
-                self.report(False, f"{directory}: logits are {tuple(theirs.shape)} there, {tuple(mine.shape)} in riverrun")
+                shapes = f"{tuple(theirs.shape)} there, {tuple(mine.shape)} in riverrun"
+                self.report(False, f"{directory}: logits are {shapes}")
                 return model
             error = float((theirs - mine).norm() / theirs.norm())
             worst = max(worst, error) if error == error else float("inf")
@@ -121,7 +124,8 @@ class Check:
         with safe_open(directory / "model.safetensors", "pt") as file:
             kept = {name: file.get_tensor(name).dtype for name in file.keys()}
         other = [name for name, tensor in plain.named_parameters() if name in kept and tensor.dtype != kept[name]]
-        self.report(not other, f"{directory}: every tensor has its type there" + (f", but not {other}" if other else ""))
+        but = f", but not {other}" if other else ""
+        self.report(not other, f"{directory}: every tensor has its type there{but}")
         self.report(error < 0.1, f"{directory}: in {plain.dtype} logits differ by {error:.1e} from those in float32")
 
     def own(self, directory, model, wanted):
@@ -146,7 +150,8 @@ class Check:
             with tempfile.TemporaryDirectory() as again:
                 model.save_pretrained(again)
                 saved = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
-                self.report(torch.equal(saved(ids).logits, whole), f"{directory}: saved and opened again it is the same")
+                same = torch.equal(saved(ids).logits, whole)
+                self.report(same, f"{directory}: saved and opened again it is the same")
                 mine = self.logits_of_riverrun(again, ids[0].tolist())
                 self.equal(whole[0], mine, f"{directory}: riverrun reads what transformers saved")
 
@@ -177,7 +182,8 @@ class Check:
         # From a state transformers does not clamp step sizes, unlike in a forward pass; then it goes without one.
         clamped = tuple(getattr(model.config, "time_step_limit", (0, math.inf))) != (0, math.inf)
         with torch.no_grad():
-            out = model.generate(torch.tensor([ids]), max_new_tokens=CONTINUATION, do_sample=False, use_cache=not clamped,
+            out = model.generate(torch.tensor([ids]), max_new_tokens=CONTINUATION, do_sample=False,
+                                 use_cache=not clamped,
                                  eos_token_id=end, pad_token_id=end,
                                  suppress_tokens=list(range(padding, model.config.vocab_size)) or None)
         new = [id for id in out[0, len(ids):].tolist() if id != end]
@@ -205,14 +211,16 @@ class Check:
         self.report(equal, f"{directory}: {type(tokenizer).__name__} gives riverrun's ids for {len(TEXTS)} texts")
         self.report(back, f"{directory}: decoding gives every text back")
         ids = (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id)
-        self.report(len(set(ids)) == 1 and ids[0] is not None, f"{directory}: the end of a document is id {ids[0]} everywhere")
+        agree = len(set(ids)) == 1 and ids[0] is not None
+        self.report(agree, f"{directory}: the end of a document is id {ids[0]} everywhere")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directories", nargs="+", metavar="DIRECTORY[=OTHER]")
     parser.add_argument("--riverrun", required=True, type=pathlib.Path, help="the riverrun binary")
-    parser.add_argument("--logits", type=pathlib.Path, help="the test program, if it is not test/logits beside the binary")
+    parser.add_argument("--logits", type=pathlib.Path,
+                        help="the test program, if it is not test/logits beside the binary")
     arguments = parser.parse_args()
     program = arguments.logits or arguments.riverrun.resolve().parent / "test" / "logits"
     if not os.access(program, os.X_OK):

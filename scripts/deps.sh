@@ -93,7 +93,8 @@ apt_install() {
 # Not a package of Debian: the headers of cuDNN's frontend, where there is a CUDA toolkit with cuDNN's own.
 cuda=${CUDA_HOME:-/usr/local/cuda}
 if [ -e "$cuda/include/cudnn.h" ] && has python3; then
-    sh "$(dirname "$0")/get_cudnn_frontend.sh" >/dev/null || echo "deps: without cuDNN's frontend riverrun's own attention serves" >&2
+    sh "$(dirname "$0")/get_cudnn_frontend.sh" >/dev/null ||
+        echo "deps: without cuDNN's frontend riverrun's own attention serves" >&2
 fi
 
 survey

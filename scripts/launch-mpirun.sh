@@ -20,6 +20,10 @@ usage() {
     sed -n 's/^#   \(sh scripts.*\)/usage: \1/p' "$0" >&2
     exit 2
 }
+refuse() {
+    echo "launch-mpirun.sh: $*" >&2
+    exit 2
+}
 
 ranks='' hostfile=''
 while [ $# -gt 0 ]; do
@@ -34,10 +38,10 @@ done
 program=$(printf %.15s "${1##*/}") # as the kernel names the process
 if [ -z "$ranks" ] && [ -z "$hostfile" ]; then
     ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
-    [ "$ranks" -gt 0 ] || { echo "launch-mpirun.sh: nvidia-smi lists no GPU here: say how many ranks with -n" >&2; exit 2; }
+    [ "$ranks" -gt 0 ] || refuse "nvidia-smi lists no GPU here: say how many ranks with -n"
 fi
 mpirun=${MPIRUN:-mpirun}
-command -v "$mpirun" >/dev/null 2>&1 || { echo "launch-mpirun.sh: there is no $mpirun (Debian: openmpi-bin)" >&2; exit 2; }
+command -v "$mpirun" >/dev/null 2>&1 || refuse "there is no $mpirun (Debian: openmpi-bin)"
 
 # Containers run as root; mpirun wants to be told twice that this is meant.
 if [ "$(id -u)" = 0 ]; then

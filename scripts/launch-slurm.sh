@@ -20,8 +20,12 @@
 # all nodes share: rank 0 writes, all read. Open MPI must know Slurm (`ompi_info | grep slurm`); it then starts its
 # ranks on the job's nodes by itself.
 set -u
-[ -n "${SLURM_NTASKS:-}" ] || { echo "launch-slurm.sh is for sbatch; on machines of your own use launch-mpirun.sh" >&2; exit 2; }
-[ $# -ge 1 ] || { echo "usage: sbatch $0 build/riverrun train CONFIG [section.key=value ...]" >&2; exit 2; }
+refuse() {
+    echo "$*" >&2
+    exit 2
+}
+[ -n "${SLURM_NTASKS:-}" ] || refuse "launch-slurm.sh is for sbatch; on machines of your own use launch-mpirun.sh"
+[ $# -ge 1 ] || refuse "usage: sbatch $0 build/riverrun train CONFIG [section.key=value ...]"
 # Slurm runs a copy of this file; its fellow is where the job was submitted.
 cd "$SLURM_SUBMIT_DIR" || exit 1
 exec sh scripts/launch-mpirun.sh -n "$SLURM_NTASKS" "$@"

@@ -48,7 +48,8 @@ if [ "$(cat "$venv/state" 2>/dev/null)" = "$state" ]; then
     exit 0
 fi
 
-"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || unavailable "$PYTHON has no venv module (Debian package python3-venv)"
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+    unavailable "$PYTHON has no venv module (Debian package python3-venv)"
 if [ "$purpose" = test ]; then
     CC=${CC:-cc}
     for program in "$CC" readelf; do
@@ -62,7 +63,9 @@ mkdir -p "$BUILD"
 log=$venv.log
 : >"$log"
 why() { unavailable "$1: $(grep -v '^ *$' "$log" | tail -n 1) (see $log)"; }
-pip() { "$venv/bin/python" -m pip install -q --no-input --retries 2 --no-compile --only-binary=:all: "$@" >>"$log" 2>&1; }
+pip() {
+    "$venv/bin/python" -m pip install -q --no-input --retries 2 --no-compile --only-binary=:all: "$@" >>"$log" 2>&1
+}
 works() { "$venv/bin/python" -c "$1" >>"$log" 2>&1; }
 
 "$PYTHON" -m venv "$venv" >>"$log" 2>&1 || why 'python -m venv'

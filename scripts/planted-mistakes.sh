@@ -48,7 +48,8 @@ plant() {
     elif [ "$code" = 0 ] || [ "$code" = 77 ]; then
         echo "MISSED  $1: '$5' gave $code"; missed=$((missed + 1))
     else
-        echo "caught  $1: '$5' gave $code: $(grep -iE 'fail|error|expected|differ|off by|!=' log | grep -vE '^\[ +(RUN|OK)' | head -n 1 | cut -c 1-150)"
+        said=$(grep -iE 'fail|error|expected|differ|off by|!=' log | grep -vE '^\[ +(RUN|OK)' | head -n 1)
+        echo "caught  $1: '$5' gave $code: $(echo "$said" | cut -c 1-150)"
         caught=$((caught + 1))
     fi
     cp -p saved "$2"

@@ -16,7 +16,8 @@ fail() { printf 'quickstart: %s\n' "$*" >&2; exit 2; }
 # Join the files named on standard input into one text, a separator line between documents. Binary files are left out,
 # and what comes after the first 32 MB: more would not be read in this time.
 join_documents() {
-    tr '\n' '\0' | LC_ALL=C xargs -0 grep -lI '' 2>/dev/null | LC_ALL=C awk -v separator="$SEPARATOR" -v limit=32000000 '
+    tr '\n' '\0' | LC_ALL=C xargs -0 grep -lI '' 2>/dev/null |
+        LC_ALL=C awk -v separator="$SEPARATOR" -v limit=32000000 '
         bytes < limit {
             if (documents++) print separator
             while ((getline line < $0) > 0) { print line; bytes += length(line) + 1 }
@@ -35,7 +36,8 @@ if [ -d "$TEXT" ]; then
     find "$TEXT" -type f -name "$pattern" -size +0 -size -400k 2>/dev/null | LC_ALL=C sort > "$WORK/files"
     awk 'NR % 40 == 20' "$WORK/files" | head -n 40 > "$WORK/files.valid"
     awk 'NR % 40 != 20' "$WORK/files" > "$WORK/files.train"
-    [ -s "$WORK/files.valid" ] || fail "TEXT=$TEXT holds fewer than 20 text files; give a directory with more, or one file"
+    [ -s "$WORK/files.valid" ] ||
+        fail "TEXT=$TEXT holds fewer than 20 text files; give a directory with more, or one file"
     join_documents < "$WORK/files.train" > "$WORK/train.txt"
     join_documents < "$WORK/files.valid" > "$WORK/valid.txt"
 else

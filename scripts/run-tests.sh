@@ -166,7 +166,8 @@ run_gpu() {
                 --device cuda --precision $precision
         done
         for file in test/golden/*.safetensors; do
-            [ -e "$file" ] && run "golden-$(basename "$file" .safetensors)-cuda-$precision" program "$BUILD/test/golden" \
+            [ -e "$file" ] || continue
+            run "golden-$(basename "$file" .safetensors)-cuda-$precision" program "$BUILD/test/golden" \
                 --device cuda --precision $precision "$file"
         done
     done
@@ -186,10 +187,11 @@ run_emulated() {
     for precision in fp32 bf16; do
         order=forward
         [ $precision = bf16 ] && order=reverse
-        run "ops-test-emulated-$precision" program env RIVERRUN_EMULATE_ORDER=$order sh test/emulation/ops.sh "$1/test/ops" \
-            $precision
+        run "ops-test-emulated-$precision" program env RIVERRUN_EMULATE_ORDER=$order \
+            sh test/emulation/ops.sh "$1/test/ops" $precision
         for file in test/golden/*.safetensors; do
-            [ -e "$file" ] && run "golden-$(basename "$file" .safetensors)-emulated-$precision" program "$1/test/golden" \
+            [ -e "$file" ] || continue
+            run "golden-$(basename "$file" .safetensors)-emulated-$precision" program "$1/test/golden" \
                 --device cuda --precision $precision "$file"
         done
     done
@@ -238,7 +240,8 @@ if build build-tests all tests; then
 fi
 if [ "${TEST_EMULATED:-1}" = 1 ] && [ -z "${SAN:-}" ]; then
     if ! command -v g++ >/dev/null 2>&1; then
-        record emulated 0 0 1 0 'there is no g++ here (Debian package g++), which compiles kernels/cuda for the emulated GPU'
+        record emulated 0 0 1 0 \
+            'there is no g++ here (Debian package g++), which compiles kernels/cuda for the emulated GPU'
     elif build build-emulate BUILD="$BUILD-emulate" EMULATE=1 "$BUILD-emulate/test/ops" "$BUILD-emulate/test/golden" \
             "$BUILD-emulate/test/instructions" "$BUILD-emulate/test/emulation/misuse"; then
         run_emulated "$BUILD-emulate"

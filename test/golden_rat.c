@@ -117,8 +117,8 @@ static void run(struct golden *g, const struct problem *p, struct memory *v) {
     ops->add_norm_forward(g->dev, in[X], v->normed, none, row_of(v->rstd), in[X], none, none,
                           row_of(in[INPUT_NORM]), EPS);
     ops->linear_forward(g->dev, v->projected, v->normed, in[IN_PROJ], none);
-    ops->rat_forward(g->dev, y, nothing, v->saved, c.z, c.v, c.g, row_of(in[GATE_BIAS]), c.q, c.k, none, nothing, p->s.Q,
-                     BASE, v->work);
+    ops->rat_forward(g->dev, y, nothing, v->saved, c.z, c.v, c.g, row_of(in[GATE_BIAS]), c.q, c.k, none, nothing,
+                     p->s.Q, BASE, v->work);
     ops->linear_forward(g->dev, v->branch, v->rat, in[OUT_PROJ], none);
 
     ops->linear_backward(g->dev, v->drat, false, d[OUT_PROJ], none, v->dbranch, v->rat, in[OUT_PROJ]);

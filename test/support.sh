@@ -109,7 +109,8 @@ CONFIG
 # curve RUN: the log's steps and validations without times, one a line; this is what must not depend on interruptions.
 curve() {
     grep -e '"type":"step"' -e '"type":"valid"' "$1/log.jsonl" |
-        sed -e 's/,"tokens_per_s":[^,}]*//' -e 's/,"seconds":[^,}]*//' -e 's/,"flops_per_s":[^,}]*//' -e 's/,"mfu":[^,}]*//'
+        sed -e 's/,"tokens_per_s":[^,}]*//' -e 's/,"seconds":[^,}]*//' -e 's/,"flops_per_s":[^,}]*//' \
+            -e 's/,"mfu":[^,}]*//'
 }
 
 # same_curve WANT GOT WHAT

@@ -12,8 +12,14 @@ if [ "${FULL_DISK_INSIDE:-}" = 1 ]; then
     WORK=$FULL_DISK_WORK
     trap - EXIT
     disk=$WORK/disk
-    train() { "$RIVERRUN" train "$WORK/c.ini" train.out="$disk/run" train.steps=14 checkpoint.keep=1 > /dev/null 2> "$WORK/err"; }
-    tokenize() { "$RIVERRUN" tokenize --out "$disk/out" --overwrite --shard-tokens 30000 "$WORK/train.txt" > /dev/null 2> "$WORK/err"; }
+    train() {
+        "$RIVERRUN" train "$WORK/c.ini" train.out="$disk/run" train.steps=14 checkpoint.keep=1 \
+            > /dev/null 2> "$WORK/err"
+    }
+    tokenize() {
+        "$RIVERRUN" tokenize --out "$disk/out" --overwrite --shard-tokens 30000 "$WORK/train.txt" \
+            > /dev/null 2> "$WORK/err"
+    }
     # fill COMMAND WHOLE FIRST STEP: WHOLE is the directory or checkpoint that a command with room has made.
     fill() {
         size=$3 refused=0
@@ -23,9 +29,11 @@ if [ "${FULL_DISK_INSIDE:-}" = 1 ]; then
             refused=$((refused + 1))
             [ "$code" = 1 ] || fail "$1 in $size KiB: exit code $code: $(cat "$WORK/err")"
             [ "$(grep -c '^riverrun: ' "$WORK/err")" = 1 ] || fail "$1 in $size KiB: $(cat "$WORK/err")"
-            tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: No space left on device$' || fail "$1 in $size KiB: $(cat "$WORK/err")"
+            tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: No space left on device$' ||
+                fail "$1 in $size KiB: $(cat "$WORK/err")"
             if [ -L "$disk/run/latest" ]; then
-                "$RIVERRUN" export "$disk/run/latest" --out "$WORK/exported" > /dev/null 2> "$WORK/err" || fail "$1 in $size KiB: latest: $(cat "$WORK/err")"
+                "$RIVERRUN" export "$disk/run/latest" --out "$WORK/exported" > /dev/null 2> "$WORK/err" ||
+                    fail "$1 in $size KiB: latest: $(cat "$WORK/err")"
                 rm -rf "$WORK/exported"
             fi
             [ ! -e "$disk/out" ] || fail "$1 in $size KiB: $(ls -A "$disk/out") left behind"
@@ -49,18 +57,22 @@ fi
 make_data
 make_config "$WORK/c.ini"
 mkdir "$WORK/disk" "$WORK/room"
-"$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/room/run" train.steps=14 checkpoint.keep=1 > /dev/null 2> "$WORK/err" || fail "training: $(cat "$WORK/err")"
-"$RIVERRUN" tokenize --out "$WORK/room/out" --shard-tokens 30000 "$WORK/train.txt" 2> "$WORK/err" || fail "tokenizing: $(cat "$WORK/err")"
+"$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/room/run" train.steps=14 checkpoint.keep=1 \
+    > /dev/null 2> "$WORK/err" || fail "training: $(cat "$WORK/err")"
+"$RIVERRUN" tokenize --out "$WORK/room/out" --shard-tokens 30000 "$WORK/train.txt" 2> "$WORK/err" ||
+    fail "tokenizing: $(cat "$WORK/err")"
 
 # No file may be larger than 8 blocks of 512 bytes.
 limited() { (ulimit -f 8 && exec "$@") > /dev/null 2> "$WORK/err"; }
 limited "$RIVERRUN" tokenize --out "$WORK/small" "$WORK/train.txt"
 code=$?
-[ "$code" = 1 ] && tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: File too large$' || fail "tokenize under a limit: exit code $code: $(cat "$WORK/err")"
+[ "$code" = 1 ] && tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: File too large$' ||
+    fail "tokenize under a limit: exit code $code: $(cat "$WORK/err")"
 [ ! -e "$WORK/small" ] || fail "tokenize under a limit leaves $(ls -A "$WORK/small")"
 limited "$RIVERRUN" train "$WORK/c.ini" train.out="$WORK/limited" train.steps=14
 code=$?
-[ "$code" = 1 ] && tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: File too large$' || fail "train under a limit: exit code $code: $(cat "$WORK/err")"
+[ "$code" = 1 ] && tail -n 1 "$WORK/err" | grep -q '^riverrun: .*: File too large$' ||
+    fail "train under a limit: exit code $code: $(cat "$WORK/err")"
 [ ! -e "$WORK/limited/latest" ] || fail "train under a limit leaves a checkpoint"
 
 if ! unshare -rm sh -c 'mount -t tmpfs tmpfs "$1" && umount "$1"' sh "$WORK/disk" 2> /dev/null; then

@@ -1,4 +1,5 @@
-"""Does build/test/golden fail when it has to? Spoils copies of the golden files, one thing at a time, and looks at the exit code.
+"""Does build/test/golden fail when it has to? Spoils copies of the golden files, one thing at a time, and looks at the
+exit code.
 
 Run by scripts/run-tests.sh from the repository root; BUILD names the build directory.
 """
@@ -129,9 +130,11 @@ CASES = [
     (MAMBA2, optimizer("decayed", []), 1, "FAIL after."),
     (MAMBA2, optimizer("decayed", ["nothing"]), 2, "decayed"),
     (MAMBA2, config("model_type", "gpt2"), 2, "model_type"),
-    (MAMBA, scaled("grad.backbone.layers.0.mixer.dt_proj.bias", 1 + 1e-4), 1, "FAIL grad.backbone.layers.0.mixer.dt_proj.bias"),
+    (MAMBA, scaled("grad.backbone.layers.0.mixer.dt_proj.bias", 1 + 1e-4), 1,
+     "FAIL grad.backbone.layers.0.mixer.dt_proj.bias"),
     (MAMBA, scaled("after.backbone.layers.1.mixer.A_log", 1.001), 1, "FAIL after.backbone.layers.1.mixer.A_log"),
-    (MAMBA, without("param.backbone.layers.1.mixer.x_proj.weight"), 2, "has no tensor param.backbone.layers.1.mixer.x_proj.weight"),
+    (MAMBA, without("param.backbone.layers.1.mixer.x_proj.weight"), 2,
+     "has no tensor param.backbone.layers.1.mixer.x_proj.weight"),
     (MAMBA, config("time_step_rank", 3), 2, "x_proj.weight"),
     (MAMBA, config("intermediate_size", 49), 2, "intermediate_size"),
 ]
@@ -145,7 +148,8 @@ def main():
         nonlocal failures
         good = result[0] == code and words in result[1]
         failures += not good
-        print("ok  " if good else "FAIL", what, "->", result[0], "" if good else f"expected {code} and '{words}' in:\n{result[1]}")
+        why = "" if good else f"expected {code} and '{words}' in:\n{result[1]}"
+        print("ok  " if good else "FAIL", what, "->", result[0], why)
 
     whole = [os.path.join("test", "golden", name) for name in (SSD, SCAN, MAMBA, MAMBA2)]
     for precision in ("fp32", "fp64"):

@@ -33,7 +33,8 @@ close_curves() {
             sort > "$curve.losses"
     done
     join "$2.losses" "$3.losses" | awk -v limit="$1" '{ n++; d = $2 - $3; if (d < 0) d = -d
-        if (!(d <= limit * $2)) { print "too far apart: " $0; exit } } END { if (n < 20) print "only " n + 0 " in common" }' \
+        if (!(d <= limit * $2)) { print "too far apart: " $0; exit } }
+        END { if (n < 20) print "only " n + 0 " in common" }' \
         > "$WORK/verdict"
     [ ! -s "$WORK/verdict" ] || fail "$4: $(cat "$WORK/verdict")"
 }

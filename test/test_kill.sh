@@ -46,7 +46,8 @@ while { [ "$WANTED" = 0 ] && [ "$session" -lt 28 ]; } || [ "$kills" -lt "$WANTED
     before=$(readlink "$WORK/run/latest" 2>/dev/null)
     left=$(ls -di "$WORK"/run/tmp-* 2>/dev/null)
     if by_time "$session"; then
-        "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps train.out="$WORK/run" > /dev/null 2> "$WORK/err" &
+        "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps train.out="$WORK/run" \
+            > /dev/null 2> "$WORK/err" &
         pid=$!
         STARTED="$STARTED $pid"
         sleep "0.$(printf '%03d' "$(draw "$session" "$longest")")"
@@ -59,7 +60,8 @@ while { [ "$WANTED" = 0 ] && [ "$session" -lt 28 ]; } || [ "$kills" -lt "$WANTED
         # A save is about 32 changes, and a dozen more after one that was killed; the first twelve come before the first
         # step.
         at=$(draw "$session" 120)
-        RIVERRUN_TEST_FAULT=kill:$at "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps train.out="$WORK/run" > /dev/null 2> "$WORK/err"
+        RIVERRUN_TEST_FAULT=kill:$at "$RIVERRUN" train "$WORK/c.ini" schedule.kind=constant train.steps=$steps \
+            train.out="$WORK/run" > /dev/null 2> "$WORK/err"
         code=$?
         what="kill in place of change $at to the disk"
     fi 2> /dev/null # where the shell tells of the kill
@@ -67,7 +69,8 @@ while { [ "$WANTED" = 0 ] && [ "$session" -lt 28 ]; } || [ "$kills" -lt "$WANTED
     [ "$code" = 137 ] && kills=$((kills + 1))
     after=$(readlink "$WORK/run/latest" 2>/dev/null)
     [ "$after" = "$before" ] || saves=$((saves + 1))
-    [ "$(printf '%s\n%s\n' "$before" "$after" | sort | tail -n 1)" = "$after" ] || fail "$what: latest went from $before to $after"
+    [ "$(printf '%s\n%s\n' "$before" "$after" | sort | tail -n 1)" = "$after" ] ||
+        fail "$what: latest went from $before to $after"
     now=$(ls -di "$WORK"/run/tmp-* 2>/dev/null)
     [ -n "$now" ] && [ "$now" != "$left" ] && halfway=$((halfway + 1)) # a directory of this session
     check_latest "$what"
@@ -105,5 +108,6 @@ for at in $(seq 1 13 110); do
     cmp -s "$WORK/full/latest/model.safetensors" "$WORK/never/latest/model.safetensors" ||
         fail "after a full disk at change $at the weights differ"
 done
-echo "$kills kills in $session sessions, $timed of them after a time; $saves sessions came to a save, $halfway ended within one; $steps steps"
+echo "$kills kills in $session sessions, $timed of them after a time;" \
+    "$saves sessions came to a save, $halfway ended within one; $steps steps"
 finish

@@ -76,7 +76,8 @@ close_curves "$WORK/recipe1" "$WORK/recipe2" 1e-11 "a recipe on 2 ranks"
 
 # The other layers, each with its state: xLSTM of both kinds, attention, RAT, ParaRNN. 2 ranks are one, and two parts
 # are the whole.
-sed -e 's/^pattern = m s/pattern = u y x a r p/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" > "$WORK/layers.ini"
+sed -e 's/^pattern = m s/pattern = u y x a r p/' -e '/^\[block/,/^\[train/{/^\[train/!d}' "$WORK/c.ini" \
+    > "$WORK/layers.ini"
 cat >> "$WORK/layers.ini" <<CONFIG
 [block.u]
 mixer = mlstm_preup
@@ -219,7 +220,8 @@ for signal in KILL STOP; do
     wait "$pid"
     code=$?
     [ "$code" != 0 ] || fail "SIG$signal to a rank: exit code 0"
-    [ $(($(date +%s) - signalled)) -le 30 ] || fail "SIG$signal to a rank: the job lasted $(($(date +%s) - signalled)) s more"
+    lasted=$(($(date +%s) - signalled))
+    [ $lasted -le 30 ] || fail "SIG$signal to a rank: the job lasted $lasted s more"
     [ ! -e "$run/latest" ] || fail "SIG$signal to a rank was followed by a save"
     [ "$(grep -c '^riverrun: ' "$WORK/err")" = 1 ] || fail "SIG$signal to a rank: $(grep '^riverrun: ' "$WORK/err")"
     want='rank 1: killed or crashed in .* at step [0-9]*; the job ends$'

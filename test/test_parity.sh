@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.." || exit 1
 parity() {
     name=$1
     shift
-    BUILD=$(dirname "$RIVERRUN") OUT=$WORK/$name MODELS=slstm SEEDS='1 2' LENGTHS='12 40' SAMPLES=256 DEVICE=cpu JOBS=2 \
+    BUILD=$(dirname "$RIVERRUN") OUT=$WORK/$name MODELS=slstm SEEDS='1 2' LENGTHS='12 40' SAMPLES=256 \
+        DEVICE=cpu JOBS=2 \
         NEEDED='slstm:12:0.99 slstm:40:0.9' sh scripts/parity.sh model.d_model=32 block.y.mlp_width=64 \
         task.upto24.length=12 task.upto40.length=12 data.seq_len=11 data.valid=task:upto12 train.steps=300 \
         train.batch=32 train.micro_batch=32 optimizer.lr=3e-3 schedule.warmup=50 eval.every=0 "$@" \

@@ -50,7 +50,8 @@ if command -v zstd >/dev/null 2>&1; then
     gives_back "$WORK/zst" "$WORK/all"
 fi
 # JSON lines make the shards that files with the same texts make.
-printf '{"id":1,"text":"x\\n<|endoftext|>\\ny"}\n\n{"text":"no newline at the end","meta":{"text":"m"}}' >"$WORK/ab.jsonl"
+printf '{"id":1,"text":"x\\n<|endoftext|>\\ny"}\n\n{"text":"no newline at the end","meta":{"text":"m"}}' \
+    >"$WORK/ab.jsonl"
 printf 'x\n<|endoftext|>\ny' >"$WORK/ab"
 must 0 "$RIVERRUN" tokenize --out "$WORK/jsonl" --jsonl-key text "$WORK/ab.jsonl"
 must 0 "$RIVERRUN" tokenize --out "$WORK/files" --separator= "$WORK/ab" "$WORK/b.txt"

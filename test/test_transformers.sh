@@ -33,7 +33,8 @@ must "$RIVERRUN" export "$WORK/run" --out "$WORK/bf16" --dtype bf16
 must "$RIVERRUN" export "$WORK/run" --out "$WORK/bf16-all" --dtype bf16 --dtype-all
 # Every key of config.json that has a say, away from its usual value.
 must "$RIVERRUN" train "$WORK/small.ini" train.out="$WORK/unusual" data.train="$WORK/data" model.tie_embeddings=false \
-    model.norm_eps=0.01 model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=4 block.m.head_dim=32 block.m.dt_limit_min=0.01
+    model.norm_eps=0.01 model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=4 block.m.head_dim=32 \
+    block.m.dt_limit_min=0.01
 set -- "$WORK/run/latest" "$WORK/unusual/latest" "$WORK/f32" "$WORK/bf16" "$WORK/bf16-all"
 # The same of Mamba.
 sed -e 's/mamba2/mamba/' -e '/head_dim/d' "$WORK/small.ini" >"$WORK/mamba.ini"
@@ -43,8 +44,10 @@ must "$RIVERRUN" train "$WORK/mamba.ini" train.out="$WORK/mamba-unusual" data.tr
     model.tie_embeddings=false model.pad_vocab_to=50 block.m.d_conv=3 block.m.expand=3 block.m.dt_rank=5
 set -- "$@" "$WORK/mamba/latest" "$WORK/mamba-bf16" "$WORK/mamba-unusual/latest"
 # And of xLSTM.
-sed -e 's/mamba2/mlstm/' -e '/head_dim/d' -e 's/^d_state.*/heads = 2\nmlp = swiglu\nmlp_width = 320/' -e 's/^d_model.*/d_model = 128/' \
-    -e 's/^pattern/tie_embeddings = false\nlogit_cap = 30\nnorm_eps = 1e-6\npattern/' "$WORK/small.ini" >"$WORK/xlstm.ini"
+sed -e 's/mamba2/mlstm/' -e '/head_dim/d' -e 's/^d_state.*/heads = 2\nmlp = swiglu\nmlp_width = 320/' \
+    -e 's/^d_model.*/d_model = 128/' \
+    -e 's/^pattern/tie_embeddings = false\nlogit_cap = 30\nnorm_eps = 1e-6\npattern/' "$WORK/small.ini" \
+    >"$WORK/xlstm.ini"
 must "$RIVERRUN" train "$WORK/xlstm.ini" train.out="$WORK/xlstm" data.train="$WORK/data"
 must "$RIVERRUN" export "$WORK/xlstm" --out "$WORK/xlstm-bf16" --dtype bf16
 must "$RIVERRUN" train "$WORK/xlstm.ini" train.out="$WORK/xlstm-unusual" data.train="$WORK/data" model.norm_eps=0.01 \

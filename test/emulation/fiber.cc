@@ -44,7 +44,8 @@ enum { STACK = 256 << 10 };
 
 static void stack_make(fiber *f) {
     size_t guard = (size_t)sysconf(_SC_PAGESIZE);
-    void *memory = mmap(NULL, STACK + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *memory = mmap(NULL, STACK + guard, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) {
         perror("emulated device: a stack");
         abort();

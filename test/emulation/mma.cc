@@ -103,7 +103,8 @@ static bool at_once() {
 
 static float tile_element(const matrix &x, int row, int column) {
     row += x.row, column += x.column;
-    if ((uintptr_t)x.tile % TILE_ALIGN != 0) misuse("a tile at %p, which is not aligned to %d", (void *)x.tile, TILE_ALIGN);
+    if ((uintptr_t)x.tile % TILE_ALIGN != 0)
+        misuse("a tile at %p, which is not aligned to %d", (void *)x.tile, TILE_ALIGN);
     if (column < 0 || column >= TILE_COLUMNS) misuse("column %d of a tile", column);
     const char *at = x.tile + row * TILE_COLUMNS * 2 + ((column / 8 ^ row % 8) * 8 + column % 8) * 2;
     if (!is_shared(at, 2)) misuse("a product's row %d, column %d, in memory that is not shared", row, column);
@@ -124,7 +125,8 @@ static void multiply_group(const std::vector<group_product> &lanes) {
         for (int k = 0; k < K_MOST; k++) a[m][k] = tile_element(first.a, 16 * warp + m, k);
     for (int n = 0; n < TILE_COLUMNS; n++) {
         float b[K_MOST];
-        for (int k = 0; k < K_MOST; k++) b[k] = first.columns ? tile_element(first.b, k, n) : tile_element(first.b, n, k);
+        for (int k = 0; k < K_MOST; k++)
+            b[k] = first.columns ? tile_element(first.b, k, n) : tile_element(first.b, n, k);
         for (int m = 0; m < M; m++) {
             float sum = 0, &d = lanes[m % 8 * 4 + n % 8 / 2].d[n / 8][m / 8 * 2 + n % 2];
             for (int k = 0; k < K_MOST; k++) sum += a[m][k] * b[k];
