@@ -75,7 +75,7 @@ enum { RAT_THREADS = 512 };       /* of a block that has the heads of a group, a
 struct rat_arrays {
     __nv_bfloat16 *values, *queries, *end_keys, *end_values; /* values, keys: v~ and k~ */
     float *own, *running; /* own: scores, not scaled; of forward */
-    /* backward's */
+    /* backward's; values and keys are NULL where rat_walk_makes */
     __nv_bfloat16 *keys, *dout, *dqueries, *dend_keys, *dend_values;
     float *log_sum, *delta, *share, *slope; /* log_sum: base 2; slope: the own score's gradient, scaled */
     float *folded;                          /* natural logarithms as cuDNN has them: (B,H,Q,T / Q - 1); or NULL */
@@ -112,6 +112,7 @@ static inline int64_t rat_segment(int64_t Q) {
 
 /* The recurrence (rat_walk.cu), and attention over ends (rat_mma.cu). lse NULL: nothing is saved. */
 bool rat_walk_serves(const rat_problem &p);
+bool rat_walk_makes(struct rat_shape s); /* are chunks so short that they are made again on the way back? */
 void rat_walk_forward(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_arrays &a,
                       const rat_problem &p);
 void rat_walk_again(struct device *dev, const rat_operands<__nv_bfloat16> &x, const rat_gradients_of<__nv_bfloat16> &d,

@@ -28,10 +28,10 @@ size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backwar
         *to = base ? (std::remove_reference_t<decltype(**to)> *)((char *)base + used) : NULL;
         used += (bytes + 255) / 256 * 256;
     };
-    bool folds = s.T / s.Q >= RAT_FOLDED_CHUNKS;
+    bool folds = s.T / s.Q >= RAT_FOLDED_CHUNKS, keeps = !backward || !rat_walk_makes(s);
     size_t queries = folds ? tokens * wide : tokens * (size_t)(s.G * s.P) * sizeof(bf16);
     a->query_heads = a->dquery_heads = (int)(folds ? s.H : s.G);
-    take(&a->values, tokens * wide);
+    if (keeps) take(&a->values, tokens * wide);
     take(&a->queries, queries);
     if (folds) take(&a->folded, scalars);
     int64_t segments = s.B * ceil_div(s.T, rat_segment(s.Q));
@@ -43,7 +43,7 @@ size_t rat_arrays_at(rat_arrays *a, struct rat_shape s, void *base, bool backwar
         take(&a->running, (size_t)(s.B * 2 * s.H * s.P) * sizeof(float));
         return used;
     }
-    take(&a->keys, tokens * wide);
+    if (keeps) take(&a->keys, tokens * wide);
     take(&a->dout, tokens * wide);
     take(&a->dqueries, queries);
     take(&a->dend_keys, ends);

@@ -9,17 +9,19 @@
  *
  *   along    reads v, g (4D bytes a token for the width D), q, k; writes v~ (2D), own scores, and, at ends, the
  *            turned key and the value (4D / Q); the first heads of each group also the turned queries
- *   again    the same with z, dy and o (6D): writes k~, v~, do, dz (8D) and, for each head of a token, delta and what
- *            the own score's softmax and gradient are
- *   back     a block has the heads of a group, from the chunk's end to its beginning: reads g, v, do, k~, v~ (10D),
- *            writes dv, dg (4D); the gradients of the query and the key that the heads share are added up over the
- *            lanes of a warp and then over its warps in order, two tokens at a time
+ *   again    the same with z, dy and o (6D): writes do, dz (4D) and, for each head of a token, delta and what the own
+ *            score's softmax and gradient are
+ *   back     a block has the heads of a group, from the chunk's end to its beginning: reads g, v, do (6D), writes dv,
+ *            dg (4D); the gradients of the query and the key that the heads share are added up over the lanes of a
+ *            warp and then over its warps in order, two tokens at a time. k~ and v~ of a chunk's tokens are made once
+ *            more before, each lane's into shared memory, rounded; where that has no room for them (with 8 heads of
+ *            128 in a group from chunks of 17 tokens on), `again` writes them (4D) and they are read here (4D)
  *
  * Where chunks are long, up to a whole row, a walk is a part of one, and what goes into it is found before: each part's
  * recurrence from nothing (reach; 4D bytes a token, back too), then, a thread a channel, one part after the other.
  *
- * So 6.5D, 18D and 14D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384
- * tokens 0.22, 0.6 and 0.48 GB, or 0.08, 0.2 and 0.16 ms at 3 TB/s. No sum is atomic: two runs give the same bits. */
+ * So 6.5D, 14D and 10D bytes a token, each a few fp32 instructions a channel under them: with D = 2048 and 16,384
+ * tokens 0.22, 0.47 and 0.34 GB, or 0.08, 0.16 and 0.12 ms at 3 TB/s. No sum is atomic: two runs give the same bits. */
 #include "kernels/cuda/rat.cuh"
 
 typedef __nv_bfloat16 bf16;
@@ -60,7 +62,7 @@ __device__ __forceinline__ lane_rows rows_of(const rat_problem &p, int64_t b, in
     return {(b * p.T * heads + h) * p.P + l.low, heads * p.P};
 }
 
-struct eight {
+struct alignas(16) eight {
     pack<bf16, 4> low, high;
 };
 
@@ -254,7 +256,19 @@ struct recurrence {
     float key[8], value[8];
 };
 
-/* A token's step, and what is written of it. */
+/* A token's step. */
+__device__ __forceinline__ void go_on(recurrence *r, const float (&v)[8], const float (&g)[8], const float (&k)[8],
+                                      const float (&bias)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float gate, rest;
+        gates_of(g[i] + bias[i], &gate, &rest);
+        r->key[i] = gate * r->key[i] + rest * k[i];
+        r->value[i] = gate * r->value[i] + rest * v[i];
+    }
+}
+
+/* The same with what is written of it. */
 template <int GROUP, bool AGAIN>
 __device__ __forceinline__ void take_token(recurrence *r, const token &x, const token_back &y, const float (&bias)[8],
                                            const float2 (&turn)[4], const rat_gradients_of<bf16> &d,
@@ -265,18 +279,13 @@ __device__ __forceinline__ void take_token(recurrence *r, const token &x, const 
     widen(g, x.g);
     widen(q, x.q);
     widen(k, x.k);
+    go_on(r, v, g, k, bias);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        float gate, rest;
-        gates_of(g[i] + bias[i], &gate, &rest);
-        r->key[i] = gate * r->key[i] + rest * k[i];
-        r->value[i] = gate * r->value[i] + rest * v[i];
-        own += q[i] * r->key[i];
-    }
+    for (int i = 0; i < 8; i++) own += q[i] * r->key[i];
     own = head_sum<GROUP>(l.there ? own : 0.0f);
-    write_eight(a.values + at.dense.at(t), l, r->value);
+    if (!AGAIN || a.keys) write_eight(a.values + at.dense.at(t), l, r->value);
     if constexpr (AGAIN) {
-        write_eight(a.keys + at.dense.at(t), l, r->key);
+        if (a.keys) write_eight(a.keys + at.dense.at(t), l, r->key);
         find_slopes<GROUP>(y, r->value, own, d, a, p, at, b, t, s, l);
     } else if (l.there && l.low == 0) {
         a.own[(b * p.H + l.h) * p.T + t] = own;
@@ -418,19 +427,74 @@ struct returning {
     float key[8], value[8], bias[8];
 };
 
-/* A token's k~ and v~ before it: none at a chunk's beginning, the state's at a row's that goes on. */
-__device__ __forceinline__ void read_before(recurrence *to, const rat_operands<bf16> &x, const rat_arrays &a,
+/* What a chunk's first token in the row has before it: nothing, or, where the chunk has begun before the row, what the
+ * state has. */
+__device__ __forceinline__ void read_start(recurrence *to, const rat_operands<bf16> &x, const rat_problem &p, int64_t b,
+                                           bool begun, const lane_place &l) {
+    clear(to->key);
+    clear(to->value);
+    if (!begun) return;
+    read_floats(to->key, x.running + (b * 2 * p.H + l.h) * p.P, l);
+    read_floats(to->value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
+}
+
+/* k~ and v~ of a chunk's tokens in the row, first .. t, made again for this lane alone: token first + i has place i. */
+struct made_states {
+    eight *states;
+    int64_t first;
+
+    __device__ __forceinline__ eight *at(int64_t t, int part) const {
+        return states + ((t - first) * 2 + part) * blockDim.x + threadIdx.x;
+    }
+};
+
+__device__ __forceinline__ eight round_eight(const float (&from)[8]) {
+    eight e;
+#pragma unroll
+    for (int i = 0; i < 4; i++) e.low.v[i] = from_float<bf16>(from[i]), e.high.v[i] = from_float<bf16>(from[i + 4]);
+    return e;
+}
+
+__device__ __forceinline__ void make_states(made_states *made, const rat_operands<bf16> &x, const float (&bias)[8],
                                             const rat_problem &p, const lane_offsets &at, int64_t b, int64_t t,
-                                            standing s, const lane_place &l) {
-    if (s.place == 0) {
-        clear(to->key);
-        clear(to->value);
-    } else if (t == 0) {
-        read_floats(to->key, x.running + (b * 2 * p.H + l.h) * p.P, l);
-        read_floats(to->value, x.running + ((b * 2 + 1) * p.H + l.h) * p.P, l);
+                                            int place, const lane_place &l) {
+    enum { AHEAD = 4 }; /* tokens that are on their way together */
+    recurrence r;
+    made->first = at_least(t - place, 0);
+    read_start(&r, x, p, b, t < place, l);
+    for (int64_t u = made->first; u <= t; u += AHEAD) {
+        eight from[AHEAD][3];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int64_t its = at_most(u + j, t);
+            from[j][0] = read_eight(x.v.data + at.wide.at(its), l);
+            from[j][1] = read_eight(x.g.data + at.wide.at(its), l);
+            from[j][2] = read_eight(x.k.data + at.narrow.at(its), l);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (u + j > t) break;
+            float v[8], g[8], k[8];
+            widen(v, from[j][0]);
+            widen(g, from[j][1]);
+            widen(k, from[j][2]);
+            go_on(&r, v, g, k, bias);
+            *made->at(u + j, 0) = round_eight(r.key);
+            *made->at(u + j, 1) = round_eight(r.value);
+        }
+    }
+}
+
+/* A token's k~ and v~ before it. */
+template <bool MAKES>
+__device__ __forceinline__ void read_before(recurrence *to, const made_states &made, const rat_operands<bf16> &x,
+                                            const rat_arrays &a, const rat_problem &p, const lane_offsets &at,
+                                            int64_t b, int64_t t, standing s, const lane_place &l) {
+    if (s.place == 0 || t == 0) {
+        read_start(to, x, p, b, s.place != 0, l);
     } else {
-        widen(to->key, read_eight(a.keys + at.dense.at(t - 1), l));
-        widen(to->value, read_eight(a.values + at.dense.at(t - 1), l));
+        widen(to->key, MAKES ? *made.at(t - 1, 0) : read_eight(a.keys + at.dense.at(t - 1), l));
+        widen(to->value, MAKES ? *made.at(t - 1, 1) : read_eight(a.values + at.dense.at(t - 1), l));
     }
 }
 
@@ -562,8 +626,9 @@ __device__ __forceinline__ void write_shared(const float *sums, const rat_gradie
     }
 }
 
-/* Block (segment, group, row): the lanes of all heads of a group. */
-template <int W>
+/* Block (segment, group, row): the lanes of all heads of a group. MAKES: k~ and v~ are not in memory, but made again, a
+ * chunk at a time. */
+template <int W, bool MAKES>
 __global__ void __launch_bounds__(RAT_THREADS)
 rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays a,
                      __grid_constant__ const rat_problem p, int64_t length) {
@@ -571,6 +636,7 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
     DYNAMIC_SHARED(float, sums);
     int64_t b = blockIdx.z;
     int group = blockIdx.y, warp = threadIdx.x / WARP, warps = (int)blockDim.x / WARP;
+    made_states made = {(eight *)(sums + BACK_TOKENS * warps * 2 * W), 0};
     lane_place l = lane_of<W>(p, group + (int)threadIdx.x / GROUP * p.G, p.H);
     if (!l.there) l.h = group;
     lane_offsets at = offsets_of(x, d, a, p, b, l);
@@ -596,13 +662,14 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
                     read_floats(back.key, reach_of(a, p, b, 1, l), l);
                     read_floats(back.value, reach_of(a, p, b, 2, l), l);
                 }
-                widen(now, read_eight(a.keys + at.dense.at(t), l));
+                if (MAKES) make_states(&made, x, bias, p, at, b, t, s.place, l);
+                widen(now, MAKES ? *made.at(t, 0) : read_eight(a.keys + at.dense.at(t), l));
                 if (s.place == p.Q - 1 && t + 1 < p.T) add_end(&back, a, p, b, t, turn, l);
             } else {
                 s.place--;
             }
             float dq[8], dk[8];
-            read_before(&before, x, a, p, at, b, t, s, l);
+            read_before<MAKES>(&before, made, x, a, p, at, b, t, s, l);
             return_token(&back, dq, dk, now, before, bias, turn, x, d, a, p, at, b, t, l);
             share_out<W>(sums + (i * warps + warp) * 2 * W, dq, dk, l);
 #pragma unroll
@@ -618,8 +685,8 @@ rat_walk_back_kernel(rat_operands<bf16> x, rat_gradients_of<bf16> d, rat_arrays 
 /* --- launches ----------------------------------------------------------------------------------------------------- */
 
 /* Lanes of a head. */
-static int lanes_of(const rat_problem &p) {
-    return p.P <= 64 ? 8 : 16;
+static int lanes_of(int64_t P) {
+    return P <= 64 ? 8 : 16;
 }
 
 template <class F> static void with_lanes(const rat_problem &p, F f) {
@@ -632,12 +699,22 @@ static unsigned whole_warps(int lanes) {
 }
 
 bool rat_walk_serves(const rat_problem &p) {
-    return p.P % 8 == 0 && p.P <= 128 && p.H / p.G * lanes_of(p) <= RAT_THREADS;
+    return p.P % 8 == 0 && p.P <= 128 && p.H / p.G * lanes_of(p.P) <= RAT_THREADS;
+}
+
+/* A chunk's states of the heads of a group. */
+static size_t made_bytes(struct rat_shape s) {
+    return (size_t)s.Q * 2 * sizeof(eight) * whole_warps((int)(s.H / s.G) * lanes_of(s.P));
+}
+
+bool rat_walk_makes(struct rat_shape s) {
+    enum { MOST = 64 << 10 }; /* three blocks share a multiprocessor */
+    return !rat_long_chunks(s.Q) && made_bytes(s) <= MOST;
 }
 
 /* A grid of (segment, heads, row), and the lanes of a block. */
 static dim3 walks_of(struct device *dev, const rat_problem &p, unsigned *block) {
-    unsigned lanes = whole_warps(p.H * lanes_of(p));
+    unsigned lanes = whole_warps(p.H * lanes_of(p.P));
     int64_t segments = ceil_div(p.T, rat_segment(p.Q));
     *block = (unsigned)at_most(lanes, WALK_THREADS);
     while (*block > WARP && segments * p.B * ceil_div(lanes, *block) < cuda_impl(dev)->multiprocessors)
@@ -680,7 +757,7 @@ void rat_walk_again(struct device *dev, const rat_operands<bf16> &x, const rat_g
 void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gradients_of<bf16> &d,
                    const rat_arrays &a, const rat_problem &p) {
     int64_t length = rat_segment(p.Q);
-    unsigned block = whole_warps(p.H / p.G * lanes_of(p));
+    unsigned block = whole_warps(p.H / p.G * lanes_of(p.P));
     dim3 grid((unsigned)ceil_div(p.T, length), (unsigned)p.G, (unsigned)p.B);
     with_lanes(p, [&](auto width) {
         constexpr int W = decltype(width)::value;
@@ -691,6 +768,13 @@ void rat_walk_back(struct device *dev, const rat_operands<bf16> &x, const rat_gr
             LAUNCH(dev, rat_reach_back_kernel<W>, walks, lanes, 0, x, a, p, length);
             join(dev, NULL, a, p, true);
         }
-        LAUNCH(dev, rat_walk_back_kernel<W>, grid, block, bytes, x, d, a, p, length);
+        if (a.keys) {
+            LAUNCH(dev, (rat_walk_back_kernel<W, false>), grid, block, bytes, x, d, a, p, length);
+        } else {
+            bytes += made_bytes({p.B, p.T, p.H, p.G, p.P, p.Q, 0});
+            cuda_expect(dev, cudaFuncSetAttribute(rat_walk_back_kernel<W, true>,
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "rat");
+            LAUNCH(dev, (rat_walk_back_kernel<W, true>), grid, block, bytes, x, d, a, p, length);
+        }
     });
 }
