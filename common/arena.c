@@ -62,7 +62,10 @@ int arena_open(arena *a, const char *name, size_t capacity, const struct arena_m
     size_t size = capacity ? align_up(capacity) : ARENA_ALIGN;
     a->base = size == SIZE_MAX ? NULL : a->memory->allocate(a->memory->self, size);
     if (!a->base)
-        return error_system(err, "cannot allocate %zu bytes (%.2f GiB) for %s", capacity, capacity / 0x1p30, name);
+        return error_system(err,
+                            "cannot allocate %zu bytes (%.2f GiB) for %s; riverrun plan shows what a run takes, and "
+                            "which batch fits",
+                            capacity, capacity / 0x1p30, name);
     a->capacity = size;
     if (on_host(a)) poison(a->base, a->capacity);
     return 0;

@@ -76,7 +76,8 @@ static void too_much_is_a_system_error(void **state) {
     error err = {0};
     arena a;
     unit_expect(arena_open(&a, "moon", SIZE_MAX - 8, NULL, &err), &err, ERROR_SYSTEM,
-                "cannot allocate 18446744073709551607 bytes (17179869184.00 GiB) for moon");
+                "cannot allocate 18446744073709551607 bytes (17179869184.00 GiB) for moon; riverrun plan shows what a "
+                "run takes, and which batch fits");
     assert_null(a.base);
     arena_close(&a);
 }
