@@ -7,8 +7,8 @@
 Both sides take the first --tokens predictions of SHARDS in windows of --window tokens, each from an empty state that no
 document resets (transformers' Mamba and Mamba-2 know no documents; eval --no-reset), and mean the loss over all. It may
 differ by 1e-4 nats in fp32 and 5e-3 in bf16. transformers computes with its slow path where its kernels are not
-installed; with Mamba-2 that takes 7 GB for a window of 2048 in chunks of 256, so it is told to work in chunks of 64 here
-(chunks change nothing but rounding). Prints a line for people for each precision and one JSON line; exit code 1 if any
+installed; with Mamba-2 that takes 7 GB for a window of 2048 in chunks of 256, so it is told to work in chunks of 64
+here (chunks change nothing but rounding). Prints a line for people for each precision and one JSON line; exit code 1 if any
 differs.
 
 Python files that lie beside the weights are run: give checkpoints that you trust.

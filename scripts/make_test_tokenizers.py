@@ -84,21 +84,32 @@ def save(t, name):
 
 
 TEXTS = [
-    "", "a", " ", "\n", "\0", "a\0b", "Hello world", " leading", "trailing ", "two  spaces", "   three", "x \n y", "\n\n\n",
-    "a\n b\n\n  c\t\td ", "tab\tand\u00a0no-break\u2003em\u3000wide\u0085next\u2028line", "\u200bzero\ufeffwidth\u00adsoft",
-    "I'm we've they're it'll he'd can't dog's", "I'M WE'VE 'S 's's ''s '", "x'rex 've' l'l 'll", " 's 't", "o\u2019clock",
-    "12 345 6.78e9 ½ ⅷ ² ٣٤ १२", "a1b2 c3,d4", "3.14 1,000,000", "naïve café Ångström", "cafe\u0301 A\u030angstro\u0308m",
-    "a\u0301\u0323 a\u0323\u0301 \u0301x", "\u1100\u1161\u11a8 \uac00\u11a8 각", "\u212b \u2126 \u0340 \u0958 \ufb2c \u1d15e",
-    "が \u304b\u3099 は\u309a", "漢字かな交じり文。", "Реки текут", "مرحبا بالعالم", "नमस्ते दुनिया", "👩‍👩‍👧 🇫🇷 👍🏽", "\U0001f600\U00020000",
-    "{\n    int x = 0;\n        return x;\n}", "-- ... !!! ?!", "http://example.org/a_b?c=d&e=f", "\r\n\r\n x\r", " \t \n",
+    "", "a", " ", "\n", "\0", "a\0b", "Hello world", " leading", "trailing ", "two  spaces", "   three", "x \n y",
+    "\n\n\n",
+    "a\n b\n\n  c\t\td ", "tab\tand\u00a0no-break\u2003em\u3000wide\u0085next\u2028line",
+    "\u200bzero\ufeffwidth\u00adsoft",
+    "I'm we've they're it'll he'd can't dog's", "I'M WE'VE 'S 's's ''s '", "x'rex 've' l'l 'll", " 's 't",
+    "o\u2019clock",
+    "12 345 6.78e9 ½ ⅷ ² ٣٤ १२", "a1b2 c3,d4", "3.14 1,000,000", "naïve café Ångström",
+    "cafe\u0301 A\u030angstro\u0308m",
+    "a\u0301\u0323 a\u0323\u0301 \u0301x", "\u1100\u1161\u11a8 \uac00\u11a8 각",
+    "\u212b \u2126 \u0340 \u0958 \ufb2c \u1d15e",
+    "が \u304b\u3099 は\u309a", "漢字かな交じり文。", "Реки текут", "مرحبا بالعالم", "नमस्ते दुनिया", "👩‍👩‍👧 🇫🇷 👍🏽",
+    "\U0001f600\U00020000",
+    "{\n    int x = 0;\n        return x;\n}", "-- ... !!! ?!", "http://example.org/a_b?c=d&e=f", "\r\n\r\n x\r",
+    " \t \n",
     EOD, "a" + EOD + "b", EOD + EOD + " ", " " + EOD + "\n", "<|endoftext", "|endoftext|>", "<|pad|>x", "a<|pad|> b",
-    "          ten", "\n          ten\n", "a" * 300, "ab" * 200, " " * 300, "\u0301" * 100, "é" * 90, "the " * 40, "\n" * 70,
+    "          ten", "\n          ten\n", "a" * 300, "ab" * 200, " " * 300, "\u0301" * 100, "é" * 90, "the " * 40,
+    "\n" * 70,
     "=" * 64, "=" * 65, "aeiou" * 13 + "\u0301",
 ]
 FLAGGED = [
-    "x[L]y", "x  [L]  y", "\u3000[L] ", "x[R]y", "x  [R]  y", "[R]   [B]  [L]", "[R]    x", "[R]  ", "a[B]b", "  [B]\t\n[B] ",
-    "x[S]y", "x [S] y", "[S]", "_[S]", "[S]9", "é[S]", "[S]\u0301", "ⓐ[S]", "-[S]-", "[S][S]", "[S]\u200d", "[LS]x  [LS]",
-    "wordy", "a wordy", "a  wordy  b", "wordywordy", "café", "cafe\u0301", "xcafe\u0301x", "[C]", "[CC]", "[CCC]", "[[CC]]",
+    "x[L]y", "x  [L]  y", "\u3000[L] ", "x[R]y", "x  [R]  y", "[R]   [B]  [L]", "[R]    x", "[R]  ", "a[B]b",
+    "  [B]\t\n[B] ",
+    "x[S]y", "x [S] y", "[S]", "_[S]", "[S]9", "é[S]", "[S]\u0301", "ⓐ[S]", "-[S]-", "[S][S]", "[S]\u200d",
+    "[LS]x  [LS]",
+    "wordy", "a wordy", "a  wordy  b", "wordywordy", "café", "cafe\u0301", "xcafe\u0301x", "[C]", "[CC]", "[CCC]",
+    "[[CC]]",
     "foo bar", "foo  bar", "xfoo barx", "  [R]    [L]  ",
 ]
 
@@ -130,8 +141,9 @@ def main():
     made["flags"] = save(t, "flags")
 
     t, _, _ = build(merges, last=["Ġriver's", "zzzz", "ĠĠĠ", EOD], ignore_merges=True)
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(__import__("tokenizers").Regex(PATTERN), "isolated"),
-                                               pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(__import__("tokenizers").Regex(PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     t.add_special_tokens([special(EOD)])
     made["words"] = save(t, "words")
 
@@ -141,12 +153,13 @@ def main():
     made["whole"] = save(t, "whole")
 
     random.seed(7)
-    characters = [*"  \n\t'strvdlmaeio19.,-\u00a0\u3000é", "\u0301", "\u0323", "가", "\u11a8", "漢", "ж", "😀", EOD, "  ", "the ",
-                  "'s", "[R]", "[L]", "[S]", "wordy", "river's", "zzzz"]
+    characters = [*"  \n\t'strvdlmaeio19.,-\u00a0\u3000é", "\u0301", "\u0323", "가", "\u11a8", "漢", "ж", "😀", EOD, "  ",
+                  "the ", "'s", "[R]", "[L]", "[S]", "wordy", "river's", "zzzz"]
     mixed = ["".join(random.choices(characters, k=random.randrange(1, 40))) for _ in range(60)]
     ids = {}
     for name, t in made.items():
-        texts = TEXTS + mixed + (FLAGGED if name == "flags" else []) + ([" river's zzzz zzzzz   x"] if name == "words" else [])
+        own = {"flags": FLAGGED, "words": [" river's zzzz zzzzz   x"]}
+        texts = TEXTS + mixed + own.get(name, [])
         ids[name] = [[x.encode().hex(), t.encode(x, add_special_tokens=False).ids] for x in texts]
     lines = [json.dumps(name) + ":[\n" + ",\n".join(json.dumps(x, separators=(",", ":")) for x in rows) + "]"
              for name, rows in ids.items()]

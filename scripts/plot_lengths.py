@@ -3,8 +3,8 @@
 
     python3 scripts/plot_lengths.py layers JSON...               layers beside the figures of
                                                                  docs/measurements/layer-figures.csv
-    python3 scripts/plot_lengths.py rat JSON... [--png FILE]     training and generation through RAT and attention layers
-                                                                 against T, beside what the paper shows
+    python3 scripts/plot_lengths.py rat JSON... [--png FILE]     training and generation through RAT and attention
+                                                                 layers against T, beside what the paper shows
     python3 scripts/plot_lengths.py pararnn JSON... [--png FILE] nonlinear cells by solver, against T and against the
                                                                  number of channels, beside a loop over the tokens
 

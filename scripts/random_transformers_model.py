@@ -3,11 +3,11 @@
 
     python3 scripts/random_transformers_model.py DIRECTORY
 
-saves one to each of DIRECTORY/untied, tied, bf16 (saved in bf16), sharded (several files and an index), limited (step sizes
-are clamped): these are Mamba-2; mamba and xlstm, and mamba-unusual (untied, other sizes than the usual ones) and
-xlstm-unusual; llama, llama-unusual (tied, grouped heads of another width, another base), arcee. Every parameter is moved
-away from its initial value, so that no gain is 1, no bias 0 and no two heads alike; the input gates of xLSTM, which start
-closed, are opened.
+saves one to each of DIRECTORY/untied, tied, bf16 (saved in bf16), sharded (several files and an index), limited (step
+sizes are clamped): these are Mamba-2; mamba and xlstm, and mamba-unusual (untied, other sizes than the usual ones) and
+xlstm-unusual; llama, llama-unusual (tied, grouped heads of another width, another base), arcee. Every parameter is
+moved away from its initial value, so that no gain is 1, no bias 0 and no two heads alike; the input gates of xLSTM,
+which start closed, are opened.
 """
 
 import os
@@ -32,14 +32,16 @@ def make(kind):
         return MambaForCausalLM(MambaConfig(vocab_size=264, hidden_size=40, state_size=16, num_hidden_layers=3, **IDS))
     if kind == "mamba-unusual":
         return MambaForCausalLM(MambaConfig(
-            vocab_size=272, hidden_size=40, expand=3, state_size=5, conv_kernel=3, time_step_rank=7, num_hidden_layers=2,
+            vocab_size=272, hidden_size=40, expand=3, state_size=5, conv_kernel=3, time_step_rank=7,
+            num_hidden_layers=2,
             layer_norm_epsilon=0.01, tie_word_embeddings=False, **IDS))
     # transformers' cache rounds the widths of q and k and of v up to multiples of 64, the layer does not.
     if kind == "xlstm":
         return xLSTMForCausalLM(xLSTMConfig(vocab_size=264, hidden_size=128, num_heads=2, num_hidden_layers=3, **IDS))
     if kind == "xlstm-unusual":
         return xLSTMForCausalLM(xLSTMConfig(
-            vocab_size=272, hidden_size=128, num_heads=4, num_hidden_layers=2, norm_eps=0.01, eps=1e-3, qk_dim_factor=1.0,
+            vocab_size=272, hidden_size=128, num_heads=4, num_hidden_layers=2, norm_eps=0.01, eps=1e-3,
+            qk_dim_factor=1.0,
             v_dim_factor=1.5, ffn_proj_factor=1.7, ffn_round_up_to_multiple_of=16, gate_soft_cap=2.0,
             output_logit_soft_cap=3.0, **IDS))
     if kind == "llama":

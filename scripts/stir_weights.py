@@ -4,8 +4,8 @@
     python3 scripts/stir_weights.py DIRECTORY...
 
 rewrites DIRECTORY/model.safetensors (of an export: a checkpoint would no longer have its checksums), so that no gain is
-1, no bias 0, no recurrent matrix 0 and no two heads alike, and the input gates of xLSTM, which start closed, are open. The
-numbers depend on the directory's name alone.
+1, no bias 0, no recurrent matrix 0 and no two heads alike, and the input gates of xLSTM, which start closed, are open.
+The numbers depend on the directory's name alone.
 """
 
 import pathlib

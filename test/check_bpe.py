@@ -2,8 +2,8 @@
 test_tokenizer.sh with the Python of make_venv.sh, after it trained a model in DIRECTORY/run on ids of neox.json.
 
 Checked, for each tokenizer of test/tokenizer/: characters by themselves and thousands of random texts, whole and cut
-wherever riverrun says that a text may be cut; the project's own files through `riverrun tokenize`; that GPT-2's two files
-become the tokenizer.json that the library itself makes of them; that AutoTokenizer opens what a checkpoint holds.
+wherever riverrun says that a text may be cut; the project's own files through `riverrun tokenize`; that GPT-2's two
+files become the tokenizer.json that the library itself makes of them; that AutoTokenizer opens what a checkpoint holds.
 """
 
 import json

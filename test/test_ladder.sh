@@ -83,7 +83,8 @@ END
 decisions "$WORK/whole" | cmp -s "$WORK/want" - || fail "decisions: $(decisions "$WORK/whole")"
 grep -q '"loss":null' "$WORK/whole/log.jsonl" && fail "a loss is not finite: $(log_of "$WORK/whole")"
 changed() { grep -q "\"type\":\"solver\",\"step\":$1,\"block\":$2,.*$3}" "$WORK/whole/log.jsonl"; }
-changed 2 0 '"level":"more","before":"chosen","first_step":3,"method":"newton","iterations":6' || fail "the second step raises nothing: $(log_of "$WORK/whole")"
+changed 2 0 '"level":"more","before":"chosen","first_step":3,"method":"newton","iterations":6' ||
+    fail "the second step raises nothing: $(log_of "$WORK/whole")"
 changed 8 1 '"level":"more","before":"sequential","first_step":9,"method":"shooting","iterations":5' ||
     fail "the eighth step lowers nothing: $(log_of "$WORK/whole")"
 grep -q '^block 1 (l) left a residual of .*: from step 4 on it is solved token after token$' "$WORK/err" ||

@@ -28,7 +28,7 @@ static const struct command commands[] = {
     {"shards", command_shards, "info|verify|cat PATH...", "Look at shards, check them, turn them back into text."},
     {"plan", command_plan, "CONFIG [section.key=value ...]",
      "Parameters, memory and FLOPs of a run, without running it."},
-    {"bench", command_bench, "ops|layer|train|gemm|loader|verify", "How fast this machine computes, trains and reads."},
+    {"bench", command_bench, "ops|layer|train|gemm|...", "How fast this machine computes, trains and reads."},
     {"import", command_import, "DIRECTORY --out DIR", "A Hugging Face model directory to a checkpoint."},
     {"export", command_export, "CHECKPOINT --out DIR", "A checkpoint to a smaller directory for other software."},
 };
