@@ -38,8 +38,10 @@ for command in train eval generate tokenize shards plan bench import export; do
     "$RIVERRUN" help $command | cmp -s - "$WORK/help" || fail "help $command is not $command --help"
 done
 accept train --help
-grep -q '\[optimizer\]' "$WORK/out" && grep -q 'half_life = 0' "$WORK/out" ||
-    fail "train --help does not list the options"
+for section in train ramp optimizer group.NAME schedule data source.NAME task.NAME eval checkpoint solver comm; do
+    grep -qF "[$section]" "$WORK/out" || fail "train --help does not list [$section]"
+done
+grep -q 'half_life = 0' "$WORK/out" || fail "train --help does not list the options"
 accept --version
 grep -Eq '^riverrun [0-9]+\.[0-9]+\.[0-9]+ \(' "$WORK/out" || fail "--version: $(cat "$WORK/out")"
 accept help config
@@ -63,6 +65,8 @@ refuse '--mode windw: must be one of window, carry; did you mean window?' eval x
 refuse '--batch is given twice' eval x --data y --batch 1 --batch 2
 refuse '--tokens needs a value' eval x --data y --tokens
 refuse "'-x' is no option" eval x -x
+refuse "'--steps' is no option of riverrun train; .* what a config holds is given as section.key=value" \
+    train "$WORK/c.ini" --steps 5
 refuse "'y' is not about a task: behind the checkpoint only task.NAME.key=value" eval x y --data z
 refuse 'takes CHECKPOINT, but 2 arguments were given; one too many is y' generate x y --prompt z
 refuse 'there is no prompt' generate x

@@ -31,33 +31,10 @@ int command_help_config(void) {
            "of a line or behind a blank. On the command line `section.key=value` wins over the file. Whole numbers\n"
            "may be written `64_000`, `64k` (times 1000) or `64Ki` (times 1024). A key that is unknown, given twice or\n"
            "out of bounds is an error, never ignored.\n");
-    section("train", "The run.", train_options_table);
-    section("ramp",
-            "Smaller batches at the start of the run, either as a list or by a rule. The learning rate's schedule\n"
-            "counts steps, whatever they hold.",
-            ramp_options_table);
-    section("optimizer", "AdamW.", optimizer_options_table);
-    section("group.NAME",
-            "Tensors that the optimizer treats in a way of their own; NAME is yours to choose. A tensor may be in\n"
-            "several groups, but takes each number from one: two groups that give it the same one are refused.",
-            group_options_table);
-    section("schedule", "The learning rate over the run.", schedule_options_table);
-    section("data", "What is trained on. Either `train` names one data set, or `[source.NAME]` sections name several.",
-            data_options_table);
-    section("source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.",
-            data_source_options_table);
-    section("task.NAME",
-            "A generated task (docs/tasks.md), which `task:NAME` in place of a path stands for; NAME is yours to\n"
-            "choose. Beside the keys below it has those of its kind.",
-            task_options_table);
-    for (int i = 0; task_kind_names[i]; i++) task_section(task_kind_at(i));
-    section("eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table);
-    section("checkpoint", "Saves.", checkpoint_options_table);
-    section("solver",
-            "What is done about layers whose recurrence is solved iteratively (docs/training.md), where it was not\n"
-            "solved.",
-            solver_options_table);
-    section("comm", "Several ranks.", comm_options_table);
+    for (const struct option_section *s = run_sections; s->name; s++) {
+        section(s->name, s->help, s->table);
+        for (int i = 0; s->table == task_options_table && task_kind_names[i]; i++) task_section(task_kind_at(i));
+    }
     section("model", "The language model.", model_options_table);
     section("block.NAME",
             "A kind of block; NAME is how `model.pattern` calls it. Beside the keys below a block has those of its\n"

@@ -23,17 +23,7 @@ static const struct flags flags = {
 static void print_help(void) {
     flags_help(stdout, &flags);
     printf("\nThe options of a run; those of the model are in `riverrun help config`.\n\n");
-    option_help(stdout, "train", train_options_table);
-    option_help(stdout, "ramp", ramp_options_table);
-    option_help(stdout, "optimizer", optimizer_options_table);
-    option_help(stdout, "group.NAME", group_options_table);
-    option_help(stdout, "schedule", schedule_options_table);
-    option_help(stdout, "data", data_options_table);
-    option_help(stdout, "source.NAME", data_source_options_table);
-    option_help(stdout, "task.NAME", task_options_table);
-    option_help(stdout, "eval", eval_options_table);
-    option_help(stdout, "checkpoint", checkpoint_options_table);
-    option_help(stdout, "comm", comm_options_table);
+    for (const struct option_section *s = run_sections; s->name; s++) option_help(stdout, s->name, s->table);
 }
 
 static int read_config(config **c, int argc, char **argv, error *err) {

@@ -37,8 +37,9 @@ static int unknown_flag(const struct flags *f, const char *given, size_t size, e
     if (nearest) {
         return error_input(err, "'--%s' is no option of riverrun %s; did you mean --%s?", name, f->command, nearest);
     }
-    return error_input(err, "'--%s' is no option of riverrun %s; riverrun %s --help lists them", name, f->command,
-                       f->command);
+    bool overrides = strstr(f->arguments, "section.key=value") != NULL;
+    return error_input(err, "'--%s' is no option of riverrun %s; riverrun %s --help lists them%s", name, f->command,
+                       f->command, overrides ? ", and what a config holds is given as section.key=value" : "");
 }
 
 static int set_value(const struct option *o, const char *value, void *out, error *err) {

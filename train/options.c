@@ -21,7 +21,7 @@ const char *const eval_mode_choices[] = {"window", "carry", NULL};
 const char *const precision_choices[] = {"fp32", "fp64", "bf16", "auto", NULL};
 const char *const device_choices[] = {"cpu", "cuda", "auto", NULL};
 
-const struct option train_options_table[] = {
+static const struct option train_options_table[] = {
     {"out", OPTION_STRING, AT(train_options, out), "", 0, 0, "",
      "Directory of the run: log, checkpoints, the effective config. Training needs it.", NULL},
     {"init", OPTION_STRING, AT(train_options, init), "", 0, 0, "",
@@ -54,7 +54,7 @@ const struct option train_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option ramp_options_table[] = {
+static const struct option ramp_options_table[] = {
     {"stages", OPTION_STRING, AT(ramp_options, stages), "", 0, 0, "",
      "Batches before train.batch, as BATCH*STEPS: 128*2000 256*2000 is 2000 steps of 128 sequences, then 2000 of 256.",
      NULL},
@@ -69,7 +69,7 @@ const struct option ramp_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option optimizer_options_table[] = {
+static const struct option optimizer_options_table[] = {
     {"lr", OPTION_FLOAT, AT(optimizer_options, lr), "1e-3", 0, 100, "", "Peak learning rate of AdamW.", NULL},
     {"beta1", OPTION_FLOAT, AT(optimizer_options, beta1), "0.9", 0, 0.999999, "", "Decay of the mean of gradients.",
      NULL},
@@ -95,7 +95,7 @@ const struct option optimizer_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option group_options_table[] = {
+static const struct option group_options_table[] = {
     {"match", OPTION_STRING, AT(group_options, match), NULL, 0, 0, "",
      "Names of tensors, separated by blanks or commas; * stands for any text, ? for any character, [abc] for one of "
      "several. Each must match at least one tensor (riverrun plan --tensors lists them).",
@@ -111,7 +111,7 @@ const struct option group_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option schedule_options_table[] = {
+static const struct option schedule_options_table[] = {
     {"kind", OPTION_CHOICE, AT(schedule_options, kind), "cosine", 0, 0, "",
      "Course of the learning rate after the warm-up; wsd stays at the peak and decays linearly at the end.",
      schedule_choices},
@@ -144,14 +144,14 @@ const struct option eval_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option checkpoint_options_table[] = {
+static const struct option checkpoint_options_table[] = {
     {"every", OPTION_INT, AT(checkpoint_options, every), "1000", 0, COUNT_MAX, "steps",
      "Steps between saves; 0: only at the end and on a signal.", NULL},
     {"keep", OPTION_INT, AT(checkpoint_options, keep), "3", 0, 1e9, "checkpoints", "Newest ones kept; 0: all.", NULL},
     END_OF_TABLE,
 };
 
-const struct option solver_options_table[] = {
+static const struct option solver_options_table[] = {
     {"warn", OPTION_FLOAT, AT(solver_options, warn), "1e-3", 0, 1e30, "",
      "Residual of a layer's states above which a step is counted as inexact; the first one is told.", NULL},
     {"limit", OPTION_FLOAT, AT(solver_options, limit), "0.1", 0, 1e30, "",
@@ -163,7 +163,7 @@ const struct option solver_options_table[] = {
     END_OF_TABLE,
 };
 
-const struct option comm_options_table[] = {
+static const struct option comm_options_table[] = {
     {"timeout", OPTION_FLOAT, AT(comm_options, timeout), "600", 0, 1e6, "seconds",
      "Without progress in a step for so long, a job of several ranks ends and says where it stood; 0: it waits on.",
      NULL},
@@ -172,6 +172,36 @@ const struct option comm_options_table[] = {
      "block.",
      NULL},
     END_OF_TABLE,
+};
+
+const struct option_section run_sections[] = {
+    {"train", "The run.", train_options_table},
+    {"ramp",
+     "Smaller batches at the start of the run, either as a list or by a rule. The learning rate's schedule\n"
+     "counts steps, whatever they hold.",
+     ramp_options_table},
+    {"optimizer", "AdamW.", optimizer_options_table},
+    {"group.NAME",
+     "Tensors that the optimizer treats in a way of their own; NAME is yours to choose. A tensor may be in\n"
+     "several groups, but takes each number from one: two groups that give it the same one are refused.",
+     group_options_table},
+    {"schedule", "The learning rate over the run.", schedule_options_table},
+    {"data",
+     "What is trained on. Either `train` names one data set, or `[source.NAME]` sections name several.",
+     data_options_table},
+    {"source.NAME", "One of several data sets, mixed by weight; NAME is yours to choose.", data_source_options_table},
+    {"task.NAME",
+     "A generated task (docs/tasks.md), which `task:NAME` in place of a path stands for; NAME is yours to\n"
+     "choose. Beside the keys below it has those of its kind.",
+     task_options_table},
+    {"eval", "Validation during training, and the defaults of `riverrun eval`.", eval_options_table},
+    {"checkpoint", "Saves.", checkpoint_options_table},
+    {"solver",
+     "What is done about layers whose recurrence is solved iteratively (docs/training.md), where it was not\n"
+     "solved.",
+     solver_options_table},
+    {"comm", "Several ranks.", comm_options_table},
+    {NULL, NULL, NULL},
 };
 
 static int check_schedule(const struct run_options *o, error *err) {

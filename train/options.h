@@ -77,9 +77,13 @@ struct comm_options { /* [comm] */
     int64_t bucket_mib; /* gradients travel when at least so many MiB of them are complete */
 };
 
-extern const struct option train_options_table[], optimizer_options_table[], group_options_table[],
-    ramp_options_table[], schedule_options_table[], eval_options_table[], checkpoint_options_table[],
-    solver_options_table[], comm_options_table[];
+/* What --help and docs/config.md say of the sections of a run, [data]'s among them, in their order. */
+struct option_section {
+    const char *name, *help; /* NULL ends the list; help: sentences, lines cut by hand */
+    const struct option *table;
+};
+extern const struct option_section run_sections[];
+extern const struct option eval_options_table[];
 
 struct run_options {
     struct train_options train;
