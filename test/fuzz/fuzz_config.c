@@ -1,8 +1,5 @@
-/* fuzz_config.c: any bytes as a config and overrides. The input is the file's text up to the first zero byte, then
- * overrides, each ended by a zero byte. Besides what the sanitizers see: a refusal is bad input with a sentence, and
- * what is accepted is printed as a config that reads back to the same print. */
-#include "common/config.h"
-#include "test/fuzz/fuzz.h"
+/* fuzz_config.c: any bytes as a config and overrides, with a table of every type of option. */
+#include "test/fuzz/config_text.h"
 
 struct fields {
     int64_t whole, bounded;
@@ -22,7 +19,7 @@ static const struct option table[] = {
     {"flag", OPTION_BOOL, offsetof(struct fields, flag), "no", 0, 0, "", "A flag.", NULL},
     {"text", OPTION_STRING, offsetof(struct fields, text), "", 0, 0, "", "A text.", NULL},
     {"choice", OPTION_CHOICE, offsetof(struct fields, choice), "two", 0, 0, "", "A choice.", choices},
-    {0},
+    OPTIONS_END,
 };
 
 /* Bind [a] and every section that starts with "block."; the effective config, or NULL with *err filled. */
@@ -42,31 +39,6 @@ static char *effective(config *c, error *err) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const char *text = (const char *)data, *end = text + size;
-    const char *stop = size ? memchr(text, 0, size) : NULL;
-    config *c;
-    error err = {0};
-    if (config_parse(&c, text, stop ? (size_t)(stop - text) : size, "fuzz", &err) != 0) {
-        check_refusal(&err);
-        return 0;
-    }
-    for (const char *at = stop ? stop + 1 : end; at < end; at = stop + 1) {
-        stop = memchr(at, 0, (size_t)(end - at));
-        if (!stop) break; /* an override that is not ended */
-        if (config_override(c, at, &err) != 0) check_refusal(&err);
-    }
-    char *first = effective(c, &err);
-    if (first) {
-        config *again;
-        check(config_parse(&again, first, strlen(first), "again", &err) == 0);
-        char *second = effective(again, &err);
-        check(second && strcmp(first, second) == 0);
-        free(second);
-        config_free(again);
-    } else {
-        check_refusal(&err);
-    }
-    free(first);
-    config_free(c);
+    fuzz_config(data, size, effective);
     return 0;
 }

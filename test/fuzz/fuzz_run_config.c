@@ -1,9 +1,8 @@
-/* fuzz_run_config.c: any text as the config of a run, with overrides behind it as in fuzz_config.c, through all its
- * tables: options, groups, ramp, tasks, pattern and mixers. What is accepted is printed as a config that means the
- * same. */
+/* fuzz_run_config.c: any bytes as the config of a run and overrides, through all its tables: options, groups, ramp,
+ * tasks, pattern and mixers. */
 #include "data/tokenizer.h"
 #include "model/model.h"
-#include "test/fuzz/fuzz.h"
+#include "test/fuzz/config_text.h"
 #include "train/groups.h"
 #include "train/options.h"
 
@@ -34,30 +33,6 @@ static char *bind_run(config *c, error *err) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    const char *text = (const char *)data, *end = text + size;
-    const char *stop = size ? memchr(text, 0, size) : NULL;
-    config *c, *again;
-    error err = {0};
-    if (config_parse(&c, text, stop ? (size_t)(stop - text) : size, "fuzz", &err) != 0) {
-        check_refusal(&err);
-        return 0;
-    }
-    for (const char *at = stop ? stop + 1 : end; at < end; at = stop + 1) {
-        stop = memchr(at, 0, (size_t)(end - at));
-        if (!stop) break;
-        if (config_override(c, at, &err) != 0) check_refusal(&err);
-    }
-    char *first = bind_run(c, &err);
-    if (first) {
-        check(config_parse(&again, first, strlen(first), "again", &err) == 0);
-        char *second = bind_run(again, &err);
-        check(second && strcmp(first, second) == 0);
-        free(second);
-        config_free(again);
-    } else {
-        check_refusal(&err);
-    }
-    free(first);
-    config_free(c);
+    fuzz_config(data, size, bind_run);
     return 0;
 }
