@@ -27,14 +27,8 @@ static int leave(void **state) {
     return file_exists(directory) ? -1 : 0;
 }
 
-/* The path of `name` in the test's directory, in one of four buffers used in turn. */
 static const char *in_directory(const char *name) {
-    static char paths[4][PATH_MAX];
-    static int next;
-    char *path = paths[next++ % 4];
-    error err;
-    assert_int_equal(file_join(path, PATH_MAX, directory, name, &err), 0);
-    return path;
+    return unit_path(directory, name);
 }
 
 static void assert_file(const char *path, const void *bytes, size_t size) {

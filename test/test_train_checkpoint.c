@@ -28,18 +28,8 @@ static int remove_directory(void **state) {
     return 0;
 }
 
-static const char *at(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static const char *at(const char *format, ...) {
-    static char out[4][400];
-    static int turn;
-    char *path = out[turn++ % 4];
-    va_list arguments;
-    va_start(arguments, format);
-    int length = snprintf(path, 400, "%s/", directory);
-    vsnprintf(path + length, (size_t)(400 - length), format, arguments);
-    va_end(arguments);
-    return path;
-}
+/* A path in the directory. */
+#define at(...) unit_format(directory, __VA_ARGS__)
 
 static void must_save(struct parts *p, const char *run, int64_t step, int64_t keep) {
     error err = {0};

@@ -19,18 +19,8 @@ static const char untied_text[] =
     "[model]\nd_model = 12\nvocab_size = 0\npad_vocab_to = 16\ntie_embeddings = false\npattern = m*2\n"
     "[block.m]\nmixer = mamba2\nd_state = 5\nhead_dim = 8\nchunk = 8\n";
 
-static const char *at(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static const char *at(const char *format, ...) {
-    static char out[8][400];
-    static int turn;
-    char *path = out[turn++ % 8];
-    va_list arguments;
-    va_start(arguments, format);
-    int length = snprintf(path, 400, "%s/", directory);
-    vsnprintf(path + length, (size_t)(400 - length), format, arguments);
-    va_end(arguments);
-    return path;
-}
+/* A path in the directory. */
+#define at(...) unit_format(directory, __VA_ARGS__)
 
 /* ---- making directories ------------------------------------------------------------------------------------------ */
 

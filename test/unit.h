@@ -37,6 +37,18 @@ static inline const char *unit_path(const char *directory, const char *name) {
     return path;
 }
 
+/* The same of a name that is put together. */
+static inline __attribute__((format(printf, 2, 3))) const char *unit_format(const char *directory, const char *format,
+                                                                            ...) {
+    char name[400];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(name, sizeof name, format, arguments);
+    va_end(arguments);
+    assert_in_range(length, 0, sizeof name - 1);
+    return unit_path(directory, name);
+}
+
 /* The call failed for this kind of reason, with exactly this text. */
 static inline void unit_expect(int result, const error *err, enum error_kind kind, const char *text) {
     assert_int_equal(result, -1);
