@@ -1,5 +1,6 @@
-/* mixer_parts.h: what mixers are put together from: memory in rows, projections, the short convolution and the initial
- * step sizes of Mamba and Mamba-2. Included by the mixers of model/, and by model_config.c for the initial values. */
+/* mixer_parts.h: what mixers are put together from: memory in rows, projections, the short convolution, a gated norm,
+ * positions within documents, and the initial step sizes of Mamba and Mamba-2. Included by the mixers of model/, and by
+ * model_config.c for the initial values. */
 #ifndef RIVERRUN_MIXER_PARTS_H
 #define RIVERRUN_MIXER_PARTS_H
 

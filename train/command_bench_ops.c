@@ -330,7 +330,7 @@ int command_bench_ops(int argc, char **argv, error *err) {
     TRY(check_shapes(f.shape, err));
     if (f.list) {
         for (const struct bench_case *c = bench_cases; c->row; c++)
-            if (wanted(c, argv + 1, count)) printf("%-14s%-24s%s\n", c->row->name, c->label, c->shape);
+            if (wanted(c, argv + 1, count)) printf("%-16s%-24s%s\n", c->row->name, c->label, c->shape);
         return 0;
     }
     TRY(device_choose(&f.device, &f.precision, err));
