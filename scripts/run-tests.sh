@@ -150,6 +150,15 @@ run_programs() {
     fi
 }
 
+# run_recorded WHAT DIRECTORY PRECISION: every golden file on the GPU of a build, which is called WHAT.
+run_recorded() {
+    for file in test/golden/*.safetensors; do
+        [ -e "$file" ] || continue
+        run "golden-$(basename "$file" .safetensors)-$1-$3" program \
+            "$2/test/golden" --device cuda --precision "$3" "$file"
+    done
+}
+
 # run_gpu: the same operations, recorded models and identities of models on a GPU, in both of its precisions. The
 # scripts test_gpu_*.sh are the rest of what needs one.
 run_gpu() {
@@ -165,11 +174,7 @@ run_gpu() {
             run "ops-$mode-cuda-$precision" program env OMP_NUM_THREADS="$gpu_threads" "$BUILD/test/ops" $mode \
                 --device cuda --precision $precision
         done
-        for file in test/golden/*.safetensors; do
-            [ -e "$file" ] || continue
-            run "golden-$(basename "$file" .safetensors)-cuda-$precision" program "$BUILD/test/golden" \
-                --device cuda --precision $precision "$file"
-        done
+        run_recorded cuda "$BUILD" $precision
     done
     run instructions-cuda program "$BUILD/test/instructions"
     for unit in test_model_lm test_model_gradients test_model_equations test_train_ladder; do
@@ -189,11 +194,7 @@ run_emulated() {
         [ $precision = bf16 ] && order=reverse
         run "ops-test-emulated-$precision" program env RIVERRUN_EMULATE_ORDER=$order \
             sh test/emulation/ops.sh "$1/test/ops" $precision
-        for file in test/golden/*.safetensors; do
-            [ -e "$file" ] || continue
-            run "golden-$(basename "$file" .safetensors)-emulated-$precision" program "$1/test/golden" \
-                --device cuda --precision $precision "$file"
-        done
+        run_recorded emulated "$1" $precision
     done
 }
 
