@@ -10,9 +10,12 @@
  *
  * What a correction leaves is of second order in what it found, and that has decayed over a chunk as the cell forgets.
  * A GRU with gates about 1/2 is exact after one correction with chunks of 64 tokens; one that forgets 1/50 a token is
- * off by 1e-2 then, 1e-5 after two corrections, 1e-4 after one with chunks of 256, 1e-7 with 512. So chunks are as long
- * as will still fill the chip, and short ones get two corrections. A chunk's first map (e, P) is made from the tokens
- * next to its end alone where P is nothing by then, which the warp finds out (tokens_of_map): mostly it costs little.
+ * off by 1e-2 then, 1e-5 after two corrections. So there are two, and chunks as long as will still fill the chip. A
+ * chunk's first map (e, P) is made from the tokens next to its end alone where P is nothing by then, which the warp
+ * finds out (tokens_of_map), and then its second is nothing: new cells take little more than one walk. Trained ones have
+ * channels with a long memory in most warps, and with them every map takes its chunk, so that is three walks; which is
+ * why one walk, that nothing needs to be reported of, is taken from FILL_WALK channels on, not from where it would be
+ * faster with new cells.
  *
  * Backward is linear: one walk from right to left, or the chunks' maps, a scan, and a walk of all chunks at once.
  *
@@ -22,7 +25,7 @@
  *                        bytes             floor    measured            floor    measured
  *   sequential           8                 0.09     0.28, its chain     0.36     8.7
  *   shooting             8 + 6 x 64/c      0.10     0.14                0.37     0.48
- *     nothing forgotten  14                0.16                         0.63     0.83
+ *     nothing forgotten  20                0.23                         0.90
  *   backward, one walk   16                0.18     0.25
  *   backward in chunks   16 + 10 x 64/c    0.19     0.24                0.74     0.87
  *     nothing forgotten  26                                             1.16     1.6
@@ -37,7 +40,7 @@ enum {
     FILL = 132 * 20 * WARP,      /* threads that fill a large chip in forward: chunks are cut for that many */
     FILL_BACK = 132 * 16 * WARP, /* and in backward, which takes more registers */
     CHUNK_LEAST = 64,
-    CHUNK_LONG = 256,            /* from here on one correction is enough; so half of it is rather made the whole */
+    FILL_WALK = 12288,           /* channels from which one walk is faster than three of chunks */
     SCAN_THREADS = 64
 };
 
@@ -46,7 +49,7 @@ static const struct {
     int64_t channels, tokens;
     enum cell_method method;
 } choices[] = {
-    {FILL / 2 + 1, 0, CELL_SEQUENTIAL},
+    {FILL_WALK, 0, CELL_SEQUENTIAL},
     {0, 384, CELL_SHOOTING},
     {0, 0, CELL_SEQUENTIAL},
 };
@@ -65,8 +68,7 @@ static const struct cell_kernels kernels[CELL_COUNT] = {CELLS(KERNELS)};
  * so few that the chain over the chunks gets longer than that within one. */
 static int64_t chunk_of(struct cell_shape s, int64_t fill) {
     int64_t parts = at_least(fill / (s.B * s.N), 1), balanced = (int64_t)sqrt(0.6 * (double)s.T);
-    int64_t chunk = ceil_div(at_least(ceil_div(s.T, parts), at_least(balanced, CHUNK_LEAST)), 8) * 8;
-    return fill == FILL && 2 * chunk >= CHUNK_LONG ? at_least(chunk, CHUNK_LONG) : chunk;
+    return ceil_div(at_least(ceil_div(s.T, parts), at_least(balanced, CHUNK_LEAST)), 8) * 8;
 }
 
 /* Not less than B N times the chunks; never shrinks where B or T grow. */
@@ -82,7 +84,7 @@ extern "C" struct cell_solver cuda_cell_choose(struct cell_shape s) {
     solver.method = choices[i].method;
     solver.bounded = s.cell->bound > 0;
     solver.chunk = solver.method == CELL_SHOOTING ? chunk_of(s, FILL) : 0;
-    solver.iterations = solver.chunk >= CHUNK_LONG ? 1 : 2;
+    solver.iterations = 2;
     return solver;
 }
 
@@ -212,7 +214,7 @@ static void shoot(struct device *dev, const cell_problem &p, const cell_kernels 
     cell_chunks c = {};
     c.before = c.corrected = scratch, c.rest = c.before + channels * S, c.product = c.rest + channels * S;
     for (int i = 0; i < iterations && p.chunks > 1; i++) {
-        of.sweep(dev, p, c, i == 0);
+        of.sweep(dev, p, c, i);
         scan<false>(dev, p, S, c, {p.chunks, p.N, NULL, p.bound});
     }
     of.run(dev, p, out, c.before);

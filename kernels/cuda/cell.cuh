@@ -59,8 +59,8 @@ struct cell_gradients {
 struct cell_kernels {
     /* From the states before each chunk but the first to the solution. */
     void (*run)(struct device *dev, const cell_problem &p, cell_outputs out, const float *before);
-    /* From there to `rest` and `product`; with `guess`, `before` is guessed, and put out. */
-    void (*sweep)(struct device *dev, const cell_problem &p, cell_chunks c, bool guess);
+    /* From there to `rest` and `product`; in round 0 `before` is guessed, and put out. */
+    void (*sweep)(struct device *dev, const cell_problem &p, cell_chunks c, int round);
     void (*step)(struct device *dev, const cell_problem &p, void *y, float *state);
     void (*newton)(struct device *dev, const cell_problem &p, cell_outputs out, cell_chunks c, cell_newton n);
     /* Backward: rest and product of each chunk, from right to left; then gradients, from d. */
@@ -70,7 +70,7 @@ struct cell_kernels {
 
 #define CELL_LAUNCHERS(name)                                                                                           \
     void cell_run_##name(struct device *, const cell_problem &, cell_outputs, const float *);                          \
-    void cell_sweep_##name(struct device *, const cell_problem &, cell_chunks, bool);                                  \
+    void cell_sweep_##name(struct device *, const cell_problem &, cell_chunks, int);                                   \
     void cell_step_##name(struct device *, const cell_problem &, void *, float *);                                     \
     void cell_newton_##name(struct device *, const cell_problem &, cell_outputs, cell_chunks, cell_newton);            \
     void cell_totals_##name(struct device *, const cell_problem &, cell_gradients, cell_chunks);                       \

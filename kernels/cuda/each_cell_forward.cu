@@ -3,7 +3,8 @@
  *
  *   run     s[t] = f(s[t-1], u[t] + bias), y, the other states, and how far a chunk's end is from where the next begins
  *   sweep   the same without outputs, for the chunk's map of corrections: P = J[end] ... J[begin],
- *           rest = s[end] - (what the next chunk begins with)
+ *           rest = s[end] - (what the next chunk begins with). The second one leaves out where the first found that
+ *           nothing of a chunk's start reaches its end: then what the next chunk begins with is right already.
  *
  * A thread has a channel of a chunk (each_cell.cuh) and its states in registers. Reading u is all there is to wait for,
  * and it does not depend on states, so it comes through the ring. Bytes a token and channel, with e those of an
@@ -45,15 +46,24 @@ run_kernel(const __grid_constant__ cell_problem p, cell_outputs out, const float
 
 template <class T>
 __global__ void __launch_bounds__(THREADS, 6)
-sweep_kernel(const __grid_constant__ cell_problem p, cell_chunks c, bool guess) {
+sweep_kernel(const __grid_constant__ cell_problem p, cell_chunks c, int round) {
     DYNAMIC_SHARED(char, memory);
     place at(p);
     if (at.chunk + 1 == p.chunks) return; /* nothing follows */
-    channel<T> own(p, at);
-    place part = at;
+    bool guess = round == 0;
     float s[S], next[S], product[S * S];
     int64_t mine = at.of_chunk(p, at.chunk, S), following = at.of_chunk(p, at.chunk + 1, S);
     int64_t map = at.of_chunk(p, at.chunk, S * S);
+    if (round == 1) {
+        load_column(product, c.product, map, p.N, at.inside);
+        if (forgotten(product, at.inside)) {
+            zero(s);
+            store_column(c.rest + mine, s, p.N, at.inside);
+            return;
+        }
+    }
+    channel<T> own(p, at);
+    place part = at;
     if (guess) {
         own.guess(next, p, at, at.end - 1);
         store_column(c.before + following, next, p.N, at.inside);
@@ -102,11 +112,11 @@ void NAMED(cell_run_, CELL)(struct device *dev, const cell_problem &p, cell_outp
     });
 }
 
-void NAMED(cell_sweep_, CELL)(struct device *dev, const cell_problem &p, cell_chunks c, bool guess) {
+void NAMED(cell_sweep_, CELL)(struct device *dev, const cell_problem &p, cell_chunks c, int round) {
     with_type(p.act, [&](auto of_type) {
         using T = decltype(of_type);
         allow_ring(dev, sweep_kernel<T>, forward_ring<T>);
-        LAUNCH(dev, sweep_kernel<T>, cell_grid(p), THREADS, forward_ring<T>, p, c, guess);
+        LAUNCH(dev, sweep_kernel<T>, cell_grid(p), THREADS, forward_ring<T>, p, c, round);
     });
 }
 
