@@ -84,10 +84,13 @@ become_root() {
     fi
 }
 
+# apt_install PACKAGE...: without a network apt has a line for every archive, of which the last two say it all.
 apt_install() {
     # shellcheck disable=SC2086  # the packages and the words of $root are separate arguments
-    $root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
-        --no-install-recommends install "$@" >&2
+    said=$($root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
+        --no-install-recommends install "$@" 2>&1) && return 0
+    echo "$said" | tail -n 2 >&2
+    return 1
 }
 
 # Not a package of Debian: the headers of cuDNN's frontend, where there is a CUDA toolkit with cuDNN's own.

@@ -41,6 +41,9 @@ esac
 
 stand_ins=''
 [ "$purpose" = test ] && stand_ins=$here/torch_stand_ins.py
+mkdir -p "$BUILD"
+# Of tests that run beside each other, the first one makes it and the others wait.
+command -v flock >/dev/null 2>&1 && exec 9>"$venv.lock" && flock 9
 # shellcheck disable=SC2086
 state=$(cat "$requirements" $stand_ins "$0" | cksum)" $version"
 if [ "$(cat "$venv/state" 2>/dev/null)" = "$state" ]; then
@@ -52,6 +55,7 @@ fi
     unavailable "$PYTHON has no venv module (Debian package python3-venv)"
 if [ "$purpose" = test ]; then
     CC=${CC:-cc}
+    command -v "$CC" >/dev/null 2>&1 || CC=cc # several words, like "ccache gcc"
     for program in "$CC" readelf; do
         command -v "$program" >/dev/null 2>&1 || unavailable "there is no $program"
     done
@@ -59,7 +63,6 @@ if [ "$purpose" = test ]; then
 fi
 
 rm -rf "$venv"
-mkdir -p "$BUILD"
 log=$venv.log
 : >"$log"
 why() { unavailable "$1: $(grep -v '^ *$' "$log" | tail -n 1) (see $log)"; }

@@ -7,8 +7,8 @@
  *   ops list [FILTER...]                                                     the cases
  *
  * A FILTER is the name of a row, a part of a name, or a name followed by parameters ("ssd T=7 Q=3,16"), which runs
- * exactly the cases it says, whether they are in the table or not. Exit code 0: all passed; 1: something failed;
- * 2: bad usage.
+ * exactly the cases it says, whether they are in the table or not. --part 2/4 runs the second of every four cases, so
+ * that four processes share the table. Exit code 0: all passed; 1: something failed; 2: bad usage.
  */
 #include "common/text.h"
 #include "test/ops_run.h"
@@ -26,6 +26,7 @@ struct options {
     enum device_kind device;
     enum precision precision;
     uint64_t seed;
+    int part, parts; /* the cases run are those whose number gives the remainder `part` when divided by `parts` */
     char **filters;
     int filter_count;
 };
@@ -36,7 +37,8 @@ struct session {
     struct device *dev;    /* under test */
     struct device *oracle; /* the double CPU table */
     double gemm_rate;      /* FLOP/s of linear_forward on a large square, on `dev` */
-    int64_t cases;
+    int64_t cases;         /* that were run */
+    int64_t met;           /* those of other parts too */
 };
 
 typedef void case_function(struct session *s, const struct op_row *row, const int64_t *parameters);
@@ -330,6 +332,7 @@ static double measure_gemm(struct session *s) {
 
 static void case_run(struct session *s, const struct op_row *row, const int64_t *parameters) {
     char text[CASE_TEXT];
+    if (s->met++ % s->options.parts != s->options.part) return;
     case_describe(row, parameters, text);
     s->report.row = row->name;
     s->report.case_text = text;
@@ -393,7 +396,7 @@ static int filter_run(struct session *s, const char *filter) {
 static int usage(const char *problem, const char *what) {
     fprintf(stderr,
             "ops: %s%s%s; usage: ops test|large|grad|perf|list [--device cpu|cuda] [--precision fp32|fp64|bf16] "
-            "[--seed N] [FILTER...]\n",
+            "[--seed N] [--part I/N] [FILTER...]\n",
             problem, *what ? " " : "", what);
     return 2;
 }
@@ -410,7 +413,7 @@ static int choose(const char *text, const char *const *choices, int *choice) {
 static int options_parse(struct options *o, int argc, char **argv) {
     static const char *const modes[] = {"test", "grad", "perf", "large"}; /* in the order of their bits */
     int choice;
-    *o = (struct options){.precision = PRECISION_F32, .seed = 1};
+    *o = (struct options){.precision = PRECISION_F32, .seed = 1, .parts = 1};
     if (argc < 2) return usage("a mode is missing", "");
     for (int i = 0; i < 4; i++)
         if (strcmp(argv[1], modes[i]) == 0) o->mode = 1 << i;
@@ -430,6 +433,11 @@ static int options_parse(struct options *o, int argc, char **argv) {
         } else if (strcmp(argv[i], "--seed") == 0) {
             o->seed = strtoull(v, &end, 10);
             if (*v == 0 || *end) return usage("--seed must be a whole number, not", v);
+        } else if (strcmp(argv[i], "--part") == 0) {
+            int used = 0;
+            if (sscanf(v, "%d/%d%n", &o->part, &o->parts, &used) < 2 || v[used] || o->part < 1 || o->part > o->parts)
+                return usage("--part must be like 2/4, not", v);
+            o->part--;
         } else {
             return usage("there is no option", argv[i]);
         }
