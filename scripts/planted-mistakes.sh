@@ -4,8 +4,8 @@
 #
 #   sh scripts/planted-mistakes.sh [PATTERN...]     only those whose name matches one of the shell patterns
 #
-# One line a mistake: caught, or MISSED with the exit code 1 at the end. Nothing is compiled by nvcc: no test that runs
-# here needs a GPU. CC and CPU_ARCH go to make.
+# One line a mistake: caught, or MISSED with the exit code 1 at the end. Each test must pass without the mistake, or it
+# has caught nothing. Nothing is compiled by nvcc: no test that runs here needs a GPU. CC and CPU_ARCH go to make.
 set -uf
 cd "$(dirname "$0")/.." || exit 1
 only=${*:-*}
@@ -22,6 +22,7 @@ export OMP_NUM_THREADS=2 BUILD=build RIVERRUN=build/riverrun
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl_vader_single_copy_mechanism=none
 caught=0 missed=0
+: >passing # the tests that were seen to pass without a mistake
 
 # build_and_run TARGETS COMMAND: 0 if the command passes; 200 if the build fails, which no command's exit code is (that
 # of a test program may be the number of its failed tests).
@@ -40,6 +41,16 @@ wanted() {
 # plant NAME FILE SED-EXPRESSION TARGETS COMMAND
 plant() {
     wanted "$1" || return 0
+    if ! grep -qxF -- "$4: $5" passing; then
+        build_and_run "$4" "$5"
+        code=$?
+        if [ "$code" != 0 ]; then
+            echo "MISSED  $1: without the mistake '$5' gave $code: $(tail -n 1 log)"
+            missed=$((missed + 1))
+            return 0
+        fi
+        echo "$4: $5" >>passing
+    fi
     cp -p "$2" saved
     sed -i "$3" "$2"
     if cmp -s "$2" saved; then
@@ -145,7 +156,7 @@ plant cell-shooting kernels/cpu/each_cell_forward.c \
     "$cell" "$cell"
 # Several ranks, exact resume, kills.
 plant two-ranks-are-one train/optimizer.c 's/comm_sum_device(o->comm, \&totals->loss.nll, 6);//' \
-    "build/riverrun build/test/test_train_comm" "sh test/test_mpi.sh"
+    "build/riverrun build/test/test_train_comm build/test/test_train_trainer" "sh test/test_mpi.sh"
 plant resume-is-exact train/trainer.c \
     's/state->samples += (uint64_t)batch;/state->samples += t->state.step % 7 != 3 ? (uint64_t)batch : 0;/' \
     build/riverrun "sh test/test_resume.sh"

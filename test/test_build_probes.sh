@@ -8,7 +8,7 @@ make=${RIVERRUN_MAKE:-make}
 MAKEFLAGS='' failures=0
 export MAKEFLAGS
 # The switches of a `make test CUDA=0` that runs this script.
-unset OPENBLAS OPENMP MPI CUDA NCCL CUDNN CUDA_ARCH CUDA_HOME CUDNN_FRONTEND EMULATE SAN
+unset OPENBLAS OPENMP MPI CUDA NCCL CUDNN CUDA_ARCH CUDA_HOME CUDNN_FRONTEND EMULATE SAN CPU_ARCH
 real=$(command -v cc || command -v gcc)
 
 mkdir -p "$work/bin" "$work/cuda/bin" "$work/cuda/include" "$work/cuda/lib64"
