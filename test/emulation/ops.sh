@@ -24,7 +24,7 @@ set -e
     'head_loss R=67 D=33 V=257 zloss=1 dw=1,2' 'head_loss R=3 D=8 V=4104' 'head_loss R=5 D=7 V=13 zloss=30 cap=4' \
     'conv T=1,3,17,97 C=3 W=2,4,8 doc=0,4' 'conv T=17 C=5 doc=4 initial=0,1,2 final=0,1,2 strided=0,1' \
     'conv T=7,300 C=64,65,200 doc=4' 'conv T=7,40 C=64 W=2,8 doc=0,4' 'conv_step C=1,7,130 W=2,4,8' \
-    'conv T=17,97 C=3,64 W=2,4 doc=0,4 silu=0' 'conv_step C=7 silu=0' \
+    'conv T=17,97 C=3,64 W=2,4 doc=0,4 silu=0' 'conv B=180 T=300 C=1 doc=4' 'conv_step C=7 silu=0' \
     'ssd_dt T=1,7,97 H=1,8 min=100 max=900 spread=1,30 strided=0,1' \
     'ssd T=1,7,97 G=1,2 Q=16 doc=0,4' 'ssd T=17 H=4 P=5 G=2 N=7 Q=16 doc=2 initial=0,1,2 final=0,2' \
     'ssd T=17 Q=16 doc=2 initial=1 final=1 d=0,1 strided=1' 'ssd B=1 T=130 H=4 P=64 G=4 N=33 Q=64 doc=4 strided=1' \
