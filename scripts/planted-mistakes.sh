@@ -94,7 +94,7 @@ plant step-is-forward kernels/cpu/conv.c \
     build/test/test_model_lm build/test/test_model_lm
 plant ragged-length kernels/cpu/ssd.c 's/p.K = (p.T + p.Q - 1) \/ p.Q;/p.K = p.T \/ p.Q;/' "$ops" "$ops test ssd"
 plant length-one kernels/cpu/conv.c \
-    's/if (tensor_given(final) \&\& t0 == 0) store_final/if (tensor_given(final) \&\& !t0 \&\& y.dim[1] > 1) store_final/' \
+    's/(tensor_given(final) \&\& t0 == 0) store_final/(tensor_given(final) \&\& !t0 \&\& y.dim[1] > 1) store_final/' \
     "$ops" "$ops test conv"
 plant empty-document data/split.c 's/TRY(p->sink->end(p->sink->self, err));/if (p->start > 0) &/' \
     build/test/test_data_tokenize build/test/test_data_tokenize
