@@ -68,6 +68,7 @@ survey() {
     need test required libcmocka-dev '' -- header stddef.h stdarg.h setjmp.h stdint.h cmocka.h
     need test optional g++ 'CUDA kernels are not tested on an emulated GPU' -- has g++
     need test optional 'python3 python3-venv' 'the tests in Python are skipped, transformers among them' -- has_venv
+    need test optional zstd 'another reader of the token shards, and what it compares, is left out' -- has zstd
     need test optional 'clang libclang-rt-dev' 'the fuzzers are skipped' -- has_fuzzer
 }
 

@@ -24,6 +24,12 @@ cleanup() {
 
 skip() { echo "$*"; exit 77; }
 
+# reads_zstd PYTHON: whether scripts/read_shard.py finds something there that decompresses.
+reads_zstd() {
+    command -v zstd >/dev/null 2>&1 || "$1" -c 'import zstandard' 2>/dev/null ||
+        "$1" -c 'import compression.zstd' 2>/dev/null
+}
+
 # need_gpu: skip, with riverrun's own reason, where it can't compute on a GPU.
 need_gpu() {
     "$RIVERRUN" bench gemm --device cuda --size 32 --repeats 1 > /dev/null 2> "$WORK/err" ||

@@ -13,6 +13,11 @@ need_python() {
     python=$(echo "$python" | tail -n 1)
 }
 
+# need_shard_reader: skip where scripts/read_shard.py can't decompress.
+need_shard_reader() {
+    reads_zstd "$python" || skip 'scripts/read_shard.py needs the program zstd (Debian package zstd)'
+}
+
 # must COMMAND...: it succeeds, or the test ends with what it wrote.
 must() {
     "$@" >"$WORK/output" 2>&1 && return 0

@@ -5,4 +5,5 @@
 set -u
 . test/support_python.sh
 need_python data
+need_shard_reader
 PYTHONDONTWRITEBYTECODE=1 "$python" test/check_prepare.py "$RIVERRUN" "$WORK"

@@ -60,6 +60,7 @@ grep -q "made with the tokenizer 'bytes'" "$WORK/err" || { fail 'eval does not s
 
 [ "$FAILURES" = 0 ] || finish
 need_python
+need_shard_reader
 mkdir "$WORK/hf"
 "$python" test/check_tokenizer.py "$RIVERRUN" "$WORK/hf" || fail 'ids of bytes differ'
 "$python" test/check_bpe.py "$RIVERRUN" "$WORK" || fail 'ids of byte-level BPE differ'
