@@ -54,10 +54,10 @@ head_norm R=17 H=2 P=67,192 strided=1
 block_linear R=17 G=33 strided=1
 block_linear R=17 G=2 I=24 O=16
 mlstm B=1 T=70 H=2 K=33 V=40 Q=64 doc=4 strided=1
-mlstm B=1 T=150 H=1 K=256 V=264 Q=64 doc=4 strided=2
 mlstm_step B=3 H=4 K=64 V=96 rule=0,2,4 strided=1
 softcap R=257 N=8,33 strided=1
 ROWS
+    mlstm_wide) echo 'mlstm B=1 T=70 H=1 K=256 V=264 Q=64 doc=4 strided=2' ;;
     slstm) cat <<'ROWS' ;;
 slstm B=9 T=5 H=2 P=24,192 doc=4 strided=2
 slstm T=7 P=5 doc=2 initial=1 final=1 clip=3
@@ -70,7 +70,7 @@ cell_step P=67 strided=1
 ROWS
     esac
 }
-PARTS="mamba mamba2 attention rat mlstm slstm cell"
+PARTS="mamba mamba2 attention rat mlstm mlstm_wide slstm cell"
 
 # check TOOL PRECISION PART: says what came of it; a file of that name where it failed.
 check() {
