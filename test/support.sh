@@ -146,6 +146,11 @@ await_steps() {
     done
 }
 
+# last_child PID: its process with the highest number, mpirun's last rank. From /proc, because ps need not be there.
+last_child() {
+    sed -n "s/^\([0-9]*\) (.*) [A-Za-z] $1 .*/\1/p" /proc/[0-9]*/stat 2>/dev/null | sort -n | tail -n 1
+}
+
 # mpi RANKS COMMAND...: under mpirun, as many ranks as asked for on any machine.
 have_mpi() {
     command -v mpirun >/dev/null 2>&1 && "$RIVERRUN" --version | grep -q ' mpi'

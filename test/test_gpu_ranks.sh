@@ -131,7 +131,7 @@ ended() {
 }
 for signal in KILL STOP; do
     start_ranks "$WORK/$signal" checkpoint.every=0 eval.every=0 comm.timeout=4
-    child=$(ps -o pid= --ppid "$pid" | tail -n 1)
+    child=$(last_child "$pid")
     now=$(date +%s)
     kill -s "$signal" $child
     pattern='rank 1: killed or crashed in .* at step [0-9]'

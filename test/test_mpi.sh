@@ -214,7 +214,7 @@ for signal in KILL STOP; do
     run=$WORK/victim$signal
     start_ranks 2 "$run" train.micro_batch=3 train.steps=50000 checkpoint.every=0 eval.every=0 comm.timeout=3
     await_steps "$run" 5 "$pid"
-    child=$(ps -o pid= --ppid "$pid" | tail -n 1)
+    child=$(last_child "$pid")
     kill -s "$signal" $child
     signalled=$(date +%s)
     wait "$pid"
