@@ -3,12 +3,13 @@
  * and one document); their memory, and the state that is left. rat.cu has the mathematics, and calls this.
  *
  * The account of a layer with D = 2048, 16 heads of 128, 2 groups, Q = 16, forward / forward and backward, at 3 TB/s
- * and 700 TFLOP/s, cuDNN at 530 and 360:
- *   B 4, T 4096     products 0.84 / 2.5 ms, walks 0.08 / 0.45, attention's bytes 0.11 / 0.2, its products 0.08 / 0.4,
- *                   the norm 0.06 / 0.2: 1.2 / 3.9 ms. Measured on an H100: 1.19 / 3.85
- *   B 1, T 65536    measured: 6.5 / 23.9; without cuDNN 7.4 / 31.6
- *   B 1, T 131072   products 6.7 / 20 ms, walks 0.7 / 3.6, attention 8.3 / 36 by cuDNN, the merge 1.1, the norm
- *                   0.5 / 1.6: 17 / 63 ms. Measured: 16.1 / 61.9; without cuDNN 21.8 / 95.9 */
+ * and 700 TFLOP/s, cuDNN at 600 and 400:
+ *   B 4, T 4096     products 0.84 / 2.5 ms, walks 0.08 / 0.37, attention's bytes 0.11 / 0.2, its products 0.08 / 0.4,
+ *                   the norm 0.06 / 0.2: 1.2 / 3.7 ms. Measured on an H100: 1.16 / 3.70
+ *   B 1, T 65536    products 3.3 / 10 ms, walks 0.35 / 1.5, attention 1.8 / 8.7 by cuDNN, the merge 0.5, the norm
+ *                   0.25 / 0.8: 6.2 / 21.5 ms. Measured: 5.97 / 21.4
+ *   B 1, T 131072   products 6.7 / 20 ms, walks 0.7 / 3, attention 7.3 / 35 by cuDNN, the merge 1.1, the norm
+ *                   0.5 / 1.6: 16.3 / 61 ms. Measured: 15.5 / 59.7 */
 #include "kernels/cuda/rat.cuh"
 
 #include <type_traits>

@@ -16,15 +16,15 @@
  * every score of a call, 134 MB for one place of one head with C = 8,192 chunks, so a row takes several calls: each has
  * some heads, or, where one does not fit, some places of a head, whose shares in the gradients of ends are then added
  * in order. A call has a block for 128 ends of a place, and the first of them see C / 128 times as many tokens as the
- * last: while the last blocks of a call end, 20 to 30 percent of its time, most of the chip has nothing to do. So calls
- * go by turns into two streams: the blocks of one fill what the other leaves empty, and its passes over memory, the
- * gradients of scores once out and once in, hide behind products. Two calls' memory fits into what rat.cu's plain path
- * would need (7D bytes a token each), where D is not small. Nothing is added in an order that time decides.
+ * last: while the last blocks of a call end, most of the chip has nothing to do, a third of the time where a call is a
+ * head with 4,096 chunks of 16, a sixth with 8,192. So calls go by turns into two streams: the blocks of one fill what
+ * the other leaves empty. Two calls' memory fits into what rat.cu's plain path would need (7D bytes a token each), where
+ * D is not small. Nothing is added in an order that time decides.
  *
  * 4.4 TFLOP forward for a row of 131,072 tokens, 16 heads of 128, Q = 16: 8 to 9 ms at cuDNN's 530 TFLOP/s, 15 by
- * rat_mma.cu; back 11 TFLOP, measured at 28 ms in one stream (57 by rat_mma.cu) and predicted at 25 in two; a row of
- * 65,536 8.7 and 6.5. What folding costs beside that, 8D bytes a token more than rat_mma.cu, is made up for from some
- * 500 chunks on. */
+ * rat_mma.cu; back 11 TFLOP, some 27 ms (57 by rat_mma.cu): 400 TFLOP/s. On an H100 two streams take a row of 65,536
+ * from 8.7 ms to 7; one of 131,072, whose calls had 1,024 blocks before, gains little. What folding costs beside that,
+ * 8D bytes a token more than rat_mma.cu, is made up for from some 500 chunks on. */
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/rat.cuh"
 
