@@ -18,8 +18,8 @@
  * in order. A call has a block for 128 ends of a place, and the first of them see C / 128 times as many tokens as the
  * last: while the last blocks of a call end, most of the chip has nothing to do, a third of the time where a call is a
  * head with 4,096 chunks of 16, a sixth with 8,192. So calls go by turns into two streams: the blocks of one fill what
- * the other leaves empty. Two calls' memory fits into what rat.cu's plain path would need (7D bytes a token each), where
- * D is not small. Nothing is added in an order that time decides.
+ * the other leaves empty. Two calls' memory fits into what rat.cu's plain path would need (7D bytes a token each),
+ * where D is not small. Nothing is added in an order that time decides.
  *
  * 4.4 TFLOP forward for a row of 131,072 tokens, 16 heads of 128, Q = 16: 8 to 9 ms at cuDNN's 530 TFLOP/s, 15 by
  * rat_mma.cu; back 11 TFLOP, some 27 ms (57 by rat_mma.cu): 400 TFLOP/s. On an H100 two streams take a row of 65,536
