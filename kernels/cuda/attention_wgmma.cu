@@ -19,8 +19,8 @@
  * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that
  * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 500 (dk and dv) of its four schedulers'
  * for all instructions of a warp. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a
- * multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq 0.22, dk and dv 0.33. Documents leave
- * tiles out. */
+ * multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq 0.22, dk and dv 0.33; an H100 took 0.94
+ * for the last two. Documents leave tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -124,9 +124,9 @@ __device__ __forceinline__ void store_sums(bf16 *tiles, int apart, int row, floa
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
 
-/* A tile's values are multiplied with the next tile's scores on their way; with the first tile's, zeros are. So the slot
- * of the tile before last is free when all have passed a tile's barrier: whoever did has waited for its products. Every
- * group has a tile. */
+/* A tile's values are multiplied with the next tile's scores on their way; with the first tile's, zeros are. So the
+ * slot of the tile before last is free when all have passed a tile's barrier: whoever did has waited for its products.
+ * Every group has a tile. */
 template <int TILES>
 __global__ void __launch_bounds__(WARPGROUP * query_groups(TILES), TILES == 1 ? 2 : 1)
 wgmma_forward_kernel(attention_rows<bf16> o, float *lse, operands x, attention_problem p) {
@@ -313,16 +313,16 @@ __device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b
     return end;
 }
 
-/* What is to be known of queries t0 .. of head h, on its way; when it has come, those who asked finish it. */
+/* What is to be known of a tile's queries, on its way; when it has come, those who asked finish it. Delta, lse and
+ * positions are the first query's, of which `there` exist. */
 __device__ __forceinline__ void start_facts(query_facts &facts, const float *delta, const float *lse,
-                                            const attention_problem &p, int64_t b, int h, int t0) {
-    int i = threadIdx.x % BACK_QUERIES, bytes = t0 + i < p.T ? 4 : 0;
-    int64_t first = (b * p.H + h) * p.T + t0;
+                                            const int32_t *positions, int there) {
+    int i = threadIdx.x % BACK_QUERIES, bytes = i < there ? 4 : 0;
     if (threadIdx.x % WARPGROUP < BACK_QUERIES) {
-        cp_async<4>(&facts.log_sum[i], lse + first + i, bytes);
-        if (p.positions) cp_async<4>(&facts.first[i], p.positions + b * p.T + t0 + i, bytes);
+        cp_async<4>(&facts.log_sum[i], lse + i, bytes);
+        if (positions) cp_async<4>(&facts.first[i], positions + i, bytes);
     } else {
-        cp_async<4>(&facts.dot[i], delta + first + i, bytes);
+        cp_async<4>(&facts.dot[i], delta + i, bytes);
     }
 }
 
@@ -333,6 +333,42 @@ __device__ __forceinline__ void finish_facts(query_facts &facts, const attention
     facts.first[i] = first_key(p, b, t0 + i, p.positions ? facts.first[i] : t0 + i);
 }
 
+/* The queries of a block of keys on their way: those that see any, of all heads that share the keys, tile by tile.
+ * Group 0 asks for queries, group 1 for output gradients, the last group for facts. */
+template <int TILES> struct query_loads {
+    int i, t0, end, group; /* the head and first token of the next tile; where a head's tokens end */
+    const bf16 *from;      /* what the thread copies first of it */
+    int64_t step, fact;
+
+    __device__ __forceinline__ void point(const operands &x, const attention_rows<bf16> &dout,
+                                          const attention_problem &p, int64_t b, int g, int j0) {
+        int h = query_head(p, g, i), thread = threadIdx.x % WARPGROUP;
+        t0 = j0;
+        step = group == 0 ? x.q.step : dout.step;
+        from = (group == 0 ? x.q.at(b, t0, h) : dout.at(b, t0, h)) + thread / 8 * step + thread % 8 * 8;
+        fact = (b * p.H + h) * p.T + t0;
+    }
+
+    __device__ __forceinline__ void start(bf16 *slot, query_facts &facts, const float *delta, const float *lse,
+                                          const attention_problem &p, int64_t b) {
+        int thread = threadIdx.x % WARPGROUP, there = (int)p.T - t0 - thread / 8, column = thread % 8 * 8;
+        if (group < 2) {
+            bf16 *to = slot + group * TILES * TILE + place<TILE_COLUMNS>(thread / 8, column);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int k = 0; k < 64; k += 16)
+                    cp_async_16_or_zeros(to + t * TILE + k * TILE_COLUMNS, from + k * step + t * TILE_COLUMNS,
+                                         k < there && column + t * TILE_COLUMNS < p.P);
+        }
+        if (group == key_groups(TILES) - 1)
+            start_facts(facts, delta + fact, lse + fact, p.positions ? p.positions + b * p.T + t0 : NULL,
+                        (int)p.T - t0);
+    }
+};
+
+/* The sums of a tile go on behind the next one's scores, as above; what a group doesn't see leaves zeros to be added.
+ * The slot of the tile before last is free. */
 template <int TILES>
 __global__ void __launch_bounds__(WARPGROUP * key_groups(TILES), 1)
 wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
@@ -348,71 +384,55 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
     int group = same_in_warp(threadIdx.x / WARPGROUP), mine = j0 + group * 64; /* the group's first key */
     float sum_k[8 * TILES][4] = {}, sum_v[8 * TILES][4] = {};
     uint32_t a[4][4] = {}, da[4][4] = {}; /* the tile before's probabilities and gradients */
-    const bf16 *before = NULL;
+    int count = 0; /* of tiles */
     load_tiles<THREADS, TILES, ROWS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(ROWS, p.T - j0));
     load_tiles<THREADS, TILES, ROWS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(ROWS, p.T - j0));
-    int head = 0, now = j0, ahead = 0, next = j0; /* the head and first token of the tile at work, and of the next */
-    auto load = [&](int slot) {
-        if (ahead == p.share) return;
-        int h = query_head(p, g, ahead), there = (int)at_most(BACK_QUERIES, p.T - next);
-        const bf16 *from = group == 0 ? x.q.at(b, next, h) : dout.at(b, next, h);
-        int64_t step = group == 0 ? x.q.step : dout.step;
-        if (group < 2)
-            load_tiles<WARPGROUP, TILES, BACK_QUERIES>(slots + slot * SLOT + group * TILES * TILE, p.P, from, step,
-                                                       there);
-        if (group == key_groups(TILES) - 1) start_facts(facts[slot], delta, lse, p, b, h, next);
+    query_loads<TILES> loads = {0, j0, 0, group, NULL, 0, 0};
+    loads.point(x, dout, p, b, g, j0);
+    loads.start(slots, facts[0], delta, lse, p, b);
+    loads.end = queries_end(p, b, j0, ROWS);
+    int head = 0, now = j0; /* the head and first token of the tile at work */
+    auto load_next = [&](int to) {
+        loads.t0 += BACK_QUERIES, loads.from += BACK_QUERIES * loads.step, loads.fact += BACK_QUERIES;
+        if (loads.t0 >= loads.end) {
+            loads.t0 = j0;
+            if (++loads.i < p.share) loads.point(x, dout, p, b, g, j0);
+        }
+        if (loads.i < p.share) loads.start(slots + to * SLOT, facts[to], delta, lse, p, b);
     };
-    load(0);
-    int end = queries_end(p, b, j0, ROWS);
-    auto load_next = [&](int slot) {
-        next += BACK_QUERIES;
-        if (next >= end) next = j0, ahead++;
-        load(slot);
-    };
-    auto add_up = [&] { /* the tile before, and wait for it */
-        products_begin();
-        start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
-        start_sums<TILES>(sum_k, da, matrix_at(before));
-        products_end();
-        products_wait<0>();
-        all_arrived<TILES>(sum_v);
-        all_arrived<TILES>(sum_k);
-        arrived(a);
-        arrived(da);
-    };
-    for (int n = 0; head < p.share; n++, head = ahead, now = next) {
+    for (int n = 0; head < p.share; n++, count = n, head = loads.i, now = loads.t0) {
         const bf16 *slot = slots + n % DKV_SLOTS * SLOT;
+        const bf16 *before = n > 0 ? slots + (n - 1) % DKV_SLOTS * SLOT : slot;
         query_facts &its = facts[n % DKV_SLOTS];
         cp_async_commit();
         cp_async_wait<0>();
         if (group == key_groups(TILES) - 1) finish_facts(its, p, b, now);
         shared_for_products();
         __syncthreads();
-        if (now + BACK_QUERIES <= mine || its.first[0] >= mine + KEYS) { /* nothing of the group's is seen */
-            load_next((n + 1) % DKV_SLOTS);
-            if (before) add_up();
-            before = NULL;
-#pragma unroll
-            for (int i = 0; i < 16; i++) a[i / 4][i % 4] = 0, da[i / 4][i % 4] = 0;
-            continue;
-        }
+        /* Does a query see a key of the group's? By a vote: then slots are a warp's for the compiler, not a lane's. */
+        bool sees = __any_sync(FULL, now + BACK_QUERIES > mine && its.first[0] < mine + KEYS);
         float z[8][4], dz[8][4];
         products_begin();
         start_scores<TILES>(z, matrix_rows(matrix_at(keys), group * 64), KEY_TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_sums<TILES>(sum_v, a, matrix_at((before ? before : slot) + TILES * TILE));
-        start_sums<TILES>(sum_k, da, matrix_at(before ? before : slot));
+        start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
+        start_sums<TILES>(sum_k, da, matrix_at(before));
         products_end();
-        before = slot;
         products_wait<1>();
         arrived(z);
-        if (always(p)) raise_back_scores<0, 16>(z, its, p.scale * LOG2E);
+        if (sees) raise_back_scores<0, 16>(z, its, p.scale * LOG2E);
         products_wait<0>();
         all_arrived<TILES>(sum_v);
         all_arrived<TILES>(sum_k);
         arrived(a);
         arrived(da);
+        if (!sees) {
+            load_next((n + 1) % DKV_SLOTS);
+#pragma unroll
+            for (int i = 0; i < 16; i++) a[i / 4][i % 4] = 0, da[i / 4][i % 4] = 0;
+            continue;
+        }
         products_begin();
         start_scores<TILES>(dz, matrix_rows(matrix_at(values), group * 64), KEY_TILE, matrix_at(slot + TILES * TILE),
                             TILE);
@@ -429,7 +449,14 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             pack_scores(da[k], dz, k);
         }
     }
-    if (before) add_up();
+    const bf16 *before = slots + (count - 1) % DKV_SLOTS * SLOT;
+    products_begin();
+    start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
+    start_sums<TILES>(sum_k, da, matrix_at(before));
+    products_end();
+    products_wait<0>();
+    all_arrived<TILES>(sum_v);
+    all_arrived<TILES>(sum_k);
     __syncthreads(); /* nobody reads keys and values any more */
     store_sums<TILES>(keys, KEY_TILE, row, sum_k, p.scale, p.scale, p.P,
                       [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
@@ -477,8 +504,8 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
         allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
         LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, of_dq, attention_rows_of<bf16>(dq),
                delta, douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
-        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEY_ROWS, p.G), 2 * KEY_ROWS, of_dkv, attention_rows_of<bf16>(dk),
-               attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
+        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEY_ROWS, p.G), 2 * KEY_ROWS, of_dkv,
+               attention_rows_of<bf16>(dk), attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
     });
     return true;
 }
