@@ -346,7 +346,7 @@ static const struct op_row rat = {
         {OP_TEST, "B=1 T=140 H=2 G=1,2 P=64 Q=2 doc=0,4 strided=2"},
         {OP_TEST, "B=1 T=70 H=2 G=1 P=8,128 Q=1 doc=0,5 final=1 C=8 strided=2"},
         {OP_TEST, "B=1 T=40 H=2 P=72 Q=2 initial=300 final=1 C=70 doc=0,3 strided=2"},
-        {OP_TEST, "B=1 T=270 H=1 G=1 P=8 Q=260 doc=0,3 initial=0,90 C=4 strided=2"},
+        {OP_TEST, "B=1 T=270 H=1 G=1 P=8 Q=70,260 doc=0,3 initial=0,90 C=4 strided=2"},
         {OP_GRAD, "B=1 T=1,2,7 H=2 G=1,2 P=2 Q=1,2,3 doc=0,2,4"},
         {OP_GRAD, "T=29 H=4 G=2 Q=4 doc=0,4 base=0,1000 strided=1"},
         {OP_GRAD, "T=9 H=2 G=1 initial=4,13 Q=3 C=2,16 doc=0,2"},

@@ -48,7 +48,7 @@ set -e
     'rat B=3 T=9 H=2 Q=2,5 doc=2 initial=13 final=0,1 C=3,32' 'rat_step H=4 G=2 Q=1,3 strided=1' \
     'rat B=1 T=150 H=4 G=2 P=64 Q=2 doc=4 strided=2' 'rat B=1 T=70 H=2 G=1 P=128 Q=16 doc=0,4 strided=2' \
     'rat B=2 T=40 H=2 P=72 Q=2 initial=300 final=1 C=70 doc=0,3 strided=2' 'rat_step H=2 P=64 Q=16 C=20 strided=2' \
-    'rat B=1 T=270 H=1 G=1 P=8 Q=260 doc=0,3 initial=0,90 C=4 strided=2' \
+    'rat B=1 T=270 H=1 G=1 P=8 Q=70,260 doc=0,3 initial=0,90 C=4 strided=2' \
     'cell cell=0,1,2 method=0,1,2 Q=3 T=17 P=5,40 doc=4' \
     'cell cell=0,1 method=2 Q=9 T=130 H=3 P=24 doc=4 K=1 strided=1,2' \
     'cell cell=1 B=1 T=300 H=1 P=32 method=0,2 K=1 Q=140 doc=2' \
