@@ -157,7 +157,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     if (most < 1 || !shapes_fit(product, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
     if (product->epilogue != CUBLASLT_EPILOGUE_DEFAULT && product->epilogue != CUBLASLT_EPILOGUE_BIAS)
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    static const uint64_t tiles[] = {24, 209, 29, 201, 502};
+    static const uint64_t tiles[] = {24, 209, 29, 201, 23};
     for (; *found < most && *found < (int)(sizeof tiles / sizeof *tiles); ++*found) {
         cublasLtMatmulHeuristicResult_t *result = &results[*found];
         memset(result, 0, sizeof *result);
