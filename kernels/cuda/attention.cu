@@ -50,22 +50,22 @@ attention_problem attention_problem_of(tensor q, tensor k, tensor positions, str
 
 /* --- tiles -------------------------------------------------------------------------------------------------------- */
 
-/* Queries t0 .. of head h, or what has their shape. */
+/* `rows` queries t0 .. of head h, or what has their shape. */
 template <class T>
-__device__ __forceinline__ void load_queries(float *tile, const attention_problem &p, const attention_rows<T> &x,
-                                             int64_t b, int t0, int h) {
-    for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
+__device__ __forceinline__ void load_queries(float *tile, int rows, const attention_problem &p,
+                                             const attention_rows<T> &x, int64_t b, int t0, int h) {
+    for (int i = threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
         float *to = tile_row(tile, p.P, i);
         const T *from = x.at(b, t0 + i, h);
         for (int c = threadIdx.x % WARP; c < p.P; c += WARP) to[c] = t0 + i < p.T ? to_float(from[c]) : 0.0f;
     }
 }
 
-/* Keys or values j0 .. of head g, before `end`. */
+/* A tile of keys or values j0 .. of head g, before `end`. */
 template <class T>
 __device__ __forceinline__ void load_keys(float *tile, const attention_problem &p, const attention_rows<T> &x,
                                           const attention_rows<T> &cache, int64_t b, int j0, int end, int g) {
-    for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
+    for (int i = threadIdx.x / WARP; i < TILE; i += (int)blockDim.x / WARP) {
         float *to = tile_row(tile, p.P, i);
         const T *from = j0 + i < end ? key_at(p, x, cache, b, j0 + i, g) : NULL;
         for (int c = threadIdx.x % WARP; c < p.P; c += WARP) to[c] = from ? to_float(from[c]) : 0.0f;
@@ -104,7 +104,7 @@ attention_forward_kernel(attention_rows<T> o, float *lse, attention_rows<T> q, a
         first[r] = first_key(p, b, t0 + row + r);
         high[r] = -INFINITY, total[r] = 0;
     }
-    load_queries(queries, p, q, b, t0, h);
+    load_queries(queries, TILE, p, q, b, t0, h);
     for (int j0 = first_key(p, b, t0); j0 < end; j0 += TILE) {
         __syncthreads();
         load_keys(keys, p, k, cache_k, b, j0, end, g);
@@ -143,15 +143,16 @@ attention_dq_kernel(attention_rows<T> dq, float *delta, attention_rows<T> dout, 
                     attention_rows<T> q, attention_rows<T> k, attention_rows<T> v, attention_rows<T> cache_k,
                     attention_rows<T> cache_v, attention_problem p) {
     DYNAMIC_SHARED(float, memory);
-    float *queries = memory, *douts = tile_row(queries, p.P, TILE), *keys = tile_row(douts, p.P, TILE);
+    int own = own_rows();
+    float *queries = memory, *douts = tile_row(queries, p.P, own), *keys = tile_row(douts, p.P, own);
     float *values = tile_row(keys, p.P, TILE);
     int64_t b = blockIdx.z;
-    int h = blockIdx.y, g = key_head(p, h), t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP;
-    int row = threadIdx.x / WARP * ROWS, end = (int)at_most(t0 + TILE, p.T), first[ROWS];
+    int h = blockIdx.y, g = key_head(p, h), t0 = blockIdx.x * own, lane = threadIdx.x % WARP;
+    int row = threadIdx.x / WARP * ROWS, end = (int)at_most(t0 + own, p.T), first[ROWS];
     float log_sum[ROWS], dot[ROWS], scale[ROWS], sum[ROWS][PARTS] = {};
-    load_queries(queries, p, q, b, t0, h);
-    load_queries(douts, p, dout, b, t0, h);
-    load_queries(values, p, o, b, t0, h);
+    load_queries(queries, own, p, q, b, t0, h);
+    load_queries(douts, own, p, dout, b, t0, h);
+    load_queries(values, own, p, o, b, t0, h);
     __syncthreads();
     for (int r = 0; r < ROWS; r++) {
         int t = t0 + row + r;
@@ -188,20 +189,21 @@ attention_dkv_kernel(attention_rows<T> dk, attention_rows<T> dv, attention_rows<
                      const float *lse, attention_rows<T> q, attention_rows<T> k, attention_rows<T> v,
                      attention_problem p) {
     DYNAMIC_SHARED(float, memory);
+    int own = own_rows();
     float *queries = memory, *douts = tile_row(queries, p.P, TILE), *keys = tile_row(douts, p.P, TILE);
-    float *values = tile_row(keys, p.P, TILE);
+    float *values = tile_row(keys, p.P, own);
     int64_t b = blockIdx.z;
-    int g = blockIdx.y, j0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
+    int g = blockIdx.y, j0 = blockIdx.x * own, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
     float scale[ROWS], one[ROWS], sum_k[ROWS][PARTS] = {}, sum_v[ROWS][PARTS] = {};
-    load_queries(keys, p, k, b, j0, g);
-    load_queries(values, p, v, b, j0, g);
+    load_queries(keys, own, p, k, b, j0, g);
+    load_queries(values, own, p, v, b, j0, g);
     for (int i = 0; i < p.share; i++) {
         int h = query_head(p, g, i);
         const float *lse_row = lse + (b * p.H + h) * p.T, *delta_row = delta + (b * p.H + h) * p.T;
-        for (int t0 = j0; t0 < p.T && first_key(p, b, t0) < j0 + TILE; t0 += TILE) {
+        for (int t0 = j0; t0 < p.T && first_key(p, b, t0) < j0 + own; t0 += TILE) {
             __syncthreads();
-            load_queries(queries, p, q, b, t0, h);
-            load_queries(douts, p, dout, b, t0, h);
+            load_queries(queries, TILE, p, q, b, t0, h);
+            load_queries(douts, TILE, p, dout, b, t0, h);
             __syncthreads();
             int t = t0 + lane, first = first_key(p, b, t);
             float z[ROWS], dz[ROWS], log_sum = t < p.T ? lse_row[t] : 0.0f, dot = t < p.T ? delta_row[t] : 0.0f;
@@ -532,25 +534,17 @@ void cuda_attention_describe(struct device *dev, char *out, size_t size) {
 }
 #endif
 
-static size_t tiles_bytes(const attention_problem &p, int tiles) {
-    return (size_t)(tiles * TILE * (p.P + 1)) * sizeof(float);
-}
-
-template <class K> static void allow_shared(struct device *dev, K kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "attention");
-}
-
-static dim3 tiles_grid(const attention_problem &p, int heads) {
-    return dim3((unsigned)ceil_div(p.T, TILE), (unsigned)heads, (unsigned)p.B);
+static dim3 tiles_grid(const attention_problem &p, unsigned rows, int heads) {
+    return dim3((unsigned)ceil_div(p.T, rows), (unsigned)heads, (unsigned)p.B);
 }
 
 static void forward_plain(struct device *dev, tensor o, tensor lse, tensor q, tensor k, tensor v,
                           struct attention_cache cache, const attention_problem &p) {
     with_type(q.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        size_t bytes = tiles_bytes(p, 3);
-        allow_shared(dev, attention_forward_kernel<T>, bytes);
-        LAUNCH(dev, attention_forward_kernel<T>, tiles_grid(p, p.H), THREADS, bytes, attention_rows_of<T>(o),
+        size_t bytes = rows_bytes(p.P, 3 * TILE);
+        allow_shared(dev, attention_forward_kernel<T>, bytes, "attention");
+        LAUNCH(dev, attention_forward_kernel<T>, tiles_grid(p, TILE, p.H), THREADS, bytes, attention_rows_of<T>(o),
                data_of<float>(lse), attention_rows_of<T>(q), attention_rows_of<T>(k), attention_rows_of<T>(v),
                attention_rows_of<T>(cache.k), attention_rows_of<T>(cache.v), p);
     });
@@ -561,16 +555,17 @@ static void backward_plain(struct device *dev, tensor dq, tensor dk, tensor dv, 
                            float *delta) {
     with_type(q.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        size_t bytes = tiles_bytes(p, 4);
+        back_block block = back_block_of(dev, p.P);
         attention_rows<T> douts = attention_rows_of<T>(dout), queries = attention_rows_of<T>(q);
         attention_rows<T> keys = attention_rows_of<T>(k), values = attention_rows_of<T>(v);
-        allow_shared(dev, attention_dq_kernel<T>, bytes);
-        allow_shared(dev, attention_dkv_kernel<T>, bytes);
-        LAUNCH(dev, attention_dq_kernel<T>, tiles_grid(p, p.H), THREADS, bytes, attention_rows_of<T>(dq), delta, douts,
-               attention_rows_of<T>(o), data_of<float>(lse), queries, keys, values, attention_rows_of<T>(cache.k),
-               attention_rows_of<T>(cache.v), p);
-        LAUNCH(dev, attention_dkv_kernel<T>, tiles_grid(p, p.G), THREADS, bytes, attention_rows_of<T>(dk),
-               attention_rows_of<T>(dv), douts, delta, data_of<float>(lse), queries, keys, values, p);
+        allow_shared(dev, attention_dq_kernel<T>, block.bytes, "attention");
+        allow_shared(dev, attention_dkv_kernel<T>, block.bytes, "attention");
+        LAUNCH(dev, attention_dq_kernel<T>, tiles_grid(p, block.rows, p.H), block.threads, block.bytes,
+               attention_rows_of<T>(dq), delta, douts, attention_rows_of<T>(o), data_of<float>(lse), queries, keys,
+               values, attention_rows_of<T>(cache.k), attention_rows_of<T>(cache.v), p);
+        LAUNCH(dev, attention_dkv_kernel<T>, tiles_grid(p, block.rows, p.G), block.threads, block.bytes,
+               attention_rows_of<T>(dk), attention_rows_of<T>(dv), douts, delta, data_of<float>(lse), queries, keys,
+               values, p);
     });
 }
 

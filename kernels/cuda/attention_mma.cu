@@ -114,12 +114,15 @@ __global__ void mma_delta_kernel(float *delta, attention_rows<bf16> dout, attent
     if (c == 0) delta[(b * p.H + h) * p.T + t] = sum;
 }
 
-template <int W>
+/* STAGES: places for a tile. With two the next tile is on its way meanwhile; one is for chips that give a block less
+ * shared memory. */
+template <int W, int STAGES>
 __global__ void __launch_bounds__(BACK_THREADS)
 mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *delta, const float *lse, operands x,
               attention_problem p) {
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *queries = memory, *douts = queries + QUERIES * W, *keys = douts + QUERIES * W, *values = keys + 2 * KEYS * W;
+    bf16 *queries = memory, *douts = queries + QUERIES * W, *keys = douts + QUERIES * W;
+    bf16 *values = keys + STAGES * KEYS * W;
     int64_t b = blockIdx.z;
     int h = blockIdx.y, g = key_head(p, h), t0 = (int)(gridDim.x - 1 - blockIdx.x) * QUERIES, lane = threadIdx.x % WARP;
     int row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, end = (int)at_most(t0 + QUERIES, p.T);
@@ -138,11 +141,12 @@ mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *d
         return t0 + i < p.T ? dout.at(b, t0 + i, h) : (const bf16 *)NULL;
     });
     load_keys<BACK_THREADS, W>(keys, values, x, p, b, g, start, end);
-    for (int j0 = start, turn = 0; j0 < end; j0 += KEYS, turn ^= 1) {
-        bf16 *next_keys = keys + (turn ^ 1) * KEYS * W, *next_values = values + (turn ^ 1) * KEYS * W;
-        if (j0 + KEYS < end) load_keys<BACK_THREADS, W>(next_keys, next_values, x, p, b, g, j0 + KEYS, end);
-        else cp_async_commit();
-        cp_async_wait<1>();
+    for (int j0 = start, turn = 0; j0 < end; j0 += KEYS, turn = STAGES - 1 - turn) {
+        bf16 *next_keys = keys + (STAGES - 1 - turn) * KEYS * W, *next_values = next_keys + STAGES * KEYS * W;
+        bool more = j0 + KEYS < end;
+        if (STAGES == 2 && more) load_keys<BACK_THREADS, W>(next_keys, next_values, x, p, b, g, j0 + KEYS, end);
+        if (STAGES == 2 && !more) cp_async_commit();
+        cp_async_wait<STAGES - 1>();
         __syncthreads();
         if (j0 <= t0 + row + 15) {
             float z[1][KEYS / 8][4], dz[1][KEYS / 8][4];
@@ -161,6 +165,7 @@ mma_dq_kernel(attention_rows<bf16> dq, attention_rows<bf16> dout, const float *d
             accumulate<1, KEYS, W>(sum, dz, keys + turn * KEYS * W);
         }
         __syncthreads();
+        if (STAGES == 1 && more) load_keys<BACK_THREADS, W>(keys, values, x, p, b, g, j0 + KEYS, end);
     }
     store_sum<W>(queries, row, sum[0], p.scale, p.scale, p.P,
                  [&](int i) { return t0 + i < p.T ? dq.at(b, t0 + i, h) : (bf16 *)NULL; });
@@ -177,14 +182,14 @@ __device__ __forceinline__ void load_back_queries(bf16 *queries, bf16 *douts, qu
     load_facts(facts, delta, lse, p, b, h, t0);
 }
 
-template <int W>
+template <int W, int STAGES>
 __global__ void __launch_bounds__(BACK_THREADS)
 mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                const float *lse, operands x, attention_problem p) {
     DYNAMIC_SHARED(bf16, memory);
-    __shared__ query_facts facts[2];
+    __shared__ query_facts facts[STAGES];
     bf16 *keys = memory, *values = keys + BACK_KEYS * W, *queries = values + BACK_KEYS * W;
-    bf16 *douts = queries + 2 * BACK_QUERIES * W;
+    bf16 *douts = queries + STAGES * BACK_QUERIES * W;
     int64_t b = blockIdx.z;
     int g = blockIdx.y, j0 = blockIdx.x * BACK_KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
     float sum_k[1][W / 8][4] = {}, sum_v[1][W / 8][4] = {};
@@ -195,16 +200,18 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         return j0 + i < p.T ? x.v.at(b, j0 + i, g) : (const bf16 *)NULL;
     });
     int i = 0, t0 = j0, turn = 0;
-    load_back_queries<W>(queries, douts, &facts[0], x, dout, delta, lse, p, b, query_head(p, g, 0), t0);
+    auto load = [&](int stage) {
+        load_back_queries<W>(queries + stage * BACK_QUERIES * W, douts + stage * BACK_QUERIES * W, &facts[stage], x,
+                             dout, delta, lse, p, b, query_head(p, g, i), t0);
+    };
+    load(0);
     while (i < p.share) {
         int now = t0;
         bf16 *mine = queries + turn * BACK_QUERIES * W, *its = douts + turn * BACK_QUERIES * W;
         next_queries(p, b, j0, BACK_KEYS, &i, &t0);
-        if (i < p.share)
-            load_back_queries<W>(queries + (turn ^ 1) * BACK_QUERIES * W, douts + (turn ^ 1) * BACK_QUERIES * W,
-                                 &facts[turn ^ 1], x, dout, delta, lse, p, b, query_head(p, g, i), t0);
-        else cp_async_commit();
-        cp_async_wait<1>();
+        if (STAGES == 2 && i < p.share) load(turn ^ 1);
+        if (STAGES == 2 && i >= p.share) cp_async_commit();
+        cp_async_wait<STAGES - 1>();
         __syncthreads();
         float z[1][BACK_QUERIES / 8][4], dz[1][BACK_QUERIES / 8][4];
         scores<1, BACK_QUERIES, W>(z, keys, row, mine);
@@ -216,7 +223,8 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         accumulate<1, BACK_QUERIES, W>(sum_v, z, its);
         accumulate<1, BACK_QUERIES, W>(sum_k, dz, mine);
         __syncthreads();
-        turn ^= 1;
+        if (STAGES == 1 && i < p.share) load(0);
+        turn = STAGES - 1 - turn;
     }
     store_sum<W>(keys, row, sum_k[0], p.scale, p.scale, p.P,
                  [&](int r) { return j0 + r < p.T ? dk.at(b, j0 + r, g) : (bf16 *)NULL; });
@@ -233,7 +241,7 @@ void attention_mma_forward(struct device *dev, tensor o, tensor lse, tensor q, t
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
         size_t bytes = (QUERIES + 4 * KEYS) * W * sizeof(bf16);
-        allow_shared(dev, mma_forward_kernel<W>, bytes);
+        allow_shared(dev, mma_forward_kernel<W>, bytes, "attention");
         LAUNCH(dev, mma_forward_kernel<W>, grid_of(p, QUERIES, p.H), FORWARD_THREADS, bytes, attention_rows_of<bf16>(o),
                data_of<float>(lse), x, p);
     });
@@ -250,13 +258,20 @@ void attention_mma_backward(struct device *dev, tensor dq, tensor dk, tensor dv,
            attention_rows_of<bf16>(o), p);
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
-        size_t of_dq = (2 * QUERIES + 4 * KEYS) * W * sizeof(bf16);
-        size_t of_dkv = (2 * BACK_KEYS + 4 * BACK_QUERIES) * W * sizeof(bf16);
-        allow_shared(dev, mma_dq_kernel<W>, of_dq);
-        allow_shared(dev, mma_dkv_kernel<W>, of_dkv);
-        LAUNCH(dev, mma_dq_kernel<W>, grid_of(p, QUERIES, p.H), BACK_THREADS, of_dq, attention_rows_of<bf16>(dq), douts,
-               delta, log_sums, x, p);
-        LAUNCH(dev, mma_dkv_kernel<W>, grid_of(p, BACK_KEYS, p.G), BACK_THREADS, of_dkv, attention_rows_of<bf16>(dk),
-               attention_rows_of<bf16>(dv), douts, delta, log_sums, x, p);
+        auto launch = [&](auto stages) {
+            constexpr int STAGES = decltype(stages)::value;
+            size_t of_dq = (2 * QUERIES + STAGES * 2 * KEYS) * W * sizeof(bf16);
+            size_t of_dkv = (2 * BACK_KEYS + STAGES * 2 * BACK_QUERIES) * W * sizeof(bf16);
+            allow_shared(dev, mma_dq_kernel<W, STAGES>, of_dq, "attention");
+            allow_shared(dev, mma_dkv_kernel<W, STAGES>, of_dkv, "attention");
+            LAUNCH(dev, (mma_dq_kernel<W, STAGES>), grid_of(p, QUERIES, p.H), BACK_THREADS, of_dq,
+                   attention_rows_of<bf16>(dq), douts, delta, log_sums, x, p);
+            LAUNCH(dev, (mma_dkv_kernel<W, STAGES>), grid_of(p, BACK_KEYS, p.G), BACK_THREADS, of_dkv,
+                   attention_rows_of<bf16>(dk), attention_rows_of<bf16>(dv), douts, delta, log_sums, x, p);
+        };
+        if constexpr (W > 64) { /* 128 KB with two stages, 96 KB with one; and a little for the queries' facts */
+            if (cuda_shared_most(dev) < 136 << 10) return launch(constant<1>());
+        }
+        launch(constant<2>());
     });
 }

@@ -5,6 +5,7 @@
 #define RIVERRUN_CUDA_ATTENTION_TENSOR_CUH
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/shared.cuh"
 
 #include <math.h>
 
@@ -230,11 +231,6 @@ __device__ __forceinline__ void store_sum(bf16 *tile, int row, const float (&sum
 }
 
 /* --- for the host ------------------------------------------------------------------------------------------------- */
-
-template <class K> static inline void allow_shared(struct device *dev, K kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
-                "attention");
-}
 
 static inline operands operands_of(tensor q, tensor k, tensor v, struct attention_cache cache) {
     return {attention_rows_of<bf16>(q), attention_rows_of<bf16>(k), attention_rows_of<bf16>(v),

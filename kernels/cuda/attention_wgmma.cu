@@ -483,7 +483,7 @@ bool attention_wgmma_forward(struct device *dev, tensor o, tensor lse, const ope
         constexpr int TILES = tiles.value;
         constexpr int ROWS = 64 * query_groups(TILES);
         size_t bytes = TILE_ALIGN + TILES * (ROWS + SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
-        allow_shared(dev, wgmma_forward_kernel<TILES>, bytes);
+        allow_shared(dev, wgmma_forward_kernel<TILES>, bytes, "attention");
         LAUNCH(dev, wgmma_forward_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, bytes, attention_rows_of<bf16>(o),
                data_of<float>(lse), x, p);
     });
@@ -500,8 +500,8 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
         size_t of_dq = TILE_ALIGN + TILES * (2 * ROWS + SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
         size_t of_dkv = TILE_ALIGN + TILES * (2 * KEY_ROWS + DKV_SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
         of_dkv += DKV_SLOTS * sizeof(query_facts);
-        allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq);
-        allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv);
+        allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq, "attention");
+        allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv, "attention");
         LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, of_dq, attention_rows_of<bf16>(dq),
                delta, douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
         LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEY_ROWS, p.G), 2 * KEY_ROWS, of_dkv,

@@ -27,6 +27,7 @@
  */
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/shared.cuh"
 
 /* A block: LANES threads along channels, RUNS runs of tokens. Kernels are built for windows of TAPS, the width that all
  * published models have, and of TAPS_MAX, whose first taps are left out for narrower ones. */
@@ -437,15 +438,16 @@ static dim3 grid_of(const conv_problem &p, int V) {
     return dim3((unsigned)ceil_div(p.C, LANES * V), (unsigned)(p.B * p.strips));
 }
 
-/* With the taps, a block takes more shared memory than a kernel has without being asked. */
-template <class KERNEL> static void allow_ring(struct device *dev, KERNEL kernel, size_t ring, const char *what) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)ring), what);
+/* Has a block room for four channels a thread in backward? Up to eight taps of fp32 take 96 KB of ring, and the taps
+ * themselves 5: more than some chips give it. */
+template <class T> static bool room_for_four(struct device *dev, const conv_problem &p) {
+    return sizeof(T) == 2 || p.W == TAPS || cuda_shared_most(dev) >= 101 << 10;
 }
 
 template <class T, int V, int WINDOW, bool DOC>
 static void launch_forward(struct device *dev, tensor y, tensor x, const conv_problem &p) {
     constexpr size_t ring = conv_ring<T, V, WINDOW, 1>::size;
-    allow_ring(dev, conv_forward_kernel<T, V, WINDOW, DOC>, ring, "conv_forward");
+    allow_shared(dev, conv_forward_kernel<T, V, WINDOW, DOC>, ring, "conv_forward");
     LAUNCH(dev, (conv_forward_kernel<T, V, WINDOW, DOC>), grid_of(p, V), dim3(LANES, RUNS), ring, data_of<T>(y),
            data_of<T>(x), p);
 }
@@ -484,7 +486,7 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
     with_type(x.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         bool wide = vectors_fit(x, 4) && vectors_fit(dx, 4) && vectors_fit(dy, 4) && vectors_fit(initial, 4) &&
-                    vectors_fit(dfinal, 4) && vectors_fit(dinitial, 4);
+                    vectors_fit(dfinal, 4) && vectors_fit(dinitial, 4) && room_for_four<T>(dev, p);
         with_width(wide, [&](auto width) {
             with_taps(p, [&](auto taps, auto documents) {
                 constexpr int V = width.value, WINDOW = taps.value;
@@ -492,7 +494,7 @@ extern "C" void cuda_conv_backward(struct device *dev, tensor dx, tensor dinitia
                 size_t room = (size_t)RUNS * (WINDOW + 1) * LANES * V * sizeof(float);
                 size_t ring = conv_ring<T, V, WINDOW, 2>::size;
                 if (room < ring) room = ring;
-                allow_ring(dev, conv_backward_kernel<T, V, WINDOW, DOC>, room, "conv_backward");
+                allow_shared(dev, conv_backward_kernel<T, V, WINDOW, DOC>, room, "conv_backward");
                 LAUNCH(dev, (conv_backward_kernel<T, V, WINDOW, DOC>), grid_of(p, V), dim3(LANES, RUNS), room,
                        data_of<T>(dx), dx.stride[0], dx.stride[1], data_of<float>(dinitial), partial, data_of<T>(dy),
                        data_of<float>(dfinal), data_of<T>(x), p);

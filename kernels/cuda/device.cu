@@ -1,7 +1,7 @@
 /* device.cu: opening a GPU, its memory, and moving bytes to and from it. One stream carries everything, so what is
  * submitted runs in order; reading waits for it. (Work that may go beside other work is forked from it and joined to it
  * again: rat_fold.cu.) Called through kernels/device.c. */
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/shared.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +14,27 @@ void cuda_keep_failure(struct device *dev, const char *what, const char *why) {
     if (c->failed) return;
     c->failed = true;
     snprintf(c->failure, sizeof c->failure, "%s: %s", what, why);
+}
+
+/* RIVERRUN_SHARED=99 in the environment: as on a chip that gives a block so many KB. */
+size_t cuda_shared_most(struct device *dev) {
+    const char *wanted = getenv("RIVERRUN_SHARED");
+    int most = 0, told = wanted ? atoi(wanted) << 10 : 0;
+    cuda_expect(dev, cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, cuda_impl(dev)->index),
+                "the GPU's shared memory");
+    return (size_t)(told > 0 && told < most ? told : most);
+}
+
+void cuda_allow_shared(struct device *dev, const void *kernel, size_t bytes, const char *what) {
+    size_t most = cuda_shared_most(dev);
+    cudaError_t result = cudaErrorInvalidValue;
+    char why[128];
+    if (bytes <= most)
+        result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (result == cudaSuccess) return;
+    snprintf(why, sizeof why, "a block needs %zu bytes of shared memory, and gets %zu at most on this GPU (%s)", bytes,
+             most, cudaGetErrorString(result));
+    cuda_keep_failure(dev, what, why);
 }
 
 static void *memory_allocate(void *self, size_t size) {

@@ -22,6 +22,7 @@
  */
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/shared.cuh"
 
 #define TILE_BYTES ((int64_t)512 << 20)
 enum {
@@ -29,7 +30,8 @@ enum {
     TILE_MAX = 16384,
     THREADS_MAX = 512, THREADS_MIN = 128,
     AHEAD = 4,        /* vectors of a thread on their way at once */
-    CACHED_BYTES = 104 << 10 /* of a row in shared memory: 50,304 bf16 fit, and two blocks a multiprocessor */
+    CACHED_BYTES = 104 << 10, /* of a row in shared memory: 50,304 bf16 fit, and two blocks a multiprocessor */
+    STATIC_BYTES = 1 << 10    /* more than what kernels have besides */
 };
 
 /* Elements from row to row of logits. */
@@ -266,12 +268,12 @@ static void loss_rows(struct device *dev, tensor logits, struct loss_sums *sums,
                       double scale, double z_loss, double cap, bool gradient) {
     int64_t columns = logits.dim[1];
     soft_cap<CAPPED> soft = {(float)cap, (float)(1 / cap)};
+    int64_t most = at_most(CACHED_BYTES, (int64_t)cuda_shared_most(dev) - STATIC_BYTES);
     with_type(logits.dtype, [&](auto of_type) {
         using T = decltype(of_type);
-        int64_t vectors = ceil_div(columns, vector_of<T>), cached = gradient ? at_most(vectors, CACHED_BYTES / 16) : 0;
+        int64_t vectors = ceil_div(columns, vector_of<T>), cached = gradient ? at_most(vectors, most / 16) : 0;
         int threads = vectors > THREADS_MIN * AHEAD * 2 ? THREADS_MAX : THREADS_MIN;
-        cuda_expect(dev, cudaFuncSetAttribute(loss_row_kernel<T, CAPPED>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              CACHED_BYTES), "head_loss");
+        allow_shared(dev, loss_row_kernel<T, CAPPED>, (size_t)most, "head_loss");
         LAUNCH(dev, (loss_row_kernel<T, CAPPED>), (unsigned)logits.dim[0], threads, (size_t)cached * 16,
                data_of<T>(logits), sums, data_of<float>(losses), data_of<int32_t>(targets), (int)columns,
                logits.stride[0], (int)cached, scale, z_loss, soft, gradient);

@@ -265,10 +265,11 @@ extern "C" void cuda_head_norm_backward(struct device *dev, tensor dy, tensor dx
         using T = decltype(of_type);
         bool wide = groups_fit(n, 4, 9, views) && (uintptr_t)scratch % 16 == 0;
         with_head_shape<4, BACKWARD_ELEMENTS>(wide, n, [&](auto width, auto items, dim3 block) {
-            struct staging staging = staging_of(R, n, copied * (int64_t)sizeof(T), block, H);
+            struct staging staging = staging_of(dev, R, n, copied * (int64_t)sizeof(T), block, H);
             struct head_gradients<T> out = {data_of<T>(dy), data_of<T>(dx),  data_of<T>(dz), dx.stride[0],
                                             dz.stride[0],   data_of<T>(dg), (float *)scratch};
-            allow_shared(dev, head_norm_backward_kernel<T, width.value, items.value>, staging.shared);
+            allow_shared(dev, head_norm_backward_kernel<T, width.value, items.value>, staging.shared,
+                         "head_norm_backward");
             LAUNCH(dev, (head_norm_backward_kernel<T, width.value, items.value>), dim3(staging.blocks, (unsigned)H),
                    block, staging.shared, out, inputs_of<T>(y, weight, x, skip, z, act), data_of<float>(mean),
                    data_of<float>(rstd), R, I, (int)n, staging);

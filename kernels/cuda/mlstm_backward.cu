@@ -19,16 +19,20 @@
  * Reproducible: every sum has its order from the shape.
  */
 #include "kernels/cuda/mlstm.cuh"
+#include "kernels/cuda/shared.cuh"
 
-enum { STAGES = 2, ROW_WARPS = 8 };
+enum { ROW_WARPS = 8 };
+template <class T> constexpr int STAGES = sizeof(T) == 2 ? 2 : 1;
 
 template <class T> struct backward_room {
-    product_stage<T> stages[STAGES];
-    typename product_shape<T>::whole weights;
+    product_stage<T> stages[STAGES<T>];
+    product_triangle<T> weights;
     mlstm_factors f;
     float delta[MLSTM_CHUNK];
     float query[2][MLSTM_CHUNK], key[2][MLSTM_CHUNK], leave[2][MLSTM_CHUNK]; /* dots, of the columns of a warp */
 };
+static_assert(sizeof(backward_room<float>) <= SHARED_LEAST && sizeof(backward_room<__nv_bfloat16>) <= SHARED_LEAST,
+              "what chips give");
 
 template <class T> struct slopes_problem {
     mlstm_rows<T> dq, dk, q, k, v, dh;
@@ -186,7 +190,7 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
     room.delta[threadIdx.x] = s.delta ? s.delta[place * MLSTM_CHUNK + threadIdx.x] : 0.0f;
     for (int w = 0; w < 2; w++)
         room.query[w][threadIdx.x] = room.key[w][threadIdx.x] = room.leave[w][threadIdx.x] = 0;
-    product_ring<T, STAGES> ring(room.stages, count.all, load);
+    product_ring<T, STAGES<T>> ring(room.stages, count.all, load);
     product_sums d;
     d.clear();
     for (int step = 0; step < over_v; step++) {
@@ -202,7 +206,7 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
                        [&](int t) { return room.delta[t]; },
                        [&](int t) { return room.f.enter[t] * room.f.inverse[t]; });
         for (int step = 0; step < shape::STEPS; step++)
-            product_triangle<false, T>(d, room.weights, step * shape::DEPTH, ring.take(load), at);
+            product_of_triangle<false>(d, room.weights, step * shape::DEPTH, ring.take(load), at);
         d.scale(p.scale);
         for (int part = 0; part < shape::PARTS; part++) dots_add(room.query, d, ring.take(load), part, at);
         product_store(d, s.dq.at(row, t0, head) + k0, s.dq.step, tokens, p.K - k0, s.dq.aligned, at);
@@ -216,7 +220,7 @@ mlstm_slopes_kernel(slopes_problem<T> s, mlstm_problem p) {
             d.scale(1 / p.scale);
         }
         for (int step = 0; step < shape::STEPS; step++)
-            product_triangle<true, T>(d, room.weights, step * shape::DEPTH, ring.take(load), at);
+            product_of_triangle<true>(d, room.weights, step * shape::DEPTH, ring.take(load), at);
         d.scale(p.scale);
         for (int part = 0; part < shape::PARTS; part++) dots_add(room.key, d, ring.take(load), part, at);
         product_store(d, s.dk.at(row, t0, head) + k0, s.dk.step, tokens, p.K - k0, s.dk.aligned, at);
@@ -290,9 +294,8 @@ void mlstm_backward_pass(struct device *dev, tensor dq, tensor dk, tensor dv, te
                            mlstm_rows_of<T>(v), of_dh, right.states, left.states, rule.normalise ? m.normals : NULL,
                            rule.normalise ? m.slopes : NULL, factors, left.delta, m.sums, tensor_given(initial.C),
                            tensor_given(dfinal.C)};
-    int size = (int)sizeof(backward_room<T>);
-    cuda_expect(dev, cudaFuncSetAttribute(mlstm_slopes_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
-                "mlstm_backward");
+    size_t size = sizeof(backward_room<T>);
+    allow_shared(dev, mlstm_slopes_kernel<T>, size, "mlstm_backward");
     dim3 chunks((unsigned)p.H, (unsigned)p.chunks, (unsigned)p.B);
     LAUNCH(dev, mlstm_slopes_kernel<T>, chunks, PRODUCT_THREADS, size, s, p);
     mlstm_gates_backward(dev, di, df, i, f, factors, m.sums, m.through, p.k_tiles * p.v_tiles * MLSTM_PARTS,

@@ -19,15 +19,18 @@
  * Reproducible: every sum has its order from the shape.
  */
 #include "kernels/cuda/mlstm.cuh"
+#include "kernels/cuda/shared.cuh"
 
-enum { STAGES = 2 };
+template <class T> constexpr int STAGES = sizeof(T) == 2 ? 2 : 1;
 
 template <class T> struct output_room {
-    product_stage<T> stages[STAGES];
-    typename product_shape<T>::whole weights;
+    product_stage<T> stages[STAGES<T>];
+    product_triangle<T> weights;
     mlstm_factors f;
     float rows[2][MLSTM_CHUNK]; /* sums of weights over the columns of a warp */
 };
+static_assert(sizeof(output_room<float>) <= SHARED_LEAST && sizeof(output_room<__nv_bfloat16>) <= SHARED_LEAST,
+              "what chips give");
 
 /* W, times inverse_i in backward; forward also its rows' sums. */
 template <bool BACKWARD, class T>
@@ -108,7 +111,7 @@ mlstm_output_kernel(mlstm_output<T> o, mlstm_problem p) {
         }
     };
     mlstm_factors_load(room.f, o.factors + place);
-    product_ring<T, STAGES> ring(room.stages, over_k + p.v_tiles * each, load);
+    product_ring<T, STAGES<T>> ring(room.stages, over_k + p.v_tiles * each, load);
     product_sums d;
     float from_normal = 0;
     d.clear();
@@ -130,7 +133,7 @@ mlstm_output_kernel(mlstm_output<T> o, mlstm_problem p) {
             d.scale_rows(at, [&](int t) { return BACKWARD ? room.f.leave[t] : room.f.enter[t] * p.scale; });
         for (int step = 0; step < STEPS; step++) {
             product_stage<T> &stage = ring.take(load);
-            product_triangle<BACKWARD, T>(d, room.weights, step * DEPTH, stage, at);
+            product_of_triangle<BACKWARD>(d, room.weights, step * DEPTH, stage, at);
         }
         if (!BACKWARD) d.scale_rows(at, [&](int t) { return room.f.inverse[t]; });
         product_store(d, o.to.at(row, t0, head) + v0, o.to.step, (int)at_most(p.T - t0, PRODUCT), p.V - v0,
@@ -141,8 +144,8 @@ mlstm_output_kernel(mlstm_output<T> o, mlstm_problem p) {
 template <class T, bool BACKWARD>
 static void launch_outputs(struct device *dev, const mlstm_output<T> &o, const mlstm_problem &p) {
     auto kernel = mlstm_output_kernel<T, BACKWARD>;
-    int size = (int)sizeof(output_room<T>);
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "mlstm");
+    size_t size = sizeof(output_room<T>);
+    allow_shared(dev, kernel, size, "mlstm");
     LAUNCH(dev, kernel, dim3((unsigned)p.H, (unsigned)p.chunks, (unsigned)p.B), PRODUCT_THREADS, size, o, p);
 }
 

@@ -21,6 +21,7 @@
  * Reproducible: every sum has its order from the shape.
  */
 #include "kernels/cuda/mlstm.cuh"
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/ssd.cuh"
 
 enum { STAGES = 3 };
@@ -29,6 +30,8 @@ template <class T> struct walk_room {
     product_stage<T> stages[STAGES];
     float factor[2][MLSTM_CHUNK], value[2][MLSTM_CHUNK]; /* of a chunk's tokens; of the vector's column */
 };
+static_assert(sizeof(walk_room<float>) <= SHARED_LEAST && sizeof(walk_room<__nv_bfloat16>) <= SHARED_LEAST,
+              "what chips give");
 
 /* The tile of a block. Grid: (heads x tiles, segments, batch rows). */
 struct walk_place {
@@ -181,8 +184,8 @@ mlstm_walk_kernel(mlstm_walk<T> walk, mlstm_problem p) {
 template <class T, bool LEFT>
 static void launch_walk(struct device *dev, const mlstm_walk<T> &walk, const mlstm_problem &p) {
     auto kernel = mlstm_walk_kernel<T, LEFT>;
-    int size = (int)sizeof(walk_room<T>);
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "mlstm");
+    size_t size = sizeof(walk_room<T>);
+    allow_shared(dev, kernel, size, "mlstm");
     dim3 grid((unsigned)(p.H * p.k_tiles * p.v_tiles), (unsigned)p.segments, (unsigned)p.B);
     LAUNCH(dev, kernel, grid, PRODUCT_THREADS, size, walk, p);
 }

@@ -195,9 +195,9 @@ extern "C" void cuda_add_norm_backward(struct device *dev, tensor dresidual, ten
     with_type(dy.dtype, [&](auto of_type) {
         using T = decltype(of_type);
         with_row_shape<4, ADD_ELEMENTS>(wide, D, [&](auto width, auto items, dim3 block) {
-            struct staging staging = staging_of(R, D, 8 + (int64_t)sizeof(T), block);
+            struct staging staging = staging_of(dev, R, D, 8 + (int64_t)sizeof(T), block);
             auto launch = [&](auto add_norm_backward) {
-                allow_shared(dev, add_norm_backward, staging.shared);
+                allow_shared(dev, add_norm_backward, staging.shared, "add_norm_backward");
                 LAUNCH(dev, add_norm_backward, staging.blocks, block, staging.shared, data_of<float>(dresidual),
                        data_of<T>(dbranch), (float *)scratch, data_of<T>(dy), data_of<float>(dnext),
                        data_of<float>(residual), data_of<float>(mean), data_of<float>(rstd), data_of<float>(weight),
@@ -348,8 +348,9 @@ extern "C" void cuda_gated_rmsnorm_backward(struct device *dev, tensor dy, tenso
         using T = decltype(of_type);
         bool wide = groups_fit(n, vector_of<T>, 7, views) && (uintptr_t)scratch % 16 == 0;
         with_row_shape<vector_of<T>, GATED_ELEMENTS>(wide, n, [&](auto width, auto items, dim3 block) {
-            struct staging staging = staging_of(R, n, 3 * (int64_t)sizeof(T), block);
-            allow_shared(dev, gated_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared);
+            struct staging staging = staging_of(dev, R, n, 3 * (int64_t)sizeof(T), block);
+            allow_shared(dev, gated_rmsnorm_backward_kernel<T, width.value, items.value>, staging.shared,
+                         "gated_rmsnorm_backward");
             LAUNCH(dev, (gated_rmsnorm_backward_kernel<T, width.value, items.value>),
                    dim3(staging.blocks, (unsigned)groups), block, staging.shared, data_of<T>(dy), data_of<T>(dz),
                    dz.stride[0], (float *)scratch, data_of<T>(g), data_of<T>(dg), data_of<T>(y), data_of<T>(z),

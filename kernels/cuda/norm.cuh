@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/shared.cuh"
 
 enum {
     TEAM_WARPS = 8,            /* the most */
@@ -22,7 +23,8 @@ enum {
     BLOCKS_MOST = 6,           /* of a backward pass on a multiprocessor */
     RUNS_MAX = 132 * BLOCKS_MOST, /* its blocks, and rows of partial sums */
     THREADS_TOGETHER = 768,    /* of its blocks on a multiprocessor: 80 registers each */
-    SHARED_MOST = 225 << 10    /* bytes that they can have */
+    SHARED_MOST = 225 << 10,   /* bytes that they can have */
+    SHARED_STATIC = 1 << 10    /* more than what a kernel has beside its rows */
 };
 
 /* --- teams -------------------------------------------------------------------------------------------------------- */
@@ -112,7 +114,8 @@ __device__ __forceinline__ void load_items(pack<T, V> (&items)[ITEMS], const T *
 /* --- rows in shared memory, of a backward pass -------------------------------------------------------------------- */
 
 /* How the rows of a backward pass are dealt out: blocks, and `slots` places for a row, two or one, for each team. The
- * number of blocks is a function of R and D, since it is how sums are cut; it may not depend on the device. */
+ * number of blocks is a function of R and D, since it is how sums are cut; it may not depend on the device. What a chip
+ * has less of shared memory costs places. */
 struct staging {
     unsigned blocks;
     int slots, slot_bytes;
@@ -120,7 +123,8 @@ struct staging {
 };
 
 /* `bytes` an element of a row of n. The blocks of `groups` groups of a row share the multiprocessors. */
-static struct staging staging_of(int64_t R, int64_t n, int64_t bytes, dim3 block, int64_t groups = 1) {
+static struct staging staging_of(struct device *dev, int64_t R, int64_t n, int64_t bytes, dim3 block,
+                                 int64_t groups = 1) {
     struct staging s;
     s.slot_bytes = (int)(ceil_div(n * bytes, 16) * 16);
     s.slots = 2 * (int64_t)s.slot_bytes * block.y > SHARED_MOST ? 1 : 2;
@@ -130,17 +134,13 @@ static struct staging staging_of(int64_t R, int64_t n, int64_t bytes, dim3 block
     int64_t fit = SHARED_MOST / ((int64_t)s.shared + 1280), blocks = at_most(fit, BLOCKS_MOST);
     blocks = at_most(blocks < 1 ? 1 : blocks, THREADS_TOGETHER / (block.x * block.y));
     s.blocks = (unsigned)at_most(ceil_div(R, block.y), ceil_div(RUNS_MAX / BLOCKS_MOST * blocks, groups));
+    if (s.shared + SHARED_STATIC > cuda_shared_most(dev)) s.slots = 1, s.shared = (size_t)s.slot_bytes * block.y;
+    if (s.shared < sums) s.shared = sums;
     return s;
 }
 
 /* Threads of a backward pass with few sums have so few registers that THREADS_TOGETHER fit. */
 #define BACKWARD_BOUNDS __launch_bounds__(THREADS_MAX, ITEMS * V <= 24 ? THREADS_TOGETHER / THREADS_MAX : 1)
-
-/* Allow a kernel the shared memory it is launched with. */
-template <class K> static void allow_shared(struct device *dev, K *kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
-                "shared memory of a norm");
-}
 
 /* Copy one item without waiting. */
 template <int V, class T> __device__ __forceinline__ void stage_item(T *shared, const T *global) {

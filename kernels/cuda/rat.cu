@@ -123,32 +123,33 @@ template <class T> __device__ __forceinline__ void copy_row(float *to, const T *
     for (int c = threadIdx.x % WARP; c < P; c += WARP) to[c] = to_float(from[c]);
 }
 
+/* `rows` turned queries t0 .. of head h. */
 template <class T>
-__device__ __forceinline__ void load_queries(float *tile, const rat_problem &p, const attention_rows<T> &q, int64_t b,
-                                             int t0, int h) {
-    for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
+__device__ __forceinline__ void load_queries(float *tile, int rows, const rat_problem &p, const attention_rows<T> &q,
+                                             int64_t b, int t0, int h) {
+    for (int i = threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
         float *to = tile_row(tile, p.P, i);
         if (t0 + i < p.T) turn_row(to, q.at(b, t0 + i, h % p.G), p, position_at(p, b, t0 + i) / p.Q, 1);
         else clear_row(to, p.P);
     }
 }
 
-/* Rows of one of the arrays of floats. */
-__device__ __forceinline__ void load_floats_of(float *tile, const rat_problem &p, const float *x, int64_t b, int t0,
-                                               int h) {
-    for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
+/* Likewise rows of one of the arrays of floats. */
+__device__ __forceinline__ void load_floats_of(float *tile, int rows, const rat_problem &p, const float *x, int64_t b,
+                                               int t0, int h) {
+    for (int i = threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
         float *to = tile_row(tile, p.P, i);
         if (t0 + i < p.T) copy_row(to, x + place_of(p, b, t0 + i, h), p.P);
         else clear_row(to, p.P);
     }
 }
 
-/* Turned keys and values of the ends e0 .. before `last`. */
+/* Turned keys and values of the ends e0 .. before `last`; beyond it zeros. */
 template <class T>
-__device__ __forceinline__ void load_ends(float *key_tile, float *value_tile, const rat_problem &p, const float *keys,
-                                          const float *values, const attention_rows<T> &state_k,
+__device__ __forceinline__ void load_ends(float *key_tile, float *value_tile, int rows, const rat_problem &p,
+                                          const float *keys, const float *values, const attention_rows<T> &state_k,
                                           const attention_rows<T> &state_v, int64_t b, int e0, int last, int h) {
-    for (int i = threadIdx.x / WARP; i < TILE; i += WARPS) {
+    for (int i = threadIdx.x / WARP; i < rows; i += (int)blockDim.x / WARP) {
         float *key = tile_row(key_tile, p.P, i), *value = tile_row(value_tile, p.P, i);
         int e = e0 + i;
         if (e >= last) {
@@ -199,10 +200,10 @@ rat_forward_kernel(attention_rows<T> y, T *saved_o, float *lse, rat_operands<T> 
         for (int i = 0; i < PARTS; i++)
             sum[r][i] = lane + i * WARP < p.P ? values[place_of(p, b, t, h) + lane + i * WARP] : 0.0f;
     }
-    load_queries(queries, p, x.q, b, t0, h);
+    load_queries(queries, TILE, p, x.q, b, t0, h);
     for (int e0 = first_end(p, b, t0); e0 < last; e0 += TILE) {
         __syncthreads();
-        load_ends(key_tile, value_tile, p, keys, values, x.state_k, x.state_v, b, e0, last, h);
+        load_ends(key_tile, value_tile, TILE, p, keys, values, x.state_k, x.state_v, b, e0, last, h);
         __syncthreads();
         float s[ROWS];
         multiply(s, tile_row(queries, p.P, row), tile_row(key_tile, p.P, lane), p.P);
@@ -337,11 +338,12 @@ template <class T>
 __global__ void __launch_bounds__(THREADS)
 rat_dq_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_problem p) {
     DYNAMIC_SHARED(float, memory);
-    float *queries = memory, *douts = tile_row(queries, p.P, TILE), *key_tile = tile_row(douts, p.P, TILE);
+    int own = own_rows();
+    float *queries = memory, *douts = tile_row(queries, p.P, own), *key_tile = tile_row(douts, p.P, own);
     float *value_tile = tile_row(key_tile, p.P, TILE);
     int64_t b = blockIdx.z;
-    int h = blockIdx.y, t0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
-    int last = last_end(p, b, at_most(t0 + TILE, p.T) - 1), first[ROWS], stop[ROWS];
+    int h = blockIdx.y, t0 = blockIdx.x * own, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
+    int last = last_end(p, b, at_most(t0 + own, p.T) - 1), first[ROWS], stop[ROWS];
     float log_sum[ROWS], delta[ROWS], sum[ROWS][PARTS] = {};
     for (int r = 0; r < ROWS; r++) {
         int64_t t = at_most(t0 + row + r, p.T - 1), at = (b * p.H + h) * p.T + t;
@@ -350,11 +352,11 @@ rat_dq_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_pr
         log_sum[r] = d.lse[at];
         delta[r] = d.delta[at];
     }
-    load_queries(queries, p, x.q, b, t0, h);
-    load_floats_of(douts, p, d.dout, b, t0, h);
+    load_queries(queries, own, p, x.q, b, t0, h);
+    load_floats_of(douts, own, p, d.dout, b, t0, h);
     for (int e0 = first_end(p, b, t0); e0 < last; e0 += TILE) {
         __syncthreads();
-        load_ends(key_tile, value_tile, p, d.keys, d.values, x.state_k, x.state_v, b, e0, last, h);
+        load_ends(key_tile, value_tile, TILE, p, d.keys, d.values, x.state_k, x.state_v, b, e0, last, h);
         __syncthreads();
         float s[ROWS], ds[ROWS];
         multiply(s, tile_row(queries, p.P, row), tile_row(key_tile, p.P, lane), p.P);
@@ -381,18 +383,19 @@ __global__ void __launch_bounds__(THREADS)
 rat_dkv_kernel(rat_operands<T> x, rat_gradients d, __grid_constant__ const rat_problem p) {
     DYNAMIC_SHARED(float, memory);
     float *queries = memory, *douts = tile_row(queries, p.P, TILE), *key_tile = tile_row(douts, p.P, TILE);
-    float *value_tile = tile_row(key_tile, p.P, TILE);
+    int own = own_rows();
+    float *value_tile = tile_row(key_tile, p.P, own);
     int64_t b = blockIdx.z;
-    int h = blockIdx.y, e0 = blockIdx.x * TILE, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
+    int h = blockIdx.y, e0 = blockIdx.x * own, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * ROWS;
     int count = ends_of(p, b);
-    int last = (int)at_most(e0 + TILE, count);
+    int last = (int)at_most(e0 + own, count);
     float sum_k[ROWS][PARTS] = {}, sum_v[ROWS][PARTS] = {};
     if (e0 >= count) return;
-    load_ends(key_tile, value_tile, p, d.keys, d.values, x.state_k, x.state_v, b, e0, last, h);
+    load_ends(key_tile, value_tile, own, p, d.keys, d.values, x.state_k, x.state_v, b, e0, last, h);
     for (int t0 = end_at(p, b, e0) + 1; t0 < p.T && first_end(p, b, t0) < last; t0 += TILE) {
         __syncthreads();
-        load_queries(queries, p, x.q, b, t0, h);
-        load_floats_of(douts, p, d.dout, b, t0, h);
+        load_queries(queries, TILE, p, x.q, b, t0, h);
+        load_floats_of(douts, TILE, p, d.dout, b, t0, h);
         __syncthreads();
         int t = t0 + lane;
         bool there = t < p.T;
@@ -542,14 +545,6 @@ static rat_operands<T> rat_operands_of(tensor z, tensor v, tensor g, tensor q, t
             attention_rows_of<T>(initial.v), data_of<float>(initial.running)};
 }
 
-static size_t tiles_bytes(const rat_problem &p, int tiles) {
-    return (size_t)(tiles * TILE * (p.P + 1)) * sizeof(float);
-}
-
-template <class K> static void allow_shared(struct device *dev, K kernel, size_t bytes) {
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "rat");
-}
-
 static dim3 walks_of(const rat_problem &p) {
     return dim3((unsigned)ceil_div(p.H * p.P, THREADS), (unsigned)segments_of(p.T, p.Q), (unsigned)p.B);
 }
@@ -588,9 +583,9 @@ template <class T>
 static void forward_plain(struct device *dev, tensor y, struct rat_state final, T *saved_o, float *lse,
                           const rat_operands<T> &x, struct rat_state initial, const rat_problem &p, void *scratch) {
     rat_gradients d = arrays_of(p, scratch, false);
-    size_t bytes = tiles_bytes(p, 3);
+    size_t bytes = rows_bytes(p.P, 3 * TILE);
     rat_scan<T>(dev, x, d, p);
-    allow_shared(dev, rat_forward_kernel<T>, bytes);
+    allow_shared(dev, rat_forward_kernel<T>, bytes, "rat");
     LAUNCH(dev, rat_forward_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
            bytes, attention_rows_of<T>(y), saved_o, lse, x, d.keys, d.values, p);
     if (!tensor_given(final.k)) return;
@@ -605,17 +600,17 @@ static void backward_plain(struct device *dev, const rat_gradients_of<T> &to, fl
                            const rat_problem &p, void *scratch) {
     rat_gradients d = arrays_of(p, scratch, true);
     float *partial = d.delta + p.B * p.H * p.T;
-    size_t bytes = tiles_bytes(p, 4);
+    back_block block = back_block_of(dev, p.P);
     d.lse = to.lse;
     rat_scan<T>(dev, x, d, p);
-    allow_shared(dev, rat_dq_kernel<T>, bytes);
-    allow_shared(dev, rat_dkv_kernel<T>, bytes);
+    allow_shared(dev, rat_dq_kernel<T>, block.bytes, "rat");
+    allow_shared(dev, rat_dkv_kernel<T>, block.bytes, "rat");
     LAUNCH(dev, rat_own_backward_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.H, WARPS), THREADS, 0, to.dz, to.dy, to.o,
            x, d, p);
-    LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, TILE), (unsigned)p.H, (unsigned)p.B), THREADS, bytes, x,
-           d, p);
-    LAUNCH(dev, rat_dkv_kernel<T>, dim3((unsigned)ceil_div(p.T / p.Q + 1, TILE), (unsigned)p.H, (unsigned)p.B), THREADS,
-           bytes, x, d, p);
+    LAUNCH(dev, rat_dq_kernel<T>, dim3((unsigned)ceil_div(p.T, block.rows), (unsigned)p.H, (unsigned)p.B),
+           block.threads, block.bytes, x, d, p);
+    LAUNCH(dev, rat_dkv_kernel<T>, dim3((unsigned)ceil_div(p.T / p.Q + 1, block.rows), (unsigned)p.H, (unsigned)p.B),
+           block.threads, block.bytes, x, d, p);
     LAUNCH(dev, rat_scan_backward_kernel<T>, walks_of(p), THREADS, 0, to.dv, to.dg, partial, x, d, p,
            ceil_div(p.T, segments_of(p.T, p.Q)));
     LAUNCH(dev, rat_share_kernel<T>, (unsigned)ceil_div(p.B * p.T * p.G * p.P, THREADS), THREADS, 0, to.dq, to.dk, d,

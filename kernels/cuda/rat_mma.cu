@@ -183,12 +183,13 @@ __device__ __forceinline__ row_facts read_facts(const rat_arrays &a, const rat_p
     return f;
 }
 
-/* Block (tokens, group, row). */
-template <int W>
+/* Block (tokens, group, row). STAGES: places for a tile. With two the next tile is on its way meanwhile; one is for
+ * chips that give a block less shared memory. */
+template <int W, int STAGES>
 __global__ void __launch_bounds__(THREADS)
 rat_mma_dq_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const rat_problem p) {
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *queries = memory, *douts = queries + BACK_TOKENS * W, *tiles = douts + 2 * BACK_TOKENS * W;
+    bf16 *queries = memory, *douts = queries + BACK_TOKENS * W, *tiles = douts + STAGES * BACK_TOKENS * W;
     int64_t b = blockIdx.z;
     int group = blockIdx.y, share = p.H / p.G, t0 = (int)(gridDim.x - 1 - blockIdx.x) * BACK_TOKENS;
     int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16, t = t0 + row + lane / 4, last_token = (int)p.T - 1;
@@ -206,23 +207,28 @@ rat_mma_dq_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const ra
     load_tokens<W, BACK_TOKENS>(douts, a.dout, p, b, t0, group, p.H);
     if (start < last) load_ends<W>(tiles, x, a, p, b, group, start, last);
     cp_async_commit();
-    for (int i = start < last ? 0 : share, e0 = start, turn = 0; i < share; turn ^= 1) {
+    for (int i = start < last ? 0 : share, e0 = start, turn = 0; i < share; turn = STAGES - 1 - turn) {
         int now = e0, head = i;
         e0 += ENDS;
         if (e0 >= last) e0 = start, i++;
-        if (i < share) load_ends<W>(tiles + (turn ^ 1) * 2 * ENDS * W, x, a, p, b, group + i * p.G, e0, last);
-        if (i < share && i != head) {
-            load_tokens<W, BACK_TOKENS>(douts + i % 2 * BACK_TOKENS * W, a.dout, p, b, t0, group + i * p.G, p.H);
-            next_facts = read_facts(a, p, b, t, group + i * p.G);
-        }
-        cp_async_commit();
-        cp_async_wait<1>();
+        auto load_next = [&] {
+            bf16 *to = tiles + (STAGES - 1 - turn) * 2 * ENDS * W;
+            if (i < share) load_ends<W>(to, x, a, p, b, group + i * p.G, e0, last);
+            if (i < share && i != head) {
+                bf16 *its = douts + i % STAGES * BACK_TOKENS * W;
+                load_tokens<W, BACK_TOKENS>(its, a.dout, p, b, t0, group + i * p.G, p.H);
+                next_facts = read_facts(a, p, b, t, group + i * p.G);
+            }
+            cp_async_commit();
+        };
+        if (STAGES == 2) load_next();
+        cp_async_wait<STAGES - 1>();
         __syncthreads();
         const bf16 *keys = tiles + turn * 2 * ENDS * W;
         if (now < warp_last && now + ENDS > warp_first) {
             float z[1][ENDS / 8][4], dz[1][ENDS / 8][4];
             scores<1, ENDS, W>(z, queries, row, keys);
-            scores<1, ENDS, W>(dz, douts + head % 2 * BACK_TOKENS * W, row, keys + ENDS * W);
+            scores<1, ENDS, W>(dz, douts + head % STAGES * BACK_TOKENS * W, row, keys + ENDS * W);
 #pragma unroll
             for (int n = 0; n < ENDS / 8; n++) {
 #pragma unroll
@@ -235,8 +241,9 @@ rat_mma_dq_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const ra
             }
             accumulate<1, ENDS, W>(sum, dz, keys);
         }
-        facts = next_facts;
         __syncthreads();
+        if (STAGES == 1) load_next();
+        facts = next_facts;
     }
     cp_async_wait<0>();
     __syncthreads();
@@ -345,7 +352,7 @@ void rat_mma_forward(struct device *dev, attention_rows<bf16> y, bf16 *o, float 
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
         size_t bytes = (TOKENS + 4 * ENDS) * W * sizeof(bf16);
-        allow_shared(dev, rat_mma_forward_kernel<W>, bytes);
+        allow_shared(dev, rat_mma_forward_kernel<W>, bytes, "rat");
         LAUNCH(dev, rat_mma_forward_kernel<W>, grid_of(p, p.T, TOKENS, p.H), THREADS, bytes, y, o, lse, x, a, p);
     });
 }
@@ -353,11 +360,16 @@ void rat_mma_forward(struct device *dev, attention_rows<bf16> y, bf16 *o, float 
 void rat_mma_backward(struct device *dev, const rat_operands<bf16> &x, const rat_arrays &a, const rat_problem &p) {
     with_padding(p.P, [&](auto width) {
         constexpr int W = width.value;
-        size_t of_dq = (3 * BACK_TOKENS + 4 * ENDS) * W * sizeof(bf16);
         size_t of_dkv = (2 * ENDS + 4 * BACK_TOKENS) * W * sizeof(bf16);
-        allow_shared(dev, rat_mma_dq_kernel<W>, of_dq);
-        allow_shared(dev, rat_mma_dkv_kernel<W>, of_dkv);
-        LAUNCH(dev, rat_mma_dq_kernel<W>, grid_of(p, p.T, BACK_TOKENS, p.G), THREADS, of_dq, x, a, p);
+        allow_shared(dev, rat_mma_dkv_kernel<W>, of_dkv, "rat");
+        auto launch_dq = [&](auto stages) {
+            constexpr int STAGES = decltype(stages)::value;
+            size_t of_dq = ((1 + STAGES) * BACK_TOKENS + STAGES * 2 * ENDS) * W * sizeof(bf16);
+            allow_shared(dev, rat_mma_dq_kernel<W, STAGES>, of_dq, "rat");
+            LAUNCH(dev, (rat_mma_dq_kernel<W, STAGES>), grid_of(p, p.T, BACK_TOKENS, p.G), THREADS, of_dq, x, a, p);
+        };
+        if (W == 64 || cuda_shared_most(dev) >= 112 << 10) launch_dq(constant<2>());
+        else launch_dq(constant<W == 64 ? 2 : 1>()); /* 112 KB with two stages, 80 KB with one */
         LAUNCH(dev, rat_mma_dkv_kernel<W>, grid_of(p, p.E, ENDS, p.H), THREADS, of_dkv, x, a, p);
     });
 }

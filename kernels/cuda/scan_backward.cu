@@ -9,7 +9,9 @@
  * pairs of channels as they lie in memory, and passes through shared memory: delta, delta x and dy go in, and s, e, y
  * and dx come back in their places, from which the same threads then form draw and dz.
  * The states come back in two steps: from the piece's saved entering state to those that enter each SUB tokens (kept in
- * shared memory), and from these to the SUB states of one run, in registers with their a.
+ * shared memory), and from these to the SUB states of one run, in registers with their a. Where a block can't have the
+ * 109 KB that this takes, there is room for half of a piece's runs, and the halves are walked one after the other; over
+ * the first half's tokens the states go once more, to those that enter the second.
  * Sums over states (the four lanes of a pair) and over channels (a warp's eight pairs), of two tokens at once, are
  * products with ones on the tensor cores in bf16, added in fp32; what is summed over channels changes lanes for that
  * in shared memory. In fp32 they are shuffles, and end in the same lanes. The block's warps are added in shared memory,
@@ -28,6 +30,7 @@
  * suit shapes of at most 396 blocks. Expected now: 1.8 ms.
  */
 #include "kernels/cuda/scan.cuh"
+#include "kernels/cuda/shared.cuh"
 
 enum {
     STATES = SCAN_STATES,
@@ -49,20 +52,25 @@ struct piece_room {
     float2 flow[PIECE][SCAN_BLOCK];  /* step size for decays, delta x | dx, s */
     float2 other[PIECE][SCAN_BLOCK]; /* dy, delta | y, e */
     float b[PIECE][GROUP], c[PIECE][GROUP];
-    /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels,
-     * in the warp's own places: channels() */
-    float4 entering[SUBS][2][THREADS];
     uint4 values[WARPS][2][VALUES]; /* of a token, of which sum_channels adds up what the lanes of a warp have */
+    /* The states that enter a run, of the first and the second channel of a thread; | a warp's sums over its channels,
+     * in the warp's own places: channels(). The last, because there may be room for half of it. */
+    float4 entering[SUBS][2][THREADS];
 
     /* Two neighbouring channels at once. */
     __device__ __forceinline__ float4 *pair(float2 (&of)[PIECE][SCAN_BLOCK], int t, int first) {
         return reinterpret_cast<float4 *>(&of[t][first]);
     }
     /* Sums of token t over the channels of a warp, a value a lane. */
-    __device__ __forceinline__ float *channels(int t, int warp) {
-        return &entering[t / SUB][t % SUB / 4][warp * WARP].x + t % 4 * WARP;
+    template <int RUNS> __device__ __forceinline__ float *channels(int t, int warp) {
+        return &entering[t / SUB % RUNS][t % SUB / 4][warp * WARP].x + t % 4 * WARP;
     }
 };
+
+/* With room for so many of a piece's runs. */
+template <int RUNS>
+constexpr size_t room_bytes = sizeof(piece_room) - (SUBS - RUNS) * 2 * THREADS * sizeof(float4);
+static_assert(room_bytes<SUBS / 2> <= SHARED_LEAST, "what chips give");
 
 /* Everything backward writes, and what only it reads. */
 template <class T> struct scan_gradients {
@@ -299,7 +307,7 @@ __device__ __forceinline__ token_sums token_backward(walk &w, piece_room &room, 
 }
 
 /* Tokens t and t + 1: dx, s, y and e into their places in the room, each lane of a pair for a channel and token. */
-template <class T>
+template <class T, int RUNS>
 __device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums &early, const token_sums &late,
                                               const walk &w, const scan_place &at, int t) {
     int warp = threadIdx.x / WARP, mine = t + (at.quarter & 1), channel = at.local + (at.quarter >> 1);
@@ -308,64 +316,69 @@ __device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums
     __syncwarp();                             /* what is written over has been read */
     room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * sums.s, sums.s);
     room.other[mine][channel] = make_float2(sums.y, sums.e * (1.0f / LOG2E));
-    room.channels(t, warp)[at.lane] = sums.channels[0];
-    room.channels(t + 1, warp)[at.lane] = sums.channels[1];
+    room.channels<RUNS>(t, warp)[at.lane] = sums.channels[0];
+    room.channels<RUNS>(t + 1, warp)[at.lane] = sums.channels[1];
 }
 
-/* The block's sums over its channels for a piece. */
-template <class T>
+/* The block's sums over its channels for RUNS runs, from token t0 of the row on. */
+template <int RUNS, class T>
 __device__ __forceinline__ void store_channels(piece_room &room, const scan_problem &p, const scan_gradients<T> &d,
                                                int64_t row, int64_t t0) {
     float *to = d.of_channels + ((row * p.T + t0) * gridDim.x + blockIdx.x) * 2 * GROUP + threadIdx.x % WARP;
-    int left = (int)at_most(p.T - t0, PIECE);
+    int left = (int)at_most(p.T - t0, RUNS * SUB);
 #pragma unroll 4
     for (int t = threadIdx.x / WARP; t < left; t += WARPS) {
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += room.channels(t, w)[threadIdx.x % WARP];
+        for (int w = 0; w < WARPS; w++) sum += room.channels<RUNS>(t, w)[threadIdx.x % WARP];
         to[(int64_t)t * gridDim.x * 2 * GROUP] = sum;
     }
 }
 
-/* The states that enter the runs of SUB tokens of a piece, from the one that enters the piece. */
-__device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w,
-                                           const scan_place &at) {
+/* The states that enter RUNS runs of SUB tokens of a piece, from run `first` on, from the one that enters the piece. */
+template <int RUNS>
+__device__ __forceinline__ void enter_runs(piece_room &room, float (&h)[2][STATES], const walk &w, const scan_place &at,
+                                           int first) {
 #pragma unroll 1
-    for (int sub = 0; sub < SUBS; sub++) {
+    for (int sub = 0; sub < first + RUNS; sub++) {
 #pragma unroll
-        for (int j = 0; j < 2; j++)
-            room.entering[sub][j][threadIdx.x] = make_float4(h[j][0], h[j][1], h[j][2], h[j][3]);
+        for (int j = 0; j < 2 && sub >= first; j++)
+            room.entering[sub % RUNS][j][threadIdx.x] = make_float4(h[j][0], h[j][1], h[j][2], h[j][3]);
         float decay[2][STATES];
-        if (sub + 1 == SUBS) break;
+        if (sub + 1 == first + RUNS) break;
 #pragma unroll
         for (int t = 0; t < SUB; t++) advance(h, decay, h, w, room, sub * SUB + t, at);
     }
 }
 
-template <class T, bool WIDE>
+template <class T, bool WIDE, int RUNS>
 __device__ __forceinline__ void walk_piece(walk &w, piece_room &room, const scan_gradients<T> &d, const scan_problem &p,
                                            const scan_place &at, int64_t piece, int n0) {
     float h[SUB + 1][2][STATES], decay[SUB][2][STATES];
     const float *saved = d.saved + (at.row * p.pieces + piece) * p.N * p.D;
-#pragma unroll
-    for (int k = 0; k < STATES; k++) h[0][0][k] = h[0][1][k] = 0;
-    load_pairs_of_states<WIDE>(h[0], saved, p, at, n0);
-    enter_runs(room, h[0], w, at);
 #pragma unroll 1
-    for (int sub = SUBS - 1; sub >= 0; sub--) {
+    for (int first = SUBS - RUNS; first >= 0; first -= RUNS) {
 #pragma unroll
-        for (int j = 0; j < 2; j++) load_four(h[0][j], &room.entering[sub][j][threadIdx.x].x);
+        for (int k = 0; k < STATES; k++) h[0][0][k] = h[0][1][k] = 0;
+        load_pairs_of_states<WIDE>(h[0], saved, p, at, n0);
+        enter_runs<RUNS>(room, h[0], w, at, first);
+#pragma unroll 1
+        for (int sub = first + RUNS - 1; sub >= first; sub--) {
 #pragma unroll
-        for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
+            for (int j = 0; j < 2; j++) load_four(h[0][j], &room.entering[sub % RUNS][j][threadIdx.x].x);
 #pragma unroll
-        for (int t = SUB - 2; t >= 0; t -= 2) {
-            token_sums late = token_backward(w, room, at, h[t + 1], h[t + 2], decay[t + 1], sub * SUB + t + 1);
-            token_sums early = token_backward(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
-            finish_tokens<T>(room, early, late, w, at, sub * SUB + t);
+            for (int t = 0; t < SUB; t++) advance(h[t + 1], decay[t], h[t], w, room, sub * SUB + t, at);
+#pragma unroll
+            for (int t = SUB - 2; t >= 0; t -= 2) {
+                token_sums late = token_backward(w, room, at, h[t + 1], h[t + 2], decay[t + 1], sub * SUB + t + 1);
+                token_sums early = token_backward(w, room, at, h[t], h[t + 1], decay[t], sub * SUB + t);
+                finish_tokens<T, RUNS>(room, early, late, w, at, sub * SUB + t);
+            }
         }
+        __syncthreads();
+        store_channels<RUNS>(room, p, d, at.row, piece * PIECE + first * SUB);
+        if (first > 0) __syncthreads(); /* its room is the next half's */
     }
-    __syncthreads();
-    store_channels(room, p, d, at.row, piece * PIECE);
 }
 
 /* --- behind the walk ---------------------------------------------------------------------------------------------- */
@@ -446,7 +459,7 @@ __device__ __forceinline__ void store_warps(float *to, float2 v, piece_room &roo
 }
 
 /* Segment blockIdx.y of batch row blockIdx.z, states n0 .. n0+GROUP-1. */
-template <class T, bool WIDE>
+template <class T, bool WIDE, int RUNS>
 __global__ void __launch_bounds__(THREADS, 2)
 scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
@@ -466,7 +479,7 @@ scan_backward_kernel(scan_gradients<T> d, scan_inputs<T> in, scan_problem p, int
         enter_piece<T, WIDE>(room, dd, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
         if (piece > first) prefetch_piece(in, d, p, at.row, (piece - 1) * PIECE);
-        walk_piece<T, WIDE>(w, room, d, p, at, piece, n0);
+        walk_piece<T, WIDE, RUNS>(w, room, d, p, at, piece, n0);
         leave_piece<T, WIDE>(room, dbias, in, d, p, at.row, piece * PIECE, n0);
         __syncthreads();
     }
@@ -522,16 +535,19 @@ extern "C" size_t cuda_scan_backward_scratch(struct scan_shape s) {
 template <class T>
 static void backward_groups(struct device *dev, const scan_gradients<T> &g, const scan_inputs<T> &in, scan_rows<T> db,
                             scan_rows<T> dc, int64_t blocks, bool fit, const scan_problem &p) {
-    with_pairs(fit, [&](auto pairs) {
-        constexpr bool WIDE = pairs.value;
-        cudaError_t result = cudaFuncSetAttribute(scan_backward_kernel<T, WIDE>,
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(piece_room));
-        cuda_expect(dev, result, "scan_backward");
+    auto launch = [&](void (*kernel)(scan_gradients<T>, scan_inputs<T>, scan_problem, int), size_t bytes) {
+        allow_shared(dev, kernel, bytes, "scan_backward");
         for (int n0 = 0; n0 < p.N; n0 += GROUP) {
-            LAUNCH(dev, (scan_backward_kernel<T, WIDE>), scan_grid(p), THREADS, sizeof(piece_room), g, in, p, n0);
+            LAUNCH(dev, kernel, scan_grid(p), THREADS, bytes, g, in, p, n0);
             LAUNCH(dev, scan_channels_kernel<T>, (unsigned)ceil_div(p.B * p.T, 8), 8 * WARP, 0, db, dc, g.of_channels,
                    blocks, p, n0);
         }
+    };
+    bool whole = cuda_shared_most(dev) >= room_bytes<SUBS>;
+    with_pairs(fit, [&](auto pairs) {
+        constexpr bool WIDE = pairs.value;
+        if (whole) launch(scan_backward_kernel<T, WIDE, SUBS>, room_bytes<SUBS>);
+        else launch(scan_backward_kernel<T, WIDE, SUBS / 2>, room_bytes<SUBS / 2>);
     });
 }
 

@@ -89,7 +89,7 @@ ssd_forward_kernel(T *y, forward_memory m, const T *x, const T *b, const T *c, s
         if (!TOTALS && m.saved && t0 % SSD_PIECE == 0)
             state.store(p, at, n0, m.saved + ((at.row * p.pieces + t0 / SSD_PIECE) * p.H + at.head) * size);
         __syncthreads();
-        ssd_fill<T, NK>(stage, p, at, n0, t0, x, NULL, b, TOTALS ? NULL : c);
+        ssd_fill<T>(stage, p, at, n0, t0, x, NULL, b, TOTALS ? NULL : c);
         __syncthreads();
         for (int t = 0; t < SSD_STAGE; t++) {
             float keep = stage.decay[t], dt = stage.dt[t], sums[SSD_ROWS] = {};

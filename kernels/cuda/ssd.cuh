@@ -86,10 +86,10 @@ template <int NK> struct ssd_part {
 };
 
 /* Some tokens in shared memory, as floats; zeros beyond the row, the head and the states. */
-template <int NK> struct ssd_stage {
-    float x[SSD_STAGE][SSD_HEAD], dy[SSD_STAGE][SSD_HEAD];
-    float b[SSD_STAGE][NK * WARP], c[SSD_STAGE][NK * WARP];
-    float dt[SSD_STAGE], decay[SSD_STAGE]; /* exp(a); 0 where a document starts, 1 beyond the row */
+template <int NK, int TOKENS = SSD_STAGE> struct ssd_stage {
+    float x[TOKENS][SSD_HEAD], dy[TOKENS][SSD_HEAD];
+    float b[TOKENS][NK * WARP], c[TOKENS][NK * WARP];
+    float dt[TOKENS], decay[TOKENS]; /* exp(a); 0 where a document starts, 1 beyond the row */
 };
 
 __device__ __forceinline__ bool ssd_starts(const ssd_problem &p, int64_t row, int64_t t) {
@@ -98,26 +98,26 @@ __device__ __forceinline__ bool ssd_starts(const ssd_problem &p, int64_t row, in
     return doc[t] != (t > 0 ? doc[t - 1] : 0);
 }
 
-/* A (token, column) array of SSD_STAGE rows of `width` from strided rows. */
-template <class T>
-__device__ __forceinline__ void ssd_stage_rows(float *to, int width, const T *from, int64_t step, int64_t t0, int64_t T_,
-                                               int64_t columns) {
-    for (int i = threadIdx.x; i < SSD_STAGE * width; i += SSD_WARPS * WARP) {
-        int t = i / width, j = i % width;
-        to[i] = t0 + t < T_ && j < columns ? to_float(from[(t0 + t) * step + j]) : 0.0f;
+/* A (token, column) array of TOKENS rows of WIDTH from strided rows. */
+template <class T, int TOKENS, int WIDTH>
+__device__ __forceinline__ void ssd_stage_rows(float (&to)[TOKENS][WIDTH], const T *from, int64_t step, int64_t t0,
+                                               int64_t T_, int64_t columns) {
+    for (int i = threadIdx.x; i < TOKENS * WIDTH; i += SSD_WARPS * WARP) {
+        int t = i / WIDTH, j = i % WIDTH;
+        to[t][j] = t0 + t < T_ && j < columns ? to_float(from[(t0 + t) * step + j]) : 0.0f;
     }
 }
 
 /* Fill the stage with the tokens from t0 on; pointers may be NULL for what is not wanted. Call between barriers. */
-template <class T, int NK>
-__device__ __forceinline__ void ssd_fill(ssd_stage<NK> &s, const ssd_problem &p, const ssd_place &at, int n0, int64_t t0,
-                                         const T *x, const T *dy, const T *b, const T *c) {
+template <class T, int NK, int TOKENS>
+__device__ __forceinline__ void ssd_fill(ssd_stage<NK, TOKENS> &s, const ssd_problem &p, const ssd_place &at, int n0,
+                                         int64_t t0, const T *x, const T *dy, const T *b, const T *c) {
     int64_t head = at.head * p.P + at.p0, group = at.group * p.N + n0;
-    if (x) ssd_stage_rows(s.x[0], SSD_HEAD, x + at.row * p.x_row + head, p.x_step, t0, p.T, p.P - at.p0);
-    if (dy) ssd_stage_rows(s.dy[0], SSD_HEAD, dy + at.row * p.y_row + head, p.y_step, t0, p.T, p.P - at.p0);
-    if (b) ssd_stage_rows(s.b[0], NK * WARP, b + at.row * p.b_row + group, p.b_step, t0, p.T, p.N - n0);
-    if (c) ssd_stage_rows(s.c[0], NK * WARP, c + at.row * p.c_row + group, p.c_step, t0, p.T, p.N - n0);
-    if (threadIdx.x < SSD_STAGE) {
+    if (x) ssd_stage_rows(s.x, x + at.row * p.x_row + head, p.x_step, t0, p.T, p.P - at.p0);
+    if (dy) ssd_stage_rows(s.dy, dy + at.row * p.y_row + head, p.y_step, t0, p.T, p.P - at.p0);
+    if (b) ssd_stage_rows(s.b, b + at.row * p.b_row + group, p.b_step, t0, p.T, p.N - n0);
+    if (c) ssd_stage_rows(s.c, c + at.row * p.c_row + group, p.c_step, t0, p.T, p.N - n0);
+    if (threadIdx.x < TOKENS) {
         int64_t t = t0 + threadIdx.x, i = (at.row * p.T + t) * p.H + at.head;
         bool there = t < p.T;
         s.dt[threadIdx.x] = there ? p.dt[i] : 0.0f;

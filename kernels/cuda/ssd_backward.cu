@@ -60,7 +60,8 @@ struct backward_memory {
 enum { TOKENS = 8 }; /* whose sums over rows are in shared memory at a time */
 
 template <int NK> struct backward_room {
-    ssd_stage<NK> stage;
+    enum { STAGE = NK > 4 ? (int)TOKENS : (int)SSD_STAGE }; /* tokens: not all chips give a block more than 99 KB */
+    ssd_stage<NK, STAGE> stage;
     float rows[TOKENS][SSD_WARPS][NK * WARP]; /* sums over a warp's rows */
     float scalar[TOKENS][SSD_WARPS];
 };
@@ -114,15 +115,16 @@ __global__ void __launch_bounds__(SSD_WARPS *WARP)
 ssd_left_kernel(backward_memory m, const T *dy, const T *x, const T *b, const T *c, ssd_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
     backward_room<NK> &room = *reinterpret_cast<backward_room<NK> *>(memory);
+    enum { STAGE = backward_room<NK>::STAGE };
     ssd_place at = ssd_place_of(p);
     ssd_part<NK> state;
     int64_t piece = blockIdx.y, end = (piece + 1) * SSD_PIECE;
     state.load(p, at, n0, m.saved + ((at.row * p.pieces + piece) * p.H + at.head) * p.P * p.N);
-    for (int64_t t0 = piece * SSD_PIECE; t0 < end && t0 < p.T; t0 += SSD_STAGE) {
+    for (int64_t t0 = piece * SSD_PIECE; t0 < end && t0 < p.T; t0 += STAGE) {
         __syncthreads();
-        ssd_fill<T, NK>(room.stage, p, at, n0, t0, x, dy, b, c);
+        ssd_fill<T>(room.stage, p, at, n0, t0, x, dy, b, c);
         __syncthreads();
-        for (int from = 0; from < SSD_STAGE; from += TOKENS) {
+        for (int from = 0; from < STAGE; from += TOKENS) {
             for (int t = from; t < from + TOKENS; t++) {
                 float keep = room.stage.decay[t], dt = room.stage.dt[t], sums[NK] = {};
 #pragma unroll
@@ -156,7 +158,8 @@ ssd_right_kernel(T *dx, int64_t dx_row, int64_t dx_step, backward_memory m, cons
                  const T *c, ssd_problem p, int n0) {
     DYNAMIC_SHARED(char, memory);
     backward_room<NK> &room = *reinterpret_cast<backward_room<NK> *>(memory);
-    ssd_stage<NK> &stage = room.stage;
+    enum { STAGE = backward_room<NK>::STAGE };
+    ssd_stage<NK, STAGE> &stage = room.stage;
     ssd_place at = ssd_place_of(p);
     ssd_part<NK> carry; /* exp(a[t+1]) dS[t+1] */
     int64_t size = p.P * p.N, of_segment = ((at.row * p.segments + at.segment) * p.H + at.head) * size;
@@ -168,11 +171,11 @@ ssd_right_kernel(T *dx, int64_t dx_row, int64_t dx_step, backward_memory m, cons
     int64_t first = at.segment * p.per_segment;
     int64_t last = first + p.per_segment < p.pieces ? first + p.per_segment : p.pieces;
     int64_t end = last * SSD_PIECE < p.T ? last * SSD_PIECE : p.T;
-    for (int64_t t0 = (end - 1) / SSD_STAGE * SSD_STAGE; t0 >= first * SSD_PIECE; t0 -= SSD_STAGE) {
+    for (int64_t t0 = (end - 1) / STAGE * STAGE; t0 >= first * SSD_PIECE; t0 -= STAGE) {
         __syncthreads();
-        ssd_fill<T, NK>(stage, p, at, n0, t0, TOTALS ? NULL : x, dy, TOTALS ? NULL : b, c);
+        ssd_fill<T>(stage, p, at, n0, t0, TOTALS ? NULL : x, dy, TOTALS ? NULL : b, c);
         __syncthreads();
-        for (int from = SSD_STAGE - TOKENS; from >= 0; from -= TOKENS) {
+        for (int from = STAGE - TOKENS; from >= 0; from -= TOKENS) {
             for (int t = from + TOKENS - 1; t >= from; t--) {
                 float keep = stage.decay[t], dt = stage.dt[t], sums[NK] = {}, of_x[SSD_ROWS] = {};
                 total *= keep;

@@ -19,7 +19,9 @@
  * and of L dt D over the heads in registers; they leave as one partial row for each block and are added in order. 16
  * warps in 4 x 4: warp (r, s) has tokens 16r .. of every product, and columns 16s .. of 64 or 32s .. of 128. Warps
  * above the diagonal have no part of D; they form <S, G> and ddt, da. x, dy, S, G of the next head are copied
- * meanwhile, and what is read across the one barrier of a head has several places.
+ * meanwhile, and what is read across the one barrier of a head has several places. That takes 163 KB; on chips that
+ * give a block less, and for views that are not aligned, whose copies wait anyway, all has one place, a head is copied
+ * when the one before is done, and 94 KB will do.
  *
  * Scratch: S and G, 2 x 2 bytes for each of chunks x H x P x N: as much as four arrays of the size of x; parts of db,
  * dc.
@@ -31,6 +33,7 @@
  *
  * Reproducible: every sum has its order from the shape.
  */
+#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/ssd_chunk_backward.cuh"
 
 enum {
@@ -79,18 +82,30 @@ size_t ssd_chunk_backward_scratch(struct ssd_shape s) {
 /* Sums of one head that go on as numbers for each token: over a warp's j < i of K_ij dt_j, over its i > j of K_ij,
  * K_jj, and over a warp's columns U_i . c_i and x_j . V_j; then parts of <S, G> and of the sum of D_ii. */
 struct head_sums {
-    float rows[4][SSD_CHUNK], columns[4][SSD_CHUNK], own[SSD_CHUNK], enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK];
+    float pairs[5][SSD_CHUNK], own[SSD_CHUNK], enters[4][SSD_CHUNK], leaves[4][SSD_CHUNK];
     float through[IDLE], diagonal[4];
+
+    /* By the warps (r, s): of token i those with s <= i / 16, of j those with r >= j / 16. Together they fill five
+     * lines. */
+    __device__ __forceinline__ float &row(int s, int i) {
+        return pairs[s][i];
+    }
+    __device__ __forceinline__ float &column(int r, int j) {
+        return pairs[r + 1][j];
+    }
 };
 
-/* A head has a place of two, or three, in turn: what is still read when the head after the next is on its way. */
-struct backward_room {
-    shared_tile<SSD_N> b, c, s[2], g[2];
-    shared_tile<SSD_P> x[2], dy[3];
-    shared_tile<SSD_P> weights[2]; /* CB L dt, i x j; in the end the sum over heads of L dt D */
-    ssd_factors f[3];
-    head_sums sums[2];
+/* A head has a place of one; or of two, or three, in turn: what is still read when the head after the next is on its
+ * way. */
+template <int PLACES> struct backward_room {
+    enum { LONGER = PLACES == 2 ? 3 : 1 };
+    shared_tile<SSD_N> b, c, s[PLACES], g[PLACES];
+    shared_tile<SSD_P> x[PLACES], dy[LONGER];
+    shared_tile<SSD_P> weights[PLACES]; /* CB L dt, i x j; in the end the sum over heads of L dt D */
+    ssd_factors f[LONGER];
+    head_sums sums[PLACES];
 };
+static_assert(sizeof(backward_room<2>) <= 163 << 10 && sizeof(backward_room<1>) <= SHARED_LEAST, "what chips give");
 
 /* One head's places. */
 struct head_room {
@@ -99,9 +114,10 @@ struct head_room {
     ssd_factors &f;
     head_sums &sums;
 
-    __device__ __forceinline__ head_room(backward_room &room, int k)
-        : s(room.s[k % 2]), g(room.g[k % 2]), x(room.x[k % 2]), dy(room.dy[k % 3]), weights(room.weights[k % 2]),
-          f(room.f[k % 3]), sums(room.sums[k % 2]) {
+    template <int PLACES>
+    __device__ __forceinline__ head_room(backward_room<PLACES> &room, int k)
+        : s(room.s[k % PLACES]), g(room.g[k % PLACES]), x(room.x[k % PLACES]), dy(room.dy[k % room.LONGER]),
+          weights(room.weights[k % PLACES]), f(room.f[k % room.LONGER]), sums(room.sums[k % PLACES]) {
     }
 };
 
@@ -167,10 +183,10 @@ __device__ __forceinline__ void inner_part(chunk_sums &sums, head_room &head, co
         head.weights.pair(i[0], j) = pack_bf16(weights[0], weights[1]);
         head.weights.pair(i[1], j) = pack_bf16(weights[2], weights[3]);
         columns[0] = column_sum(columns[0]), columns[1] = column_sum(columns[1]);
-        if (at.g == 0) *reinterpret_cast<float2 *>(&head.sums.columns[at.r][j]) = make_float2(columns[0], columns[1]);
+        if (at.g == 0) *reinterpret_cast<float2 *>(&head.sums.column(at.r, j)) = make_float2(columns[0], columns[1]);
     }
     rows[0] = quad_sum(rows[0]), rows[1] = quad_sum(rows[1]);
-    if (at.q == 0) head.sums.rows[at.s][i[0]] = rows[0], head.sums.rows[at.s][i[1]] = rows[1];
+    if (at.q == 0) head.sums.row(at.s, i[0]) = rows[0], head.sums.row(at.s, i[1]) = rows[1];
     if (at.r != at.s) return;
     diagonal = warp_sum(diagonal);
     if (at.lane == 0) head.sums.diagonal[at.r] = diagonal;
@@ -301,7 +317,7 @@ __device__ __forceinline__ void input_part(float (&v)[2][4], head_room &head, co
 }
 
 /* The numbers of a head's tokens, by one warp, behind the same barrier. */
-__device__ __forceinline__ void steps_store(const head_sums &sums, const ssd_factors &f, const backward_problem &b,
+__device__ __forceinline__ void steps_store(head_sums &sums, const ssd_factors &f, const backward_problem &b,
                                             int64_t row, int64_t chunk, int64_t head, int lane) {
     token_sums two[2];
     float through = 0;
@@ -311,8 +327,8 @@ __device__ __forceinline__ void steps_store(const head_sums &sums, const ssd_fac
         two[k] = {0, 0, sums.own[i], 0, 0};
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            if (w <= i / 16) two[k].rows += sums.rows[w][i];
-            if (w >= i / 16) two[k].columns += sums.columns[w][i];
+            if (w <= i / 16) two[k].rows += sums.row(w, i);
+            if (w >= i / 16) two[k].columns += sums.column(w, i);
             two[k].enters += sums.enters[w][i];
             two[k].leaves += sums.leaves[w][i];
         }
@@ -323,9 +339,9 @@ __device__ __forceinline__ void steps_store(const head_sums &sums, const ssd_fac
 }
 
 /* Start the copies of the k-th head; empty where there is none. */
-template <bool ALIGNED>
-__device__ __forceinline__ void head_load(backward_room &room, const backward_problem &b, int64_t row, int64_t chunk,
-                                          int64_t first, int k, int heads) {
+template <bool ALIGNED, int PLACES>
+__device__ __forceinline__ void head_load(backward_room<PLACES> &room, const backward_problem &b, int64_t row,
+                                          int64_t chunk, int64_t first, int k, int heads) {
     if (k < heads) {
         head_room head(room, k);
         int64_t place = (row * b.p.chunks + chunk) * b.p.H + first + k;
@@ -339,7 +355,8 @@ __device__ __forceinline__ void head_load(backward_room &room, const backward_pr
 }
 
 /* CB of the warp's 16 x 16. */
-__device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &room, const warp_place &at) {
+template <int PLACES>
+__device__ __forceinline__ void group_start(chunk_sums &sums, backward_room<PLACES> &room, const warp_place &at) {
     int of_c = down_right<SSD_N>(16 * at.r, 0, at.lane), of_b = right_down<SSD_N>(16 * at.s, 0, at.lane);
 #pragma unroll
     for (int k = 0; k < SSD_N; k += 16) {
@@ -351,8 +368,9 @@ __device__ __forceinline__ void group_start(chunk_sums &sums, backward_room &roo
 }
 
 /* After all heads: what L dt D brings to dc and db, and both to memory. */
-__device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room, const backward_problem &b, int64_t row,
-                                          int64_t t0, int64_t part, const warp_place &at) {
+template <int PLACES>
+__device__ __forceinline__ void group_end(chunk_sums &sums, backward_room<PLACES> &room, const backward_problem &b,
+                                          int64_t row, int64_t t0, int64_t part, const warp_place &at) {
     shared_tile<SSD_P> &weights = room.weights[0];
     __syncthreads();
     if (at.idle < 0) {
@@ -401,9 +419,10 @@ __device__ __forceinline__ void group_end(chunk_sums &sums, backward_room &room,
 }
 
 /* Grid: (groups x splits, chunks, batch rows). */
-template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward_problem b) {
+template <bool ALIGNED, int PLACES>
+__global__ void __launch_bounds__(THREADS, 1) ssd_chunk_backward_kernel(backward_problem b) {
     DYNAMIC_SHARED(char, memory);
-    backward_room &room = *reinterpret_cast<backward_room *>(memory);
+    backward_room<PLACES> &room = *reinterpret_cast<backward_room<PLACES> *>(memory);
     int64_t part = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z, t0 = chunk * SSD_CHUNK, T = b.p.T;
     int64_t group = part / b.splits, in_group = b.p.H / b.p.G;
     int64_t first = part % b.splits * b.heads;
@@ -415,8 +434,8 @@ template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_
     tile_load<THREADS, ALIGNED>(room.b, b.b, row, group, t0, T);
     tile_load<THREADS, ALIGNED>(room.c, b.c, row, group, t0, T);
     head_load<ALIGNED>(room, b, row, chunk, first, 0, heads);
-    head_load<ALIGNED>(room, b, row, chunk, first, 1, heads);
-    cp_async_wait<1>();
+    if (PLACES == 2) head_load<ALIGNED>(room, b, row, chunk, first, 1, heads);
+    cp_async_wait<PLACES - 1>();
     __syncthreads();
     if (at.idle < 0) group_start(sums, room, at);
     for (int k = 0; k < heads; k++) {
@@ -431,9 +450,14 @@ template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 1) ssd_chunk_
         value_part(v, head, room.b, b.d ? b.d[first + k] : 0.0f, at);
         cp_async_wait<0>();
         __syncthreads(); /* the weights and sums of this head, and the copies of the next */
-        head_load<ALIGNED>(room, b, row, chunk, first, k + 2, heads);
+        if (PLACES == 2) head_load<ALIGNED>(room, b, row, chunk, first, k + 2, heads);
         input_part<ALIGNED>(v, head, b, row, first + k, t0, at);
         if (at.idle == IDLE / 2 + k % (IDLE / 2)) steps_store(head.sums, head.f, b, row, chunk, first + k, lane);
+        if (PLACES == 2) continue;
+        __syncthreads();
+        head_load<ALIGNED>(room, b, row, chunk, first, k + 1, heads);
+        cp_async_wait<0>();
+        __syncthreads();
     }
     group_end(sums, room, b, row, t0, part, at);
 }
@@ -486,13 +510,15 @@ void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, te
     ssd_find_factors(dev, problem.m.factors, dt, a, doc, p);
     find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
                 data_of<float>(dfinal));
-    int size = (int)sizeof(backward_room);
     bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned;
     aligned = aligned && problem.b.aligned && problem.c.aligned;
-    auto kernel = aligned ? ssd_chunk_backward_kernel<true> : ssd_chunk_backward_kernel<false>;
+    bool two = aligned && cuda_shared_most(dev) >= sizeof(backward_room<2>);
+    size_t size = two ? sizeof(backward_room<2>) : sizeof(backward_room<1>);
+    auto kernel = two ? ssd_chunk_backward_kernel<true, 2>
+                  : aligned ? ssd_chunk_backward_kernel<true, 1> : ssd_chunk_backward_kernel<false, 1>;
     dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);
     if (!aligned || !ssd_wgmma_backward(dev, problem, grid)) {
-        cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_backward");
+        allow_shared(dev, kernel, size, "ssd_backward");
         LAUNCH(dev, kernel, grid, THREADS, size, problem);
     }
     dim3 tokens((unsigned)ceil_div(p.B * p.T * p.G * (SSD_N / 4), 256));

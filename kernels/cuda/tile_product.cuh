@@ -26,7 +26,21 @@ template <class T> struct product_shape {
     typedef shared_tile<DEPTH, T, PRODUCT> flat;
     typedef shared_tile<PRODUCT, T, DEPTH> deep;
     typedef shared_tile<PRODUCT, T, PART_ROWS> part;
-    typedef shared_tile<PRODUCT, T, PRODUCT> whole;
+};
+
+/* The lower triangle of a matrix of 128 x 128, in three blocks of 64 x 64: both of the left columns, then that of the
+ * right ones. */
+template <class T> struct product_triangle {
+    enum { BLOCK = PRODUCT / 2 };
+    shared_tile<BLOCK, T, 3 * BLOCK> blocks;
+
+    /* Column 0 of a row, for columns 0 .. 63, or column 64 for those from there on. */
+    __device__ __forceinline__ T *from(int row, int column) {
+        return blocks.v + (row + column / BLOCK * BLOCK) * BLOCK;
+    }
+    __device__ __forceinline__ T *at(int row, int column) {
+        return blocks.at(row + column / BLOCK * BLOCK, column % BLOCK);
+    }
 };
 
 template <class T> struct alignas(128) product_stage {
@@ -181,12 +195,14 @@ __device__ __forceinline__ void product_deep_deep(product_sums &d, product_stage
 /* A triangle w (row i, column j <= i) times the step's deep b, whose k are the columns from k0 on; or the triangle
  * turned over, whose k are its rows. What lies beyond the triangle in blocks of 64 is not read. */
 template <bool TURNED, class T>
-__device__ __forceinline__ void product_triangle(product_sums &d, typename product_shape<T>::whole &w, int k0,
-                                                 product_stage<T> &stage, const product_place &at) {
-    enum { DEPTH = product_shape<T>::DEPTH };
-    if (TURNED ? k0 + DEPTH <= at.m0 : k0 >= at.m0 + 64) return;
-    const T *from = w.v + (TURNED ? k0 * PRODUCT : k0);
-    product_step<TURNED, PRODUCT, true, PRODUCT, false>(d, from, stage.deep(1).v, at, NULL, NULL);
+__device__ __forceinline__ void product_of_triangle(product_sums &d, product_triangle<T> &w, int k0,
+                                                    product_stage<T> &stage, const product_place &at) {
+    enum { DEPTH = product_shape<T>::DEPTH, BLOCK = product_triangle<T>::BLOCK };
+    if (TURNED ? k0 + DEPTH <= at.m0 : k0 >= at.m0 + BLOCK) return;
+    const T *from = TURNED ? w.from(k0, at.m0) : w.from(0, k0) + k0 % BLOCK;
+    product_place in_blocks = at;
+    if (TURNED) in_blocks.m0 = 0; /* of the block, whose columns are the warp's rows */
+    product_step<TURNED, BLOCK, true, PRODUCT, false>(d, from, stage.deep(1).v, in_blocks, NULL, NULL);
 }
 
 /* Two neighbours in a tile, the first in an even column. */
@@ -268,7 +284,9 @@ __device__ __forceinline__ void product_store(const product_sums &d, float *to, 
             }
 }
 
-/* The stages of a block's steps, in a ring: loads are STAGES - 1 steps ahead. load(step, stage) starts the copies. */
+/* The stages of a block's steps, in a ring: loads are STAGES - 1 steps ahead. load(step, stage) starts the copies. In
+ * bf16 two stages and a triangle, or three stages, fit in the 99 KB that every chip gives a block; in fp32 one and a
+ * triangle. */
 template <class T, int STAGES> struct product_ring {
     product_stage<T> *stages;
     int count, next, at;
@@ -282,12 +300,15 @@ template <class T, int STAGES> struct product_ring {
     }
     /* The next step's stage, behind a barrier; it may be read until the next call. */
     template <class F> __device__ __forceinline__ product_stage<T> &take(F load) {
-        cp_async_wait<STAGES - 2>();
+        if constexpr (STAGES > 1) cp_async_wait<STAGES - 2>();
         __syncthreads();
         if (next < count) load(next, stages[next % STAGES]);
         cp_async_commit();
         next++;
-        return stages[at++ % STAGES];
+        if (STAGES > 1) return stages[at++ % STAGES];
+        cp_async_wait<0>();
+        __syncthreads();
+        return stages[0];
     }
 };
 

@@ -1,8 +1,10 @@
 #!/bin/sh
 # ops.sh PROGRAM PRECISION: cases of every operation that an emulated GPU gets through in a minute. Each way a kernel
 # has through its data is walked: single and several blocks, ragged edges, several chunks, groups of states and heads.
+# In fp32 on a chip with little shared memory: every kernel has to do with that.
 set -e
-"$1" test --device cuda --precision "$2" \
+[ "$2" = fp32 ] && chip=86 || chip=80
+RIVERRUN_EMULATE_CHIP=$chip "$1" test --device cuda --precision "$2" \
     'embedding R=1,17 D=7,16 V=1,5' 'embedding R=311 D=257 V=13,257' 'embedding R=4500 D=4 V=513 hot=2' \
     'add_norm R=2,17 D=7,16 layer=0,1 branch=0,1 dnext=0,1' 'add_norm R=37 D=257,768,2560 layer=0,1 branch=1' \
     'add_norm R=5 D=1,2 eps=1000000' 'add_norm R=5 D=2 layer=1 eps=1000000' \
@@ -56,8 +58,15 @@ set -e
     'cell cell=1 B=1 T=28000 H=1 P=1 method=2 K=1 doc=4' 'cell_step cell=0,1,2 P=5,67 strided=0,1' \
     'slstm T=1,7 P=5,16 doc=0,2 clip=3' 'slstm B=9 T=3 H=3 P=40 doc=4 strided=1' \
     'slstm_step B=3,9 P=5,67 strided=0,1'
-# A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 [ "$2" = bf16 ] || exit 0
+# The same chip: what takes less shared memory there than it would have.
+RIVERRUN_EMULATE_CHIP=86 "$1" test --device cuda --precision "$2" \
+    'head_loss R=5 D=7 V=13 zloss=30 cap=4' 'add_norm R=5 D=5120 branch=1' 'scan B=1 T=70 D=66 N=16 doc=4 strided=0' \
+    'ssd B=1 T=70 H=6 P=8 N=16 Q=64 doc=5 strided=0,2' 'attention B=1 T=70 H=2 G=1 P=72 doc=0,4 strided=2' \
+    'attention B=1 T=40 H=2 G=1 P=250 doc=4' 'mlstm B=1 T=130 H=1 K=33 V=96 Q=64 doc=4 strided=1' \
+    'rat B=1 T=70 H=2 G=1 P=128 Q=2 doc=4 strided=2' 'rat B=1 T=40 H=2 G=1 P=200 Q=4 doc=4' \
+    'slstm T=3 P=16 doc=2 clip=3'
+# A newer chip, which only bf16 uses: clusters of one to sixteen blocks, full and ragged, and products of warpgroups.
 RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
     'slstm T=1,7 P=8,16 doc=2 initial=0,1 final=0,1,2 clip=3' 'slstm B=9 T=5 P=24,64 doc=4 strided=0,2' \
     'slstm B=1 T=5 H=1 P=136,192 doc=4 strided=2' 'slstm B=1 T=3 H=1 P=200,264,400 doc=0' \

@@ -1,6 +1,6 @@
 /* runtime.cc: see cuda_runtime.h. The device has few multiprocessors, so that kernels which give each of them
  * several pieces of work do so for small problems, too; RIVERRUN_EMULATE_PROCESSORS=N sets their number. It calls
- * itself sm_80, with RIVERRUN_EMULATE_CHIP=90 sm_90. */
+ * itself sm_80, or what RIVERRUN_EMULATE_CHIP says, and has that chip's shared memory. */
 #include "cuda_runtime.h"
 
 #include <map>
@@ -22,7 +22,7 @@ struct emulated_graph {
     int uses; /* the graph and what was instantiated from it */
 };
 
-enum { SHARED_USUAL = 48 << 10, SHARED_MOST = 227 << 10, THREADS_MOST = 1024 };
+enum { SHARED_USUAL = 48 << 10, THREADS_MOST = 1024 };
 
 static cudaError_t last_error;
 static emulated_graph *captured; /* NULL: nothing is being captured */
@@ -41,10 +41,20 @@ static std::set<const void *> &wide_clusters() {
     return all;
 }
 
-/* Ten times the compute capability; clusters are there from 90 on. */
-static int chip() {
+/* Chips by ten times their compute capability: shared memory that a block gets if it asks, and the code they run of a
+ * binary for sm_80, sm_90a and PTX of compute_80, as their driver tells it. */
+struct emulated_chip {
+    int capability, shared_most, binary, ptx;
+};
+
+static emulated_chip chip() {
+    static const emulated_chip chips[] = {{80, 163 << 10, 80, 80}, {86, 99 << 10, 80, 80},
+                                          {89, 99 << 10, 80, 80},  {90, 227 << 10, 90, 90},
+                                          {100, 227 << 10, 100, 80}, {120, 99 << 10, 120, 80}};
     const char *wish = getenv("RIVERRUN_EMULATE_CHIP");
-    return wish && strcmp(wish, "90") == 0 ? 90 : 80;
+    for (const emulated_chip &c : chips)
+        if (wish && atoi(wish) == c.capability) return c;
+    return chips[0];
 }
 
 static cudaError_t result(cudaError_t error) {
@@ -88,7 +98,8 @@ bool launch_allowed(const void *kernel, dim3 grid, dim3 block, unsigned cluster,
                       grid.z <= 65535;
     bool threads_fit = block.x > 0 && block.y > 0 && block.z > 0 && block.z <= 64 &&
                        (size_t)block.x * block.y * block.z <= THREADS_MOST;
-    unsigned cluster_most = chip() < 90 ? 1 : wide_clusters().count(kernel) ? CLUSTER_MOST : CLUSTER_PORTABLE;
+    unsigned cluster_most = wide_clusters().count(kernel) ? CLUSTER_MOST : CLUSTER_PORTABLE;
+    if (chip().capability < 90) cluster_most = 1;
     bool clusters_fit = cluster >= 1 && cluster <= cluster_most && grid.x % cluster == 0;
     if (!blocks_fit || !threads_fit || !clusters_fit) result(cudaErrorInvalidConfiguration);
     else if (dynamic > most) result(cudaErrorInvalidValue);
@@ -133,9 +144,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *to, int device) {
     snprintf(to->name, sizeof to->name, "emulated GPU");
     to->totalGlobalMem = TOTAL;
     to->sharedMemPerBlock = SHARED_USUAL;
-    to->sharedMemPerBlockOptin = SHARED_MOST;
-    to->sharedMemPerMultiprocessor = SHARED_MOST + 1024;
-    to->major = chip() / 10, to->minor = chip() % 10;
+    to->sharedMemPerBlockOptin = (size_t)chip().shared_most;
+    to->sharedMemPerMultiprocessor = (size_t)chip().shared_most + 1024;
+    to->major = chip().capability / 10, to->minor = chip().capability % 10;
     snprintf(to->uuid.bytes, sizeof to->uuid.bytes, "%d", (int)getpid()); /* each process has a device of its own */
     to->multiProcessorCount = processors();
     to->warpSize = emulation::WARP_LANES;
@@ -390,14 +401,14 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, const void *) {
     *to = {};
     to->maxThreadsPerBlock = THREADS_MOST;
     to->maxDynamicSharedSizeBytes = SHARED_USUAL;
-    to->ptxVersion = to->binaryVersion = chip();
+    to->ptxVersion = chip().ptx, to->binaryVersion = chip().binary;
     return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
     if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value) wide_clusters().insert(kernel);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > SHARED_MOST) return result(cudaErrorInvalidValue);
+    if (value < 0 || value > chip().shared_most) return result(cudaErrorInvalidValue);
     allowances()[kernel] = value;
     return cudaSuccess;
 }
