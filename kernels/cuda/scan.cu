@@ -23,7 +23,7 @@
  * exponential and 6.5 instructions in all, four of them fp32 arithmetic; for each token and channel three more
  * exponentials and reciprocals and about 35 instructions. Special functions: 19/16 x 1.07e9 at 3.7e12/s, 0.34 ms; issue
  * slots: 8.7 x 1.07e9 at 29.6e12/s, 0.31 ms beside them; 4 x 134 MB and 33 MB saved, 0.14 ms beside both. So bound by
- * exponentials: 0.34 ms at best; an H100 takes 0.53. B 1, T 65536 is four times the work, run almost twice: 3.5 ms.
+ * exponentials: 0.34 ms at best; an H100 takes 0.51. B 1, T 65536 is four times the work, run almost twice: 3.5 ms.
  */
 #include "kernels/cuda/scan.cuh"
 

@@ -12,22 +12,24 @@
  * shared memory), and from these to the SUB states of one run, in registers with their a. Where a block can't have the
  * 109 KB that this takes, there is room for half of a piece's runs, and the halves are walked one after the other; over
  * the first half's tokens the states go once more, to those that enter the second.
- * Sums over states (the four lanes of a pair) and over channels (a warp's eight pairs), of two tokens at once, are
- * products with ones on the tensor cores in bf16, added in fp32; what is summed over channels changes lanes for that
- * in shared memory. In fp32 they are shuffles, and end in the same lanes. The block's warps are added in shared memory,
- * and each block writes 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and dbias stay in
- * registers over the walk and leave one row for each batch row and segment. So nothing is atomic, and nothing is added
- * in a changing order. Time is cut in segments as in forward (scan_carry.cu finds what comes in from the right).
+ * Sums over states are shuffles between the four lanes of a pair, of two tokens at once. Sums over channels, a warp's
+ * eight pairs, for db and dc, are products with ones on the tensor cores in bf16, added in fp32, for which the terms
+ * change lanes in shared memory; in fp32 they are shuffles and end in the same lanes. (s and e by such products, too,
+ * took an H100 1.87 ms, but their roundings show in dbias where many tokens cancel.) The block's warps are added in
+ * shared memory, and each block writes 2 x 16 floats a token, which scan_channels_kernel adds in order. dA_log, dd and
+ * dbias stay in registers over the walk and leave one row for each batch row and segment. So nothing is atomic, and
+ * nothing is added in a changing order. Time is cut in segments as in forward (scan_carry.cu finds what comes in from
+ * the right).
  *
  * Account, B 8, T 2048, D 4096, N 16, bf16, on 132 multiprocessors at 1.75 GHz, instructions for a token, channel and
- * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 2 for the sums, 1 to read shared memory, 7 for
- * what is one number a token and channel: 29 x 1.07e9 at 29.6e12/s, 1.05 ms of issue slots; two exponentials, 0.6 ms,
+ * state: 2 x 4.5 for the states, 10 for dh and what follows from it, 3.5 for the sums, 1 to read shared memory, 6.5 for
+ * what is one number a token and channel: 30 x 1.07e9 at 29.6e12/s, 1.1 ms of issue slots; two exponentials, 0.6 ms,
  * and 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
- * multiprocessor. With sums by shuffles, 2.5 instructions more, these filled 58 % of the slots (ncu) and an H200 took
- * 2.0 ms: a warp waits for its own results in a third of the rest, for exponentials and shared memory in a sixth, for
- * global memory in a seventh. One channel a lane and 16 warps, built and measured, took 2.4. With 12 warps (pieces of
- * 32 tokens, runs of 4) the 512 blocks of this case would need two rounds of which the second is a third full; it would
- * suit shapes of at most 396 blocks. Expected now: 1.8 ms.
+ * multiprocessor. With both kinds of sums by shuffles and a branch a token between walks these filled 58 % of the slots
+ * (ncu), and an H100 took 2.07 ms: a warp waits for its own results in a third of the rest, for exponentials and shared
+ * memory in a sixth, for global memory in a seventh. Expected now: 1.95 ms. One channel a lane and 16 warps, built and
+ * measured, took 2.4. With 12 warps (pieces of 32 tokens, runs of 4) the 512 blocks of this case would need two rounds
+ * of which the second is a third full; it would suit shapes of at most 396 blocks.
  */
 #include "kernels/cuda/scan.cuh"
 #include "kernels/cuda/shared.cuh"
@@ -202,12 +204,6 @@ struct token_sums {
     float s[2], e[2], y[2], channels[2 * STATES];
 };
 
-/* What is left of two tokens: s, e and y of the token and channel that the lane finishes, and of each token one of the
- * warp's sums over its channels. */
-struct finished_sums {
-    float s, e, y, channels[2];
-};
-
 /* Sums over the eight pairs of a warp of v[0..7], of v[lane / 4] in each lane: each step halves the values that a lane
  * holds and doubles the lanes they are summed over. */
 __device__ __forceinline__ float sum_channels(const float (&v)[8], int lane) {
@@ -224,11 +220,18 @@ __device__ __forceinline__ float sum_channels(const float (&v)[8], int lane) {
     return (upper ? two[1] : two[0]) + __shfl_xor_sync(FULL, upper ? two[0] : two[1], 4);
 }
 
-/* The same for two tokens in bf16, added in fp32. The values of the four lanes of a pair are rows of four 8 x 8
- * matrices in shared memory, from where they come back as columns, along k, and a product with ones adds them up: ones
- * for the first half of k in columns 0 and 2, which lanes 0 and 1 of four hold, for the second in columns 4 and 6. */
+/* The same for two tokens. In fp32 by shuffles. */
 __device__ __forceinline__ void sum_channels(float (&sums)[2], const token_sums &early, const token_sums &late,
-                                             uint4 (&values)[2][VALUES], int lane) {
+                                             uint4 (&)[2][VALUES], int lane, float) {
+    sums[0] = sum_channels(early.channels, lane);
+    sums[1] = sum_channels(late.channels, lane);
+}
+
+/* In bf16, added in fp32. The values of the four lanes of a pair are rows of four 8 x 8 matrices in shared memory, from
+ * where they come back as columns, along k, and a product with ones adds them up: ones for the first half of k in
+ * columns 0 and 2, which lanes 0 and 1 of four hold, for the second in columns 4 and 6. */
+__device__ __forceinline__ void sum_channels(float (&sums)[2], const token_sums &early, const token_sums &late,
+                                             uint4 (&values)[2][VALUES], int lane, __nv_bfloat16) {
     uint32_t ones = 0x3f803f80u, column = lane / 4;
     const uint32_t b[2] = {column == 0 || column == 2 ? ones : 0, column == 4 || column == 6 ? ones : 0};
 #pragma unroll
@@ -249,33 +252,10 @@ __device__ __forceinline__ void sum_channels(float (&sums)[2], const token_sums 
     __syncwarp(); /* before the next values come there */
 }
 
-/* Finish two tokens: lane q of a pair has channel q / 2 of token q % 2. In fp32 by shuffles. */
-__device__ __forceinline__ finished_sums finish_sums(const token_sums &early, const token_sums &late,
-                                                     uint4 (&)[2][VALUES], int lane, float) {
-    auto four = [&](const float (&a)[2], const float (&b)[2]) {
-        const float v[4] = {a[0], b[0], a[1], b[1]};
-        return sum_states(v, lane);
-    };
-    return {four(early.s, late.s), four(early.e, late.e), four(early.y, late.y),
-            {sum_channels(early.channels, lane), sum_channels(late.channels, lane)}};
-}
-
-/* In bf16, added in fp32, by products with ones: the four lanes of a pair lie along k, two values each, and columns 0,
- * 2, 4 and 6, which those lanes hold of the product, each take one of the four values. */
-__device__ __forceinline__ finished_sums finish_sums(const token_sums &early, const token_sums &late,
-                                                     uint4 (&values)[2][VALUES], int lane, __nv_bfloat16) {
-    finished_sums out;
-    uint32_t low = 0x3f80u, high = 0x3f800000u, column = lane / 4;
-    const uint32_t a[4] = {pack_bf16(early.s[0], late.s[0]), pack_bf16(early.e[0], late.e[0]),
-                           pack_bf16(early.s[1], late.s[1]), pack_bf16(early.e[1], late.e[1])};
-    const uint32_t b[2] = {column == 0 ? low : column == 2 ? high : 0, column == 4 ? low : column == 6 ? high : 0};
-    const uint32_t y[2] = {pack_bf16(early.y[0], late.y[0]), pack_bf16(early.y[1], late.y[1])};
-    float d[4] = {}, dy[4] = {};
-    mma_bf16_m16n8k16(d, a, b);
-    mma_bf16_m16n8k8(dy, y, b[0] | b[1]);
-    out.s = d[0], out.e = d[2], out.y = lane & 2 ? dy[2] : dy[0];
-    sum_channels(out.channels, early, late, values, lane);
-    return out;
+/* A number of two tokens' two channels, over all states: lane q of a pair gets it of channel q / 2 of token q % 2. */
+__device__ __forceinline__ float sum_tokens(const float (&early)[2], const float (&late)[2], int lane) {
+    const float v[4] = {early[0], late[0], early[1], late[1]};
+    return sum_states(v, lane);
 }
 
 /* One token: from its dh on. */
@@ -311,13 +291,15 @@ template <class T, int RUNS>
 __device__ __forceinline__ void finish_tokens(piece_room &room, const token_sums &early, const token_sums &late,
                                               const walk &w, const scan_place &at, int t) {
     int warp = threadIdx.x / WARP, mine = t + (at.quarter & 1), channel = at.local + (at.quarter >> 1);
-    finished_sums sums = finish_sums(early, late, room.values[warp], at.lane, T());
+    float s = sum_tokens(early.s, late.s, at.lane), e = sum_tokens(early.e, late.e, at.lane);
+    float y = sum_tokens(early.y, late.y, at.lane), channels[2];
+    sum_channels(channels, early, late, room.values[warp], at.lane, T());
     float2 other = room.other[mine][channel]; /* dy, delta */
     __syncwarp();                             /* what is written over has been read */
-    room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * sums.s, sums.s);
-    room.other[mine][channel] = make_float2(sums.y, sums.e * (1.0f / LOG2E));
-    room.channels<RUNS>(t, warp)[at.lane] = sums.channels[0];
-    room.channels<RUNS>(t + 1, warp)[at.lane] = sums.channels[1];
+    room.flow[mine][channel] = make_float2(w.skip * other.x + other.y * s, s);
+    room.other[mine][channel] = make_float2(y, e * (1.0f / LOG2E));
+    room.channels<RUNS>(t, warp)[at.lane] = channels[0];
+    room.channels<RUNS>(t + 1, warp)[at.lane] = channels[1];
 }
 
 /* The block's sums over its channels for RUNS runs, from token t0 of the row on. */
