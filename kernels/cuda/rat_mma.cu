@@ -306,6 +306,7 @@ rat_mma_dkv_kernel(rat_operands<bf16> x, rat_arrays a, __grid_constant__ const r
     int full_from = end_at(p, b, last - 1) + 1, full_until = seen_until(p, b, e0);
     load_ends<W>(keys, x, a, p, b, h, e0, last);
     if (first_token < stop) load_seers<W>(tiles, &facts[0], a, p, b, first_token, h);
+    else cp_async_commit(); /* nobody sees these ends: their tile is waited for all the same, before sums go there */
     for (int t0 = first_token, turn = 0; t0 < stop; t0 += BACK_TOKENS, turn ^= 1) {
         const bf16 *mine = tiles + turn * 2 * BACK_TOKENS * W, *its = mine + BACK_TOKENS * W;
         if (t0 + BACK_TOKENS < stop)
