@@ -57,6 +57,13 @@ __global__ void fragments_from_global(int *to) {
 __global__ void copy_beyond_dynamic(int *to) {
     DYNAMIC_SHARED(char, room);
     cp_async_16(room + 16 * threadIdx.x, to);
+    cp_async_commit();
+    cp_async_wait<0>();
+}
+
+__global__ void copy_not_committed(int *to) {
+    __shared__ float room[64];
+    cp_async<4>(room + threadIdx.x, to + threadIdx.x);
     cp_async_wait<0>();
 }
 
@@ -192,6 +199,7 @@ int main() {
     must_end("fragments_misaligned", fragments_misaligned, "not aligned to 16");
     must_end("fragments_from_global", fragments_from_global, "not shared");
     must_end("copy_beyond_dynamic", copy_beyond_dynamic, "not shared");
+    must_end("copy_not_committed", copy_not_committed, "never committed");
     setenv("RIVERRUN_EMULATE_CHIP", "90", 1);
     must_end("cluster_without_a_thread", cluster_without_a_thread, "wait for ever", 2);
     must_end("cluster_wait_alone", cluster_wait_alone, "has not arrived", 2);
