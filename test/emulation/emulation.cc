@@ -156,7 +156,8 @@ static void thread_main() {
     thread *self = &now.here->threads[now.running];
     (*now.body)();
     if (self->copies.size() > self->committed)
-        misuse("%zu copies by cp.async were never committed: no wait is for them", self->copies.size() - self->committed);
+        misuse("%zu copies by cp.async were never committed: no wait is for them",
+               self->copies.size() - self->committed);
     self->waiting = RETURNED;
     now.here->left--;
     fiber_leave(&self->stack, &scheduler);
