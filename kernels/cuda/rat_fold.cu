@@ -22,8 +22,9 @@
  * where D is not small. Nothing is added in an order that time decides.
  *
  * 4.4 TFLOP forward for a row of 131,072 tokens, 16 heads of 128, Q = 16: 8 to 9 ms at cuDNN's 530 TFLOP/s, 15 by
- * rat_mma.cu; back 11 TFLOP, some 27 ms (57 by rat_mma.cu): 400 TFLOP/s. On an H100 two streams take a row of 65,536
- * from 8.7 ms to 7; one of 131,072, whose calls had 1,024 blocks before, gains little. What folding costs beside that,
+ * rat_mma.cu; back 11 TFLOP, some 27 ms (57 by rat_mma.cu): 400 TFLOP/s. With two streams (and the
+ * walk's k~ and v~ made again, and other tiles of linear layers) a layer of 65,536 tokens went from 23.9 ms to 21.4 on
+ * an H100, one of 131,072, whose calls had 1,024 blocks before, from 61.8 to 59.7. What folding costs beside that,
  * 8D bytes a token more than rat_mma.cu, is made up for from some 500 chunks on. */
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/rat.cuh"

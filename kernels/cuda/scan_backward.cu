@@ -27,7 +27,7 @@
  * and 1 GB, 0.25 ms, beside them. Registers (255 a thread, for the states of a run) leave room for eight warps a
  * multiprocessor. With both kinds of sums by shuffles and a branch a token between walks these filled 58 % of the slots
  * (ncu), and an H100 took 2.07 ms: a warp waits for its own results in a third of the rest, for exponentials and shared
- * memory in a sixth, for global memory in a seventh. Expected now: 1.95 ms. One channel a lane and 16 warps, built and
+ * memory in a sixth, for global memory in a seventh. Now it takes 1.88 ms. One channel a lane and 16 warps, built and
  * measured, took 2.4. With 12 warps (pieces of 32 tokens, runs of 4) the 512 blocks of this case would need two rounds
  * of which the second is a third full; it would suit shapes of at most 396 blocks.
  */

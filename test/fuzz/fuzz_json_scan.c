@@ -33,8 +33,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         require(json_is_string(text) && json_string_length(text) == found_size);
         require(memcmp(json_string_value(text), found, found_size) == 0);
     }
-    /* Twice the same key, and depth: json_scan is stricter. Jansson loses a byte 0 behind a number or a word. */
-    if (failed && json_is_string(text) && !memchr(data, 0, size))
+    /* No JSON has a byte 0 that is not written as an escape. Jansson loses one behind a number or a word. */
+    bool has_zero = size > 0 && memchr(data, 0, size);
+    require(failed || !has_zero);
+    /* Twice the same key, and depth: json_scan is stricter. */
+    if (failed && json_is_string(text) && !has_zero)
         require(strstr(err.text, " twice") || strstr(err.text, "within each other"));
     json_decref(tree);
     free(copy);
