@@ -37,6 +37,6 @@ large 40000 attention "B=11 T=8192 H=192 P=128"
 large 24000 rope "B=8 T=65536 H=33 P=128"
 large 21000 head_norm "R=2200000 I=1024 H=4 z=1 a=3"
 large 21000 slstm "B=36 T=8192 H=8 P=256"
-large 60000 mlstm "B=2 T=8192 H=256 K=256 V=512"
+large 60000 mlstm/255M "B=2 T=8192 H=256 K=256 V=512 d=1"
 large 23000 linear/x_proj "R=1100000 I=2048 O=2048"
 finish

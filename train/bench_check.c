@@ -130,27 +130,45 @@ static double limit_of(const struct device *dev) {
 /* What three iterations of a solver may leave. */
 static const double unsolved = 1e-5;
 
+static double allowed(const struct bench_problem *p) {
+    double limit = limit_of(p->dev);
+    if (p->row->tolerance > 0) limit *= p->row->tolerance;
+    return p->reports && p->solver.method != CELL_SEQUENTIAL ? fmax(limit, unsolved) : limit;
+}
+
+static double root_mean_square(tensor t, int64_t from, int64_t count) {
+    double sum = 0;
+    for (int64_t k = from; k < from + count; k++) sum += pow(bench_get_number(t.data, t.dtype, k), 2);
+    return sqrt(sum / (double)count);
+}
+
+/* Compare what the device has of one result with what the CPU has: as a whole, and element by element. One element may
+ * be small where terms nearly cancel whose rounding is not: it is held against the others of its row, too. (dq of an
+ * mLSTM is ten times as large as elsewhere at a document's second token, where the normaliser takes most of it away.) */
 static int compare(const struct bench_problem *p, const struct bench_operand *o, tensor part, tensor want,
                    struct bench_difference *d, bool gradient, error *err) {
     char *given = read_span(p->dev, part, err);
     if (!given) return -1;
-    double sum = 0, apart = 0, limit = limit_of(p->dev), rms;
-    if (p->row->tolerance > 0) limit *= p->row->tolerance;
-    if (p->reports && p->solver.method != CELL_SEQUENTIAL) limit = fmax(limit, unsolved);
-    int64_t count = tensor_count(part), at[TENSOR_DIMS] = {0}, offset = 0;
-    bool wrong = false;
-    for (int64_t k = 0; k < count; k++) sum += pow(bench_get_number(want.data, want.dtype, k), 2);
-    rms = sqrt(sum / (double)count);
+    struct bench_difference found = {.name = o->name, .gradient = gradient, .ndim = part.ndim};
+    int64_t count = tensor_count(part), width = part.dim[part.ndim - 1], at[TENSOR_DIMS] = {0}, offset = 0;
+    double apart = 0, limit = allowed(p), furthest = 0, rms = root_mean_square(want, 0, count), scale = rms;
     for (int64_t k = 0; k < count; k++, next_element(part, at, &offset)) {
         double got = bench_get_number(given, part.dtype, offset), right = bench_get_number(want.data, want.dtype, k);
+        if (k % width == 0) scale = fmax(rms, root_mean_square(want, k, width));
+        double beyond = fabs(got - right) - 8 * limit * (fabs(right) + scale);
         apart += (got - right) * (got - right);
-        wrong |= !(fabs(got - right) <= 8 * limit * (fabs(right) + rms));
+        if (isnan(beyond)) beyond = HUGE_VAL;
+        found.wrong |= beyond > 0;
+        if (k > 0 && beyond <= furthest) continue;
+        furthest = beyond, found.got = got, found.want = right;
+        memcpy(found.at, at, sizeof at);
     }
     free(given);
-    double difference = sum > 0 ? sqrt(apart / sum) : apart > 0 ? HUGE_VAL : 0;
-    wrong |= !(difference <= limit);
-    if (d->name && (d->wrong > wrong || (d->wrong == wrong && !(difference > d->worst)))) return 0;
-    *d = (struct bench_difference){difference, o->name, gradient, wrong};
+    apart = sqrt(apart / (double)count);
+    found.worst = rms > 0 ? apart / rms : apart > 0 ? HUGE_VAL : 0;
+    found.wrong |= !(found.worst <= limit);
+    if (d->name && (d->wrong > found.wrong || (d->wrong == found.wrong && !(found.worst > d->worst)))) return 0;
+    *d = found;
     return 0;
 }
 

@@ -134,6 +134,9 @@ struct bench_difference {
     const char *name; /* of that result */
     bool gradient;
     bool wrong;       /* beyond what rounding explains */
+    int64_t at[TENSOR_DIMS]; /* where in the slice one element is furthest beyond what is allowed to one */
+    int ndim;
+    double got, want; /* there */
 };
 
 /* Write those values (and gradients) anew; the constant too. */

@@ -253,6 +253,14 @@ static void say_header(void) {
             "shape", "ms fwd / both", "GB/s", "TFLOP/s", "roof %", "floor ms", "theirs", "must", "aim", "difference");
 }
 
+/* Where a wrong result is furthest off: its place in the slice that was compared, from 0. */
+static void say_where(FILE *to, const struct bench_difference *d) {
+    if (!d->wrong) return;
+    fprintf(to, "      %s%s[", d->gradient ? "d" : "", d->name);
+    for (int i = 0; i < d->ndim; i++) fprintf(to, "%s%lld", i ? ", " : "", (long long)d->at[i]);
+    fprintf(to, "] of the slice is %.6g, and should be %.6g\n", d->got, d->want);
+}
+
 static void say_case(const struct bench_case *c, const struct bench_measured *m, const struct figures f[2]) {
     char room[8][32];
     struct figures a = f[0], b = f[1];
@@ -265,6 +273,7 @@ static void say_case(const struct bench_case *c, const struct bench_measured *m,
             pair(room[7], a.aim_ms, b.aim_ms));
     fprintf(stderr, "  %.1e %s%s%s\n", m->difference.worst, m->difference.wrong ? "WRONG: " : "",
             m->difference.gradient ? "d" : "", m->difference.name ? m->difference.name : "");
+    say_where(stderr, &m->difference);
 }
 
 /* ---- the action ------------------------------------------------------------------------------------------------- */
@@ -275,6 +284,7 @@ static int check_case(struct session *s, const struct bench_case *c, const char 
     TRY(bench_operation(c->row, c->shape, shape, false, s->dev, s->oracle, &m, err));
     printf("%-5s %-13s  %s: %s%s differs by %.1e, %.1f s\n", m.difference.wrong ? "WRONG" : "ok", c->row->name, m.shape,
            m.difference.gradient ? "d" : "", m.difference.name, m.difference.worst, clock_seconds() - begun);
+    say_where(stdout, &m.difference);
     fflush(stdout);
     s->wrong += m.difference.wrong;
     return 0;
