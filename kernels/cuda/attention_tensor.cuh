@@ -59,9 +59,16 @@ struct operands {
 
 /* What the columns of a tile of transposed scores need to know: their tokens' logarithms, deltas and first keys. */
 struct query_facts {
-    float log_sum[BACK_QUERIES], dot[BACK_QUERIES];
+    alignas(16) float log_sum[BACK_QUERIES];
+    float dot[BACK_QUERIES];
     int first[BACK_QUERIES];
 };
+
+/* Those of two columns that lie side by side, as a lane has them: one access, for which products of groups of warps
+ * wait, too. */
+__device__ __forceinline__ float2 two_facts(const float *facts, int column) {
+    return *reinterpret_cast<const float2 *>(facts + column);
+}
 
 __device__ __forceinline__ void load_facts(query_facts *facts, const float *delta, const float *lse,
                                            const attention_problem &p, int64_t b, int h, int t0) {
@@ -162,11 +169,11 @@ __device__ __forceinline__ bool back_masks(const query_facts &facts, int j0, int
 template <int FROM, int COUNT>
 __device__ __forceinline__ void raise_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts,
                                                   float scale) {
-    int lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int i = FROM; i < FROM + COUNT; i++) {
-        int c = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-        z[i / 4][i % 4] = power_of_two(z[i / 4][i % 4] * scale - facts.log_sum[c]);
+    for (int n = FROM / 4; n < (FROM + COUNT) / 4; n++) {
+        float2 log_sum = two_facts(facts.log_sum, 8 * n + threadIdx.x % 4 * 2);
+#pragma unroll
+        for (int i = 0; i < 4; i++) z[n][i] = power_of_two(z[n][i] * scale - (i % 2 ? log_sum.y : log_sum.x));
     }
 }
 
@@ -185,11 +192,11 @@ __device__ __forceinline__ void hide_back_scores(float (&z)[BACK_QUERIES / 8][4]
 __device__ __forceinline__ void take_back_gradients(float (&dz)[BACK_QUERIES / 8][4],
                                                     const float (&z)[BACK_QUERIES / 8][4],
                                                     const query_facts &facts) {
-    int lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int i = 0; i < BACK_QUERIES / 2; i++) {
-        int c = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-        dz[i / 4][i % 4] = z[i / 4][i % 4] * (dz[i / 4][i % 4] - facts.dot[c]);
+    for (int n = 0; n < BACK_QUERIES / 8; n++) {
+        float2 dot = two_facts(facts.dot, 8 * n + threadIdx.x % 4 * 2);
+#pragma unroll
+        for (int i = 0; i < 4; i++) dz[n][i] = z[n][i] * (dz[n][i] - (i % 2 ? dot.y : dot.x));
     }
 }
 

@@ -9,7 +9,8 @@
  * the first operand of the next product. Scores and their gradients are made twice in backward, so that every sum
  * belongs to one group: nothing is added atomically, and two runs give the same bits. One group's exponentials hide
  * behind another's products: registers leave a multiprocessor four groups (two blocks of two) for forward and dq with
- * heads of 64, three (one block) with 128, and for dk and dv three and two (one block).
+ * heads of 64, three (one block) with 128, and for dk and dv three and two, a block each: groups of one block that
+ * shared the queries loaded less and waited for each other, 561 us for 513 on an H100.
  *
  * A group's own products hide, too: those that add a tile to the sums are asked for with the next tile's scores, and
  * go on behind its exponentials; in backward, the products of output gradients with values then go on behind the
@@ -17,25 +18,27 @@
  * thread may have 128, in dk and dv 168.)
  *
  * 64 x 64 scores are, in clocks of a multiprocessor: 128 for each product (forward 2, dq 3, dk and dv 4; twice that
- * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 500 (dk and dv) of its four schedulers'
- * for all instructions of a warp. Full causal attention of B 16, T 2048, 12 heads of 64 has 101,000 of them, 770 a
- * multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq 0.22, dk and dv 0.33; an H100 took 0.94
- * for the last two. Documents leave tiles out. */
+ * with heads of 128), 256 for exponentials, and 310 (forward), 280 (dq) and 400 (dk and dv) of its four schedulers'
+ * for all instructions of a warp; of shared memory 128 for a product of two operands from there, 64 with one in
+ * registers, and with dk and dv 128 for copies and 64 for facts of queries, 576. Full causal attention of B 16, T 2048,
+ * 12 heads of 64 has 101,000 of them, 770 a multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq
+ * 0.22, dk and dv 0.33; an H100 took 0.32, 0.36 and 0.51, the last with 540 clocks of instructions and 768 of shared
+ * memory. Documents leave tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum {
-    SLOTS = 4,     /* of tiles on their way and in use, forward and dq */
-    DKV_SLOTS = 3, /* likewise */
+    SLOTS = 4, /* of tiles on their way and in use, forward and dq */
     TILE = KEYS * TILE_COLUMNS,
 };
 
-/* Groups of a block: of queries, forward and dq; of keys, dk and dv. */
+/* Groups of a block of forward and dq. */
 __host__ __device__ constexpr int query_groups(int tiles) {
     return tiles == 1 ? 2 : 3;
 }
 
-__host__ __device__ constexpr int key_groups(int tiles) {
+/* Tiles on their way and in use, dk and dv. */
+__host__ __device__ constexpr int dkv_slots(int tiles) {
     return tiles == 1 ? 3 : 2;
 }
 
@@ -302,144 +305,122 @@ wgmma_dq_kernel(attention_rows<bf16> dq, float *delta, attention_rows<bf16> dout
 #endif
 }
 
-/* Where the queries that see some of `keys` keys j0 .. of row b end, in whole tiles: the same for all heads. */
-__device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b, int j0, int keys) {
+/* Where the queries that see some of the keys j0 .. of row b end, in whole tiles: the same for all heads. */
+__device__ __forceinline__ int queries_end(const attention_problem &p, int64_t b, int j0) {
     int end = j0, seen;
     do {
         int t = end + (int)threadIdx.x * BACK_QUERIES;
-        seen = __syncthreads_count(t < p.T && first_key(p, b, t) < j0 + keys);
+        seen = __syncthreads_count(t < p.T && first_key(p, b, t) < j0 + KEYS);
         end += seen * BACK_QUERIES;
-    } while (seen == (int)blockDim.x);
+    } while (seen == WARPGROUP);
     return end;
 }
 
-/* What is to be known of a tile's queries, on its way; when it has come, those who asked finish it. Delta, lse and
- * positions are the first query's, of which `there` exist. */
-__device__ __forceinline__ void start_facts(query_facts &facts, const float *delta, const float *lse,
-                                            const int32_t *positions, int there) {
-    int i = threadIdx.x % BACK_QUERIES, bytes = i < there ? 4 : 0;
-    if (threadIdx.x % WARPGROUP < BACK_QUERIES) {
-        cp_async<4>(&facts.log_sum[i], lse + i, bytes);
-        if (positions) cp_async<4>(&facts.first[i], positions + i, bytes);
-    } else {
-        cp_async<4>(&facts.dot[i], delta + i, bytes);
-    }
-}
+/* The queries of a block of keys on their way: those that see any, of all heads that share the keys, tile by tile. */
+template <int TILES> struct query_loads {
+    int i, t0, end;           /* the head and first token of the next tile; where a head's tokens end */
+    const bf16 *query, *dout; /* what the thread copies first of it */
+    const float *fact;        /* lse or delta of a query */
 
+    __device__ __forceinline__ void point(const operands &x, const attention_rows<bf16> &douts, const float *delta,
+                                          const float *lse, const attention_problem &p, int64_t b, int g, int j0) {
+        int h = query_head(p, g, i), row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+        t0 = j0;
+        query = x.q.at(b, t0, h) + row * x.q.step + column;
+        dout = douts.at(b, t0, h) + row * douts.step + column;
+        fact = (threadIdx.x < BACK_QUERIES ? lse : delta) + (b * p.H + h) * p.T + t0 + threadIdx.x % BACK_QUERIES;
+    }
+
+    /* Rows row, row + 16 .. of a tile: the exchange of columns is the same for all of them. */
+    __device__ __forceinline__ void start_rows(bf16 *tiles, const bf16 *from, int64_t step, int there, int P) {
+        int row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+        bf16 *to = tiles + place<TILE_COLUMNS>(row, column);
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int k = 0; k < BACK_QUERIES; k += 16)
+                cp_async_16_or_zeros(to + t * TILE + k * TILE_COLUMNS, from + k * step + t * TILE_COLUMNS,
+                                     row + k < there && column + t * TILE_COLUMNS < P);
+    }
+
+    __device__ __forceinline__ void start(bf16 *slot, query_facts &facts, const operands &x,
+                                          const attention_rows<bf16> &douts, const attention_problem &p, int64_t b) {
+        int there = (int)p.T - t0, i = threadIdx.x % BACK_QUERIES, bytes = i < there ? 4 : 0;
+        start_rows(slot, query, x.q.step, there, p.P);
+        start_rows(slot + TILES * TILE, dout, douts.step, there, p.P);
+        cp_async<4>(threadIdx.x < BACK_QUERIES ? &facts.log_sum[i] : &facts.dot[i], fact, bytes);
+        if (p.positions && threadIdx.x < BACK_QUERIES)
+            cp_async<4>(&facts.first[i], p.positions + b * p.T + t0 + i, bytes);
+    }
+};
+
+/* What came of facts becomes what they are. */
 __device__ __forceinline__ void finish_facts(query_facts &facts, const attention_problem &p, int64_t b, int t0) {
-    int i = threadIdx.x % WARPGROUP;
+    int i = threadIdx.x;
     if (i >= BACK_QUERIES) return;
     facts.log_sum[i] *= LOG2E;
     facts.first[i] = first_key(p, b, t0 + i, p.positions ? facts.first[i] : t0 + i);
 }
 
-/* The queries of a block of keys on their way: those that see any, of all heads that share the keys, tile by tile.
- * Group 0 asks for queries, group 1 for output gradients, the last group for facts. */
-template <int TILES> struct query_loads {
-    int i, t0, end, group; /* the head and first token of the next tile; where a head's tokens end */
-    const bf16 *from;      /* what the thread copies first of it */
-    int64_t step, fact;
-
-    __device__ __forceinline__ void point(const operands &x, const attention_rows<bf16> &dout,
-                                          const attention_problem &p, int64_t b, int g, int j0) {
-        int h = query_head(p, g, i), thread = threadIdx.x % WARPGROUP;
-        t0 = j0;
-        step = group == 0 ? x.q.step : dout.step;
-        from = (group == 0 ? x.q.at(b, t0, h) : dout.at(b, t0, h)) + thread / 8 * step + thread % 8 * 8;
-        fact = (b * p.H + h) * p.T + t0;
-    }
-
-    __device__ __forceinline__ void start(bf16 *slot, query_facts &facts, const float *delta, const float *lse,
-                                          const attention_problem &p, int64_t b) {
-        int thread = threadIdx.x % WARPGROUP, there = (int)p.T - t0 - thread / 8, column = thread % 8 * 8;
-        if (group < 2) {
-            bf16 *to = slot + group * TILES * TILE + place<TILE_COLUMNS>(thread / 8, column);
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-#pragma unroll
-                for (int k = 0; k < 64; k += 16)
-                    cp_async_16_or_zeros(to + t * TILE + k * TILE_COLUMNS, from + k * step + t * TILE_COLUMNS,
-                                         k < there && column + t * TILE_COLUMNS < p.P);
-        }
-        if (group == key_groups(TILES) - 1)
-            start_facts(facts, delta + fact, lse + fact, p.positions ? p.positions + b * p.T + t0 : NULL,
-                        (int)p.T - t0);
-    }
-};
-
-/* The sums of a tile go on behind the next one's scores, as above; what a group doesn't see leaves zeros to be added.
- * The slot of the tile before last is free. */
+/* The sums of a tile go on behind the next one's scores, as above. Of three slots, that of the tile before last is
+ * free; of two, that of the tile before when all have waited for its sums. */
 template <int TILES>
-__global__ void __launch_bounds__(WARPGROUP * key_groups(TILES), 1)
+__global__ void __launch_bounds__(WARPGROUP, TILES == 1 ? 3 : 2)
 wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<bf16> dout, const float *delta,
                  const float *lse, operands x, attention_problem p) {
 #ifndef WITHOUT_WGMMA
-    constexpr int SLOT = 2 * TILES * TILE, ROWS = 64 * key_groups(TILES), KEY_TILE = ROWS * TILE_COLUMNS;
-    constexpr int THREADS = WARPGROUP * key_groups(TILES);
+    constexpr int SLOT = 2 * TILES * TILE, SLOTS = dkv_slots(TILES);
     DYNAMIC_SHARED(bf16, memory);
-    bf16 *keys = tile_start(memory), *values = keys + TILES * KEY_TILE, *slots = values + TILES * KEY_TILE;
-    query_facts *facts = (query_facts *)(slots + DKV_SLOTS * SLOT);
+    bf16 *keys = tile_start(memory), *values = keys + TILES * TILE, *slots = values + TILES * TILE;
+    query_facts *facts = (query_facts *)(slots + SLOTS * SLOT);
     int64_t b = blockIdx.z;
-    int g = blockIdx.y, j0 = blockIdx.x * ROWS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
-    int group = same_in_warp(threadIdx.x / WARPGROUP), mine = j0 + group * 64; /* the group's first key */
+    int g = blockIdx.y, j0 = blockIdx.x * KEYS, lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
     float sum_k[8 * TILES][4] = {}, sum_v[8 * TILES][4] = {};
     uint32_t a[4][4] = {}, da[4][4] = {}; /* the tile before's probabilities and gradients */
-    int count = 0; /* of tiles */
-    load_tiles<THREADS, TILES, ROWS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(ROWS, p.T - j0));
-    load_tiles<THREADS, TILES, ROWS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(ROWS, p.T - j0));
-    query_loads<TILES> loads = {0, j0, 0, group, NULL, 0, 0};
-    loads.point(x, dout, p, b, g, j0);
-    loads.start(slots, facts[0], delta, lse, p, b);
-    loads.end = queries_end(p, b, j0, ROWS);
-    int head = 0, now = j0; /* the head and first token of the tile at work */
-    auto load_next = [&](int to) {
-        loads.t0 += BACK_QUERIES, loads.from += BACK_QUERIES * loads.step, loads.fact += BACK_QUERIES;
-        if (loads.t0 >= loads.end) {
-            loads.t0 = j0;
-            if (++loads.i < p.share) loads.point(x, dout, p, b, g, j0);
-        }
-        if (loads.i < p.share) loads.start(slots + to * SLOT, facts[to], delta, lse, p, b);
-    };
-    for (int n = 0; head < p.share; n++, count = n, head = loads.i, now = loads.t0) {
-        const bf16 *slot = slots + n % DKV_SLOTS * SLOT;
-        const bf16 *before = n > 0 ? slots + (n - 1) % DKV_SLOTS * SLOT : slot;
-        query_facts &its = facts[n % DKV_SLOTS];
+    load_tiles<WARPGROUP, TILES, KEYS>(keys, p.P, x.k.at(b, j0, g), x.k.step, (int)at_most(KEYS, p.T - j0));
+    load_tiles<WARPGROUP, TILES, KEYS>(values, p.P, x.v.at(b, j0, g), x.v.step, (int)at_most(KEYS, p.T - j0));
+    query_loads<TILES> loads = {0, j0, 0, NULL, NULL, NULL};
+    loads.point(x, dout, delta, lse, p, b, g, j0);
+    loads.start(slots, facts[0], x, dout, p, b);
+    loads.end = same_in_warp(queries_end(p, b, j0));
+    int now = j0, turn = 0, before = 0; /* the first token and slot of the tile at work; the slot before */
+    for (int left = p.share * ((loads.end - j0) / BACK_QUERIES); left > 0; left--, now = loads.t0) {
+        const bf16 *slot = slots + turn * SLOT, *last = slots + before * SLOT;
+        const query_facts &its = facts[turn];
         cp_async_commit();
         cp_async_wait<0>();
-        if (group == key_groups(TILES) - 1) finish_facts(its, p, b, now);
+        finish_facts(facts[turn], p, b, now);
         shared_for_products();
         __syncthreads();
-        /* Does a query see a key of the group's? By a vote: then slots are a warp's for the compiler, not a lane's. */
-        bool sees = __any_sync(FULL, now + BACK_QUERIES > mine && its.first[0] < mine + KEYS);
         float z[8][4], dz[8][4];
         products_begin();
-        start_scores<TILES>(z, matrix_rows(matrix_at(keys), group * 64), KEY_TILE, matrix_at(slot), TILE);
+        start_scores<TILES>(z, matrix_at(keys), TILE, matrix_at(slot), TILE);
         products_end();
         products_begin();
-        start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
-        start_sums<TILES>(sum_k, da, matrix_at(before));
+        start_sums<TILES>(sum_v, a, matrix_at(last + TILES * TILE));
+        start_sums<TILES>(sum_k, da, matrix_at(last));
         products_end();
         products_wait<1>();
         arrived(z);
-        if (sees) raise_back_scores<0, 16>(z, its, p.scale * LOG2E);
+        if (always(p)) raise_back_scores<0, 16>(z, its, p.scale * LOG2E);
         products_wait<0>();
         all_arrived<TILES>(sum_v);
         all_arrived<TILES>(sum_k);
         arrived(a);
         arrived(da);
-        if (!sees) {
-            load_next((n + 1) % DKV_SLOTS);
-#pragma unroll
-            for (int i = 0; i < 16; i++) a[i / 4][i % 4] = 0, da[i / 4][i % 4] = 0;
-            continue;
-        }
+        if (SLOTS == 2) __syncthreads(); /* nobody reads the tile before any more */
         products_begin();
-        start_scores<TILES>(dz, matrix_rows(matrix_at(values), group * 64), KEY_TILE, matrix_at(slot + TILES * TILE),
-                            TILE);
+        start_scores<TILES>(dz, matrix_at(values), TILE, matrix_at(slot + TILES * TILE), TILE);
         products_end();
-        load_next((n + 1) % DKV_SLOTS);
+        before = turn, turn = turn + 1 == SLOTS ? 0 : turn + 1;
+        if (left > 1) {
+            loads.t0 += BACK_QUERIES, loads.fact += BACK_QUERIES;
+            loads.query += BACK_QUERIES * x.q.step, loads.dout += BACK_QUERIES * dout.step;
+            if (loads.t0 >= loads.end) loads.i++, loads.point(x, dout, delta, lse, p, b, g, j0);
+            loads.start(slots + turn * SLOT, facts[turn], x, dout, p, b);
+        }
         raise_back_scores<16, 16>(z, its, p.scale * LOG2E);
-        if (back_masks(its, mine, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
+        if (back_masks(its, j0, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
         products_wait<0>();
         arrived(dz);
         take_back_gradients(dz, z, its);
@@ -449,18 +430,18 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             pack_scores(da[k], dz, k);
         }
     }
-    const bf16 *before = slots + (count - 1) % DKV_SLOTS * SLOT;
+    const bf16 *last = slots + before * SLOT;
     products_begin();
-    start_sums<TILES>(sum_v, a, matrix_at(before + TILES * TILE));
-    start_sums<TILES>(sum_k, da, matrix_at(before));
+    start_sums<TILES>(sum_v, a, matrix_at(last + TILES * TILE));
+    start_sums<TILES>(sum_k, da, matrix_at(last));
     products_end();
     products_wait<0>();
     all_arrived<TILES>(sum_v);
     all_arrived<TILES>(sum_k);
     __syncthreads(); /* nobody reads keys and values any more */
-    store_sums<TILES>(keys, KEY_TILE, row, sum_k, p.scale, p.scale, p.P,
+    store_sums<TILES>(keys, TILE, row, sum_k, p.scale, p.scale, p.P,
                       [&](int i) { return j0 + i < p.T ? dk.at(b, j0 + i, g) : (bf16 *)NULL; });
-    store_sums<TILES>(values, KEY_TILE, row, sum_v, 1, 1, p.P,
+    store_sums<TILES>(values, TILE, row, sum_v, 1, 1, p.P,
                       [&](int i) { return j0 + i < p.T ? dv.at(b, j0 + i, g) : (bf16 *)NULL; });
 #endif
 }
@@ -496,16 +477,16 @@ bool attention_wgmma_backward(struct device *dev, tensor dq, tensor dk, tensor d
     attention_rows<bf16> douts = attention_rows_of<bf16>(dout);
     with_tiles(p.P, [&](auto tiles) {
         constexpr int TILES = tiles.value;
-        constexpr int ROWS = 64 * query_groups(TILES), KEY_ROWS = 64 * key_groups(TILES);
+        constexpr int ROWS = 64 * query_groups(TILES);
         size_t of_dq = TILE_ALIGN + TILES * (2 * ROWS + SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
-        size_t of_dkv = TILE_ALIGN + TILES * (2 * KEY_ROWS + DKV_SLOTS * 2 * KEYS) * TILE_COLUMNS * sizeof(bf16);
-        of_dkv += DKV_SLOTS * sizeof(query_facts);
+        size_t of_dkv = TILE_ALIGN + TILES * (1 + dkv_slots(TILES)) * 2 * TILE * sizeof(bf16);
+        of_dkv += dkv_slots(TILES) * sizeof(query_facts);
         allow_shared(dev, wgmma_dq_kernel<TILES>, of_dq, "attention");
         allow_shared(dev, wgmma_dkv_kernel<TILES>, of_dkv, "attention");
         LAUNCH(dev, wgmma_dq_kernel<TILES>, grid_of(p, ROWS, p.H), 2 * ROWS, of_dq, attention_rows_of<bf16>(dq),
                delta, douts, attention_rows_of<bf16>(o), data_of<float>(lse), x, p);
-        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEY_ROWS, p.G), 2 * KEY_ROWS, of_dkv,
-               attention_rows_of<bf16>(dk), attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
+        LAUNCH(dev, wgmma_dkv_kernel<TILES>, grid_of(p, KEYS, p.G), WARPGROUP, of_dkv, attention_rows_of<bf16>(dk),
+               attention_rows_of<bf16>(dv), douts, delta, data_of<float>(lse), x, p);
     });
     return true;
 }
