@@ -216,9 +216,9 @@ mma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_rows<
         float z[1][BACK_QUERIES / 8][4], dz[1][BACK_QUERIES / 8][4];
         scores<1, BACK_QUERIES, W>(z, keys, row, mine);
         scores<1, BACK_QUERIES, W>(dz, values, row, its);
-        bool masks = back_masks(facts[turn], j0, BACK_KEYS, now);
+        bool masks = back_masks(facts[turn], p, j0, BACK_KEYS, now);
         raise_back_scores<0, BACK_QUERIES / 2>(z[0], facts[turn], p.scale * LOG2E);
-        if (masks) hide_back_scores(z[0], facts[turn], j0 + row + lane / 4, now);
+        if (masks) hide_back_scores(z[0], facts[turn], p, j0 + row + lane / 4, now);
         take_back_gradients(dz[0], z[0], facts[turn]);
         accumulate<1, BACK_QUERIES, W>(sum_v, z, its);
         accumulate<1, BACK_QUERIES, W>(sum_k, dz, mine);

@@ -57,17 +57,20 @@ struct operands {
     attention_rows<bf16> q, k, v, cache_k, cache_v;
 };
 
-/* What the columns of a tile of transposed scores need to know: their tokens' logarithms, deltas and first keys. */
+/* What the columns of a tile of transposed scores need to know: their tokens' lse, deltas and places in documents. */
 struct query_facts {
     alignas(16) float log_sum[BACK_QUERIES];
     float dot[BACK_QUERIES];
-    int first[BACK_QUERIES];
+    int position[BACK_QUERIES];
 };
 
-/* Those of two columns that lie side by side, as a lane has them: one access, for which products of groups of warps
- * wait, too. */
-__device__ __forceinline__ float2 two_facts(const float *facts, int column) {
-    return *reinterpret_cast<const float2 *>(facts + column);
+/* Those of a lane's two columns of eight, 8 n on, lie side by side: one access of shared memory for both. */
+__device__ __forceinline__ float2 two_facts(const float *facts, int n) {
+    return *reinterpret_cast<const float2 *>(facts + 8 * n + threadIdx.x % 4 * 2);
+}
+
+__device__ __forceinline__ int2 two_facts(const int *facts, int n) {
+    return *reinterpret_cast<const int2 *>(facts + 8 * n + threadIdx.x % 4 * 2);
 }
 
 __device__ __forceinline__ void load_facts(query_facts *facts, const float *delta, const float *lse,
@@ -75,9 +78,9 @@ __device__ __forceinline__ void load_facts(query_facts *facts, const float *delt
     if (threadIdx.x >= BACK_QUERIES) return;
     int i = threadIdx.x;
     bool exists = t0 + i < p.T;
-    facts->log_sum[i] = exists ? lse[(b * p.H + h) * p.T + t0 + i] * LOG2E : 0.0f;
+    facts->log_sum[i] = exists ? lse[(b * p.H + h) * p.T + t0 + i] : 0.0f;
     facts->dot[i] = exists ? delta[(b * p.H + h) * p.T + t0 + i] : 0.0f;
-    facts->first[i] = first_key(p, b, t0 + i);
+    facts->position[i] = !exists ? 0 : p.positions ? p.positions[b * p.T + t0 + i] : t0 + i;
 }
 
 /* The tile of queries behind (i, t0): the i-th head that reads the block's `keys` keys, from token t0 on. A head's
@@ -160,9 +163,17 @@ __device__ __forceinline__ void hide_scores(float (&z)[M][KEYS / 8][4], const in
     }
 }
 
-/* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? */
-__device__ __forceinline__ bool back_masks(const query_facts &facts, int j0, int keys, int t0) {
-    return t0 < j0 + keys - 1 || facts.first[BACK_QUERIES - 1] > j0;
+/* How many keys before its own the token at a position sees; those before the row are none. */
+__device__ __forceinline__ int seen_before(const attention_problem &p, int position) {
+    return min(position, (int)p.window - 1);
+}
+
+/* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? First keys never decrease, so the
+ * last query's decides; beyond the row, where rows are zeros and add nothing, it sees less than those before it. */
+__device__ __forceinline__ bool back_masks(const query_facts &facts, const attention_problem &p, int j0, int keys,
+                                           int t0) {
+    int last = BACK_QUERIES - 1;
+    return t0 < j0 + keys - 1 || t0 + last - seen_before(p, facts.position[last]) > j0;
 }
 
 /* Transposed scores of a warp's 16 keys with a tile of queries become probabilities: COUNT of a lane's from FROM on. */
@@ -171,20 +182,24 @@ __device__ __forceinline__ void raise_back_scores(float (&z)[BACK_QUERIES / 8][4
                                                   float scale) {
 #pragma unroll
     for (int n = FROM / 4; n < (FROM + COUNT) / 4; n++) {
-        float2 log_sum = two_facts(facts.log_sum, 8 * n + threadIdx.x % 4 * 2);
+        float2 log_sum = two_facts(facts.log_sum, n);
+        float log2_sum[2] = {log_sum.x * LOG2E, log_sum.y * LOG2E};
 #pragma unroll
-        for (int i = 0; i < 4; i++) z[n][i] = power_of_two(z[n][i] * scale - (i % 2 ? log_sum.y : log_sum.x));
+        for (int i = 0; i < 4; i++) z[n][i] = power_of_two(z[n][i] * scale - log2_sum[i % 2]);
     }
 }
 
 /* ... of which some are not seen; j: the lane's first key, t0: the first query. */
-__device__ __forceinline__ void hide_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts, int j,
-                                                 int t0) {
-    int lane = threadIdx.x % WARP;
+__device__ __forceinline__ void hide_back_scores(float (&z)[BACK_QUERIES / 8][4], const query_facts &facts,
+                                                 const attention_problem &p, int j, int t0) {
+    int before = t0 + threadIdx.x % 4 * 2 - j; /* so far lies the key before the lane's first query */
 #pragma unroll
-    for (int i = 0; i < BACK_QUERIES / 2; i++) {
-        int c = i / 4 * 8 + 2 * (lane % 4) + i % 2, key = j + i / 2 % 2 * 8;
-        if (key < facts.first[c] || key > t0 + c) z[i / 4][i % 4] = 0.0f;
+    for (int n = 0; n < BACK_QUERIES / 8; n++) {
+        int2 position = two_facts(facts.position, n);
+        int seen[2] = {seen_before(p, position.x), seen_before(p, position.y)};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if ((unsigned)(before + 8 * n + i % 2 - i / 2 * 8) > (unsigned)seen[i % 2]) z[n][i] = 0.0f;
     }
 }
 
@@ -194,7 +209,7 @@ __device__ __forceinline__ void take_back_gradients(float (&dz)[BACK_QUERIES / 8
                                                     const query_facts &facts) {
 #pragma unroll
     for (int n = 0; n < BACK_QUERIES / 8; n++) {
-        float2 dot = two_facts(facts.dot, 8 * n + threadIdx.x % 4 * 2);
+        float2 dot = two_facts(facts.dot, n);
 #pragma unroll
         for (int i = 0; i < 4; i++) dz[n][i] = z[n][i] * (dz[n][i] - (i % 2 ? dot.y : dot.x));
     }

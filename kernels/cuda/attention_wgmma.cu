@@ -349,18 +349,11 @@ template <int TILES> struct query_loads {
         start_rows(slot, query, x.q.step, there, p.P);
         start_rows(slot + TILES * TILE, dout, douts.step, there, p.P);
         cp_async<4>(threadIdx.x < BACK_QUERIES ? &facts.log_sum[i] : &facts.dot[i], fact, bytes);
-        if (p.positions && threadIdx.x < BACK_QUERIES)
-            cp_async<4>(&facts.first[i], p.positions + b * p.T + t0 + i, bytes);
+        if (threadIdx.x >= BACK_QUERIES) return;
+        if (p.positions) cp_async<4>(&facts.position[i], p.positions + b * p.T + t0 + i, bytes);
+        else facts.position[i] = t0 + i;
     }
 };
-
-/* What came of facts becomes what they are. */
-__device__ __forceinline__ void finish_facts(query_facts &facts, const attention_problem &p, int64_t b, int t0) {
-    int i = threadIdx.x;
-    if (i >= BACK_QUERIES) return;
-    facts.log_sum[i] *= LOG2E;
-    facts.first[i] = first_key(p, b, t0 + i, p.positions ? facts.first[i] : t0 + i);
-}
 
 /* The sums of a tile go on behind the next one's scores, as above. Of three slots, that of the tile before last is
  * free; of two, that of the tile before when all have waited for its sums. */
@@ -389,7 +382,6 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
         const query_facts &its = facts[turn];
         cp_async_commit();
         cp_async_wait<0>();
-        finish_facts(facts[turn], p, b, now);
         shared_for_products();
         __syncthreads();
         float z[8][4], dz[8][4];
@@ -420,7 +412,7 @@ wgmma_dkv_kernel(attention_rows<bf16> dk, attention_rows<bf16> dv, attention_row
             loads.start(slots + turn * SLOT, facts[turn], x, dout, p, b);
         }
         raise_back_scores<16, 16>(z, its, p.scale * LOG2E);
-        if (back_masks(its, j0, KEYS, now)) hide_back_scores(z, its, j0 + row + lane / 4, now);
+        if (back_masks(its, p, j0, KEYS, now)) hide_back_scores(z, its, p, j0 + row + lane / 4, now);
         products_wait<0>();
         arrived(dz);
         take_back_gradients(dz, z, its);
