@@ -18,7 +18,9 @@
  *   ldmatrix_x2 with lane l giving (row n = l % 8, k = 8 (l / 8 % 2)) loads b from memory that is n x k;
  *   ldmatrix_x2_transposed with lane l giving (row k = l % 16, n = 0) loads b from memory that is k x n.
  *
- * Every lane of a warp takes part in mma and ldmatrix.
+ * An 8 x 8 matrix that a warp has in a register each, as ldmatrix gives it, is turned over by transposed.
+ *
+ * Every lane of a warp takes part in mma, ldmatrix and transposed.
  */
 #ifndef RIVERRUN_CUDA_MMA_CUH
 #define RIVERRUN_CUDA_MMA_CUH
@@ -91,6 +93,13 @@ __device__ __forceinline__ void ldmatrix_x2_transposed(uint32_t (&to)[2], const 
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                  : "=r"(to[0]), "=r"(to[1])
                  : "r"(shared_address(shared)));
+}
+
+/* Row g, columns 2q and 2q+1 of a matrix, for column g, rows 2q and 2q+1. */
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+    uint32_t to;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(pair));
+    return to;
 }
 
 /* Copy SIZE = 4, 8 or 16 bytes without waiting, both addresses aligned to them; only the first `bytes` are read, zeros

@@ -121,7 +121,7 @@ __device__ __forceinline__ void state_write(const ssd_state &state, __nv_bfloat1
     for (int k = 0; k < SSD_TILES; k += 2)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const float *left = state.s[k] + 2 * h, *right = state.s[k + 1] + 2 * h;
+            const float *left = state.tile(k) + 2 * h, *right = state.tile(k + 1) + 2 * h;
             uint2 four = row_of_16(pack_bf16(left[0], left[1]), pack_bf16(right[0], right[1]), lane);
             *reinterpret_cast<uint2 *>(to + 8 * h * SSD_N + 8 * k) = four;
         }

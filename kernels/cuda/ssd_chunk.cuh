@@ -136,10 +136,34 @@ __device__ __forceinline__ float decay_between(int i, float log_i, float run_i, 
 
 /* --- states ------------------------------------------------------------------------------------------------------- */
 
-/* A warp's 16 rows of a state, from row 16 warp on: tile k has columns 8k .. 8k+7. */
-struct ssd_state {
-    float s[SSD_TILES][4];
+/* Of 16 tokens from k on, as mma's fragment a of a matrix rows x tokens: each times its factor, which is one array's,
+ * or the product of TWO. */
+template <bool TWO>
+__device__ __forceinline__ void tokens_scale(uint32_t (&a)[4], const float *factor, const float *second, int k,
+                                             int lane) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float2 f = two_at(factor, k + 8 * h + lane % 4 * 2);
+        if (TWO) {
+            float2 more = two_at(second, k + 8 * h + lane % 4 * 2);
+            f.x *= more.x, f.y *= more.y;
+        }
+        a[2 * h] = pack_bf16(f.x * low_bf16(a[2 * h]), f.y * high_bf16(a[2 * h]));
+        a[2 * h + 1] = pack_bf16(f.x * low_bf16(a[2 * h + 1]), f.y * high_bf16(a[2 * h + 1]));
+    }
+}
 
+/* A warp's 16 rows of a state, from row 16 warp on: tile k has columns 8k .. 8k+7. In two halves, which are what
+ * products of warpgroups take as sums. */
+struct ssd_state {
+    float s[2][SSD_TILES / 2][4];
+
+    __device__ __forceinline__ float (&tile(int k))[4] {
+        return s[k / (SSD_TILES / 2)][k % (SSD_TILES / 2)];
+    }
+    __device__ __forceinline__ const float (&tile(int k) const)[4] {
+        return s[k / (SSD_TILES / 2)][k % (SSD_TILES / 2)];
+    }
     /* f(element, row, column) for all elements that exist. */
     template <class F> __device__ __forceinline__ void each(const ssd_chunked &p, F f) {
         int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16 + lane / 4, column = lane % 4 * 2;
@@ -148,18 +172,24 @@ struct ssd_state {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int64_t i = row + e / 2 * 8, n = 8 * k + column + e % 2;
-                if (i < p.P && n < p.N) f(s[k][e], i * p.N + n);
+                if (i < p.P && n < p.N) f(tile(k)[e], i * p.N + n);
             }
     }
     __device__ __forceinline__ void load(const ssd_chunked &p, const float *from) {
 #pragma unroll
         for (int k = 0; k < SSD_TILES; k++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) s[k][e] = 0.0f;
+            for (int e = 0; e < 4; e++) tile(k)[e] = 0.0f;
         if (from) each(p, [&](float &v, int64_t offset) { v = from[offset]; });
     }
     __device__ __forceinline__ void store(const ssd_chunked &p, float *to) {
         each(p, [&](float &v, int64_t offset) { to[offset] = v; });
+    }
+    __device__ __forceinline__ void scale(float pass) {
+#pragma unroll
+        for (int k = 0; k < SSD_TILES; k++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) tile(k)[e] *= pass;
     }
     /* s = pass s + sum_j factor_j rows_j columns_j^T, the factors being one array, or the product of TWO. */
     template <bool TWO>
@@ -167,29 +197,17 @@ struct ssd_state {
                                            const float *factor, const float *second) {
         int lane = threadIdx.x % WARP, row = threadIdx.x / WARP * 16;
         int of_rows = right_down<SSD_P>(0, row, lane), of_columns = down_right<SSD_N>(0, 0, lane);
-#pragma unroll
-        for (int k = 0; k < SSD_TILES; k++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) s[k][e] *= pass;
+        scale(pass);
 #pragma unroll
         for (int k = 0; k < SSD_CHUNK; k += 16) {
             uint32_t a[4];
             ldmatrix_x4_transposed(a, rows.from(of_rows, k, 0));
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float2 f = two_at(factor, k + 8 * h + lane % 4 * 2);
-                if (TWO) {
-                    float2 more = two_at(second, k + 8 * h + lane % 4 * 2);
-                    f.x *= more.x, f.y *= more.y;
-                }
-                a[2 * h] = pack_bf16(f.x * low_bf16(a[2 * h]), f.y * high_bf16(a[2 * h]));
-                a[2 * h + 1] = pack_bf16(f.x * low_bf16(a[2 * h + 1]), f.y * high_bf16(a[2 * h + 1]));
-            }
+            tokens_scale<TWO>(a, factor, second, k, lane);
 #pragma unroll
             for (int n = 0; n < SSD_TILES; n += 2) {
                 uint32_t b[4];
                 ldmatrix_x4_transposed(b, columns.from(of_columns, k, 8 * n));
-                mma_two(s[n], s[n + 1], a, b);
+                mma_two(tile(n), tile(n + 1), a, b);
             }
         }
     }

@@ -16,27 +16,20 @@
  * Account, B 8, T 2048, H 64, P 64, N 128, bf16: bytes 134 MB of x, 134 of y, the rest from the L2 cache: 0.07 ms at
  * 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 600 products m16n8k16, 900 clocks; 250 KB in and out of
  * shared memory, most of it fragments of b and c, which all four warps read: 2,000 clocks, 0.14 ms at 1.8 GHz; 6,000
- * instructions of warps, 1,500 clocks. Expected: 0.2 ms, by shared memory (products by whole warp groups of sm_90,
- * which read operands once, would lift that).
+ * instructions of warps, 1,500 clocks. Expected: 0.2 ms, by shared memory. On Hopper ssd_wgmma_forward.cu takes its
+ * place, whose products read operands once.
  *
  * Reproducible: every sum has its order from the shape.
  */
-#include "kernels/cuda/ssd_chunk.cuh"
+#include "kernels/cuda/shared.cuh"
+#include "kernels/cuda/ssd_chunk_forward.cuh"
 
 enum { THREADS = SSD_WALKERS * WARP };
-
-/* C B^T of a chunk as the accumulators of the warps that made it: of 16 tokens and 8 columns, four elements a lane. */
-enum { PRODUCTS = 4 * 8 * WARP };
 
 struct forward_room {
     shared_tile<SSD_P> x, weights;
     shared_tile<SSD_N> b, c;
     ssd_factors factors[2];
-};
-
-struct forward_views {
-    ssd_rows y, x, b, c;
-    const float *d;
 };
 
 /* Sizes in floats: the factors, the products, then the carries where nothing is saved, then the decays of segments. */
@@ -89,33 +82,6 @@ ssd_products_kernel(float4 *products, ssd_rows b, ssd_rows c, ssd_chunked p) {
         if (n / 2 <= warp) products[n * WARP] = make_float4(cb[n][0], cb[n][1], cb[n][2], cb[n][3]);
 }
 
-/* Step 1 for one of the four times 16 tokens. */
-__device__ __forceinline__ void weights_store(shared_tile<SSD_P> &weights, const ssd_factors &f, const float4 *products,
-                                              int tile, int lane) {
-    products += tile * 8 * WARP + lane;
-    int i[2] = {16 * tile + lane / 4, 16 * tile + lane / 4 + 8};
-    float log[2] = {f.log[i[0]], f.log[i[1]]}, run[2] = {f.run[i[0]], f.run[i[1]]};
-#pragma unroll
-    for (int n0 = 0; n0 < 8; n0 += 4) { /* four on their way at once: registers */
-        float4 cb[4];
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            if ((n0 + n) / 2 <= tile) cb[n] = products[(n0 + n) * WARP];
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-            if ((n0 + n) / 2 > tile) continue;
-            int j = 8 * (n0 + n) + lane % 4 * 2;
-            float2 logs = two_at(f.log, j), runs = two_at(f.run, j), dt = two_at(f.dt, j);
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float left = decay_between(i[h], log[h], run[h], j, logs.x, runs.x) * dt.x;
-                float right = decay_between(i[h], log[h], run[h], j + 1, logs.y, runs.y) * dt.y;
-                weights.pair(i[h], j) = pack_bf16((h ? cb[n].z : cb[n].x) * left, (h ? cb[n].w : cb[n].y) * right);
-            }
-        }
-    }
-}
-
 /* Step 2 for the columns from p0 on; `to` is the chunk's first token in y. */
 template <bool ALIGNED>
 __device__ __forceinline__ void outputs_store(forward_room &room, const float *enter, const ssd_state &state,
@@ -126,7 +92,7 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const float *e
     int of_x = down_right<SSD_P>(0, p0, lane);
 #pragma unroll
     for (int k = 0; k < SSD_TILES; k += 2) {
-        const float *left = state.s[k], *right = state.s[k + 1];
+        const float *left = state.tile(k), *right = state.tile(k + 1);
         uint32_t b[4] = {pack_bf16(left[0], left[1]), pack_bf16(right[0], right[1]), pack_bf16(left[2], left[3]),
                          pack_bf16(right[2], right[3])};
 #pragma unroll
@@ -165,42 +131,39 @@ __device__ __forceinline__ void outputs_store(forward_room &room, const float *e
     }
 }
 
-/* Grid: (heads, segments, batch rows). entering (B, segments, H, P, N) or NULL. */
-template <bool ALIGNED>
-__global__ void __launch_bounds__(THREADS, 4)
-ssd_chunk_forward_kernel(forward_views v, float *final, const float *entering, const ssd_factors *factors,
-                         const float4 *products, ssd_chunked p) {
+/* Grid: (heads, segments, batch rows). */
+template <bool ALIGNED> __global__ void __launch_bounds__(THREADS, 4) ssd_chunk_forward_kernel(forward_problem f) {
     DYNAMIC_SHARED(char, memory);
     forward_room &room = *reinterpret_cast<forward_room *>(memory);
-    int64_t head = blockIdx.x, segment = blockIdx.y, row = blockIdx.z, size = p.P * p.N, group = head / (p.H / p.G);
-    int64_t first = segment * p.per_segment, end = at_most(first + p.per_segment, p.chunks);
+    const ssd_chunked &p = f.p;
+    forward_place at = forward_place_of(p);
     int lane = threadIdx.x % WARP, warp = warp_of_block();
-    float skip = v.d ? v.d[head] : 0;
+    float skip = f.d ? f.d[at.head] : 0;
     ssd_state state;
-    state.load(p, entering ? entering + ((row * p.segments + segment) * p.H + head) * size : NULL);
-    factors += (row * p.chunks + first) * p.H + head, products += (row * p.chunks * p.G + group) * PRODUCTS;
-    factors_load<THREADS>(room.factors[0], factors);
+    state.load(p, f.entering ? f.entering + at.of_segment * p.P * p.N : NULL);
+    factors_load<THREADS>(room.factors[0], f.factors + at.of_factors(p, at.first));
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
-    for (int64_t chunk = first; chunk < end; chunk++) {
-        int64_t t0 = chunk * SSD_CHUNK;
-        const ssd_factors &f = room.factors[(chunk - first) % 2];
-        tile_load<THREADS, ALIGNED>(room.x, v.x, row, head, t0, p.T);
-        tile_load<THREADS, ALIGNED>(room.c, v.c, row, group, t0, p.T);
-        tile_load<THREADS, ALIGNED>(room.b, v.b, row, group, t0, p.T);
-        factors += p.H;
-        if (chunk + 1 < end) factors_load<THREADS>(room.factors[(chunk + 1 - first) % 2], factors);
+    for (int64_t chunk = at.first; chunk < at.end; chunk++) {
+        int64_t t0 = chunk * SSD_CHUNK, k = chunk - at.first;
+        const ssd_factors &now = room.factors[k % 2];
+        tile_load<THREADS, ALIGNED>(room.x, f.x, at.row, at.head, t0, p.T);
+        tile_load<THREADS, ALIGNED>(room.c, f.c, at.row, at.group, t0, p.T);
+        tile_load<THREADS, ALIGNED>(room.b, f.b, at.row, at.group, t0, p.T);
+        if (chunk + 1 < at.end)
+            factors_load<THREADS>(room.factors[(k + 1) % 2], f.factors + at.of_factors(p, chunk + 1));
         cp_async_commit();
-        weights_store(room.weights, f, products + chunk * p.G * PRODUCTS, (warp + (int)chunk) % SSD_WALKERS, lane);
+        weights_store(room.weights, now, f.products + at.of_products(p, chunk), (warp + (int)chunk) % SSD_WALKERS,
+                      lane);
         cp_async_wait<0>();
         __syncthreads();
-        outputs_store<ALIGNED>(room, f.enter, state, v.y.data + row * v.y.row + t0 * v.y.step + head * v.y.width,
-                               v.y.step, (int)at_most(p.T - t0, SSD_CHUNK), v.y.width, skip, 16 * warp, lane);
-        state.update<true>(room.x, room.b, f.enter[SSD_CHUNK - 1], f.leave, f.dt);
+        outputs_store<ALIGNED>(room, now.enter, state, f.y.data + at.of_outputs(f.y, t0), f.y.step,
+                               (int)at_most(p.T - t0, SSD_CHUNK), f.y.width, skip, 16 * warp, lane);
+        state.update<true>(room.x, room.b, now.enter[SSD_CHUNK - 1], now.leave, now.dt);
         __syncthreads();
     }
-    if (final && end == p.chunks) state.store(p, final + (row * p.H + head) * size);
+    if (f.final && at.end == p.chunks) state.store(p, f.final + (at.row * p.H + at.head) * p.P * p.N);
 }
 
 void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, tensor x, tensor dt, tensor a, tensor b,
@@ -220,13 +183,15 @@ void ssd_chunk_forward(struct device *dev, tensor y, tensor final, void *saved, 
         ssd_carry_segments(dev, carries, decays, walk, entering, p, false);
         entering = carries;
     }
-    forward_views v = {ssd_rows_of(y), ssd_rows_of(x), ssd_rows_of(b), ssd_rows_of(c), data_of<float>(d)};
+    forward_problem f = {p, ssd_rows_of(y), ssd_rows_of(x), ssd_rows_of(b), ssd_rows_of(c), data_of<float>(d), entering,
+                         data_of<float>(final), factors, products};
     int size = (int)sizeof(forward_room), two = 2 * (int)sizeof(shared_tile<SSD_N>);
-    bool aligned = v.y.aligned && v.x.aligned && v.b.aligned && v.c.aligned;
+    bool aligned = f.y.aligned && f.x.aligned && f.b.aligned && f.c.aligned;
     LAUNCH(dev, (aligned ? ssd_products_kernel<true> : ssd_products_kernel<false>),
-           dim3((unsigned)p.G, (unsigned)p.chunks, (unsigned)p.B), THREADS, two, products, v.b, v.c, p);
+           dim3((unsigned)p.G, (unsigned)p.chunks, (unsigned)p.B), THREADS, two, products, f.b, f.c, p);
+    dim3 grid((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B);
+    if (aligned && ssd_wgmma_forward(dev, f, grid)) return;
     auto kernel = aligned ? ssd_chunk_forward_kernel<true> : ssd_chunk_forward_kernel<false>;
-    cuda_expect(dev, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size), "ssd_forward");
-    LAUNCH(dev, kernel, dim3((unsigned)p.H, (unsigned)p.segments, (unsigned)p.B), THREADS, size, v,
-           data_of<float>(final), entering, factors, products, p);
+    allow_shared(dev, kernel, (size_t)size, "ssd_forward");
+    LAUNCH(dev, kernel, grid, THREADS, size, f);
 }

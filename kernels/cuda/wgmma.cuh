@@ -91,6 +91,15 @@ __device__ __forceinline__ void product_of_rows(float (&d)[8][4], matrix a, matr
                  : "l"(a), "l"(b), "r"((int)add));
 }
 
+/* a from registers, b by rows. */
+__device__ __forceinline__ void product_of_rows(float (&d)[8][4], const uint32_t (&a)[4], matrix b, bool add) {
+    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %37, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", {%32,%33,%34,%35}, %36, add, 1, "
+                 "1, 0;\n\t}"
+                 : WGMMA_REGISTERS
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+}
+
 /* a from registers, b by columns; d is added to. */
 __device__ __forceinline__ void product_of_columns(float (&d)[8][4], const uint32_t (&a)[4], matrix b) {
     asm volatile("{\n\t.reg .pred add;\n\tsetp.eq.b32 add, 0, 0;\n\t"

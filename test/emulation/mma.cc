@@ -83,6 +83,16 @@ void fragments_x2_transposed(void **all) {
     load(all, 2, true);
 }
 
+void fragment_turned(void **all) {
+    uint16_t matrix[8][8];
+    for (int l = 0; l < WARP_LANES; l++)
+        for (int e = 0; e < 2; e++) matrix[l / 4][l % 4 * 2 + e] = (uint16_t)(*(uint32_t *)all[l] >> 16 * e);
+    for (int l = 0; l < WARP_LANES; l++) {
+        int g = l / 4, q = l % 4;
+        *(uint32_t *)all[l] = (uint32_t)matrix[2 * q + 1][g] << 16 | matrix[2 * q][g];
+    }
+}
+
 /* --- products of a warpgroup -------------------------------------------------------------------------------------- */
 
 /* What a warp asked for: its lanes' operands, round by round. */

@@ -27,6 +27,7 @@ void fragments_x4(void **all);
 void fragments_x2(void **all);
 void fragments_x4_transposed(void **all);
 void fragments_x2_transposed(void **all);
+void fragment_turned(void **all); /* each lane's register, in place */
 
 static inline void load_fragments(const char *what, uint32_t *to, const void *row, meeting *work) {
     fragment mine = {to, row};
@@ -59,6 +60,11 @@ static inline void ldmatrix_x4_transposed(uint32_t (&to)[4], const void *shared)
 
 static inline void ldmatrix_x2_transposed(uint32_t (&to)[2], const void *shared) {
     emulation::load_fragments("ldmatrix_x2_transposed", to, shared, emulation::fragments_x2_transposed);
+}
+
+static inline uint32_t transposed(uint32_t pair) {
+    emulation::meet("transposed", emulation::ALL_LANES, &pair, emulation::fragment_turned, true);
+    return pair;
 }
 
 template <int SIZE> static inline void cp_async(void *shared, const void *global, int bytes = SIZE) {

@@ -67,6 +67,11 @@ static inline void product_of_rows(float (&d)[8][4], matrix a, matrix b, bool ad
     emulation::meet("product_of_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
+static inline void product_of_rows(float (&d)[8][4], const uint32_t (&a)[4], matrix b, bool add) {
+    emulation::group_product mine = {d, a, {}, b, false, add};
+    emulation::meet("product_of_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
+}
+
 static inline void product_of_columns(float (&d)[8][4], const uint32_t (&a)[4], matrix b) {
     emulation::group_product mine = {d, a, {}, b, true, true};
     emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
