@@ -7,6 +7,7 @@
 #include "test/support_checkpoint.h"
 #include "test/support_ranks.h"
 #include "train/checkpoint_internal.h"
+#include "train/run_directory.h"
 #include <limits.h>
 #include <math.h>
 #include <sys/stat.h>
@@ -296,6 +297,40 @@ static void a_run_that_was_set_back(void **state) {
     parts_close(&p);
 }
 
+/* Killed before `latest` was made, or copied without links: the newest step counts, by its number. A `latest` that is
+ * no link, as copies have it that follow links, is refused. */
+static void a_run_without_latest(void **state) {
+    (void)state;
+    struct parts p;
+    error err = {0};
+    bool has;
+    char sentence[1000];
+    struct checkpoint *c;
+    parts_open(&p, &one, PRECISION_F32, parts_text);
+    assert_int_equal(run_has_checkpoint(&has, at("unlinked"), &err), 0);
+    assert_false(has);
+    must_save(&p, at("unlinked"), 99999998, 0);
+    must_save(&p, at("unlinked"), 100000000, 0);
+    must_save(&p, at("unlinked"), 99999999, 0);
+    assert_int_equal(unlink(at("unlinked/latest")), 0);
+    assert_int_equal(file_make_directories(at("unlinked/step-best"), &err), 0);
+    assert_int_equal(run_has_checkpoint(&has, at("unlinked"), &err), 0);
+    assert_true(has);
+    expect_step(&p, at("unlinked"), 100000000);
+    must_save(&p, at("unlinked"), 100000001, 0);
+    assert_string_equal(latest(at("unlinked")), "step-100000001");
+    expect_step(&p, at("unlinked"), 100000001);
+
+    assert_int_equal(unlink(at("unlinked/latest")), 0);
+    assert_int_equal(file_make_directories(at("unlinked/latest"), &err), 0);
+    snprintf(sentence, sizeof sentence,
+             "%s is no link, as it is where riverrun saves; remove it, and the run stands at its newest checkpoint, "
+             "step-100000001",
+             at("unlinked/latest"));
+    unit_expect(checkpoint_open(&c, at("unlinked"), &err), &err, ERROR_INPUT, sentence);
+    parts_close(&p);
+}
+
 static void the_same_step_twice(void **state) {
     (void)state;
     struct parts p;
@@ -545,6 +580,7 @@ int main(void) {
         cmocka_unit_test(the_newest_are_kept),
         cmocka_unit_test(what_is_not_ours_stays),
         cmocka_unit_test(a_run_that_was_set_back),
+        cmocka_unit_test(a_run_without_latest),
         cmocka_unit_test(the_same_step_twice),
         cmocka_unit_test(damage_of_every_file_is_told),
         cmocka_unit_test(damage_of_the_manifest_is_told),

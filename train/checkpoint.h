@@ -10,7 +10,7 @@
  *
  * Saving: everything goes to RUN/tmp-step-..., is synced, re-read and compared by checksum, renamed; then `latest`
  * moves; then old ones go. A kill at any moment leaves `latest` pointing to a complete checkpoint, or absent before the
- * first save.
+ * first save. A run without it (killed just there, or copied without links) stands at its newest step.
  */
 #ifndef RIVERRUN_CHECKPOINT_H
 #define RIVERRUN_CHECKPOINT_H
@@ -21,6 +21,8 @@
 #include "train/comm.h"
 #include "train/ladder.h"
 #include "train/optimizer.h"
+
+enum { LIMIT_STEP_NAME = 32 }; /* bytes of step-N, its end included: N has at most 18 digits */
 
 /* The trainer's own state: where a run stands. */
 struct trainer_state {
@@ -47,9 +49,13 @@ int checkpoint_save(const char *run, const struct trainer_state *state, struct m
  * it. */
 int checkpoint_prune(const char *run, int64_t step, int64_t keep, error *err);
 
+/* The name of the newest step-N in a run's directory, by its number; "" where there is none, or no directory. */
+int checkpoint_newest(const char *run, char name[LIMIT_STEP_NAME], error *err);
+
 /* A model directory, opened for reading: one of ours (config.ini, trainer.json, every checksum verified) or any
  * directory that transformers could open and riverrun has the architecture of (config.json + model.safetensors, sharded
- * or not). `path` may also be a run's directory: then its `latest`, which is looked up once. */
+ * or not). `path` may also be a run's directory: then its `latest`, which is looked up once, or without it its newest
+ * step. */
 struct checkpoint;
 int checkpoint_open(struct checkpoint **c, const char *path, error *err);
 void checkpoint_close(struct checkpoint *c);

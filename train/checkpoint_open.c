@@ -20,19 +20,35 @@ static bool is_link(const char *path) {
     return readlink(path, target, sizeof target) >= 0;
 }
 
-/* `path`, or what its `latest` points to, without links in it: the directory stays the same one should `latest` move.
- */
+/* Where the run in `path` stands: what its `latest` points to or, where a kill or a copy left no `latest`, its newest
+ * step. `path` itself where it is no run's directory. */
+static int find_in_run(char out[LIMIT_PATH], const char *path, error *err) {
+    char name[LIMIT_STEP_NAME];
+    TRY(file_join(out, LIMIT_PATH, path, "latest", err));
+    if (is_link(out)) {
+        return file_is_directory(out) ? 0 : error_input(err, "%s points to a directory that is not there", out);
+    }
+    TRY(checkpoint_newest(path, name, err));
+    if (name[0] && file_exists(out)) {
+        return error_input(err,
+                           "%s is no link, as it is where riverrun saves; remove it, and the run stands at its newest "
+                           "checkpoint, %s",
+                           out, name);
+    }
+    return name[0] ? file_join(out, LIMIT_PATH, path, name, err) : file_join(out, LIMIT_PATH, path, ".", err);
+}
+
+/* `path`, or where the run in it stands, without links in it: the directory stays the same one should `latest` move. */
 static int resolve(char out[LIMIT_PATH], const char *path, error *err) {
-    char latest[LIMIT_PATH];
+    char inside[LIMIT_PATH];
     if (!file_exists(path)) return error_input(err, "there is no checkpoint %s", path);
     if (!file_is_directory(path)) {
         return error_input(err, "%s is a file; a checkpoint is a directory, such as the one that this file is in",
                            path);
     }
-    TRY(file_join(latest, sizeof latest, path, "latest", err));
-    if (!holds(path, "config.json") && is_link(latest)) {
-        if (!file_is_directory(latest)) return error_input(err, "%s points to a directory that is not there", latest);
-        path = latest;
+    if (!holds(path, "config.json")) {
+        TRY(find_in_run(inside, path, err));
+        path = inside;
     }
     char *resolved = realpath(path, NULL);
     if (!resolved) return error_system(err, "cannot find out where %s is: %s", path, strerror(errno));

@@ -28,7 +28,7 @@
 struct save { /* of rank 0 */
     const char *run;
     const struct trainer_state *state;
-    char name[32];         /* step-NNNNNNNN */
+    char name[LIMIT_STEP_NAME]; /* step-NNNNNNNN */
     char path[LIMIT_PATH]; /* RUN/step-NNNNNNNN */
     struct model_directory directory;
 };
@@ -303,6 +303,22 @@ static int64_t step_of(const char *name) {
 static int compare_steps(const void *a, const void *b) {
     int64_t x = step_of(*(char *const *)a), y = step_of(*(char *const *)b);
     return x < y ? 1 : x > y ? -1 : 0; /* newest first, other names last */
+}
+
+int checkpoint_newest(const char *run, char name[LIMIT_STEP_NAME], error *err) {
+    char **names;
+    size_t count;
+    int64_t newest = -1;
+    name[0] = 0;
+    if (!file_is_directory(run)) return 0;
+    TRY(file_list(run, "", &names, &count, err));
+    for (size_t i = 0; i < count; i++) {
+        if (step_of(names[i]) <= newest) continue;
+        newest = step_of(names[i]);
+        snprintf(name, LIMIT_STEP_NAME, "%s", names[i]);
+    }
+    file_list_free(names, count);
+    return 0;
 }
 
 static int remove_checkpoint(const char *run, const char *name, error *err) {

@@ -4,6 +4,7 @@
 
 #include "common/file.h"
 #include "common/limits.h"
+#include "train/checkpoint.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -42,11 +43,15 @@ void run_unlock(int descriptor) {
     if (descriptor >= 0) close(descriptor);
 }
 
-bool run_has_checkpoint(const char *run) {
-    char path[LIMIT_PATH];
-    error ignored = {0};
+int run_has_checkpoint(bool *has, const char *run, error *err) {
+    char path[LIMIT_PATH], newest[LIMIT_STEP_NAME];
     struct stat about;
-    return file_join(path, sizeof path, run, "latest", &ignored) == 0 && lstat(path, &about) == 0;
+    TRY(file_join(path, sizeof path, run, "latest", err));
+    *has = lstat(path, &about) == 0;
+    if (*has) return 0;
+    TRY(checkpoint_newest(run, newest, err));
+    *has = newest[0] != 0;
+    return 0;
 }
 
 int run_write_config(const char *run, const char *text, error *err) {

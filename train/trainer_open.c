@@ -115,8 +115,11 @@ static int check_inputs(struct trainer *t, error *err) {
     if (t->eval.window == 0) t->eval.window = t->data.valid ? evaluate_window(t->data.valid, o->data.T) : o->data.T;
     if (t->eval.batch > t->micro_batch) t->eval.batch = t->micro_batch;
     if (t->data.valid) TRY(evaluate_check(t->data.valid, "data.valid", &t->eval, err));
+    if (!o->train.init[0]) return 0;
     /* A directory with a checkpoint goes on from that; then train.init has had its effect already. */
-    if (!o->train.init[0] || run_has_checkpoint(o->train.out)) return 0;
+    bool goes_on;
+    TRY(run_has_checkpoint(&goes_on, o->train.out, err));
+    if (goes_on) return 0;
     if (checkpoint_open(&t->from, o->train.init, err) != 0) return error_context(err, "train.init");
     return check_tokenizer(t, t->from, err);
 }
@@ -127,7 +130,9 @@ static int lock_if_there(struct trainer *t, error *err) {
     const char *run = t->options.train.out;
     if (t->comm->rank != 0 || !file_is_directory(run)) return 0;
     TRY(run_lock(&t->lock, run, err));
-    if (t->options.train.resume || !run_has_checkpoint(run)) return 0;
+    /* Rank 0 looks, so that all ranks see the same. */
+    TRY(run_has_checkpoint(&t->resumed, run, err));
+    if (t->options.train.resume || !t->resumed) return 0;
     return error_input(err,
                        "train.out = %s holds checkpoints and train.resume = false; choose another directory, or "
                        "train.resume=true to go on",
@@ -352,8 +357,6 @@ static int open_stages(struct trainer *t, error *err) {
     struct comm *comm = t->comm;
     TRY(comm_agree(comm, check_inputs(t, err), err));
     TRY(comm_agree(comm, lock_if_there(t, err), err));
-    /* Rank 0 looks, so that all ranks see the same. */
-    t->resumed = run_has_checkpoint(t->options.train.out);
     comm_broadcast(comm, &t->resumed, sizeof t->resumed, 0);
     TRY(comm_agree(comm, find_checkpoint(t, err), err));
     comm_broadcast(comm, &t->history, sizeof t->history, 0);
