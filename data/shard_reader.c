@@ -127,7 +127,9 @@ static bool printable(const char *text) {
 /* Is this a whole header of our version? */
 static int check_header_identity(const char *path, const struct shard_header *h, error *err) {
     if (memcmp(h->magic, SHARD_MAGIC, SHARD_MAGIC_BYTES) != 0) {
-        return error_input(err, "%s is no shard: its first bytes are not a shard's (did its writing not finish?)",
+        return error_input(err,
+                           "%s is no shard: its first bytes are not a shard's; riverrun tokenize makes shards of text "
+                           "(of one that it made, the writing was not finished)",
                            path);
     }
     if (h->version != SHARD_VERSION) {

@@ -76,6 +76,36 @@ static void *allocate(size_t count, size_t size, error *err) {
     return memory;
 }
 
+static bool has_option(const struct option *table, const char *key) {
+    for (const struct option *o = table; o->key; o++)
+        if (strcmp(o->key, key) == 0) return true;
+    return false;
+}
+
+/* The names of the mixers that have the option, with commas between them. */
+static void mixers_with(const char *key, char *out, size_t size) {
+    size_t used = 0;
+    out[0] = 0;
+    for (int i = 0; mixer_names[i]; i++) {
+        if (!has_option(mixer_find(mixer_names[i])->options, key) || used >= size) continue;
+        used += (size_t)snprintf(out + used, size - used, "%s%s", used ? ", " : "", mixer_names[i]);
+    }
+}
+
+/* Keys that only other mixers have, which would be called unknown: true, but no help to whom has changed the mixer. */
+static int refuse_others_keys(const struct mixer *mixer, const config *c, const char *section, error *err) {
+    char names[200];
+    for (int i = 0; mixer_names[i]; i++) {
+        for (const struct option *o = mixer_find(mixer_names[i])->options; o->key; o++) {
+            if (!config_has(c, section, o->key) || has_option(mixer->options, o->key)) continue;
+            mixers_with(o->key, names, sizeof names);
+            return error_input(err, "%s.%s means nothing with mixer = %s, but with %s; leave it out", section, o->key,
+                               mixer->name, names);
+        }
+    }
+    return 0;
+}
+
 static int bind_kind(struct block_kind *kind, config *c, const char *name, const struct layer_context *context,
                      error *err) {
     char section[PATTERN_NAME + 8];
@@ -88,6 +118,7 @@ static int bind_kind(struct block_kind *kind, config *c, const char *name, const
     if (!kind->mixer_options) return -1;
     TRY(config_bind(c, section, kind->mixer->options, kind->mixer_options, err));
     TRY(kind->mixer->check(kind->mixer_options, context, section, err));
+    TRY(refuse_others_keys(kind->mixer, c, section, err));
     if (kind->options.mlp == MLP_NONE) {
         /* Without the MLP its keys would be called unknown, which is true but no help. */
         for (const struct option *o = mixer_mlp.options; o->key; o++)

@@ -108,7 +108,7 @@ refuse_train 'head_dim' block.m.head_dim=7
 # What is wrong comes before what is left over.
 refuse_train "names the block x, but the config has no section \[block.x\]" model.pattern='m x'
 refuse_train '\[block.s\] is not used' model.pattern=m
-refuse_train 'has no option d_state; known are mixer, .*window' block.m.mixer=attention block.m.heads=4
+refuse_train 'block.m.d_state means nothing with mixer = attention, but with mamba, mamba2' block.m.mixer=attention block.m.heads=4
 refuse_train 'block.r.heads = 16 makes heads 1 wide.* the nearest number that does is 8' \
     model.pattern='m s r' block.r.mixer=rat block.r.heads=16
 usual=$RIVERRUN_DEVICE RIVERRUN_DEVICE=gpu

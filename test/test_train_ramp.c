@@ -133,7 +133,7 @@ static void test_split(void **state) {
 
 static void test_refused(void **state) {
     (void)state;
-    static const char *const stages[] = {"16*2", "4", "4*", "*4", "4*0", "0*4", "4*2x", "4*-2", "-4*2", "4x2", "4 *2",
+    static const char *const stages[] = {"4", "4*", "*4", "4*0", "0*4", "4*2x", "4*-2", "-4*2", "4x2", "4 *2",
                                          "4*2 8*1*3", "4*1000000000001", "4*99999999999999999999", "a"};
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
         char text[200];
@@ -141,6 +141,9 @@ static void test_refused(void **state) {
         options_refused(text,
                         "is no stage; write BATCH*STEPS, such as 128*2000, with a batch from 1 to train.batch = 8");
     }
+    options_refused("[ramp]\nstages = 4*2 16*2\n",
+                    "ramp.stages = 4*2 16*2 has a batch of 16, but a ramp leads up to train.batch = 8; give smaller "
+                    "ones, or ramp.stages= (nothing) for no ramp");
     options_refused("[ramp]\nstages = 4*2\nstart = 2\n", "ramp.stages = 4*2 says all of a ramp");
     options_refused("[ramp]\nsteps = 2\n", "ramp.start = 0 means no ramp");
     options_refused("[ramp]\nstart = 2\nincrement = 2\n", "ramp.start = 2 needs either ramp.steps or ramp.tokens");

@@ -38,7 +38,13 @@ static int read_stages(struct ramp *r, struct ramp_stage *next, const char *text
     static const char separators[] = " \t,";
     for (const char *at = text + strspn(text, separators); *at; at += strspn(at, separators)) {
         const char *item = at;
-        int64_t batch = read_count(&at, batch_most), steps = 0;
+        int64_t batch = read_count(&at, INT64_MAX), steps = 0;
+        if (batch > batch_most) {
+            return error_input(err,
+                               "ramp.stages = %.200s has a batch of %lld, but a ramp leads up to train.batch = %lld; "
+                               "give smaller ones, or ramp.stages= (nothing) for no ramp",
+                               text, (long long)batch, (long long)batch_most);
+        }
         if (batch > 0 && *at == '*') {
             at++;
             steps = read_count(&at, STEPS_MAX);
