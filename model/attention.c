@@ -317,6 +317,11 @@ static double attention_flops(const struct layer *layer, int64_t T) {
     return 2 * (double)s.D * (double)(s.E + s.HP) + 4 * (double)s.HP * keys;
 }
 
+static int64_t attention_context(const struct layer *layer) {
+    const struct attention_options *o = options_of(layer);
+    return o->window > 0 && o->window <= o->context ? 0 : o->context;
+}
+
 const struct mixer mixer_attention = {
     .name = "attention",
     .help = "Causal attention with rotary positions, over all or the last tokens (arXiv 1706.03762, 2104.09864).",
@@ -330,5 +335,6 @@ const struct mixer mixer_attention = {
     .backward = attention_backward,
     .step = attention_step,
     .state = attention_state,
+    .context = attention_context,
     .forward_flops = attention_flops,
 };

@@ -109,6 +109,10 @@ struct mixer {
      * dimension is the sequence, each on a multiple of ARENA_ALIGN bytes; returns how many, 0 = stateless. */
     int (*state)(const struct layer *layer, const struct ops *ops, int64_t B, void *memory, tensor views[MIXER_STATES]);
 
+    /* How many tokens a state holds, if a row of more would look back further; 0 if it forgets nothing that a row
+     * remembers. NULL: 0. */
+    int64_t (*context)(const struct layer *layer);
+
     /* How the recurrence of B sequences of T tokens is solved by the config alone (SOLVER_CHOSEN); NULL: the mixer
      * solves nothing. forward and carve ask for it by mixer_solver and mixer_solver_scratch. */
     struct cell_solver (*solver)(const struct layer *layer, const struct ops *ops, int64_t B, int64_t T);

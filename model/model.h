@@ -130,6 +130,9 @@ void model_init(struct model *m, uint64_t seed); /* the papers' initialisation *
 void model_read_param(const struct model *m, int index, void *values, enum dtype dtype);
 void model_write_param(struct model *m, int index, const void *values, enum dtype dtype);
 
+/* The layer whose state holds the fewest tokens (mixer->context), and how many; NULL where none forgets. */
+const struct layer *model_least_context(const struct model_config *mc, int64_t *tokens);
+
 /* Layers that solve a nonlinear recurrence are numbered from 0 in their order (layer.solver;
  * model_config.solver_count).
  * Each forward adds what their solvers say to the reports, which are in device memory and are zeroed by

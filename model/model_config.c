@@ -323,6 +323,18 @@ void model_config_free(struct model_config *mc) {
     free(mc);
 }
 
+const struct layer *model_least_context(const struct model_config *mc, int64_t *tokens) {
+    const struct layer *least = NULL;
+    for (int i = 0; i < mc->layer_count; i++) {
+        const struct layer *layer = &mc->layers[i];
+        int64_t here = layer->mixer->context ? layer->mixer->context(layer) : 0;
+        if (here == 0 || (least && here >= *tokens)) continue;
+        least = layer;
+        *tokens = here;
+    }
+    return least;
+}
+
 const struct layer *model_solver_layer(const struct model_config *mc, int solver) {
     int i = 0;
     ASSERT(solver >= 0 && solver < mc->solver_count);

@@ -264,6 +264,10 @@ static double rat_flops(const struct layer *layer, int64_t T) {
     return 2 * D * (double)(s.E + s.D) + 8 * D + 4 * D * (seen + 1);
 }
 
+static int64_t rat_context(const struct layer *layer) {
+    return ((const struct rat_options *)layer->options)->context;
+}
+
 const struct mixer mixer_rat = {
     .name = "rat",
     .help = "RAT: a gated recurrence within chunks, attention over their ends (arXiv 2507.04416).",
@@ -277,5 +281,6 @@ const struct mixer mixer_rat = {
     .backward = rat_layer_backward,
     .step = rat_layer_step,
     .state = rat_layer_state,
+    .context = rat_context,
     .forward_flops = rat_flops,
 };

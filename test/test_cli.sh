@@ -153,6 +153,14 @@ printf 'the ' > "$WORK/prompt"
 cmp -s "$WORK/first" "$WORK/out" || fail "the prompt on standard input gives another text"
 [ "$(wc -c < "$WORK/out")" -ge 30 ] || fail "40 tokens are $(wc -c < "$WORK/out") bytes"
 accept generate "$WORK/ok" --prompt '' --tokens 5 --ignore-eod --temperature 0
+accept train "$WORK/c.ini" train.out="$WORK/forgets" train.steps=2 schedule.warmup=0 model.pattern='m s a' \
+    block.a.mixer=attention block.a.heads=4 block.a.context=8
+accept generate "$WORK/forgets" --prompt 'the ' --tokens 4 --ignore-eod
+grep -qa 'note:' "$WORK/out" "$WORK/err" && fail "8 tokens fit into a context of 8: $(cat "$WORK/out" "$WORK/err")"
+"$RIVERRUN" generate "$WORK/forgets" --prompt 'the ' --tokens 5 > /dev/null 2> "$WORK/err" ||
+    fail "generating beyond the context: $(cat "$WORK/err")"
+grep -q 'note: block.a.context = 8: with 4 tokens of prompt and at most 5 behind' "$WORK/err" ||
+    fail "no word on what is forgotten: $(cat "$WORK/err")"
 refuse_train 'train.init: .*in_proj.weight has shape (64, 16); the model of the config needs (84, 16)' \
     train.init="$WORK/ok" model.pattern='m m s'
 refuse '--tokenizer: .*c.ini:1: is not valid JSON' tokenize --out "$WORK/run" --tokenizer "$WORK/c.ini" \

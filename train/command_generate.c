@@ -138,6 +138,17 @@ static int parts_open(struct generator_parts *g, int argc, char **argv, bool *he
     return checkpoint_load_model(g->checkpoint, g->model, err);
 }
 
+/* A model that can't look back as far as a text goes still continues it, so this is a note. */
+static void note_forgetting(const struct generator_parts *g) {
+    int64_t context, prompt = (int64_t)g->prompt.count;
+    const struct layer *layer = model_least_context(g->model_config, &context);
+    if (!layer || prompt + g->flags.tokens <= context) return;
+    fprintf(stderr,
+            "note: block.%s.context = %lld: with %lld tokens of prompt and at most %lld behind them, those more than "
+            "%lld back are forgotten\n",
+            layer->block_name, (long long)context, (long long)prompt, (long long)g->flags.tokens, (long long)context);
+}
+
 static int run_generate(struct generator_parts *g, error *err) {
     const struct generate_flags *f = &g->flags;
     struct generate_options options = {
@@ -150,6 +161,7 @@ static int run_generate(struct generator_parts *g, error *err) {
         .eod = tokenizer_eod(g->tokenizer),
         .piece = PIECE,
     };
+    note_forgetting(g);
     if (f->echo) fwrite(g->text, 1, g->size, stdout);
     TRY(generate(g->model, g->prompt.ids, g->prompt.count, &options, write_token, g, err));
     if (ferror(stdout)) return error_system(err, "cannot write to standard output: %s", strerror(errno));
