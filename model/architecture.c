@@ -27,6 +27,11 @@ const char *architecture_class(const struct model_config *mc) {
     return a ? a->class_name : NULL;
 }
 
+const char *architecture_caveat(const struct model_config *mc) {
+    const struct architecture *a = architecture_of(mc);
+    return a && a->caveat ? a->caveat(mc) : NULL;
+}
+
 /* What follows the prefix in a name, and the block's number as text; NULL if the name does not start so. */
 static const char *behind_prefix(const char *name, const char *prefix, char number[16]) {
     for (; *prefix; prefix++) {

@@ -27,6 +27,8 @@ struct architecture {
     /* The first that fits a name counts; what fits none stays. Ends with a NULL; NULL: all names are the same. */
     const struct architecture_name *names;
     bool (*expresses)(const struct model_config *mc);
+    /* A sentence on where transformers' class fails with this model, for whom exports it; NULL: nowhere. May be NULL. */
+    const char *(*caveat)(const struct model_config *mc);
     /* A new object with every key that transformers reads; eod is the end-of-document id, below 0 for none. */
     json_t *(*write)(const struct model_config *mc, int64_t eod);
     /* Set [model] and [block.NAME] keys in `c` from config.json; what is not said has the default that transformers
@@ -52,6 +54,9 @@ void architecture_name_tensors(struct model_config *mc);
 
 /* The class name, or NULL if transformers has no such architecture. */
 const char *architecture_class(const struct model_config *mc);
+
+/* What its user should know of that class (see above), or NULL. */
+const char *architecture_caveat(const struct model_config *mc);
 
 /* What a model directory holds beside config.json for transformers to open it: Python files (model/hub/) where it has
  * no such architecture, else none. The list ends with a NULL. */

@@ -47,6 +47,16 @@ static bool expresses(const struct model_config *mc) {
     return mc->kind_count > 0 && !mc->options.tie_embeddings && mc->options.norm == MODEL_NORM_RMS;
 }
 
+/* Its cache has room for widths that are rounded up to multiples of 64; its layer does not round. */
+static const char *caveat(const struct model_config *mc) {
+    struct mlstm_sizes s = mlstm_sizes(mc->kinds[0].mixer_options, mc->options.d_model);
+    enum { CACHE_UNIT = 64 };
+    return s.HK % CACHE_UNIT == 0 && s.HV % CACHE_UNIT == 0
+               ? NULL
+               : "xLSTMForCausalLM fails with its cache where qk_factor or v_factor times d_model is no multiple of 64, "
+                 "as here; call it with use_cache=False, or train such widths";
+}
+
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 /* transformers' rule for the MLP's width. */
@@ -228,6 +238,7 @@ const struct architecture architecture_xlstm = {
     .class_name = "xLSTMForCausalLM",
     .names = names,
     .expresses = expresses,
+    .caveat = caveat,
     .write = write_config,
     .read = read_config,
 };

@@ -59,13 +59,17 @@ static int attention_check(void *options, const struct layer_context *context, c
                            "%s.heads = %" PRId64 " must divide d_model = %" PRId64 "; the nearest that does is %" PRId64
                            ", or give head_dim",
                            section, o->heads, context->d_model, mixer_nearest_divisor(context->d_model, o->heads));
-    if (o->head_dim == 0) o->head_dim = context->d_model / o->heads;
     if (o->head_dim % 2 != 0)
-        return error_input(err, "%s: heads are %" PRId64 " wide; rotary positions turn pairs of channels, so head_dim "
-                                "must be even, for instance %" PRId64, section, o->head_dim, o->head_dim + 1);
-    if (o->head_dim <= HEAD_MAX) return 0;
-    return error_input(err, "%s: heads are %" PRId64 " wide; at most %d are possible, with head_dim or more heads",
-                       section, o->head_dim, HEAD_MAX);
+        return error_input(err,
+                           "%s.head_dim = %" PRId64 " is odd, but rotary positions turn pairs of channels; the nearest "
+                           "that is possible is %" PRId64,
+                           section, o->head_dim, o->head_dim + 1);
+    if (o->head_dim == 0) o->head_dim = context->d_model / o->heads;
+    if (o->head_dim % 2 == 0 && o->head_dim <= HEAD_MAX) return 0;
+    return error_input(err,
+                       "%s.heads = %" PRId64 " makes heads %" PRId64 " wide, d_model being %" PRId64 "; they must be an "
+                       "even number of channels wide, at most %d: give another number of heads, or head_dim",
+                       section, o->heads, o->head_dim, context->d_model, HEAD_MAX);
 }
 
 static const struct attention_options *options_of(const struct layer *layer) {

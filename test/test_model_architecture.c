@@ -370,6 +370,19 @@ static void what_xlstm_can_not_be_is_refused(void **state) {
 }
 
 /* What keeps a model from being xLSTMForCausalLM; its tensors then have riverrun's names. */
+/* Its cache knows multiples of 64 only. */
+static void xlstm_that_its_class_fails_with(void **state) {
+    (void)state;
+    static const char wide[] = "[model]\nd_model = 128\nvocab_size = 257\ntie_embeddings = false\npattern = a\n"
+                               "[block.a]\nmixer = mlstm\nheads = 2\nmlp = swiglu\n";
+    struct bound b = bound_text(wide, NULL);
+    assert_null(architecture_caveat(b.mc));
+    unbind(&b);
+    b = bound_text(xlstm_text, NULL);
+    assert_non_null(strstr(architecture_caveat(b.mc), "no multiple of 64"));
+    unbind(&b);
+}
+
 static void xlstm_that_transformers_lacks(void **state) {
     (void)state;
     static const char *const changes[] = {
@@ -496,6 +509,7 @@ int main(void) {
         cmocka_unit_test(widths_and_caps_come_back),
         cmocka_unit_test(what_xlstm_leaves_out_has_the_default_of_transformers),
         cmocka_unit_test(what_xlstm_can_not_be_is_refused),
+        cmocka_unit_test(xlstm_that_its_class_fails_with),
         cmocka_unit_test(xlstm_that_transformers_lacks),
         cmocka_unit_test(every_key_of_llama_is_written),
         cmocka_unit_test(llama_comes_back),

@@ -451,6 +451,11 @@ static void test_config_errors(void **state) {
         {"model.logit_cap=-1",
          "command line: model.logit_cap=-1: must be a number from 0 to 1000000; the nearest is 0"},
         {"block.m.mlp_width=64", "block.m.mlp_width means nothing with mlp = none; set mlp = swiglu or leave it out"},
+        {"block.m.mixer=attention;block.m.heads=4;block.m.head_dim=3",
+         "block.m.head_dim = 3 is odd, but rotary positions turn pairs of channels; the nearest that is possible is 4"},
+        {"block.m.mixer=attention;block.m.head_dim=0;block.m.heads=16",
+         "block.m.heads = 16 makes heads 1 wide, d_model being 16; they must be an even number of channels wide, at "
+         "most 256: give another number of heads, or head_dim"},
         {"block.m.mixer=rat;block.m.heads=4;block.m.window=8",
          "block.m.head_dim means nothing with mixer = rat, but with mamba2, attention; leave it out"},
         {"block.m.window=8", "block.m.window means nothing with mixer = mamba2, but with attention; leave it out"},

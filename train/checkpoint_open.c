@@ -120,7 +120,7 @@ int checkpoint_set_vocabulary(struct checkpoint *c, const tokenizer *t, error *e
 }
 
 static int open_foreign(struct checkpoint *c, error *err) {
-    TRY(config_load(&c->config, NULL, err));
+    TRY(config_parse(&c->config, "", 0, "config.json", err));
     TRY(read_ids(c, c->path, c->config, err));
     tokenizer *t;
     if (checkpoint_tokenizer(c, &t, err) != 0) {

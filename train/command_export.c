@@ -53,6 +53,8 @@ static void tell(const struct conversion *v) {
         fprintf(stderr,
                 "note: transformers has no class for this model; with trust_remote_code=True it opens it by the "
                         "Python files in the directory.\n");
+    const char *caveat = architecture_caveat(v->model);
+    if (caveat) fprintf(stderr, "note: %s.\n", caveat);
 }
 
 static int export(struct conversion *v, const char *from, const struct export_flags *f, error *err) {

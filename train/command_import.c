@@ -35,7 +35,7 @@ static const struct flags flags = {
 };
 
 static int write_config_ini(struct conversion *v, error *err) {
-    TRY(config_finish(v->from->config, err));
+    if (config_finish(v->from->config, err) != 0) return error_context(err, "%s", v->from->path);
     char *text = config_text(v->from->config);
     if (!text) return error_system(err, "%s: no memory for the config", v->out);
     int result = model_directory_text(&v->directory, CONFIG_NAME, text, strlen(text), err);
