@@ -9,7 +9,8 @@
  * from an address aligned to TILE_ALIGN on; the 16 bytes of columns c .. c + 7 of row r lie at place c / 8 ^ r % 8 of
  * the row. `matrix` names one:
  *   a and `b by rows`: rows are m (or n), columns k; matrix_columns(x, k) are 16 columns from k on, a multiple of 16;
- *   `b by columns`: rows are k, columns n; matrix_rows(x, k) are rows from k on, a multiple of 16 (of 8 for a's m).
+ *   `b by columns`, or both: rows are k, columns n (or m); matrix_rows(x, k) are rows from k on, a multiple of 16 (of 8
+ *   for a's m).
  *
  * The order of a round: shared memory is written; every thread that wrote waits for its copies and calls
  * shared_for_products; a barrier; products_begin; products; products_end; products_wait<N>, after which at most the N
@@ -113,6 +114,14 @@ __device__ __forceinline__ void product_of_columns(float (&d)[8][4], const uint3
 __device__ __forceinline__ void product_of_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
     asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 0, 1;\n\t}"
+                 : WGMMA_REGISTERS
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+
+/* Both from shared memory, both by columns: rows are k, columns m or n. */
+__device__ __forceinline__ void product_of_both_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
+    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 1, 1;\n\t}"
                  : WGMMA_REGISTERS
                  : "l"(a), "l"(b), "r"((int)add));
 }

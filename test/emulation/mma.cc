@@ -132,7 +132,9 @@ static void multiply_group(const std::vector<group_product> &lanes) {
             for (int e = 0; e < 2; e++)
                 a[l / 4 + 8 * (r % 2)][2 * (l % 4) + e + 8 * (r / 2)] = half_of(lanes[l].from[r], e);
     for (int m = 0; m < M && !first.from; m++)
-        for (int k = 0; k < K_MOST; k++) a[m][k] = tile_element(first.a, 16 * warp + m, k);
+        for (int k = 0; k < K_MOST; k++)
+            a[m][k] = first.a_columns ? tile_element(first.a, k, 16 * warp + m)
+                                      : tile_element(first.a, 16 * warp + m, k);
     for (int n = 0; n < TILE_COLUMNS; n++) {
         float b[K_MOST];
         for (int k = 0; k < K_MOST; k++)

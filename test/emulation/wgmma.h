@@ -18,7 +18,8 @@ struct group_product {
     float (*d)[4];
     const uint32_t *from;
     matrix a, b;
-    bool columns, add;
+    bool columns, add; /* columns: of b */
+    bool a_columns;
 };
 
 /* By warps, whose rows are apart. (mma.cc) */
@@ -63,23 +64,28 @@ template <int N> static inline void products_wait() {
 }
 
 static inline void product_of_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
-    emulation::group_product mine = {d, NULL, a, b, false, add};
+    emulation::group_product mine = {d, NULL, a, b, false, add, false};
     emulation::meet("product_of_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
 static inline void product_of_rows(float (&d)[8][4], const uint32_t (&a)[4], matrix b, bool add) {
-    emulation::group_product mine = {d, a, {}, b, false, add};
+    emulation::group_product mine = {d, a, {}, b, false, add, false};
     emulation::meet("product_of_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
 static inline void product_of_columns(float (&d)[8][4], const uint32_t (&a)[4], matrix b) {
-    emulation::group_product mine = {d, a, {}, b, true, true};
+    emulation::group_product mine = {d, a, {}, b, true, true, false};
     emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
 static inline void product_of_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
-    emulation::group_product mine = {d, NULL, a, b, true, add};
+    emulation::group_product mine = {d, NULL, a, b, true, add, false};
     emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
+}
+
+static inline void product_of_both_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
+    emulation::group_product mine = {d, NULL, a, b, true, add, true};
+    emulation::meet("product_of_both_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
 static inline void arrived(float (&d)[8][4]) {
