@@ -598,6 +598,22 @@ static void a_model_of_our_own(void **state) {
     expect_weights(at("own-in"), &f);
     foreign_free(&f);
     parts_close(&p);
+
+    /* A setting that is none is told with the directory that it is in. */
+    char *json, *key, sentence[1000], resolved[PATH_MAX];
+    size_t size;
+    assert_int_equal(file_read_all(at("own-out/config.json"), 1 << 20, &json, &size, &err), 0);
+    assert_non_null(key = strstr(json, "\"d_conv\""));
+    memcpy(key, "\"d_canv\"", strlen("\"d_canv\""));
+    put_text(at("own-out/config.json"), json);
+    free(json);
+    assert_non_null(realpath(at("own-out"), resolved));
+    snprintf(sentence, sizeof sentence,
+             "%s: config.json: derived [block.m] d_canv = 4: [block.m] has no option d_canv; did you mean d_conv?",
+             resolved);
+    unit_expect(run_command(command_import, &err, at("own-out"), "--out", at("own-none"), NULL, NULL), &err, ERROR_INPUT,
+                sentence);
+    assert_false(file_exists(at("own-none")));
 }
 
 /* ---- main -------------------------------------------------------------------------------------------------------- */
