@@ -168,8 +168,8 @@ __device__ __forceinline__ int seen_before(const attention_problem &p, int posit
     return min(position, (int)p.window - 1);
 }
 
-/* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? First keys never decrease, so the
- * last query's decides; beyond the row, where rows are zeros and add nothing, it sees less than those before it. */
+/* Is there anything in a tile of queries t0 .. and `keys` keys j0 .. that is not seen? First keys never decrease, so
+ * the last query's decides; beyond the row, where rows are zeros and add nothing, it sees less than those before. */
 __device__ __forceinline__ bool back_masks(const query_facts &facts, const attention_problem &p, int j0, int keys,
                                            int t0) {
     int last = BACK_QUERIES - 1;
