@@ -27,7 +27,8 @@ struct architecture {
     /* The first that fits a name counts; what fits none stays. Ends with a NULL; NULL: all names are the same. */
     const struct architecture_name *names;
     bool (*expresses)(const struct model_config *mc);
-    /* A sentence on where transformers' class fails with this model, for whom exports it; NULL: nowhere. May be NULL. */
+    /* A sentence on where transformers' class fails with this model, for whom exports it; NULL: nowhere. The function
+     * may be NULL. */
     const char *(*caveat)(const struct model_config *mc);
     /* A new object with every key that transformers reads; eod is the end-of-document id, below 0 for none. */
     json_t *(*write)(const struct model_config *mc, int64_t eod);

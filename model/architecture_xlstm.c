@@ -53,8 +53,8 @@ static const char *caveat(const struct model_config *mc) {
     enum { CACHE_UNIT = 64 };
     return s.HK % CACHE_UNIT == 0 && s.HV % CACHE_UNIT == 0
                ? NULL
-               : "xLSTMForCausalLM fails with its cache where qk_factor or v_factor times d_model is no multiple of 64, "
-                 "as here; call it with use_cache=False, or train such widths";
+               : "xLSTMForCausalLM fails with its cache where qk_factor or v_factor times d_model is no multiple of "
+                 "64, as here; call it with use_cache=False, or train such widths";
 }
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */

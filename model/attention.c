@@ -67,8 +67,8 @@ static int attention_check(void *options, const struct layer_context *context, c
     if (o->head_dim == 0) o->head_dim = context->d_model / o->heads;
     if (o->head_dim % 2 == 0 && o->head_dim <= HEAD_MAX) return 0;
     return error_input(err,
-                       "%s.heads = %" PRId64 " makes heads %" PRId64 " wide, d_model being %" PRId64 "; they must be an "
-                       "even number of channels wide, at most %d: give another number of heads, or head_dim",
+                       "%s.heads = %" PRId64 " makes heads %" PRId64 " wide, d_model being %" PRId64 "; they must be "
+                       "an even number of channels wide, at most %d: give another number of heads, or head_dim",
                        section, o->heads, o->head_dim, context->d_model, HEAD_MAX);
 }
 

@@ -165,6 +165,8 @@ refuse_train 'train.init: .*in_proj.weight has shape (64, 16); the model of the 
     train.init="$WORK/ok" model.pattern='m m s'
 refuse '--tokenizer: .*c.ini:1: is not valid JSON' tokenize --out "$WORK/run" --tokenizer "$WORK/c.ini" \
     "$WORK/train.txt"
+accept tokenize --out "$WORK/nothing" /dev/null
+grep -q ': 1 token, 1 document, 1 shard; ' "$WORK/err" || fail "an empty input: $(cat "$WORK/err")"
 refuse 'is no shard' eval "$WORK/ok" --data "$WORK/c.ini"
 refuse 'no-data' eval "$WORK/ok" --data "$WORK/no-data"
 refuse 'nothing-here' eval "$WORK/nothing-here" --data "$WORK/valid"

@@ -414,8 +414,8 @@ static void unfinished_is_no_shard(void **state) {
     assert_int_equal(file_write_all(in_directory("a.rrs"), padded, sizeof padded, &err), 0);
     shard *s;
     snprintf(expected, sizeof expected,
-             "%s is no shard: its first bytes are not a shard's; riverrun tokenize makes shards of text (of one that it "
-             "made, the writing was not finished)",
+             "%s is no shard: its first bytes are not a shard's; riverrun tokenize makes shards of text (of one that "
+             "it made, the writing was not finished)",
              in_directory("a.rrs"));
     unit_expect(shard_open(&s, in_directory("a.rrs"), &err), &err, ERROR_INPUT, expected);
 }

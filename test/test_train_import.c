@@ -611,8 +611,8 @@ static void a_model_of_our_own(void **state) {
     snprintf(sentence, sizeof sentence,
              "%s: config.json: derived [block.m] d_canv = 4: [block.m] has no option d_canv; did you mean d_conv?",
              resolved);
-    unit_expect(run_command(command_import, &err, at("own-out"), "--out", at("own-none"), NULL, NULL), &err, ERROR_INPUT,
-                sentence);
+    int result = run_command(command_import, &err, at("own-out"), "--out", at("own-none"), NULL, NULL);
+    unit_expect(result, &err, ERROR_INPUT, sentence);
     assert_false(file_exists(at("own-none")));
 }
 

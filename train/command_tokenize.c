@@ -107,11 +107,12 @@ static void show_summary(const struct progress *p, const struct tokenize_result 
     char size[24], disk[24], rate[24], time[24];
     double seconds = clock_seconds() - p->start;
     fprintf(stderr,
-            "%s%s: %" PRIu64 " tokens, %" PRIu64 " document%s, %" PRIu64
+            "%s%s: %" PRIu64 " token%s, %" PRIu64 " document%s, %" PRIu64
             " shard%s; %s of text in %s on disk; %s, %s/s\n",
-            p->terminal ? "\r\033[K" : "", out, r->tokens, r->documents, r->documents == 1 ? "" : "s", r->shards,
-            r->shards == 1 ? "" : "s", text_bytes(size, sizeof size, (double)r->text_bytes),
-            text_bytes(disk, sizeof disk, (double)r->file_bytes), text_duration(time, sizeof time, seconds),
+            p->terminal ? "\r\033[K" : "", out, r->tokens, r->tokens == 1 ? "" : "s", r->documents,
+            r->documents == 1 ? "" : "s", r->shards, r->shards == 1 ? "" : "s",
+            text_bytes(size, sizeof size, (double)r->text_bytes), text_bytes(disk, sizeof disk, (double)r->file_bytes),
+            text_duration(time, sizeof time, seconds),
             text_bytes(rate, sizeof rate, (double)r->text_bytes / (seconds > 1e-6 ? seconds : 1e-6)));
 }
 

@@ -15,8 +15,8 @@
 int run_lock(int *descriptor, const char *run, error *err);
 void run_unlock(int descriptor); /* -1 is fine */
 
-/* Whether there is a checkpoint in RUN to go on from: RUN/latest, also if what it points to is gone, or any step-N. Such
- * a run is not begun anew. */
+/* Whether there is a checkpoint in RUN to go on from: RUN/latest, also if what it points to is gone, or any step-N.
+ * Such a run is not begun anew. */
 int run_has_checkpoint(bool *has, const char *run, error *err);
 
 /* Write RUN/config.ini in place of what was there; complete or not at all. */
