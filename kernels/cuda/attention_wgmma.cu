@@ -22,8 +22,8 @@
  * for all instructions of a warp; of shared memory 128 for a product of two operands from there, 64 with one in
  * registers, and with dk and dv 128 for copies and 64 for facts of queries, 576. Full causal attention of B 16, T 2048,
  * 12 heads of 64 has 101,000 of them, 770 a multiprocessor. Predicted from 450, 500 and 750 clocks: forward 0.2 ms, dq
- * 0.22, dk and dv 0.33; an H100 took 0.32, 0.36 and 0.51, the last with 540 clocks of instructions and 768 of shared
- * memory. Documents leave tiles out. */
+ * 0.22, dk and dv 0.33; an H100 took 0.32, 0.36 and 0.43 (0.51 with 540 clocks of instructions and 768 of shared
+ * memory). Documents leave tiles out. */
 #include "kernels/cuda/attention_tensor.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
