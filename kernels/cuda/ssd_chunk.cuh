@@ -15,7 +15,7 @@ enum {
     SSD_P = 64,             /* rows of a head, padded */
     SSD_N = 128,            /* states, padded */
     SSD_WALKERS = 4,        /* warps of a block that walks over chunks: each has 16 rows of the state */
-    SSD_WALKS = 132 * 3,    /* such blocks fill a large chip: fewer have time cut in segments ... */
+    SSD_WALKS = 132 * 4,    /* such blocks fill a large chip: fewer have time cut in segments ... */
     SSD_SEGMENT = 4,        /* ... of at least so many chunks */
     SSD_TILES = SSD_N / 8,  /* accumulators of eight columns in a warp's part of the state */
 };

@@ -126,14 +126,22 @@ __device__ __forceinline__ void product_of_both_columns(float (&d)[8][4], matrix
                  : "l"(a), "l"(b), "r"((int)add));
 }
 
+/* Both from shared memory, a by columns, b by rows. */
+__device__ __forceinline__ void product_of_columns_and_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
+    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 1, 0;\n\t}"
+                 : WGMMA_REGISTERS
+                 : "l"(a), "l"(b), "r"((int)add));
+}
+
 /* What a round wrote or read is looked at, or changed, only behind this. */
 __device__ __forceinline__ void arrived(float (&d)[8][4]) {
     asm volatile("" : WGMMA_REGISTERS::"memory");
 }
 
-__device__ __forceinline__ void arrived(uint32_t (&a)[4][4]) {
+template <int N> __device__ __forceinline__ void arrived(uint32_t (&a)[N][4]) {
 #pragma unroll
-    for (int k = 0; k < 4; k++)
+    for (int k = 0; k < N; k++)
         asm volatile("" : "+r"(a[k][0]), "+r"(a[k][1]), "+r"(a[k][2]), "+r"(a[k][3])::"memory");
 }
 #endif

@@ -73,5 +73,5 @@ RIVERRUN_EMULATE_CHIP=90 "$1" test --device cuda --precision "$2" \
     'attention B=1 T=33 H=2 G=1 P=16,40 window=0,20 doc=4 strided=2' \
     'attention B=1 T=130 H=2 G=1 P=64,128 doc=0,4 strided=2' \
     'ssd B=1 T=97 H=2 P=64 N=128 Q=16 doc=4 extreme=1 strided=2' 'ssd B=1 T=65,128 H=6 P=8 N=16 Q=64 doc=5 strided=2' \
-    'ssd B=1 T=300 H=2 P=24 N=72 Q=64 doc=4 strided=2' \
+    'ssd B=1 T=300 H=2 P=24 N=72 Q=64 doc=4 strided=2' 'ssd B=1 T=70 H=14 P=8 N=16 Q=64 doc=4 strided=2' \
     'attention B=1 T=300 H=2 G=1 P=64 doc=5 strided=2' 'attention B=1 T=300 H=2 G=1 P=128 window=100 doc=5 strided=2'

@@ -88,11 +88,16 @@ static inline void product_of_both_columns(float (&d)[8][4], matrix a, matrix b,
     emulation::meet("product_of_both_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
+static inline void product_of_columns_and_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
+    emulation::group_product mine = {d, NULL, a, b, false, add, true};
+    emulation::meet("product_of_columns_and_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
+}
+
 static inline void arrived(float (&d)[8][4]) {
     __asm__ volatile("" : : "r"(d) : "memory");
 }
 
-static inline void arrived(uint32_t (&a)[4][4]) {
+template <int N> static inline void arrived(uint32_t (&a)[N][4]) {
     __asm__ volatile("" : : "r"(a) : "memory");
 }
 
