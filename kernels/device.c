@@ -147,6 +147,21 @@ void device_wait(struct device *dev, uint64_t mark) {
     ON_CUDA(dev, cuda_device_wait(dev, mark)) {}
 }
 
+void device_fork(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_fork(dev)) {}
+}
+
+void device_back(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_back(dev)) {}
+}
+
+void device_join(struct device *dev) {
+    (void)dev;
+    ON_CUDA(dev, cuda_device_join(dev)) {}
+}
+
 void device_run(struct device *dev, struct device_record **r, void (*work)(void *self), void *self) {
     (void)dev, (void)r;
     ON_CUDA(dev, cuda_device_run(dev, r, work, self))

@@ -61,6 +61,16 @@ struct device_record;
 void device_run(struct device *dev, struct device_record **r, void (*work)(void *self), void *self);
 void device_record_close(struct device *dev, struct device_record *r);
 
+/* Work beside work: what is queued between device_fork and device_back comes after all that was queued before, and may
+ * run at the same time as what is queued from device_back to device_join; what follows comes after both. So what is
+ * queued from back to join writes nothing that the forked work reads, and does not touch what it writes. One fork at a
+ * time; a join with none is nothing. Only matrix products may be forked, which leave some of the GPU to the other work,
+ * and only operations (ops.h), which no product is part of, may be queued until the join. Devices with one queue (the
+ * CPU) do all in the order of the calls. */
+void device_fork(struct device *dev);
+void device_back(struct device *dev);
+void device_join(struct device *dev);
+
 /* Names for a profiler's time line, around what is queued between the two. They nest. */
 void device_range_push(struct device *dev, const char *name);
 void device_range_pop(struct device *dev);

@@ -292,7 +292,7 @@ static void attention_backward(const struct mixer_call *call) {
     ops->attention_backward(call->dev, d.dq, d.dk, d.dv, by_head(d.d_o, &v), by_head(v.o, &v), v.lse, v.q, v.k, v.v,
                             positions, cache_at(call, call->initial), rule_of(call->layer), d.work);
     rotate_back(call, &v, &d, positions);
-    mixer_linears_backward(call, call->dx, false, &call->dw[W_Q], d.dqkv, call->x, &call->w[W_Q], PROJECTIONS);
+    mixer_first_linears_backward(call, &call->dw[W_Q], d.dqkv, &call->w[W_Q], PROJECTIONS);
     arena_rewind(call->scratch, mark);
 }
 

@@ -235,7 +235,7 @@ static void mamba_backward(const struct mixer_call *call) {
     ops->linear_backward(call->dev, v.dlow, false, dw[DT_WEIGHT], tensor_none(), v.draw, v.low, w[DT_WEIGHT]);
     ops->linear_backward(call->dev, v.dx, true, dw[X_PROJ], tensor_none(), v.dlow_bc, v.x, w[X_PROJ]);
     mixer_conv_backward(call, v.dx_in, dx, v.x_in, CONV_WEIGHT, initial[STATE_CONV], true, v.work);
-    ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), v.dxz, call->x, w[IN_PROJ]);
+    mixer_first_linears_backward(call, &dw[IN_PROJ], v.dxz, &w[IN_PROJ], 1);
     arena_rewind(call->scratch, mark);
 }
 

@@ -277,7 +277,7 @@ static void mamba2_backward(const struct mixer_call *call) {
     ops->ssd_dt_backward(call->dev, d.ddt_raw, dw[DT_BIAS], dw[A_LOG], d.ddt, d.da, v.dt_raw, w[DT_BIAS], w[A_LOG],
                          o->dt_limit_min, dt_limit(o), d.work);
     mixer_conv_backward(call, d.dxbc_in, d.dxbc, v.xbc_in, CONV_WEIGHT, initial[STATE_CONV], true, d.work);
-    ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], tensor_none(), d.dzxbcdt, call->x, w[IN_PROJ]);
+    mixer_first_linears_backward(call, &dw[IN_PROJ], d.dzxbcdt, &w[IN_PROJ], 1);
     arena_rewind(call->scratch, mark);
 }
 

@@ -117,10 +117,12 @@ void mixer_gated_backward(const struct mixer_call *call, const struct mixer_gate
     const tensor *w = call->w, *dw = call->dw, none = tensor_none();
     bool again = mixer_repeats_light(call->layer);
     tensor g = again ? dg : v->g;
-    ops->linear_backward(call->dev, dg, false, none, none, call->dy, g, w[v->out_proj]);
+    if (again) ops->linear_backward(call->dev, dg, false, none, none, call->dy, g, w[v->out_proj]);
+    else mixer_linear_backward_beside(call, dg, dw[v->out_proj], call->dy, g, w[v->out_proj]);
     ops->gated_rmsnorm_backward(call->dev, dy, dz, dw[v->norm], again ? g : none, dg, v->y, v->z, v->rstd, w[v->norm],
                                 v->norm_first, work);
-    ops->linear_backward(call->dev, none, false, dw[v->out_proj], none, call->dy, g, w[v->out_proj]);
+    if (again) ops->linear_backward(call->dev, none, false, dw[v->out_proj], none, call->dy, g, w[v->out_proj]);
+    else device_join(call->dev);
 }
 
 tensor mixer_find_positions(const struct mixer_call *call, tensor positions, tensor before) {
@@ -162,17 +164,39 @@ void mixer_linears_forward(const struct mixer_call *call, tensor y, tensor x, co
     ASSERT(column == y.dim[1]);
 }
 
-void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
-                            tensor x, const tensor *w, int count) {
+/* dx is optional, and so are the gradients of the weights. */
+static void linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, bool weights, const tensor *dw,
+                             tensor dy, tensor x, const tensor *w, int count) {
     int64_t column = 0;
     for (int i = 0, n; i < count; i += n) {
         n = together(&w[i], &dw[i], count - i);
-        tensor all = joined(&w[i], n);
-        call->dev->ops->linear_backward(call->dev, dx, add_dx || i > 0, joined(&dw[i], n), tensor_none(),
+        tensor all = joined(&w[i], n), all_dw = weights ? joined(&dw[i], n) : tensor_none();
+        call->dev->ops->linear_backward(call->dev, dx, add_dx || i > 0, all_dw, tensor_none(),
                                         tensor_columns(dy, column, all.dim[0]), x, all);
         column += all.dim[0];
     }
     ASSERT(column == dy.dim[1]);
+}
+
+void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
+                            tensor x, const tensor *w, int count) {
+    linears_backward(call, dx, add_dx, true, dw, dy, x, w, count);
+}
+
+void mixer_first_linears_backward(const struct mixer_call *call, const tensor *dw, tensor dy, const tensor *w,
+                                  int count) {
+    linears_backward(call, call->dx, false, false, dw, dy, call->x, w, count);
+    device_fork(call->dev);
+    linears_backward(call, tensor_none(), false, true, dw, dy, call->x, w, count);
+    device_back(call->dev);
+}
+
+void mixer_linear_backward_beside(const struct mixer_call *call, tensor dx, tensor dw, tensor dy, tensor x, tensor w) {
+    const struct ops *ops = call->dev->ops;
+    ops->linear_backward(call->dev, dx, false, tensor_none(), tensor_none(), dy, x, w);
+    device_fork(call->dev);
+    ops->linear_backward(call->dev, tensor_none(), false, dw, tensor_none(), dy, x, w);
+    device_back(call->dev);
 }
 
 /* --- checks of options ---------------------------------------------------------------------------- */

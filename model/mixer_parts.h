@@ -78,6 +78,14 @@ void mixer_linears_forward(const struct mixer_call *call, tensor y, tensor x, co
 /* dx = or += if add_dx; dw +=; dy has the columns of y. */
 void mixer_linears_backward(const struct mixer_call *call, tensor dx, bool add_dx, const tensor *dw, tensor dy,
                             tensor x, const tensor *w, int count);
+/* The same of the projections that a layer begins with, of call->x, at the end of its backward: the gradients of the
+ * weights are computed beside what the model does next, the backward of the norm before the layer, and joined behind
+ * that. So that norm takes no memory of the mixer's, though the mixer has given it back. */
+void mixer_first_linears_backward(const struct mixer_call *call, const tensor *dw, tensor dy, const tensor *w,
+                                  int count);
+/* A projection's backward with the gradient of the weights beside the work that the mixer queues next, best such that
+ * is bound by memory, until it calls device_join: till then dy and x have to stay, and dw is not there. */
+void mixer_linear_backward_beside(const struct mixer_call *call, tensor dx, tensor dw, tensor dy, tensor x, tensor w);
 
 /* A gated norm and the projection behind it, as Mamba-2 ends: g = norm(y, z), then g out_proj^T. */
 struct mixer_gated {

@@ -110,9 +110,10 @@ static void mlp_backward(const struct mixer_call *call) {
     struct views v = carve_saved(call->layer, ops, call->B * call->T, call->saved, call->scratch);
     struct views d = carve_views(call->layer, ops, call->B * call->T, call->scratch, call->scratch);
     if (mixer_repeats_light(call->layer)) ops->glu_forward(call->dev, v.h, v.u, act);
-    ops->linear_backward(call->dev, d.h, false, call->dw[down], tensor_none(), call->dy, v.h, call->w[down]);
+    mixer_linear_backward_beside(call, d.h, call->dw[down], call->dy, v.h, call->w[down]);
     ops->glu_backward(call->dev, d.u, d.h, v.u, act);
-    mixer_linears_backward(call, call->dx, false, call->dw, d.u, call->x, call->w, down);
+    device_join(call->dev);
+    mixer_first_linears_backward(call, call->dw, d.u, call->w, down);
     arena_rewind(call->scratch, mark);
 }
 

@@ -323,16 +323,17 @@ static void mlstm_backward(const struct mixer_call *call) {
     struct gradients d = carve_gradients(call->layer, ops, B, T, call->scratch);
 
     restore(call, &v, d.work);
-    ops->linear_backward(call->dev, d.dg, false, dw[W_OUT], none, call->dy, v.g, w[W_OUT]);
+    mixer_linear_backward_beside(call, d.dg, dw[W_OUT], call->dy, v.g, w[W_OUT]);
     ops->head_norm_backward(call->dev, d.dh, none, d.d_o, dw[NORM], none, d.dg, v.h, v.mean, v.rstd, w[NORM], none,
                             none, v.o, ACTIVATION_SIGMOID, d.work);
+    device_join(call->dev);
     ops->mlstm_backward(call->dev, d.dq, d.dk, d.dv, mixer_by_token(call, d.di), mixer_by_token(call, d.df),
                         state_at(call, NULL), by_head(call, &v, d.dh), state_at(call, NULL), v.mlstm,
                         by_head(call, &v, v.h), v.q, v.k, v.v, mixer_by_token(call, v.i), mixer_by_token(call, v.f),
                         state_at(call, call->initial), call->doc, rule_of(call->layer), o->chunk, d.work);
     ops->softcap_backward(call->dev, d.raw_i, dw[BIAS_I], d.di, v.i, cap, d.work);
     ops->softcap_backward(call->dev, d.raw_f, dw[BIAS_F], d.df, v.f, cap, d.work);
-    mixer_linears_backward(call, call->dx, false, &dw[W_Q], d.all, call->x, &w[W_Q], PROJECTIONS + GATES);
+    mixer_first_linears_backward(call, &dw[W_Q], d.all, &w[W_Q], PROJECTIONS + GATES);
     arena_rewind(call->scratch, mark);
 }
 

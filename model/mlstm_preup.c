@@ -333,9 +333,10 @@ static void mlstm_preup_backward(const struct mixer_call *call) {
     struct gradients d = carve_gradients(call->layer, ops, call->B, call->T, call->scratch);
 
     restore(call, &v, initial, d.work);
-    ops->linear_backward(call->dev, d.dg, false, dw[PROJ_DOWN], tensor_none(), call->dy, v.g, w[PROJ_DOWN]);
+    mixer_linear_backward_beside(call, d.dg, dw[PROJ_DOWN], call->dy, v.g, w[PROJ_DOWN]);
     ops->head_norm_backward(call->dev, d.dh, d.dxc, d.dz, dw[NORM], dw[SKIP], d.dg, v.h, v.mean, v.rstd, w[NORM], v.xc,
                             w[SKIP], v.z, ACTIVATION_SILU, d.work);
+    device_join(call->dev);
     ops->mlstm_backward(call->dev, by_head(call, d.dq), by_head(call, d.dk), by_head(call, d.dv),
                         gate(call, d.dgates, 0), gate(call, d.dgates, 1), no_state, by_head(call, d.dh), no_state,
                         v.mlstm, by_head(call, v.h), by_head(call, v.q), by_head(call, v.k), by_head(call, v.v),
@@ -347,7 +348,7 @@ static void mlstm_preup_backward(const struct mixer_call *call) {
     mixer_conv_backward(call, mixer_by_token(call, d.dxm), mixer_by_token(call, d.dxc), mixer_by_token(call, v.xm),
                         CONV_WEIGHT, initial[STATE_CONV], true, d.work);
     ops->block_linear_backward(call->dev, d.dxm, true, dw[V_PROJ], d.dv, v.xm, w[V_PROJ], d.work);
-    ops->linear_backward(call->dev, call->dx, false, dw[PROJ_UP], tensor_none(), d.dxz, call->x, w[PROJ_UP]);
+    mixer_first_linears_backward(call, &dw[PROJ_UP], d.dxz, &w[PROJ_UP], 1);
     arena_rewind(call->scratch, mark);
 }
 

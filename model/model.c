@@ -584,18 +584,15 @@ void model_begin_grads(struct model *m) {
  * it passes the layer's scale, whose gradient needs the same two arrays. */
 static void leave_layer(struct model *m, int i, int64_t R) {
     const struct layer_places *l = &m->at.layers[i];
-    arena *scratch = &m->areas[AREA_SCRATCH];
-    size_t mark = arena_mark(scratch);
     bool top = i == m->mc->layer_count;
     int norm = top ? m->mc->final_norm : m->mc->layers[i].norm;
     tensor dresidual = matrix(m->at.dresidual, m->ops->real, R, m);
     tensor dbranch = m->at.dbranch && i > 0 ? matrix(m->at.dbranch, m->ops->act, R, m) : tensor_none();
-    void *work = arena_take(scratch, m->ops->add_norm_backward_scratch(R, m->mc->options.d_model));
     m->ops->add_norm_backward(m->dev, dresidual, dbranch, m->dw[norm], scale_of(m, m->dw, i),
                               matrix(m->at.dnormed, m->ops->act, R, m), top ? tensor_none() : dresidual,
                               matrix(l->residual, m->ops->real, R, m), statistic(m, l->mean, R),
-                              statistic(m, l->rstd, R), m->w[norm], scale_of(m, m->w, i), work);
-    arena_rewind(scratch, mark);
+                              statistic(m, l->rstd, R), m->w[norm], scale_of(m, m->w, i),
+                              m->at.norm_work);
 }
 
 static void layer_backward(struct model *m, int i) {
@@ -625,6 +622,7 @@ void model_backward(struct model *m, void (*ready)(void *self, int bucket), void
     for (int i = m->mc->layer_count - 1; i >= 0; i--) {
         layer_backward(m, i);
         leave_layer(m, i, R);
+        device_join(m->dev); /* what the mixer's last products forked */
         if (ready && !m->mc->layers[i].is_mlp) ready(self, list[m->mc->layers[i].norm].bucket);
     }
     arena *scratch = &m->areas[AREA_SCRATCH];

@@ -100,6 +100,7 @@ static void carve_kept_scratch(struct places *places, const struct model_config 
     if (mode != MODEL_TRAIN) return;
     places->dnormed = arena_take(scratch, elements(R, D, ops->act));
     places->dresidual = arena_take(scratch, elements(R, D, ops->real));
+    places->norm_work = arena_take(scratch, ops->add_norm_backward_scratch(R, D));
 }
 
 /* What model.c's own calls take from scratch for a moment. */
@@ -113,8 +114,6 @@ static void measure_calls(const struct model_config *mc, const struct ops *ops, 
     arena_take(scratch, elements(logits_tile(R, mc->rows), mc->rows, ops->real));
     arena_rewind(scratch, mark);
     if (mode != MODEL_TRAIN) return;
-    arena_take(scratch, ops->add_norm_backward_scratch(R, D));
-    arena_rewind(scratch, mark);
     arena_take(scratch, ops->embedding_backward_scratch(R, D, mc->rows));
     arena_rewind(scratch, mark);
 }

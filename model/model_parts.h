@@ -28,6 +28,7 @@ struct places {
     void *branch;                    /* (R,D) act: output of the mixer that ran last */
     void *dnormed;                   /* (R,D) act: gradient at a norm's output; these three NULL in MODEL_INFER */
     void *dresidual;                 /* (R,D) real: gradient of the residual stream */
+    void *norm_work;                 /* of add_norm_backward: a mixer's last products go on beside it, in scratch */
     void *dbranch;                   /* (R,D) act: the same, rounded; NULL where act is real */
     void *state;                     /* scratch for one layer's state, unless it is updated in place */
     int32_t *tokens, *targets, *doc; /* (B,T) */

@@ -314,7 +314,7 @@ static void pararnn_backward(const struct mixer_call *call) {
     if (s.W > 0)
         mixer_conv_backward(call, mixer_by_token(call, d.da), mixer_by_token(call, d.dc), mixer_by_token(call, v.a),
                             CONV_WEIGHT, initial[STATE_CONV], o->conv_silu, d.work);
-    ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.daz, call->x, w[IN_PROJ]);
+    mixer_first_linears_backward(call, &dw[IN_PROJ], d.daz, &w[IN_PROJ], 1);
     arena_rewind(call->scratch, mark);
 }
 

@@ -239,7 +239,7 @@ static void rat_layer_backward(const struct mixer_call *call) {
     ops->rat_backward(call->dev, d.c.z, d.c.v, d.c.g, dw[GATE_BIAS], d.c.q, d.c.k, by_head(call, &v, d.dy), v.rat,
                       v.c.z, v.c.v, v.c.g, w[GATE_BIAS], v.c.q, v.c.k, positions, state_at(call, call->initial),
                       o->chunk, o->rope_base, d.work);
-    ops->linear_backward(call->dev, call->dx, false, dw[IN_PROJ], none, d.dprojected, call->x, w[IN_PROJ]);
+    mixer_first_linears_backward(call, &dw[IN_PROJ], d.dprojected, &w[IN_PROJ], 1);
     arena_rewind(call->scratch, mark);
 }
 

@@ -117,8 +117,8 @@ static void layer_declare(struct bench_problem *p) {
     bench_statistic(p, "rstd", "BT");
     bench_output(p, "y", "BTD");
     take_dnormed(p, &scratch);
-    layer->mixer->carve(layer, p->ops, SIZE(B), SIZE(T), true, &saved, &scratch);
     arena_take(&scratch, p->ops->add_norm_backward_scratch(rows(p), SIZE(D)));
+    layer->mixer->carve(layer, p->ops, SIZE(B), SIZE(T), true, &saved, &scratch);
     p->saved_bytes = saved.used;
     p->reports = layer->mixer->solver != NULL;
     if (p->reports) p->solver = mixer_solver(layer, p->ops, SIZE(B), SIZE(T), SOLVER_CHOSEN);
@@ -154,13 +154,14 @@ static void layer_backward(struct bench_problem *p) {
     call.y = matrix(p, VALUE("y"));
     call.dy = matrix(p, GRADIENT("y"));
     call.dx = take_dnormed(p, &scratch);
+    void *work = arena_take(&scratch, p->ops->add_norm_backward_scratch(rows(p), SIZE(D)));
     call.saved = &saved;
     call.scratch = &scratch;
     call.layer->mixer->backward(&call);
-    void *work = arena_take(&scratch, p->ops->add_norm_backward_scratch(rows(p), SIZE(D)));
     p->ops->add_norm_backward(p->dev, matrix(p, GRADIENT("residual")), matrix(p, GRADIENT("branch")), dw[0],
                               tensor_none(), call.dx, matrix(p, GRADIENT("stream")), matrix(p, VALUE("stream")),
                               flat(p, VALUE("mean")), flat(p, VALUE("rstd")), w[0], tensor_none(), work);
+    device_join(p->dev);
 }
 
 static void layer_work(const struct bench_problem *p, struct bench_work *forward, struct bench_work *both) {

@@ -1,6 +1,6 @@
 /* device.cu: opening a GPU, its memory, and moving bytes to and from it. One stream carries everything, so what is
  * submitted runs in order; reading waits for it. (Work that may go beside other work is forked from it and joined to it
- * again: rat_fold.cu.) Called through kernels/device.c. */
+ * again: beside.cu, rat_fold.cu.) Called through kernels/device.c. */
 #include "kernels/cuda/shared.cuh"
 
 #include <stdio.h>
@@ -113,6 +113,8 @@ static int open_blas(struct cuda_device *c, error *err) {
 
 int cuda_transfer_open(struct cuda_device *c, error *err);
 void cuda_transfer_close(struct cuda_device *c);
+cudaError_t cuda_beside_open(struct cuda_device *c);
+void cuda_beside_close(struct cuda_device *c);
 
 int cuda_device_open(struct device *dev, int index, error *err) {
     TRY(check_device(&index, err));
@@ -125,6 +127,7 @@ int cuda_device_open(struct device *dev, int index, error *err) {
     cudaDeviceProp properties;
     cudaError_t result = cudaGetDeviceProperties(&properties, index);
     if (result == cudaSuccess) result = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (result == cudaSuccess) result = cuda_beside_open(c);
     if (result == cudaSuccess) result = cudaMalloc(&c->workspace, c->workspace_size);
     if (result == cudaSuccess) result = cudaMalloc((void **)&c->partials, SUM_BLOCKS * sizeof *c->partials);
     if (result != cudaSuccess) error_system(err, "opening the GPU: %s", cudaGetErrorString(result));
@@ -151,6 +154,7 @@ void cuda_device_close(struct device *dev) {
     cuda_linear_close(c);
     cuda_attention_close(c);
     cuda_transfer_close(c);
+    cuda_beside_close(c);
     if (c->blas) c->library.cublasLtDestroy(c->blas);
     cudaFree(c->workspace);
     cudaFree(c->partials);

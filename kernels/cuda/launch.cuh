@@ -22,7 +22,10 @@ constexpr size_t STAGE = (size_t)4 << 20; /* bytes of a slot */
 /* device.impl */
 struct cuda_device {
     int index; /* of the GPU; every thread that calls CUDA has to choose it */
-    cudaStream_t stream;
+    cudaStream_t stream; /* where work is queued now: main, or from device_back to device_join beside (beside.cu) */
+    cudaStream_t main, beside;
+    cudaEvent_t forked, joined;
+    bool aside; /* between device_fork and device_back */
     struct cublas library;
     cublasLtHandle_t blas;
     void *workspace; /* of the matrix products */

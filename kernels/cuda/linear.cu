@@ -44,6 +44,7 @@ struct gemm_key {
     int64_t count, next_a, next_b, next_c;
     int32_t trans_a, trans_b, type_ab, type_c;
     int32_t align_a, align_b, align_c;
+    int32_t processors; /* multiprocessors to be taken; 0: all */
 };
 
 struct gemm_plan {
@@ -102,6 +103,9 @@ static cublasStatus_t plan_describe(struct gemm_plan *p, const struct cublas *lt
     TRY_BLAS(lt->cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
+    if (k->processors)
+        TRY_BLAS(lt->cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, &k->processors,
+                                                    sizeof k->processors));
     int64_t a_rows = k->trans_a ? k->m : k->k, a_columns = k->trans_a ? k->k : k->m;
     int64_t b_rows = k->trans_b ? k->k : k->n, b_columns = k->trans_b ? k->n : k->k;
     TRY_BLAS(layout_create(&p->a, lt, ab, a_rows, a_columns, k->lda, k->count, k->next_a));
@@ -233,6 +237,7 @@ void cuda_gemm(struct device *dev, struct gemm_operand a, struct gemm_operand b,
     key.trans_a = a.transposed, key.trans_b = b.transposed;
     key.type_ab = type_of(a.dtype), key.type_c = type_of(to.dtype);
     key.align_a = alignment(a, count), key.align_b = alignment(b, count), key.align_c = alignment(to, count);
+    if (c->aside) key.processors = c->multiprocessors * 3 / 4; /* beside.cu */
     struct gemm_plan *p = plan_for(dev, &key);
     if (!p) return;
     cublasStatus_t status = c->library.cublasLtMatmul(c->blas, p->operation, &alpha, b.data, p->b, a.data, p->a, &beta,

@@ -10,7 +10,7 @@ struct emulated_blas {
 };
 
 struct emulated_product {
-    int32_t trans_a, trans_b, device_scalars, epilogue, bias_type;
+    int32_t trans_a, trans_b, device_scalars, epilogue, bias_type, processors;
     const void *bias;
 };
 
@@ -59,7 +59,7 @@ size_t cublasLtGetVersion() {
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *to, cublasComputeType_t compute, cudaDataType_t scale) {
     if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
     *to = new emulated_product{CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_POINTER_MODE_HOST, CUBLASLT_EPILOGUE_DEFAULT, -1,
-                               NULL};
+                               0, NULL};
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -71,6 +71,7 @@ cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t product) {
 cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t what,
                                               const void *value, size_t size) {
     switch (what) {
+    case CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET: return take(&product->processors, value, size);
     case CUBLASLT_MATMUL_DESC_TRANSA: return take(&product->trans_a, value, size);
     case CUBLASLT_MATMUL_DESC_TRANSB: return take(&product->trans_b, value, size);
     case CUBLASLT_MATMUL_DESC_POINTER_MODE: return take(&product->device_scalars, value, size);
@@ -231,7 +232,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
                               cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,
                               const void *beta, const void *c, cublasLtMatrixLayout_t c_layout, void *d,
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo, void *, size_t,
-                              cudaStream_t) {
+                              cudaStream_t stream) {
     if (!shapes_fit(product, a_layout, b_layout, c_layout, d_layout)) return CUBLAS_STATUS_INVALID_VALUE;
     const void *data[4] = {a, b, c, d};
     for (int i = 0; algo && i < 4; i++)
@@ -243,9 +244,12 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
         call.alpha_value = *(const float *)alpha;
         call.beta_value = *(const float *)beta;
     }
-    emulation::submit([call] {
+    std::function<void()> work = [call] {
         for (int64_t batch = 0; batch < call.d.batch; batch++) multiply(call, batch);
-    });
+    };
+    /* One that leaves multiprocessors free is meant to go beside other work. */
+    if (product->processors) emulation::submit_beside(stream, work);
+    else emulation::submit(work);
     return CUBLAS_STATUS_SUCCESS;
 }
 

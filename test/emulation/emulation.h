@@ -54,6 +54,8 @@ extern uint3 threadIdx, blockIdx; /* of the fiber that runs */
 extern dim3 blockDim, gridDim;
 static const int warpSize = 32;
 
+struct emulated_stream; /* cuda_runtime.h */
+
 namespace emulation {
 
 /* Print "NAME, block (x,y,z), thread (x,y,z): " and the sentence, and abort. */
@@ -69,6 +71,8 @@ void run_grid(const char *name, dim3 grid, dim3 block, unsigned cluster, size_t 
 bool launch_allowed(const void *kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic);
 /* Do now, or note in the graph that is being captured. (runtime.cc) */
 void submit(std::function<void()> work);
+/* The same once the stream waits for another. (runtime.cc) */
+void submit_beside(struct ::emulated_stream *stream, std::function<void()> work);
 
 template <class T> struct same {
     typedef T type;

@@ -9,8 +9,10 @@
 #include <unistd.h>
 #include <vector>
 
+/* Work that goes beside that of another stream is put off until its own stream waits for the other, as late as a GPU may
+ * do it: if its operands do not last so long, the tests see it. */
 struct emulated_stream {
-    int unused;
+    std::vector<std::function<void()>> put_off;
 };
 
 struct emulated_event {
@@ -110,6 +112,16 @@ bool launch_allowed(const void *kernel, dim3 grid, dim3 block, unsigned cluster,
 void submit(std::function<void()> work) {
     if (captured) captured->work.push_back(work);
     else work();
+}
+
+void submit_beside(cudaStream_t stream, std::function<void()> work) {
+    stream->put_off.push_back(work);
+}
+
+static void catch_up(cudaStream_t stream) {
+    std::vector<std::function<void()>> work;
+    work.swap(stream->put_off);
+    for (const std::function<void()> &w : work) submit(w);
 }
 
 } // namespace emulation
@@ -297,6 +309,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    if (!stream->put_off.empty()) emulation::misuse("a stream is destroyed whose work nobody has waited for");
     delete stream;
     return cudaSuccess;
 }
@@ -309,7 +322,8 @@ cudaError_t cudaStreamQuery(cudaStream_t) {
     return wait_for_all();
 }
 
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+    if (stream) emulation::catch_up(stream);
     return cudaSuccess;
 }
 
