@@ -205,6 +205,11 @@ plant cuda-barrier kernels/cuda/scan.cu '0,/__syncthreads();/s//;/' \
     "$emulated" "build-emulate/test/ops test --device cuda 'scan T=97 D=33'"
 plant cuda-copy-awaited kernels/cuda/ssd_chunk.cu 's/cp_async_wait<1>();/cp_async_wait<2>();/' \
     "$emulated" "build-emulate/test/ops test --device cuda --precision bf16 'ssd B=1 T=130 H=2 P=64 G=1 N=33 Q=64'"
+# A product beside other work: its operands have to last until the join.
+plant products-beside model/model.c \
+    's/m->at.norm_work);/(char *)m->areas[AREA_SCRATCH].base + arena_mark(\&m->areas[AREA_SCRATCH]));/' \
+    "BUILD=build-emulate EMULATE=1 build-emulate/test/test_model_gradients" \
+    "env RIVERRUN_TEST_DEVICE=cuda build-emulate/test/test_model_gradients"
 
 echo "$caught caught, $missed missed"
 [ "$missed" = 0 ]
