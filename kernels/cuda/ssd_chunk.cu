@@ -16,7 +16,7 @@
  * Walk: a block has one head of one batch row and one segment of time; its four warps have 16 rows of the state each,
  * 64 fp32 accumulators a lane. Chunks come into shared memory by copies that don't wait, one ahead. Products:
  * (factor x)^T b, m = rows of the head, n = states, k = tokens. The states that chunks meet are written as bf16, which
- * is what every product takes them as; where the reader makes every other one itself (ssd_wgmma.cu), only half of them.
+ * is what every product takes them as.
  *
  * Where heads and batch rows don't fill the chip, time is cut into segments: each is walked from zero for what it adds,
  * beginning behind the chunks of which nothing is left at its end; the states are carried over segments, and then all
@@ -147,12 +147,11 @@ __global__ void __launch_bounds__(THREADS, 4) ssd_walk_kernel(ssd_walk walk, ssd
     walk_load<ALIGNED>(stages[skipped % 2], walk, p, LEFTWARDS ? end - 1 - skipped : first + skipped, head, row);
     cp_async_commit();
     for (int k = skipped; k < count; k++) {
-        int chunk = LEFTWARDS ? (int)end - 1 - k : (int)first + k;
-        int next = LEFTWARDS ? chunk - 1 : chunk + 1;
+        int64_t chunk = LEFTWARDS ? end - 1 - k : first + k;
+        int64_t next = LEFTWARDS ? chunk - 1 : chunk + 1;
         if (k + 1 < count) walk_load<ALIGNED>(stages[(k + 1) % 2], walk, p, next, head, row);
         cp_async_commit();
-        bool meets = !walk.pairs || chunk % 2 == LEFTWARDS || (LEFTWARDS && k == 0); /* a pair, or a last one alone */
-        if (walk.states && meets)
+        if (walk.states)
             state_write(state, walk.states + ((row * p.chunks + chunk) * p.H + head) * (SSD_P * SSD_N));
         cp_async_wait<1>();
         __syncthreads();

@@ -80,8 +80,7 @@ struct ssd_walk {
     ssd_rows rows, columns;       /* x and b, or dy and c */
     const ssd_factors *factors;
     const float *from;            /* (B, segments, H, P, N): the state with which each segment's walk begins, or NULL */
-    __nv_bfloat16 *states;        /* (B, chunks, H, SSD_P, SSD_N): the state as each chunk is met, or NULL ... */
-    bool pairs;                   /* ... or only as each pair of chunks is met, 2k and, if there is one, 2k + 1 */
+    __nv_bfloat16 *states;        /* (B, chunks, H, SSD_P, SSD_N): the state as each chunk is met, or NULL */
     float *to;                    /* (B, segments, H, P, N): the state at the end of each segment's walk, or NULL */
     float *decays;                /* (B, segments, H): the share that passes each segment, or NULL */
     float *end;                   /* (B, H, P, N): the state at the end of all, or NULL */

@@ -2,8 +2,8 @@
  * and walk.
  *
  * Two walks write, for every chunk and head, the state S that enters (again, from the saved ones) and the gradient G of
- * the state that leaves, as bf16. Then every chunk is by itself, here, or on Hopper in ssd_wgmma.cu, which needs but
- * every other S and G. With D_ij = dy_i . x_j, CB_ij = c_i . b_j, K_ij = L_ij CB_ij D_ij, V = B G^T, U = dy S:
+ * the state that leaves, as bf16. Then every chunk is by itself, here, or on Hopper in ssd_wgmma.cu. With
+ * D_ij = dy_i . x_j, CB_ij = c_i . b_j, K_ij = L_ij CB_ij D_ij, V = B G^T, U = dy S:
  *
  *   dx_j  = sum_i CB_ij L_ij dt_j dy_i + leave_j dt_j V_j + d dy_j;    dd = sum_i D_ii
  *   dc_i  = sum_heads (sum_j L_ij dt_j D_ij b_j + enter_i U_i)
@@ -483,10 +483,9 @@ __global__ void ssd_parts_kernel(ssd_rows to, const float *parts, ssd_chunked p,
 
 /* The states that enter chunks, and the gradients of those that leave them. */
 static void find_states(struct device *dev, const backward_problem &b, const float *saved, const float *initial,
-                        float *dinitial, const float *dfinal, bool pairs) {
+                        float *dinitial, const float *dfinal) {
     ssd_walk right = {}, left = {};
     right.rows = b.x, right.columns = b.b, right.factors = b.m.factors, right.states = b.m.states;
-    right.pairs = left.pairs = pairs;
     right.from = b.p.segments > 1 ? saved : initial;
     ssd_walk_chunks(dev, right, b.p, false);
     left.rows = b.dy, left.columns = b.c, left.factors = b.m.factors;
@@ -509,19 +508,16 @@ void ssd_chunk_backward(struct device *dev, tensor dx, tensor ddt, tensor da, te
     problem.b = ssd_rows_of(b), problem.c = ssd_rows_of(c), problem.dd = tensor_given(dd);
     backward_carve(&problem.m, shape, (char *)scratch);
     ssd_find_factors(dev, problem.m.factors, dt, a, doc, p);
+    find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
+                data_of<float>(dfinal));
     bool aligned = problem.dx.aligned && problem.dy.aligned && problem.x.aligned;
     aligned = aligned && problem.b.aligned && problem.c.aligned;
-    bool groups = aligned && ssd_wgmma_serves();
-    find_states(dev, problem, (const float *)saved, data_of<float>(initial), data_of<float>(dinitial),
-                data_of<float>(dfinal), groups);
     bool two = aligned && cuda_shared_most(dev) >= sizeof(backward_room<2>);
     size_t size = two ? sizeof(backward_room<2>) : sizeof(backward_room<1>);
     auto kernel = two ? ssd_chunk_backward_kernel<true, 2>
                   : aligned ? ssd_chunk_backward_kernel<true, 1> : ssd_chunk_backward_kernel<false, 1>;
     dim3 grid((unsigned)(p.G * problem.splits), (unsigned)p.chunks, (unsigned)p.B);
-    if (groups) {
-        ssd_wgmma_backward(dev, problem, grid);
-    } else {
+    if (!aligned || !ssd_wgmma_backward(dev, problem, grid)) {
         allow_shared(dev, kernel, size, "ssd_backward");
         LAUNCH(dev, kernel, grid, THREADS, size, problem);
     }

@@ -24,10 +24,8 @@ struct backward_problem {
     bool dd;
 };
 
-/* The same by Hopper's products of groups of warps, for aligned views, where they serve. Of the states it reads those
- * that meet a pair of chunks. (ssd_wgmma.cu) */
-bool ssd_wgmma_serves(void);
-void ssd_wgmma_backward(struct device *dev, const backward_problem &b, dim3 grid);
+/* The same by Hopper's products of groups of warps, for aligned views. False: they don't serve. (ssd_wgmma.cu) */
+bool ssd_wgmma_backward(struct device *dev, const backward_problem &b, dim3 grid);
 
 /* Of one token of a head: over j < i of K_ij dt_j, over i > j of K_ij, K_jj, U_i . c_i and x_j . V_j. */
 struct token_sums {

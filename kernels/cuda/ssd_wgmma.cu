@@ -10,23 +10,15 @@
  *           two steps ago; the sum of L dt D over the heads, which ENTER and LEAVE multiply with b and c in the end
  *   VALUE   of the head one step ago: V = b G^T, dx = leave dt V + d dy + M dy
  * A step ends with a barrier; the copies of the next head are under way meanwhile: heads have a place of three in
- * turn, S, which VALUE does not read, of two.
+ * turn.
  *
- * Chunks come in pairs, 2k and 2k + 1: the walks write S only as it enters a pair, and G as it leaves one, which halves
- * their bytes. The block of the second chunk makes its S, in ENTER, and that of the first its G, in LEAVE,
- *   S = pass S + (leave dt X)^T B,   G = pass G + (enter dY)^T C   with the other chunk's X and B, dY and C,
- * in place of the pair's, and rounds it as a walk would. <S, G> is made on the way. What both blocks read, the second
- * finds in the L2 cache.
- *
- * Account, B 8, T 2048, H 64, P 64, N 128, bf16: 537 MB read (x, dy, and S and G of pairs), 134 MB of dx, 67 MB of
- * parts of db and dc: 0.24 ms at 3.0 TB/s; 459 MB once more from the L2 cache. A head's chunk, 124 of them a
- * multiprocessor: 8 products of 64 x 64 x 16 each of ENTER and LEAVE, 8 of one of them for the pair, 12 of VALUE, 4 of
- * INNER: 1,300 clocks; 200 KB of shared memory: 1,600 clocks; 4,700 instructions of warps: 1,200 clocks. 0.11 ms at
- * 1.75 GHz if all overlapped. With S and G of every chunk SSD's whole backward took 0.77 ms on an H100, 0.94 with the
- * kernel of ssd_chunk_backward.cu.
+ * Account, B 8, T 2048, H 64, P 64, N 128, bf16: 805 MB read (x, dy, S, G), 134 MB of dx, 67 MB of parts of db and
+ * dc: 0.24 ms at 4.2 TB/s. A head's chunk, 124 of them a multiprocessor: 32 products of 64 x 64 x 16 each of ENTER,
+ * LEAVE and VALUE, 16 of INNER: 1,000 clocks; 150 KB of shared memory: 1,200 clocks; 4,000 instructions of warps:
+ * 1,000 clocks. 0.09 ms at 1.75 GHz if all overlapped; expected 0.25 ms, bound by the bytes. SSD's whole backward
+ * took 0.77 ms on an H100, 0.94 with the kernel of ssd_chunk_backward.cu.
  *
  * Reproducible: every sum has its order from the shape. */
-#include "kernels/cuda/shared.cuh"
 #include "kernels/cuda/ssd_chunk_backward.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -51,33 +43,18 @@ struct head_sums {
 
 /* States of 128 columns are two tiles. */
 struct head_place {
-    __nv_bfloat16 x[TILE], dy[TILE], g[2 * TILE];
-};
-
-/* What is read in the head's own step only: S; and the other chunk's rows from which the state between the two is
- * made. */
-struct head_start {
-    __nv_bfloat16 s[2 * TILE], rows[TILE];
+    __nv_bfloat16 x[TILE], dy[TILE], s[2 * TILE], g[2 * TILE];
 };
 
 struct alignas(TILE_ALIGN) group_room {
     head_place heads[HEADS];
-    head_start starts[2];
-    __nv_bfloat16 b[2 * TILE], c[2 * TILE], columns[2 * TILE]; /* columns: b or c of the other chunk */
+    __nv_bfloat16 b[2 * TILE], c[2 * TILE];
     __nv_bfloat16 weights[2 * TILE]; /* two places; in the end the sums of L dt D, both ways */
-    ssd_factors factors[NUMBERS], others[2]; /* others: of the other chunk */
+    ssd_factors factors[NUMBERS];
     head_sums sums[NUMBERS];
 };
 
 #ifndef WITHOUT_WGMMA
-/* A chunk in its pair, 2k and 2k + 1. Of the state that enters and the gradient of the one that leaves, one is that of
- * the pair, and one is made here: S by the second chunk from x and b of the first, G by the first from dy and c of the
- * second; nothing by a first without a second. */
-struct pair_place {
-    int row, chunk, other; /* other: the other chunk */
-    bool second, whole;
-};
-
 /* Where a thread is in its group, and a lane in its accumulators: rows row and row + 8, columns q, q + 1 of every
  * eight. */
 struct group_place {
@@ -109,23 +86,16 @@ __device__ __forceinline__ void states_load(__nv_bfloat16 *tiles, const __nv_bfl
 static_assert((int)THREADS == (int)SSD_CHUNK * 8, "a piece a thread");
 
 /* Start the copies of the k-th head. */
-__device__ __forceinline__ void head_load(group_room &room, const backward_problem &b, const pair_place &pair,
+__device__ __forceinline__ void head_load(group_room &room, const backward_problem &b, int64_t row, int64_t chunk,
                                           int64_t first, int k, int heads) {
     if (k < heads) {
         head_place &head = room.heads[k % HEADS];
-        head_start &start = room.starts[k % 2];
-        int64_t t0 = (int64_t)pair.chunk * SSD_CHUNK, place = (pair.row * b.p.chunks + pair.chunk) * b.p.H + first + k;
-        int64_t other = (pair.row * b.p.chunks + pair.other) * b.p.H + first + k;
-        rows_load(head.dy, b.dy, pair.row, first + k, t0, b.p.T, 0);
-        rows_load(head.x, b.x, pair.row, first + k, t0, b.p.T, 0);
-        states_load(start.s, b.m.states + (pair.second ? other : place) * (SSD_P * SSD_N));
-        states_load(head.g, b.m.grads + (pair.second ? place : other) * (SSD_P * SSD_N));
+        int64_t place = (row * b.p.chunks + chunk) * b.p.H + first + k, t0 = chunk * SSD_CHUNK;
+        rows_load(head.dy, b.dy, row, first + k, t0, b.p.T, 0);
+        rows_load(head.x, b.x, row, first + k, t0, b.p.T, 0);
+        states_load(head.s, b.m.states + place * (SSD_P * SSD_N));
+        states_load(head.g, b.m.grads + place * (SSD_P * SSD_N));
         factors_load<THREADS>(room.factors[k % NUMBERS], b.m.factors + place);
-        if (pair.whole) {
-            rows_load(start.rows, pair.second ? b.x : b.dy, pair.row, first + k,
-                      (int64_t)pair.other * SSD_CHUNK, b.p.T, 0);
-            factors_load<THREADS>(room.others[k % 2], b.m.factors + other);
-        }
     }
     cp_async_commit();
 }
@@ -160,10 +130,6 @@ __device__ __forceinline__ void finish(float (&d)[8][4]) {
 __device__ __forceinline__ float2 pair_at(const __nv_bfloat16 *tile, int row, int column) {
     uint32_t pair = *reinterpret_cast<const uint32_t *>(tile + tile_place(row, column));
     return make_float2(low_bf16(pair), high_bf16(pair));
-}
-
-__device__ __forceinline__ uint32_t scaled_pair(uint32_t pair, float by) {
-    return pack_bf16(by * low_bf16(pair), by * high_bf16(pair));
 }
 
 /* --- what the groups do ------------------------------------------------------------------------------------------- */
@@ -201,58 +167,13 @@ __device__ __forceinline__ void state_part(float (&sums)[2][8][4], const __nv_bf
     }
 }
 
-/* The state between two chunks, in place of the one before or behind both: pass state + (factors rows)^T columns; also
- * its product with `with`, for <S, G>. TWO: of x, else of dy. The rows are multiplied in their place. */
-template <bool TWO>
-__device__ __forceinline__ void carry_part(__nv_bfloat16 *state, __nv_bfloat16 *rows, const __nv_bfloat16 *columns,
-                                           const ssd_factors &f, const __nv_bfloat16 *with, float *through,
-                                           const group_place &at) {
-    float pass = f.enter[SSD_CHUNK - 1], sum = 0;
-#pragma unroll 1
-    for (int i = at.thread; i < TILE / 8; i += WARPGROUP) {
-        int token = i / (TILE_COLUMNS / 8);
-        float by = TWO ? f.leave[token] * f.dt[token] : f.enter[token];
-        uint4 &eight = *reinterpret_cast<uint4 *>(rows + 8 * i);
-        eight = make_uint4(scaled_pair(eight.x, by), scaled_pair(eight.y, by), scaled_pair(eight.z, by),
-                           scaled_pair(eight.w, by));
-    }
-    shared_for_products();
-    __barrier_sync_count(1, WARPGROUP); /* one group of the block does this */
-#pragma unroll 1
-    for (int t = 0; t < 2; t++) {
-        float d[8][4];
-        products_begin();
-#pragma unroll
-        for (int k = 0; k < TILE_COLUMNS; k += 16)
-            product_of_both_columns(d, matrix_rows(matrix_at(rows), k),
-                                    matrix_rows(matrix_at(columns + t * TILE), k), k > 0);
-        finish(d);
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                int place = t * TILE + tile_place(at.row + 8 * h, 8 * n + at.q);
-                uint32_t &pair = *reinterpret_cast<uint32_t *>(state + place);
-                uint32_t other = *reinterpret_cast<const uint32_t *>(with + place);
-                float left = pass * low_bf16(pair) + d[n][2 * h], right = pass * high_bf16(pair) + d[n][2 * h + 1];
-                sum += left * low_bf16(other) + right * high_bf16(other);
-                pair = pack_bf16(left, right);
-            }
-    }
-    sum = warp_sum(sum);
-    if (at.lane == 0) through[at.warp] = sum;
-    shared_for_products();
-    __barrier_sync_count(1, WARPGROUP);
-}
-
 /* <S, G>: both lie in the same order. */
-__device__ __forceinline__ void through_part(const __nv_bfloat16 *states, const __nv_bfloat16 *grads, head_sums &to,
-                                             const group_place &at) {
+__device__ __forceinline__ void through_part(const head_place &head, head_sums &to, const group_place &at) {
     float sum = 0;
 #pragma unroll 2
     for (int i = at.thread; i < 2 * TILE / 8; i += WARPGROUP) {
-        uint4 s = *reinterpret_cast<const uint4 *>(states + 8 * i);
-        uint4 g = *reinterpret_cast<const uint4 *>(grads + 8 * i);
+        uint4 s = *reinterpret_cast<const uint4 *>(head.s + 8 * i);
+        uint4 g = *reinterpret_cast<const uint4 *>(head.g + 8 * i);
         sum += low_bf16(s.x) * low_bf16(g.x) + high_bf16(s.x) * high_bf16(g.x);
         sum += low_bf16(s.y) * low_bf16(g.y) + high_bf16(s.y) * high_bf16(g.y);
         sum += low_bf16(s.z) * low_bf16(g.z) + high_bf16(s.z) * high_bf16(g.z);
@@ -393,22 +314,16 @@ __device__ __forceinline__ void parts_store(float (&sums)[2][8][4], const __nv_b
 
 /* One step of a group: heads k, k - 1 and k - 2. */
 __device__ __forceinline__ void group_step(float (&sums)[2][8][4], enum group group, group_room &room,
-                                           const backward_problem &b, const pair_place &pair, int64_t first, int k,
+                                           const backward_problem &b, int64_t row, int64_t chunk, int64_t first, int k,
                                            int heads, const group_place &at) {
     head_place &head = room.heads[k % HEADS];
-    head_start &start = room.starts[k % 2];
     const ssd_factors &f = room.factors[k % NUMBERS];
     head_sums &to = room.sums[k % NUMBERS];
-    if (group == ENTER && k < heads) {
-        if (pair.second)
-            carry_part<true>(start.s, start.rows, room.columns, room.others[k % 2], head.g, to.through, at);
-        state_part<true>(sums, head.dy, start.s, f.enter, NULL, room.c, to.enters, at);
-    }
+    if (group == ENTER && k < heads)
+        state_part<true>(sums, head.dy, head.s, f.enter, NULL, room.c, to.enters, at);
     if (group == LEAVE && k < heads) {
-        if (!pair.second && pair.whole)
-            carry_part<false>(head.g, start.rows, room.columns, room.others[k % 2], start.s, to.through, at);
         state_part<false>(sums, head.x, head.g, f.leave, f.dt, NULL, NULL, at);
-        if (!pair.whole) through_part(start.s, head.g, to, at);
+        through_part(head, to, at);
     }
     if (group == INNER) {
         if (k == 0) {
@@ -418,14 +333,14 @@ __device__ __forceinline__ void group_step(float (&sums)[2][8][4], enum group gr
         }
         if (k < heads) inner_part(sums, head, room.weights + k % 2 * TILE, f, to, at);
         if (k >= 2 && at.warp == k % 4)
-            steps_store(room.sums[(k - 2) % NUMBERS], room.factors[(k - 2) % NUMBERS], b, pair.row, pair.chunk,
-                        first + k - 2, at.lane);
+            steps_store(room.sums[(k - 2) % NUMBERS], room.factors[(k - 2) % NUMBERS], b, row, chunk, first + k - 2,
+                        at.lane);
     }
     if (group == VALUE && k >= 1 && k <= heads) {
         int64_t of_head = first + k - 1;
         value_part(room, room.heads[(k - 1) % HEADS], room.weights + (k - 1) % 2 * TILE,
                    room.factors[(k - 1) % NUMBERS], room.sums[(k - 1) % NUMBERS], b.d ? b.d[of_head] : 0.0f, b,
-                   pair.row, of_head, (int64_t)pair.chunk * SSD_CHUNK, at);
+                   row, of_head, chunk * SSD_CHUNK, at);
     }
 }
 #endif
@@ -441,22 +356,18 @@ __global__ void __launch_bounds__(THREADS, 1) ssd_wgmma_backward_kernel(backward
     enum group group = (enum group)(warp / 4);
     group_place at = {(int)threadIdx.x % WARPGROUP, lane, warp % 4, warp % 4 * 16 + lane / 4, lane % 4 * 2};
     float sums[2][8][4] = {};
-    bool second = chunk % 2 == 1, whole = second || chunk + 1 < b.p.chunks;
-    pair_place pair = {(int)row, (int)chunk, (int)chunk + (second ? -1 : whole ? 1 : 0), second, whole};
     first += of_group * in_group;
     for (int h = 0; h < 2; h++) {
         rows_load(room.b + h * TILE, b.b, row, of_group, t0, T, h * TILE_COLUMNS);
         rows_load(room.c + h * TILE, b.c, row, of_group, t0, T, h * TILE_COLUMNS);
-        rows_load(room.columns + h * TILE, second ? b.b : b.c, row, of_group, (int64_t)pair.other * SSD_CHUNK, T,
-                  h * TILE_COLUMNS);
     }
-    head_load(room, b, pair, first, 0, heads);
+    head_load(room, b, row, chunk, first, 0, heads);
     for (int k = 0; k < heads + 2; k++) {
         cp_async_wait<0>();
         shared_for_products(); /* the copies, and the weights of the head before */
         __syncthreads();
-        head_load(room, b, pair, first, k + 1, heads);
-        group_step(sums, group, room, b, pair, first, k, heads, at);
+        head_load(room, b, row, chunk, first, k + 1, heads);
+        group_step(sums, group, room, b, row, chunk, first, k, heads, at);
     }
     __syncthreads();
     if (group == INNER) pairs_store(sums[1], room.weights, at);
@@ -467,12 +378,11 @@ __global__ void __launch_bounds__(THREADS, 1) ssd_wgmma_backward_kernel(backward
 #endif
 }
 
-bool ssd_wgmma_serves(void) {
-    return products_fit(ssd_wgmma_backward_kernel);
-}
-
-void ssd_wgmma_backward(struct device *dev, const backward_problem &b, dim3 grid) {
-    size_t size = TILE_ALIGN + sizeof(group_room);
-    allow_shared(dev, ssd_wgmma_backward_kernel, size, "ssd_backward");
+bool ssd_wgmma_backward(struct device *dev, const backward_problem &b, dim3 grid) {
+    int size = TILE_ALIGN + (int)sizeof(group_room);
+    if (!products_fit(ssd_wgmma_backward_kernel)) return false;
+    cuda_expect(dev, cudaFuncSetAttribute(ssd_wgmma_backward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size),
+                "ssd_backward");
     LAUNCH(dev, ssd_wgmma_backward_kernel, grid, THREADS, size, b);
+    return true;
 }
