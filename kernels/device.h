@@ -65,8 +65,8 @@ void device_record_close(struct device *dev, struct device_record *r);
  * run at the same time as what is queued from device_back to device_join; what follows comes after both. So what is
  * queued from back to join writes nothing that the forked work reads, and does not touch what it writes. One fork at a
  * time; a join with none is nothing. Only matrix products may be forked, which leave some of the GPU to the other work,
- * and only operations (ops.h), which no product is part of, may be queued until the join. Devices with one queue (the
- * CPU) do all in the order of the calls. */
+ * and only operations (ops.h), which no product is part of, may be queued until the join. A device may do all in the
+ * order of the calls: the CPU does, and a GPU with products for which that is faster. */
 void device_fork(struct device *dev);
 void device_back(struct device *dev);
 void device_join(struct device *dev);

@@ -266,7 +266,7 @@ extern "C" void cuda_linear_forward(struct device *dev, tensor y, tensor x, tens
     });
 }
 
-enum { MANY_TOKENS = 8192 };
+enum { MANY_TOKENS = 8192, BESIDE_MOST = 1 << 23 };
 
 /* The first rows of dw (O, I) that take whole waves: turns of all multiprocessors, a tile of 128 rows and 256 columns
  * each. All rows, unless that leaves a last wave with few tiles, whose time is that of a full one. */
@@ -280,6 +280,7 @@ static int64_t whole_waves(int64_t O, int64_t I) {
  * smaller tiles or parts of sums. 8,512 x 2,048 goes in 8,448 and 64 rows, four waves and 0.04 ms instead of five. */
 static void weight_gradient(struct device *dev, tensor dw, tensor dy, tensor x) {
     int64_t R = x.dim[0], I = x.dim[1], O = dw.dim[0], most = O;
+    if (O * I >= BESIDE_MOST) cuda_impl(dev)->aside = false; /* too much to go beside other work: beside.cu */
     if (x.dtype == DTYPE_BF16 && R >= MANY_TOKENS) most = whole_waves(O, I);
     for (int64_t from = 0; from < O; from += most) {
         int64_t count = at_most(O - from, most);
