@@ -51,6 +51,8 @@ int checkpoint_prune(const char *run, int64_t step, int64_t keep, error *err);
 
 /* The name of the newest step-N in a run's directory, by its number; "" where there is none, or no directory. */
 int checkpoint_newest(const char *run, char name[LIMIT_STEP_NAME], error *err);
+/* Make the `latest` that a run has lost: it points to that one. Rank 0, under the run's lock. */
+int checkpoint_mend_latest(const char *run, error *err);
 
 /* A model directory, opened for reading: one of ours (config.ini, trainer.json, every checksum verified) or any
  * directory that transformers could open and riverrun has the architecture of (config.json + model.safetensors, sharded

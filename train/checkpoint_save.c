@@ -18,6 +18,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define STEP_PREFIX "step-"
@@ -282,11 +283,11 @@ static int make_room(const struct save *s, bool *keep_it, error *err) {
     return file_rename(s->path, aside, err);
 }
 
-static int point_latest(const struct save *s, error *err) {
+static int point_latest(const char *run, const char *name, error *err) {
     char latest[LIMIT_PATH];
-    TRY(file_join(latest, sizeof latest, s->run, LATEST, err));
-    TRY(file_link_atomically(s->name, latest, err));
-    return file_sync_directory(s->run, err);
+    TRY(file_join(latest, sizeof latest, run, LATEST, err));
+    TRY(file_link_atomically(name, latest, err));
+    return file_sync_directory(run, err);
 }
 
 /* ---- 6: the old ones --------------------------------------------------------------------------------------------- */
@@ -319,6 +320,15 @@ int checkpoint_newest(const char *run, char name[LIMIT_STEP_NAME], error *err) {
     }
     file_list_free(names, count);
     return 0;
+}
+
+int checkpoint_mend_latest(const char *run, error *err) {
+    char latest[LIMIT_PATH], newest[LIMIT_STEP_NAME];
+    struct stat about;
+    TRY(file_join(latest, sizeof latest, run, LATEST, err));
+    if (lstat(latest, &about) == 0) return 0;
+    TRY(checkpoint_newest(run, newest, err));
+    return newest[0] ? point_latest(run, newest, err) : 0;
 }
 
 static int remove_checkpoint(const char *run, const char *name, error *err) {
@@ -360,7 +370,7 @@ static int finish(struct save *s, int64_t keep, error *err) {
     TRY(make_room(s, &keep_it, err));
     if (!keep_it) {
         TRY(model_directory_publish(&s->directory, s->path, err));
-        TRY(point_latest(s, err));
+        TRY(point_latest(s->run, s->name, err));
     }
     return checkpoint_prune(s->run, s->state->step, keep, err);
 }

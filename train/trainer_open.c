@@ -132,7 +132,8 @@ static int lock_if_there(struct trainer *t, error *err) {
     TRY(run_lock(&t->lock, run, err));
     /* Rank 0 looks, so that all ranks see the same. */
     TRY(run_has_checkpoint(&t->resumed, run, err));
-    if (t->options.train.resume || !t->resumed) return 0;
+    if (!t->resumed) return 0;
+    if (t->options.train.resume) return checkpoint_mend_latest(run, err);
     return error_input(err,
                        "train.out = %s holds checkpoints and train.resume = false; choose another directory, or "
                        "train.resume=true to go on",
