@@ -118,15 +118,7 @@ __device__ __forceinline__ void product_of_columns(float (&d)[8][4], matrix a, m
                  : "l"(a), "l"(b), "r"((int)add));
 }
 
-/* Both from shared memory, both by columns: rows are k, columns m or n. */
-__device__ __forceinline__ void product_of_both_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
-    asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 1, 1;\n\t}"
-                 : WGMMA_REGISTERS
-                 : "l"(a), "l"(b), "r"((int)add));
-}
-
-/* Both from shared memory, a by columns, b by rows. */
+/* Both from shared memory, a by columns (rows are k, columns m), b by rows. */
 __device__ __forceinline__ void product_of_columns_and_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
     asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %34, 0;\n\t"
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " WGMMA_SUMS ", %32, %33, add, 1, 1, 1, 0;\n\t}"

@@ -83,11 +83,6 @@ static inline void product_of_columns(float (&d)[8][4], matrix a, matrix b, bool
     emulation::meet("product_of_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
 }
 
-static inline void product_of_both_columns(float (&d)[8][4], matrix a, matrix b, bool add) {
-    emulation::group_product mine = {d, NULL, a, b, true, add, true};
-    emulation::meet("product_of_both_columns", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
-}
-
 static inline void product_of_columns_and_rows(float (&d)[8][4], matrix a, matrix b, bool add) {
     emulation::group_product mine = {d, NULL, a, b, false, add, true};
     emulation::meet("product_of_columns_and_rows", emulation::ALL_LANES, &mine, emulation::group_product_all, true);
